@@ -1,0 +1,240 @@
+"""What the stages hand over to one another: records, and the files that hold them.
+
+Stages never import one another; they meet in these files. All of them are UTF-8 JSON or JSON lines,
+written under a temporary name and renamed, so that a reader finds a whole file or none.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from nemo_minordpo import __version__
+
+# The packages whose version can change a result; a manifest names those that are installed.
+_RESULT_PACKAGES = (
+    "torch", "nemo-aligner", "nemo_toolkit", "megatron-core", "transformer_engine", "apex", "lightning",
+    "transformers", "tokenizers", "numpy",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferencePair:
+    """One prompt with a better and a worse response; names as in NeMo-Aligner's jsonl.
+
+    The prompt is the exact text before the response, chat template included.
+    Rewards are the ground-truth rewards that upstream's rpo losses read; None = the configured default.
+    """
+
+    prompt: str
+    chosen_response: str
+    rejected_response: str
+    chosen_reward: float | None = None
+    rejected_reward: float | None = None
+
+    @classmethod
+    def from_json(cls, text: str) -> "PreferencePair":
+        """Read one line of `pairs.jsonl`; other keys of the object are left unread.
+
+        Raises:
+            ValueError: the reason, without the place: the caller knows file and line.
+        """
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"invalid JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"a JSON object was expected, not {type(row).__name__}")
+        for name in ("prompt", "chosen_response", "rejected_response"):
+            if name not in row:
+                raise ValueError(f"missing field {name!r} (found: {', '.join(sorted(row)) or 'none'})")
+            if not isinstance(row[name], str):
+                raise ValueError(f"field {name!r} must be a string, not {type(row[name]).__name__}")
+            if not row[name].strip():
+                raise ValueError(f"empty field {name!r}")
+        for name in ("chosen_reward", "rejected_reward"):
+            value = row.get(name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError(f"field {name!r} must be a number, not {type(value).__name__}")
+        if row["chosen_response"] == row["rejected_response"]:
+            raise ValueError("chosen_response and rejected_response are equal: nothing can be learnt from the pair")
+        names = cls.__dataclass_fields__
+        return cls(**{name: row[name] for name in names if name in row})
+
+
+@dataclass(kw_only=True)
+class Manifest:
+    """Where a stage's output came from; `manifest.json` beside it."""
+
+    stage: str
+    command: list[str] = field(default_factory=lambda: list(sys.argv))
+    inputs: dict[str, str] = field(default_factory=dict)  # path -> sha256
+    settings: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    version: str = __version__
+    commit: str | None = field(default_factory=lambda: source_commit())
+    packages: dict[str, str] = field(default_factory=lambda: installed_versions())
+    python: str = platform.python_version()
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / "manifest.json", asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        return cls(**json.loads((folder / "manifest.json").read_text()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMetrics:
+    """One line of a run's `metrics.jsonl`.
+
+    `values` holds the names of core/metrics.py (rewards are beta-free log-ratios in nats) and the loop's own.
+    """
+
+    split: str  # "train" or "validation"
+    step: int  # optimizer steps done, 1 = after the first
+    epoch: int
+    consumed_pairs: int
+    values: dict[str, float]
+
+    @classmethod
+    def from_json(cls, text: str) -> "StepMetrics":
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One answered question; a line of `predictions.jsonl`. Numbers are strings as core/gsm8k.py normalises them."""
+
+    index: int  # place of the question in the file, from 0
+    question: str
+    output: str
+    num_tokens: int
+    finished: bool  # True: the model ended its answer; False: cut at the token limit
+    gold: str
+    strict: str | None  # the number after "the answer is"; None = not found
+    flexible: str | None  # the last number of the output
+    degenerate: str | None  # the reason, as core/repetition.py names it; None = healthy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """`score.json`: what `evaluate` says of a model on a set of questions. Rates are fractions of `num_questions`."""
+
+    model: str
+    questions: str
+    num_questions: int
+    strict_accuracy: float
+    strict_interval_95: tuple[float, float]  # Wilson
+    flexible_accuracy: float
+    flexible_interval_95: tuple[float, float]
+    degenerate_rate: float
+    no_answer_rate: float  # no strict answer found
+    unfinished_rate: float
+    mean_tokens: float
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
+    """Write one JSON object a line, whole or not at all; dataclasses are taken as they are. Returns the count."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    count = 0
+    with temporary.open("w", encoding="utf-8") as out:
+        for row in rows:
+            out.write(to_json_line(row))
+            count += 1
+    os.replace(temporary, path)
+    return count
+
+
+def to_json_line(row: Any) -> str:
+    """A record or a plain value as one line of JSON."""
+    value = row if isinstance(row, dict | list) else asdict(row)
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(line number from 1, text) of each line that is not blank.
+
+    Raises:
+        ValueError: the file is missing or not UTF-8.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    number = 0
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, line
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}:{number + 1}: not UTF-8 text ({error})") from error
+
+
+def sha256_of_file(path: Path) -> str:
+    with path.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Guard for what a user made: an output that exists is replaced only when asked for.
+
+    Raises:
+        ValueError: `path` exists (a folder: and is not empty) and `overwrite` is False.
+    """
+    exists = any(path.iterdir()) if path.is_dir() else path.exists()
+    if exists and not overwrite:
+        raise ValueError(f"{path} exists already: choose another place, or pass --overwrite to replace it")
+
+
+def installed_versions() -> dict[str, str]:
+    found = {}
+    for name in _RESULT_PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def source_commit() -> str | None:
+    """The commit of the checkout that this code runs from, with `+changes` if it differs; None when installed."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):  # git is not there, or the checkout has no commit yet
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    run = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+    return run.stdout.strip()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
