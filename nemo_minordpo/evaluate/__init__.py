@@ -1,0 +1,1 @@
+"""Stage `evaluate`: a Hugging Face folder and questions in, predictions and a score out."""

@@ -1,0 +1,1 @@
+"""Stage `prepare`: data sets in, validated preference pairs out."""
