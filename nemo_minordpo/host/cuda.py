@@ -1,0 +1,56 @@
+"""CUDA calls on a machine without a GPU: NeMo, Megatron and Aligner call them without asking.
+
+`torch.cuda.is_available()` and `device_count()` keep telling the truth; only calls that would raise are mapped
+onto the CPU.
+"""
+
+import contextlib
+import functools
+from typing import Any
+
+import torch
+
+from nemo_minordpo.host import StandIn
+
+# Factories that upstream calls with device="cuda" or device=torch.cuda.current_device().
+_FACTORIES = ("arange", "as_tensor", "empty", "full", "ones", "tensor", "zeros")
+_CPU = torch.device("cpu")
+
+
+class _Stream:
+    """A stream of a machine that has none: everything is in order already."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+    def synchronize(self) -> None: ...
+    def wait_stream(self, stream: Any) -> None: ...
+
+
+def install() -> StandIn:
+    """Map CUDA calls onto the CPU (torch 2.5 - 2.13)."""
+    for name in _FACTORIES:
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
+    cuda: Any = torch.cuda
+    cuda.current_device = lambda: _CPU
+    cuda.FloatTensor, cuda.IntTensor = torch.FloatTensor, torch.IntTensor
+    cuda.Stream = _Stream
+    cuda.current_stream = lambda device=None: _Stream()
+    cuda.stream = lambda stream: contextlib.nullcontext()
+    for name in ("set_device", "synchronize", "empty_cache"):
+        setattr(cuda, name, lambda *args, **kwargs: None)
+    cuda.get_rng_state = lambda device=None: torch.get_rng_state()
+    cuda.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
+    cuda.manual_seed = torch.manual_seed
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
+    torch.nn.Module.cuda = lambda self, device=None: self  # type: ignore[method-assign,assignment]
+    return StandIn("a CUDA device", "CUDA calls are mapped onto the CPU, collectives run over gloo")
+
+
+def _on_cpu(factory: Any) -> Any:
+    @functools.wraps(factory)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        device = kwargs.get("device")
+        if device is not None and torch.device(device).type == "cuda":
+            kwargs["device"] = _CPU
+        return factory(*args, **kwargs)
+
+    return wrapper

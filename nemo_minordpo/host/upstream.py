@@ -1,0 +1,98 @@
+"""Adapters inside NeMo and Megatron-Core: for machines that lack something, and for torch newer than they are."""
+
+import inspect
+from typing import Any
+
+import torch
+
+from nemo_minordpo.host import StandIn
+
+
+def install(*, cuda: bool, apex: bool, transformer_engine: bool) -> list[StandIn]:
+    """Adapt what is imported already or will be. Order matters: Megatron-Core before NeMo."""
+    active = []
+    if not cuda:
+        active.append(_cpu_rng_tracker())
+    active.extend(_write_item_of_newer_torch())
+    if not transformer_engine:
+        active.append(_no_bert_catalogue())
+    if not apex:
+        active.append(_strategy_without_apex())
+    if not transformer_engine:
+        active.append(
+            StandIn(
+                "Transformer Engine",
+                "Megatron-Core's local layer spec in float32, attention through torch's scaled_dot_product_attention",
+            )
+        )
+    return active
+
+
+def _cpu_rng_tracker() -> StandIn:
+    """Megatron's random states live on the CPU generator (Megatron-Core 0.10 - 0.12)."""
+    import megatron.core.tensor_parallel.random as random
+
+    _require(random, "_set_cuda_rng_state")
+    module: Any = random
+    module._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
+    if hasattr(random, "_get_cuda_rng_state"):  # from 0.11 on
+        module._get_cuda_rng_state = lambda device="cpu", clone=False, graph_safe=False: torch.get_rng_state()
+    return StandIn("CUDA random states", "Megatron's random state tracker on the CPU generator")
+
+
+def _write_item_of_newer_torch() -> list[StandIn]:
+    """torch 2.7 gave `_write_item` two more arguments; Megatron-Core 0.10 - 0.12 calls it with four."""
+    import megatron.core.dist_checkpointing.strategies.filesystem_async as writer
+    import torch.distributed.checkpoint.filesystem as filesystem
+
+    parameters = list(inspect.signature(filesystem._write_item).parameters)
+    if parameters == ["stream", "data", "write_item", "storage_key"]:
+        return []
+    expected = ["transforms", "stream", "data", "write_item", "storage_key", "serialization_format"]
+    if parameters != expected:
+        raise ImportError(
+            f"torch {torch.__version__}: _write_item takes {parameters}, {expected} was expected; "
+            "distributed checkpoints cannot be written with this version"
+        )
+    _require(writer, "_write_item")
+    original, transforms = filesystem._write_item, filesystem._StorageWriterTransforms
+
+    def write_item(*arguments: Any) -> Any:
+        # Megatron-Core 0.12 passes the transforms where torch has them, 0.10 and 0.11 do not.
+        if isinstance(arguments[0], transforms):
+            arguments = arguments[1:]
+        return original(transforms(), *arguments[:4], filesystem.SerializationFormat.TORCH_SAVE)
+
+    module: Any = writer
+    module._write_item = write_item
+    return [StandIn("the torch that Megatron-Core was written for", "its checkpoint writer is adapted to this one")]
+
+
+def _no_bert_catalogue() -> StandIn:
+    """Listing NeMo's pretrained BERT models imports a layer spec that needs Transformer Engine."""
+    import nemo.collections.nlp.models.nlp_model as nlp_model
+
+    _require(nlp_model, "get_megatron_pretrained_bert_models")
+    module: Any = nlp_model
+    module.get_megatron_pretrained_bert_models = list
+    return StandIn("NeMo's catalogue of BERT models (needs Transformer Engine)", "an empty list")
+
+
+def _strategy_without_apex() -> StandIn:
+    """NeMo's strategy refuses to be built without Apex, even where nothing of it is used (2.1 - 2.4)."""
+    import nemo.collections.nlp.parts.nlp_overrides as overrides
+    from nemo.core.optim.mcore_optim import McoreDistributedOptimizer
+
+    _require(overrides, "HAVE_APEX")
+    module: Any = overrides
+    module.HAVE_APEX = True
+    module.HAVE_AMP_C = False
+    module.McoreDistributedOptimizer = McoreDistributedOptimizer
+    # Checkpointing asks isinstance of it; without Apex no optimizer is one.
+    module.MegatronDistributedFusedAdam = type("MegatronDistributedFusedAdam", (), {})
+    return StandIn("Apex in NeMo's strategy", "the strategy takes torch's and Megatron-Core's optimizers")
+
+
+def _require(module: Any, name: str) -> None:
+    if not hasattr(module, name):
+        raise ImportError(f"{module.__name__}.{name} is gone: nemo_minordpo.host does not know this version")
