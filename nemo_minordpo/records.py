@@ -194,8 +194,11 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def sha256_of_file(path: Path) -> str:
-    with path.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as data:  # hashlib.file_digest would do, from Python 3.11 on
+        while block := data.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:

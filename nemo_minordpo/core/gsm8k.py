@@ -4,8 +4,11 @@ Numbers are handed on as normalised decimal strings ("1234.5", "-3", "0.5"), nev
 and readable in `predictions.jsonl`, and equal numbers are equal strings.
 """
 
+import json
 import re
+from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 # Xie et al. 2024 (MinorDPO), end of section 4, wording and punctuation as printed.
 PAPER_INSTRUCTION = (
@@ -25,9 +28,42 @@ _NUMBER = re.compile(
 # line ends, Markdown, brackets and LaTeX openings.
 _ANSWER_IS = re.compile(rf"answer is(?:[\s:.*_(\[{{\\{_CURRENCY}]|boxed)*?(?={_NUMBER.pattern})", re.IGNORECASE)
 # An arithmetic operator with an operand after it, behind at most one word of unit: "2 * 3", "12 apples / 4".
-_OPERATOR = rf"(?:[+*/xX{_MINUS}\u00d7\u00f7]|\\times|\\cdot)"
+_OPERATOR = rf"(?:[{_MINUS}+*/xX\u00d7\u00f7]|\\times|\\cdot)"
 _GOES_ON = re.compile(rf"[\s%]*(?:(?![xX]\b)[A-Za-z]+\s*)??(?:(?P<equals>=)|{_OPERATOR}[\s({_CURRENCY}]*\.?[0-9])")
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One row of a GSM8K-format file."""
+
+    question: str
+    answer: str  # steps with calculator marks, then a line `#### <number>`
+
+    @classmethod
+    def from_json(cls, text: str) -> "Problem":
+        """Read one line; other keys of the object are left unread.
+
+        Raises:
+            ValueError: the reason, without the place: the caller knows file and line.
+        """
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"invalid JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"a JSON object was expected, not {type(row).__name__}")
+        for name in ("question", "answer"):
+            if name not in row:
+                raise ValueError(f"missing field {name!r} (found: {', '.join(sorted(row)) or 'none'})")
+            if not isinstance(row[name], str):
+                raise ValueError(f"field {name!r} must be a string, not {type(row[name]).__name__}")
+            if not row[name].strip():
+                raise ValueError(f"empty field {name!r}")
+            if any("\ud800" <= character <= "\udfff" for character in row[name]):
+                raise ValueError(f"field {name!r} holds half a surrogate pair: not valid Unicode text")
+        gold_answer(row["answer"])
+        return cls(question=row["question"], answer=row["answer"])
 
 
 def paper_prompt(question: str) -> str:
@@ -38,6 +74,19 @@ def paper_prompt(question: str) -> str:
 def plain_prompt(question: str) -> str:
     """What a model without a chat template reads before its response."""
     return paper_prompt(question) + "\n"
+
+
+def chat_prompt(question: str, *, tokenizer: Any, system: str | None) -> str:
+    """What a chat model reads before its response: its template around the paper's prompt, up to the response.
+
+    Args:
+        question: the bare question.
+        tokenizer: has a chat template; only its `apply_chat_template` is used.
+        system: the system turn; None leaves it to the template (Qwen's adds one of its own).
+    """
+    turns = [] if system is None else [{"role": "system", "content": system}]
+    turns.append({"role": "user", "content": paper_prompt(question)})
+    return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
 
 
 def response_from_answer(answer: str) -> str:
@@ -74,9 +123,9 @@ def gold_answer(answer: str) -> str:
 
 
 def strict_answer(text: str) -> str | None:
-    """The number that the last "answer is" of `text` states, normalised; None when there is none.
+    r"""The number that the last "answer is" of `text` states, normalised; None when there is none.
 
-    Accepts "So the answer is: 18", "The answer is 18", "**...**", "$1,234.50", "\\(3\\)" and a line end before the
+    Accepts "So the answer is: 18", "The answer is 18", "**...**", "$1,234.50", "\(3\)" and a line end before the
     number. Of "the answer is 2 * 3 = 6" it takes the number behind the last "=" of the sentence; a calculation
     without a result ("the answer is 12/4") states no number. "the answer is x = 5" and fractions are not understood.
     """
