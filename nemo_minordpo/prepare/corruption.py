@@ -1,0 +1,104 @@
+"""Wrong answers close to right ones: one intermediate result of a GSM8K answer is changed.
+
+The manner of Pal et al. 2024 (Smaug, DPO-Positive): the rejected response is the chosen one with one intermediate
+calculation made wrong; every other character, the final answer included, stays. Such pairs differ by a few
+per cent of their characters, which is where DPO pushes both responses down.
+"""
+
+import random
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+
+from nemo_minordpo.core.gsm8k import same_number
+
+_NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
+# `<<48/2=24>>24`: the expression, its result, and the result once more where the reader of the answer sees it.
+_CALCULATION = re.compile(
+    rf"<<(?P<expression>[^<>\n]*=)(?P<result>[^<>=\n]*)>>(?P<gap>[ ]?[$]?)(?P<shown>-?(?:{_NUMBER}))?"
+)
+_LARGEST_SHARE = 10  # a wrong result is off by at most a tenth of the right one,
+_LEAST_STEPS = 2  # or by two units of its last place if that is more
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corruption:
+    """An answer with one wrong calculation; `calculation` counts the answer's marks from 0."""
+
+    answer: str
+    calculation: int
+    right: str
+    wrong: str
+
+
+def corrupt_calculation(answer: str, *, seed: int, row: int) -> Corruption:
+    """Change the result of one intermediate calculation to a near wrong number, in its mark and directly after it.
+
+    `<<48/2=24>>24` becomes for instance `<<48/2=25>>25`. The last calculation, which gives the final answer, is left
+    alone unless it is the only one. What is drawn depends on `seed` and `row` alone.
+
+    Args:
+        answer: with calculator marks, as GSM8K has them.
+        seed: of the data set.
+        row: place of the row in its file, so that neither order nor other rows matter.
+
+    Raises:
+        ValueError: there is nothing to corrupt, with the reason.
+    """
+    marks = list(_CALCULATION.finditer(answer))
+    if not marks:
+        raise ValueError("no calculator mark (<<...=...>>): there is no calculation to corrupt")
+    intermediate = list(enumerate(marks))[: max(1, len(marks) - 1)]
+    shown = [(index, mark) for index, mark in intermediate if _shows_its_result(mark)]
+    if not shown:
+        raise ValueError("no intermediate calculation shows its result directly after its mark")
+    draw = random.Random(f"{seed}:{row}")
+    index, mark = draw.choice(shown)
+    wrong = draw.choice(near_wrong_numbers(mark["shown"]))
+    changed = f"<<{mark['expression']}{wrong.replace(',', '')}>>{mark['gap']}{wrong}"
+    corrupted = answer[: mark.start()] + changed + answer[mark.end() :]
+    return Corruption(answer=corrupted, calculation=index, right=mark["shown"], wrong=wrong)
+
+
+def near_wrong_numbers(number: str) -> list[str]:
+    """The numbers that may stand for `number`: near it, of its sign, with its places and its thousands separators.
+
+    They lie at most a tenth away, or two units of the last place that counts if that is more; trailing zeros beyond
+    two digits do not count: 24 gives 22, 23, 25, 26 and 300 gives 270, 280, 290, 310, 320, 330.
+
+    Args:
+        number: decimal digits, with or without sign, thousands separators and decimal point.
+    """
+    sign, digits = ("-", number[1:]) if number.startswith("-") else ("", number)
+    whole, point, fraction = digits.replace(",", "").partition(".")
+    significand = int(whole + fraction)
+    unit = _unit(significand)
+    steps = max(_LEAST_STEPS, significand // unit // _LARGEST_SHARE)
+    near = [significand + unit * step for step in range(-steps, steps + 1) if step != 0]
+    separator = "," if "," in digits else ""
+    found = []
+    for value in near:
+        if value <= 0:
+            continue
+        text = str(value).zfill(len(fraction) + 1)
+        wrong_whole, wrong_fraction = text[: len(text) - len(fraction)], text[len(text) - len(fraction) :]
+        if not whole and wrong_whole == "0":  # ".4" stays without its zero
+            wrong_whole = ""
+        elif wrong_whole:
+            wrong_whole = f"{int(wrong_whole):{separator}}"
+        found.append(f"{sign}{wrong_whole}{point}{wrong_fraction}")
+    return found
+
+
+def _unit(significand: int) -> int:
+    """The power of ten of the last digit that is not 0, at most that of the second digit from the left."""
+    digits = str(significand)
+    trailing_zeros = len(digits) - len(digits.rstrip("0"))
+    return 10 ** max(0, min(trailing_zeros, len(digits) - 2))
+
+
+def _shows_its_result(mark: re.Match[str]) -> bool:
+    result = mark["result"].replace(",", "").replace("$", "").strip()
+    if mark["shown"] is None or not re.fullmatch(rf"-?(?:{_NUMBER})", result):
+        return False
+    return same_number(result, str(Decimal(mark["shown"].replace(",", ""))))
