@@ -1,0 +1,226 @@
+"""What a Hugging Face model is, read from its raw ``config.json``; what Megatron cannot represent is refused here.
+
+The raw file is read because it outlives the library that wrote it: transformers 5 writes ``rope_parameters`` and
+``dtype`` where transformers 4 wrote ``rope_theta``, ``rope_scaling`` and ``torch_dtype``. Both are accepted.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# NeMo pads nothing by itself once the vocabulary is written out, and tensor parallelism must divide it:
+# 128 admits every power of two up to 128 ranks.
+VOCAB_MULTIPLE = 128
+
+# NeMo hard-codes these four when `scale_positional_embedding` is set, so no other llama3 scaling can be expressed.
+LLAMA31_ROPE = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+_BIASES = "the layer has biases that this mapping has no place for"
+_WHOLE_HEADS = "rotary embeddings must turn whole heads"
+_WHOLE_CONTEXT = "every layer must see the whole context"
+_EXPERTS = "mixtures of experts are not supported"
+# key, the only value that can be converted (also the one meant when the key is missing), and why
+_ONLY = (
+    ("attention_bias", False, _BIASES),
+    ("mlp_bias", False, _BIASES),
+    ("hidden_act", "silu", "Megatron's fast-swiglu is silu"),
+    ("partial_rotary_factor", 1.0, _WHOLE_HEADS),
+    ("rope_interleaved", False, "heads must hold their rotary halves apart"),
+    ("use_sliding_window", False, _WHOLE_CONTEXT),
+    ("num_experts", 0, _EXPERTS),
+    ("num_local_experts", 0, _EXPERTS),
+    ("n_routed_experts", 0, _EXPERTS),
+)
+_MISSING = object()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What a `model_type` fixes by itself: the parts of the architecture that its config does not spell out."""
+
+    architecture: str
+    qkv_bias: bool
+    kv_heads_default: int | None  # transformers' value when the key is missing; None = as many as attention heads
+
+
+FAMILIES = {
+    "llama": Family(architecture="LlamaForCausalLM", qkv_bias=False, kv_heads_default=None),
+    "qwen2": Family(architecture="Qwen2ForCausalLM", qkv_bias=True, kv_heads_default=32),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """Everything that decides names, shapes and arithmetic of a model, in neither side's spelling."""
+
+    model_type: str  # a key of FAMILIES
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int  # as Hugging Face has it, without padding
+    max_positions: int
+    norm_epsilon: float
+    rope_base: float
+    rope_linear_factor: float | None  # positions are divided by it; None = not scaled
+    rope_llama31: bool  # Llama 3.1's frequency scaling, LLAMA31_ROPE
+    qkv_bias: bool
+    tied: bool  # the output layer is the embedding
+    init_std: float
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The raw `config.json` of a Hugging Face folder.
+
+    Raises:
+        ValueError: the folder or the file is missing, or the file is no JSON object.
+    """
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; a Hugging Face model folder was expected")
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; a Hugging Face model folder holds config.json and *.safetensors")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: invalid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: a JSON object was expected, not {type(config).__name__}")
+    return config
+
+
+def facts_from_config(config: dict[str, Any], *, where: str) -> ModelFacts:
+    """Read the facts of a model, refusing by key what Megatron and NeMo cannot represent.
+
+    Args:
+        config: the content of `config.json`.
+        where: the file's path, for messages.
+
+    Raises:
+        ValueError: a key that is missing, of the wrong kind, or says something that cannot be converted.
+    """
+    keys = _Keys(config, where)
+    model_type = keys.get("model_type", str)
+    if model_type not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
+        raise keys.refusal("model_type", f"is not supported (supported: {known}, that is Llama and Qwen1.5/2/2.5)")
+    family = FAMILIES[model_type]
+    _refuse_unrepresentable(keys, family)
+    hidden_size, num_heads = keys.positive("hidden_size"), keys.positive("num_attention_heads")
+    kv_heads = keys.get("num_key_value_heads", int, family.kv_heads_default) or num_heads
+    if kv_heads < 1 or num_heads % kv_heads:
+        raise ValueError(
+            f"{where}: num_attention_heads={num_heads} is not a multiple of num_key_value_heads={kv_heads}"
+        )
+    head_dim = keys.get("head_dim", int, None)
+    if head_dim is None:
+        if hidden_size % num_heads:
+            raise keys.refusal("hidden_size", f"is not a multiple of num_attention_heads={num_heads}")
+        head_dim = hidden_size // num_heads
+    if head_dim < 1 or head_dim % 2:
+        raise ValueError(f"{where}: head_dim={head_dim} must be positive and even (rotary embeddings turn pairs)")
+    base, linear_factor, llama31 = _rope(keys)
+    return ModelFacts(
+        model_type=model_type,
+        num_layers=keys.positive("num_hidden_layers"),
+        hidden_size=hidden_size,
+        ffn_hidden_size=keys.positive("intermediate_size"),
+        num_heads=num_heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocab_size=keys.positive("vocab_size"),
+        max_positions=keys.positive("max_position_embeddings"),
+        norm_epsilon=keys.get("rms_norm_eps", float),
+        rope_base=base,
+        rope_linear_factor=linear_factor,
+        rope_llama31=llama31,
+        qkv_bias=family.qkv_bias,
+        tied=keys.get("tie_word_embeddings", bool, False),
+        init_std=keys.get("initializer_range", float, 0.02),
+    )
+
+
+class _Keys:
+    """Typed access to a config; every message names file and key."""
+
+    def __init__(self, config: dict[str, Any], where: str) -> None:
+        self.config, self.where = config, where
+
+    def get(self, key: str, kind: type, default: Any = _MISSING) -> Any:
+        """The value of `key`; null counts as missing, as transformers has it."""
+        value = self.config.get(key)
+        if value is None:
+            if default is _MISSING:
+                raise ValueError(f"{self.where}: key {key!r} is missing")
+            return default
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ValueError(f"{self.where}: {key}={value!r} must be {kind.__name__}, not {type(value).__name__}")
+        return value
+
+    def positive(self, key: str) -> int:
+        value = self.get(key, int)
+        if value < 1:
+            raise ValueError(f"{self.where}: {key}={value} must be positive")
+        return value
+
+    def refusal(self, key: str, reason: str) -> ValueError:
+        return ValueError(f"{self.where}: {key}={self.config[key]!r} {reason}")
+
+
+def _refuse_unrepresentable(keys: _Keys, family: Family) -> None:
+    for key, harmless, reason in _ONLY:
+        if keys.get(key, type(harmless), harmless) != harmless:
+            raise keys.refusal(key, f"cannot be converted: {reason}")
+    if "sliding_attention" in keys.get("layer_types", list, []):
+        raise keys.refusal("layer_types", f"cannot be converted: {_WHOLE_CONTEXT}")
+    if keys.config.get("quantization_config") is not None:
+        raise ValueError(f"{keys.where}: quantization_config is set: convert the unquantised model instead")
+    architectures = keys.get("architectures", list, [family.architecture])
+    if family.architecture not in architectures:
+        raise keys.refusal("architectures", f"cannot be converted: {family.architecture} was expected")
+
+
+def _rope(keys: _Keys) -> tuple[float, float | None, bool]:
+    """(base, linear factor or None, whether it is Llama 3.1's scaling)."""
+    scaling = keys.get("rope_scaling", dict, None)
+    parameters = keys.get("rope_parameters", dict, None)
+    if scaling is not None and parameters is not None and scaling != parameters:
+        raise ValueError(f"{keys.where}: rope_scaling and rope_parameters disagree: keep one of them")
+    name = "rope_parameters" if parameters is not None else "rope_scaling"
+    rope = _Keys(parameters or scaling or {}, f"{keys.where}: {name}")
+    nested = [key for key, value in rope.config.items() if isinstance(value, dict)]
+    if nested:
+        raise rope.refusal(nested[0], "cannot be converted: rotary embeddings that differ by layer are not supported")
+    outer, inner = keys.get("rope_theta", float, None), rope.get("rope_theta", float, None)
+    if outer is not None and inner is not None and outer != inner:
+        raise ValueError(f"{keys.where}: rope_theta={outer} and {name}.rope_theta={inner} disagree")
+    base = next((value for value in (inner, outer) if value is not None), 10000.0)  # transformers' own default
+    if rope.get("partial_rotary_factor", float, 1.0) != 1.0:
+        raise rope.refusal("partial_rotary_factor", f"cannot be converted: {_WHOLE_HEADS}")
+    # transformers before 4.45 wrote `type`
+    kind = rope.get("rope_type", str, rope.get("type", str, "default"))
+    if kind == "default":
+        return base, None, False
+    if kind == "linear":
+        return base, rope.get("factor", float), False
+    if kind == "llama3":
+        for key, value in LLAMA31_ROPE.items():
+            if rope.get(key, float) != value:
+                raise rope.refusal(key, f"cannot be converted: NeMo hard-codes Llama 3.1's scaling, {key}={value:g}")
+        return base, None, True
+    key = "rope_type" if "rope_type" in rope.config else "type"
+    raise rope.refusal(key, "cannot be converted (supported: default, linear, and llama3 as Llama 3.1 has it)")

@@ -1,0 +1,139 @@
+"""Import: a Hugging Face folder becomes a `.nemo` that Megatron loads at any tensor- and pipeline-parallel size."""
+
+import math
+import tarfile
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import lru_cache, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nemo_minordpo.convert import model_config
+from nemo_minordpo.convert.checkpoint import Chunk, StoredTensor, write_checkpoint
+from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_config
+from nemo_minordpo.convert.hf_folder import HfWeights, copy_sidecars, dtype_name, parse_dtype, require_tokenizer
+from nemo_minordpo.convert.mapping import Row, extra_state_keys, mapping_table
+from nemo_minordpo.convert.nemo_source import WEIGHTS_FOLDER, tokenizer_folder
+from nemo_minordpo.convert.staging import progress_bar, publish, require_room, staging_folder
+from nemo_minordpo.records import Manifest, refuse_existing, sha256_of_file, write_json
+
+
+def manifest_path(nemo: Path) -> Path:
+    return nemo.with_name(f"{nemo.stem}.manifest.json")
+
+
+def import_hf(source: Path, output: Path, *, overwrite: bool = False, dtype: str | None = None) -> Manifest:
+    """Convert a Hugging Face folder into `output` and, beside it, `<stem>.tokenizer/` and `<stem>.manifest.json`.
+
+    The `.nemo` is an uncompressed tar of `model_config.yaml` and `model_weights/`. Weights keep their type unless
+    `dtype` says otherwise; the vocabulary is padded with zero rows to a multiple of 128.
+
+    Args:
+        source: folder with config.json, *.safetensors and a tokenizer.
+        output: the file to write, named `*.nemo`.
+        overwrite: replace what is there.
+        dtype: float32, bfloat16 or float16; None = as the source has it.
+
+    Returns:
+        The manifest that was written, with counts of tensors and parameters.
+
+    Raises:
+        ValueError: the source is damaged, incomplete or of a kind that cannot be converted; the output exists.
+    """
+    target_dtype = parse_dtype(dtype)
+    if output.suffix != ".nemo":
+        raise ValueError(f"{output}: the name of a NeMo checkpoint ends in .nemo")
+    beside = tokenizer_folder(output), manifest_path(output)
+    for path in (output, *beside):
+        refuse_existing(path, overwrite=overwrite)
+    facts = facts_from_config(read_config(source), where=str(source / "config.json"))
+    require_tokenizer(source)
+    weights = HfWeights(source, facts)
+    main_dtype = target_dtype or weights.dtypes["model.embed_tokens.weight"]
+    num_bytes = _num_parameters(facts) * main_dtype.itemsize
+    require_room(output.parent.absolute(), num_bytes=2 * num_bytes)
+    with staging_folder(output) as folder:
+        _write_weights(folder / WEIGHTS_FOLDER, weights, facts, dtype=target_dtype)
+        config = model_config.model_config(facts, tokenizer=beside[0].absolute(), dtype=main_dtype)
+        model_config.write_model_config(folder / model_config.FILE, config)
+        _pack(folder, folder / output.name)
+        sidecars = folder / "tokenizer"
+        sidecars.mkdir()
+        copy_sidecars(source, sidecars)
+        manifest = _manifest(source, facts, dtype=main_dtype)
+        write_json(folder / "manifest.json", asdict(manifest))
+        # the checkpoint last: when it is there, all of it is there
+        publish(sidecars, beside[0])
+        publish(folder / "manifest.json", beside[1])
+        publish(folder / output.name, output)
+    return manifest
+
+
+def _write_weights(folder: Path, weights: HfWeights, facts: ModelFacts, *, dtype: torch.dtype | None) -> None:
+    rows = mapping_table(facts)
+    with progress_bar() as progress:
+        total = sum(len(row.layers(facts)) * row.layout.num_blocks for row in rows)
+        task = progress.add_task("writing tensors", total=total)
+
+        # A row with two blocks is joined once for both: the writer takes blocks in the order they are listed.
+        @lru_cache(maxsize=1)
+        def blocks(row_number: int, layer: int | None) -> tuple[Tensor, ...]:
+            row = rows[row_number]
+            whole = row.join([weights.read(name) for name in row.hf_names(layer)], facts)
+            return (whole if dtype is None else whole.to(dtype)).chunk(row.layout.num_blocks)
+
+        def load(row_number: int, layer: int | None, block: int) -> Tensor:
+            progress.advance(task)
+            return blocks(row_number, layer)[block]
+
+        tensors = []
+        for number, row in enumerate(rows):
+            stored_dtype = dtype or weights.dtypes[row.hf_names(row.layers(facts)[0])[0]]
+            tensors.append(_stored(row, facts, dtype=stored_dtype, load=partial(load, number)))
+        write_checkpoint(folder, tensors, extra_state_keys(facts))
+
+
+def _stored(
+    row: Row, facts: ModelFacts, *, dtype: torch.dtype, load: Callable[[int | None, int], Tensor]
+) -> StoredTensor:
+    """One chunk a layer and block, as Megatron-Core itself writes them: a reader fetches whole chunks."""
+    shape = row.shape(facts)
+    layer_axis = (facts.num_layers,) if row.per_layer else ()
+    block_rows = shape[0] // row.layout.num_blocks
+    chunks = [
+        Chunk(
+            offsets=(() if layer is None else (layer,)) + (block * block_rows,) + (0,) * (len(shape) - 1),
+            sizes=(() if layer is None else (1,)) + (block_rows, *shape[1:]),
+            load=partial(load, layer, block),
+        )
+        for layer in row.layers(facts)
+        for block in range(row.layout.num_blocks)
+    ]
+    return StoredTensor(row.megatron, (*layer_axis, *shape), dtype, chunks)
+
+
+def _num_parameters(facts: ModelFacts) -> int:
+    return sum(math.prod(row.shape(facts)) * len(row.layers(facts)) for row in mapping_table(facts))
+
+
+def _pack(folder: Path, target: Path) -> None:
+    with tarfile.open(target, "w:") as archive:
+        # NeMo looks its members up by these names
+        archive.add(folder / model_config.FILE, f"./{model_config.FILE}")
+        archive.add(folder / WEIGHTS_FOLDER, f"./{WEIGHTS_FOLDER}")
+
+
+def _manifest(source: Path, facts: ModelFacts, *, dtype: torch.dtype) -> Manifest:
+    files = sorted([*source.glob("*.safetensors"), source / "config.json"])
+    return Manifest(
+        stage="import-hf",
+        inputs={str(path): sha256_of_file(path) for path in files},
+        settings={"dtype": dtype_name(dtype), **asdict(facts)},
+        counts={
+            "hf_tensors": sum(len(row.layers(facts)) * len(row.hf) for row in mapping_table(facts)),
+            "parameters": _num_parameters(facts),
+            "padded_vocab_rows": facts.padded_vocab_size - facts.vocab_size,
+        },
+    )

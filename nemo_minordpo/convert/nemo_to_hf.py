@@ -1,0 +1,169 @@
+"""Export: a `.nemo`, a checkpoint or a run becomes a Hugging Face folder that any library can load."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from nemo_minordpo.convert import model_config
+from nemo_minordpo.convert.checkpoint import PREFIX, Checkpoint
+from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_config
+from nemo_minordpo.convert.hf_folder import copy_sidecars, dtype_name, parse_dtype, require_tokenizer, write_weights
+from nemo_minordpo.convert.mapping import VOCAB, Row, mapping_table
+from nemo_minordpo.convert.nemo_source import NemoSource, open_source
+from nemo_minordpo.convert.staging import progress_bar, publish, staging_folder
+from nemo_minordpo.records import Manifest, refuse_existing, sha256_of_file, write_text
+
+_EMBEDDING, _HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
+
+
+def export_hf(
+    source: Path, output: Path, *, tokenizer: Path | None = None, dtype: str | None = None, overwrite: bool = False
+) -> Manifest:
+    """Convert to a Hugging Face folder: safetensors (sharded at 5 GB), config, tokenizer and chat template.
+
+    Config, tokenizer, chat template and generation config are those of the model that was imported, byte for byte;
+    in config.json only the type of the weights changes, and `tie_word_embeddings` where training untied them.
+
+    Args:
+        source: a `.nemo`, its unpacked folder, a distributed checkpoint's folder, or a run's folder (which stands
+            for its `model.nemo`, or else for its newest checkpoint).
+        output: the folder to write.
+        tokenizer: Hugging Face folder with config.json and tokenizer; None = the one that the checkpoint names.
+        dtype: float32, bfloat16 or float16; None = as the checkpoint has it.
+        overwrite: replace what is there.
+
+    Returns:
+        The manifest that was written into the folder, with counts of tensors and bytes.
+
+    Raises:
+        ValueError: the source is damaged, of another kind, or contradicts config.json; the output exists.
+    """
+    target_dtype = parse_dtype(dtype)
+    refuse_existing(output, overwrite=overwrite)
+    with staging_folder(output) as folder:
+        scratch, staged = folder / "unpacked", folder / "hf"
+        scratch.mkdir()
+        staged.mkdir()
+        opened = open_source(source, scratch=scratch)
+        base = _base_folder(opened, tokenizer)
+        config = read_config(base)
+        facts = facts_from_config(config, where=str(base / "config.json"))
+        _require_agreement(opened, facts, base)
+        checkpoint = Checkpoint(opened.weights)
+        facts = _with_actual_tie(checkpoint, facts, opened.origin)
+        rows = mapping_table(facts)
+        _require_tensors(checkpoint, rows, facts, opened.origin)
+        copy_sidecars(base, staged)
+        main_dtype = target_dtype or checkpoint.dtype(_EMBEDDING)
+        _write_config(staged / "config.json", config, dtype=main_dtype, tied=facts.tied)
+        num_bytes = write_weights(staged, _tensors(checkpoint, rows, facts, dtype=target_dtype))
+        manifest = Manifest(
+            stage="export-hf",
+            inputs=_inputs(opened),
+            settings={"dtype": dtype_name(main_dtype), "tokenizer": str(base), "source": str(opened.origin)},
+            counts={"hf_tensors": sum(len(row.layers(facts)) * len(row.hf) for row in rows), "bytes": num_bytes},
+        )
+        manifest.write(staged)
+        publish(staged, output)
+    return manifest
+
+
+def _base_folder(source: NemoSource, tokenizer: Path | None) -> Path:
+    """The Hugging Face folder whose config and tokenizer go into the output."""
+    candidates = source.tokenizers if tokenizer is None else [tokenizer]
+    for folder in candidates:
+        if (folder / "config.json").is_file():
+            require_tokenizer(folder)
+            return folder
+    raise ValueError(
+        f"{source.origin}: no config.json in {' or '.join(map(str, candidates))}: "
+        "name the folder of the model that was imported with --tokenizer"
+    )
+
+
+def _require_agreement(source: NemoSource, facts: ModelFacts, base: Path) -> None:
+    if source.config is None:
+        _tell(f"{source.origin}: no {model_config.FILE} in or above it; {base / 'config.json'} is taken at its word")
+        return
+    found = model_config.differences(facts, source.config)
+    if found:
+        raise ValueError(
+            f"{source.origin}: its {model_config.FILE} contradicts {base / 'config.json'}: {'; '.join(found)}; "
+            "name the folder of the model that was imported with --tokenizer"
+        )
+
+
+def _with_actual_tie(checkpoint: Checkpoint, facts: ModelFacts, where: Path) -> ModelFacts:
+    """Facts that are true of the checkpoint: Hugging Face would silently drop the output layer of a tied model.
+
+    NeMo's own converters write tied models untied; training then lets the two matrices drift apart.
+    """
+    if _HEAD not in checkpoint.tensors:
+        if not facts.tied:
+            raise ValueError(f"{where}: no {PREFIX}{_HEAD}, though config.json says tie_word_embeddings=false")
+        return facts
+    if not facts.tied:
+        return facts
+    rows = facts.vocab_size
+    if torch.equal(checkpoint.read(_HEAD)[:rows], checkpoint.read(_EMBEDDING)[:rows]):
+        return facts
+    _tell(f"{where}: its output layer differs from its embedding: exported with tie_word_embeddings=false")
+    return replace(facts, tied=False)
+
+
+def _require_tensors(checkpoint: Checkpoint, rows: list[Row], facts: ModelFacts, where: Path) -> None:
+    expected = {row.megatron: row for row in rows}
+    missing = sorted(set(expected) - set(checkpoint.tensors))
+    if missing:
+        raise ValueError(f"{where}: {PREFIX}{missing[0]} is missing ({len(missing)} in all), config.json calls for it")
+    known = {*expected, _HEAD} if facts.tied else set(expected)  # a tied model's copy of its embedding, seen to above
+    unknown = sorted(set(checkpoint.tensors) - known)
+    if unknown:
+        raise ValueError(f"{where}: {PREFIX}{unknown[0]} ({len(unknown)} in all) has no place in such a model")
+    for name, row in expected.items():
+        shape = row.shape(facts)
+        found = checkpoint.tensors[name]
+        inner = found[1:] if row.per_layer else found
+        if row.layout is VOCAB and len(inner) == 2 and inner[0] >= facts.vocab_size:
+            inner = (shape[0], *inner[1:])  # any padding will do
+        if inner != shape or (row.per_layer and found[0] != facts.num_layers):
+            wanted = (facts.num_layers, *shape) if row.per_layer else shape
+            raise ValueError(f"{where}: {PREFIX}{name} has shape {found}, but config.json makes it {wanted}")
+
+
+def _tensors(
+    checkpoint: Checkpoint, rows: list[Row], facts: ModelFacts, *, dtype: torch.dtype | None
+) -> Iterator[tuple[str, Tensor]]:
+    """(Hugging Face name, tensor), outer tensors first, then layer by layer."""
+    outer = [(row, None) for row in rows if not row.per_layer]
+    inner = [(row, layer) for layer in range(facts.num_layers) for row in rows if row.per_layer]
+    with progress_bar() as progress:
+        for row, layer in progress.track([*outer, *inner], description="reading tensors"):
+            whole = checkpoint.read(row.megatron, layer=layer)
+            parts = row.split(whole if dtype is None else whole.to(dtype), facts)
+            yield from zip(row.hf_names(layer), parts, strict=True)
+
+
+def _write_config(path: Path, config: dict[str, Any], *, dtype: torch.dtype, tied: bool) -> None:
+    changed: dict[str, Any] = {"dtype" if "dtype" in config else "torch_dtype": dtype_name(dtype)}
+    if config.get("tie_word_embeddings", False) != tied:
+        changed["tie_word_embeddings"] = tied
+    if any(config.get(key) != value for key, value in changed.items()):
+        write_text(path, json.dumps({**config, **changed}, indent=2, ensure_ascii=False) + "\n")
+
+
+def _inputs(source: NemoSource) -> dict[str, str]:
+    # Of a checkpoint only its table of contents is hashed, which carries an identity of its own: a training run's
+    # files hold the optimizer's state as well and may be a hundred times larger than what is read here.
+    path = source.origin if source.origin.is_file() else source.weights / ".metadata"
+    return {str(path): sha256_of_file(path)}
+
+
+def _tell(line: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)
