@@ -1,0 +1,157 @@
+"""Greedy generation from a Hugging Face folder: prompts in, token ids and texts out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from nemo_minordpo.core.gsm8k import chat_prompt, plain_prompt
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Chat templates of the ChatML family end a turn with it, whatever the tokenizer calls its end of text.
+_END_OF_TURN = "<|im_end|>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What a model wrote after one prompt; the token that ended it is in neither field."""
+
+    token_ids: list[int]
+    text: str
+    finished: bool  # True: the model ended it; False: cut at the token limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generator:
+    """A model ready for greedy generation; make it with `load_generator`."""
+
+    model: Any
+    tokenizer: Any
+    stop_ids: list[int]
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self.tokenizer.chat_template is not None
+
+    def render(self, question: str, *, chat: bool, system: str | None) -> str:
+        """The whole text before the response.
+
+        Raises:
+            ValueError: the chat template refuses the turns.
+        """
+        if not chat:
+            return plain_prompt(question)
+        try:
+            return chat_prompt(question, tokenizer=self.tokenizer, system=system)
+        except TemplateError as error:
+            raise ValueError(f"the chat template refuses the prompt ({error})") from error
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of a prompt; training adds no special tokens to a prompt's text, so none are added here."""
+        return self.tokenizer.encode(prompt, add_special_tokens=False)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, on_token: Callable[[], None]
+    ) -> list[Generation]:
+        """Continue each prompt greedily until the model ends it or `max_new_tokens` are written.
+
+        What one prompt gives does not depend on the others of the batch, but for the rounding of its logits.
+
+        Args:
+            prompts: token ids; padded here, on the left.
+            max_new_tokens: the limit for each prompt.
+            on_token: called after every token, for progress.
+        """
+        width = max(len(prompt) for prompt in prompts)
+        padding = self.stop_ids[0]  # hidden by the mask: any id of the vocabulary would do
+        ids = torch.tensor([[padding] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        # Nothing of the folder's own generation_config is left: its sampling settings would only warn, but its
+        # repetition penalty (Qwen ships 1.05 and 1.1) would hide the degeneration that is to be counted.
+        self.model.generation_config = GenerationConfig(
+            do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=self.stop_ids, pad_token_id=padding
+        )
+        with torch.inference_mode():
+            written = self.model.generate(
+                input_ids=ids.to(self.model.device),
+                attention_mask=mask.to(self.model.device),
+                stopping_criteria=[_Tick(on_token)],
+            )
+        return [self._generation(row) for row in written[:, width:].tolist()]
+
+    def _generation(self, row: list[int]) -> Generation:
+        length = next((place for place, token in enumerate(row) if token in self.stop_ids), None)
+        token_ids = row[:length]
+        text = self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Generation(token_ids=token_ids, text=text, finished=length is not None)
+
+
+class _Tick:
+    """A stopping criterion that never stops: generate() calls it after every token."""
+
+    def __init__(self, on_token: Callable[[], None]) -> None:
+        self._on_token = on_token
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        self._on_token()
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+def load_generator(folder: Path, *, dtype: str, device: str) -> Generator:
+    """Load model and tokenizer of an exported Hugging Face folder; nothing is fetched.
+
+    Args:
+        folder: config.json, weights and tokenizer files.
+        dtype: "float32", "bfloat16", "float16", or "auto": what the weights are stored in; float32 on a CPU.
+        device: a torch device, or "auto": CUDA where there is a GPU, else the CPU.
+
+    Raises:
+        ValueError: the folder holds no complete causal language model with its tokenizer, or an option is unknown.
+    """
+    if dtype not in ("auto", *_DTYPES):
+        raise ValueError(f"dtype is {dtype!r}: choose auto, {', '.join(_DTYPES)}")
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder}: no config.json there; a Hugging Face folder is needed (minordpo export-hf makes one)"
+        )
+    place = _device(device)
+    torch_dtype = _DTYPES.get(dtype, torch.float32 if place.type == "cpu" else "auto")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, torch_dtype=torch_dtype, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder}: cannot be loaded as a causal language model ({error})") from error
+    if loading["missing_keys"]:
+        names = sorted(loading["missing_keys"])
+        raise ValueError(f"{folder}: {len(names)} weights are missing and would be random, first {names[0]!r}")
+    stop_ids = _stop_ids(model, tokenizer)
+    if not stop_ids:
+        raise ValueError(f"{folder}: neither generation_config.json nor the tokenizer names an end-of-text token")
+    return Generator(model=model.to(place).eval(), tokenizer=tokenizer, stop_ids=stop_ids)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: "Torch not compiled with CUDA enabled"
+        raise ValueError(f"device {name!r} cannot be used here ({error}); 'auto' takes what there is") from error
+    return device
+
+
+def _stop_ids(model: Any, tokenizer: Any) -> list[int]:
+    named = model.generation_config.eos_token_id
+    found = set(named if isinstance(named, list) else [named])
+    found.add(tokenizer.eos_token_id)
+    # Taken from the vocabulary: convert_tokens_to_ids gives the unknown token's id for what is no token.
+    found.add(tokenizer.get_vocab().get(_END_OF_TURN))
+    return sorted(found - {None})

@@ -1,0 +1,207 @@
+"""`minordpo evaluate`: a Hugging Face folder answers GSM8K-format questions."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from nemo_minordpo.core.gsm8k import Problem
+from nemo_minordpo.evaluate.generate import Generator, load_generator
+from nemo_minordpo.evaluate.partial import PartialPredictions, is_interrupted
+from nemo_minordpo.evaluate.score import is_strictly_right, judge, score
+from nemo_minordpo.records import (
+    Manifest,
+    Prediction,
+    Score,
+    read_lines,
+    refuse_existing,
+    sha256_of_file,
+    write_json,
+    write_jsonl,
+)
+
+# What a model's output depends on; checkpoints of an optimizer or a manifest beside it do not count.
+_MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
+_NOT_MODEL_FILES = ("manifest.json",)
+_FAULTS_SHOWN = 5
+
+
+def evaluate(
+    model: Path,
+    questions: Path,
+    output: Path,
+    *,
+    template: Literal["auto", "plain", "chat"] = "auto",
+    system: str | None = None,
+    batch_size: int = 16,
+    max_new_tokens: int = 512,
+    limit: int | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    overwrite: bool = False,
+) -> Score:
+    """Answer questions greedily, judge the answers, write `predictions.jsonl`, `score.json` and `manifest.json`.
+
+    An interrupted evaluation goes on where it was when it is started again with the same model, questions and
+    settings (batch size apart); predictions are kept as they come.
+
+    Args:
+        model: Hugging Face folder, as `minordpo export-hf` writes it.
+        questions: JSON lines with `question` and `answer` (gold number behind `####`).
+        output: folder for the results.
+        template: "plain" asks with the paper's prompt as it is, "chat" through the tokenizer's chat template;
+            "auto" takes "chat" when there is one.
+        system: system turn for "chat"; None leaves it to the template.
+        batch_size: questions answered at once; changes speed and memory only.
+        max_new_tokens: where an answer is cut.
+        limit: ask only the first questions, that many; None asks all.
+        dtype: "float32", "bfloat16", "float16", or "auto": what the weights are stored in; float32 on a CPU.
+        device: a torch device, or "auto": CUDA where there is a GPU, else the CPU.
+        overwrite: replace what is in `output`, finished or not.
+
+    Raises:
+        ValueError: an option out of range, a bad question (all are read before the model is), a folder that is no
+            model, questions that do not fit the model's context, or an output that exists.
+    """
+    for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens), ("limit", limit)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}: it must be 1 or more")
+    if not overwrite and not is_interrupted(output):
+        refuse_existing(output, overwrite=False)  # said before the model is loaded
+    problems = _read_problems(questions, limit=limit)
+    generator = load_generator(model, dtype=dtype, device=device)
+    chat = _is_chat(generator, template=template, system=system)
+    settings = {
+        "template": "chat" if chat else "plain",
+        "system": system,
+        "max_new_tokens": max_new_tokens,
+        "limit": limit,
+        "dtype": str(generator.model.dtype).removeprefix("torch."),
+        "device": generator.model.device.type,
+    }
+    rendered = [generator.render(problem.question, chat=chat, system=system) for problem in problems]
+    prompts = [generator.encode(text) for text in rendered]
+    _check_context(generator, prompts, questions=questions, max_new_tokens=max_new_tokens)
+
+    model_hashes = {path.name: sha256_of_file(path) for path in _model_files(model)}
+    questions_hash = sha256_of_file(questions)
+    key = {"model": model_hashes, "questions": questions_hash, "settings": settings}
+    partial = PartialPredictions(output, key=key, overwrite=overwrite)
+    num_resumed = len(partial.found)
+    _answer(generator, problems, prompts, partial, batch_size=batch_size, max_new_tokens=max_new_tokens)
+
+    predictions = [partial.found[index] for index in range(len(problems))]
+    result = score(predictions, model=str(model), questions=str(questions))
+    write_jsonl(output / "predictions.jsonl", predictions)
+    write_json(output / "score.json", asdict(result))
+    inputs = {str(model / name): digest for name, digest in model_hashes.items()} | {str(questions): questions_hash}
+    Manifest(
+        stage="evaluate",
+        inputs=inputs,
+        settings=settings | {"batch_size": batch_size, "first_prompt": rendered[0]},
+        counts={"questions": len(problems), "taken from an interrupted run": num_resumed},
+    ).write(output)
+    partial.remove()
+    return result
+
+
+def _read_problems(questions: Path, *, limit: int | None) -> list[Problem]:
+    problems, faults = [], []
+    for number, text in itertools.islice(read_lines(questions), limit):
+        try:
+            problems.append(Problem.from_json(text))
+        except ValueError as error:
+            faults.append(f"{questions}:{number}: {error}")
+    if faults:
+        more = [f"... and {len(faults) - _FAULTS_SHOWN} more"] if len(faults) > _FAULTS_SHOWN else []
+        raise ValueError("\n".join(["questions that cannot be scored:", *faults[:_FAULTS_SHOWN], *more]))
+    if not problems:
+        raise ValueError(f"{questions}: no questions; one JSON object with 'question' and 'answer' a line is expected")
+    return problems
+
+
+def _is_chat(generator: Generator, *, template: str, system: str | None) -> bool:
+    if template not in ("auto", "plain", "chat"):
+        raise ValueError(f"template is {template!r}: choose 'auto', 'plain' or 'chat'")
+    if template == "chat" and not generator.has_chat_template:
+        raise ValueError("template is 'chat', but the model's tokenizer has no chat template: choose 'plain'")
+    chat = template != "plain" and generator.has_chat_template
+    if system is not None and not chat:
+        raise ValueError("a system turn was given, but a plain prompt has none: leave it out, or use a chat template")
+    return chat
+
+
+def _check_context(
+    generator: Generator, prompts: Sequence[Sequence[int]], *, questions: Path, max_new_tokens: int
+) -> None:
+    longest = max(len(prompt) for prompt in prompts)
+    context = getattr(generator.model.config, "max_position_embeddings", None)
+    if context is not None and longest + max_new_tokens > context:
+        room = context - longest
+        raise ValueError(
+            f"{questions}: the longest prompt has {longest} tokens, and {max_new_tokens} new ones exceed the model's "
+            f"context of {context}: "
+            + (f"set max_new_tokens to at most {room}" if room > 0 else "shorten the question")
+        )
+    largest, size = max(map(max, prompts)), generator.model.get_input_embeddings().num_embeddings
+    if largest >= size:
+        raise ValueError(
+            f"the tokenizer gives token id {largest}, the model has {size} embeddings: they do not belong together"
+        )
+
+
+def _model_files(model: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in model.iterdir()
+        if path.is_file() and path.suffix in _MODEL_FILES and path.name not in _NOT_MODEL_FILES
+    )
+
+
+def _answer(
+    generator: Generator,
+    problems: Sequence[Problem],
+    prompts: Sequence[Sequence[int]],
+    partial: PartialPredictions,
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+) -> None:
+    """Fill `partial` up, in batches of like length; the longest come first, so that memory runs out early or never."""
+    missing = [index for index in range(len(problems)) if index not in partial.found]
+    missing.sort(key=lambda index: len(prompts[index]), reverse=True)
+    columns = (
+        TextColumn("Answering"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[state]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        if partial.found:
+            progress.console.print(f"going on: {len(partial.found)} of {len(problems)} questions are answered already")
+        task = progress.add_task("", total=len(problems), completed=len(partial.found), state="")
+        for start in range(0, len(missing), batch_size):
+            batch = missing[start : start + batch_size]
+            tokens = itertools.count(1)
+            running = _running(partial.found.values())
+
+            def tick(tokens: Any = tokens, running: str = running) -> None:
+                progress.update(task, state=f"{running}, token {next(tokens)} of {max_new_tokens}")
+
+            written = generator.generate(
+                [prompts[index] for index in batch], max_new_tokens=max_new_tokens, on_token=tick
+            )
+            partial.add(
+                [
+                    judge(index, problems[index], output=one.text, token_ids=one.token_ids, finished=one.finished)
+                    for index, one in zip(batch, written, strict=True)
+                ]
+            )
+            progress.update(task, completed=len(partial.found), state=_running(partial.found.values()))
+
+
+def _running(predictions: Iterable[Prediction]) -> str:
+    right = [is_strictly_right(one) for one in predictions]
+    return f"{100 * sum(right) / len(right):.1f} % right" if right else "none judged yet"
