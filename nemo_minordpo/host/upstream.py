@@ -19,12 +19,7 @@ def install(*, cuda: bool, apex: bool, transformer_engine: bool) -> list[StandIn
     if not apex:
         active.append(_strategy_without_apex())
     if not transformer_engine:
-        active.append(
-            StandIn(
-                "Transformer Engine",
-                "Megatron-Core's local layer spec in float32, attention through torch's scaled_dot_product_attention",
-            )
-        )
+        active.append(_layers_without_transformer_engine())
     return active
 
 
@@ -76,6 +71,27 @@ def _no_bert_catalogue() -> StandIn:
     module: Any = nlp_model
     module.get_megatron_pretrained_bert_models = list
     return StandIn("NeMo's catalogue of BERT models (needs Transformer Engine)", "an empty list")
+
+
+def _layers_without_transformer_engine() -> StandIn:
+    """NeMo builds every layer spec to choose one of them, and most need Transformer Engine (2.1 - 2.4)."""
+    import nemo.collections.nlp.models.language_modeling.megatron_gpt_model as gpt_model
+
+    from nemo_minordpo.host.attention import local_layer_spec
+
+    _require(gpt_model, "get_specs")
+
+    def get_specs(spec_name: str, transformer_config: Any = None, *unused: Any, **unused_too: Any) -> Any:
+        if spec_name not in ("", "te_gpt"):
+            raise ValueError(f"model.name={spec_name!r}: this layer spec needs Transformer Engine")
+        return local_layer_spec(transformer_config)
+
+    module: Any = gpt_model
+    module.get_specs = get_specs
+    return StandIn(
+        "Transformer Engine",
+        "Megatron-Core's local layer spec in float32, attention through torch's scaled_dot_product_attention",
+    )
 
 
 def _strategy_without_apex() -> StandIn:

@@ -1,0 +1,113 @@
+"""From the command line to running ranks: everything that can fail without NeMo fails here, in seconds."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from nemo_minordpo import host
+from nemo_minordpo.config import TrainConfig, compose, load
+from nemo_minordpo.core.losses import LOSSES
+from nemo_minordpo.train.model_config import build_model_config, read_checkpoint_config
+from nemo_minordpo.train.run_folder import RunFolder, is_first_process
+from nemo_minordpo.train.tokens import expand_files, tokenize_files
+
+
+def main(overrides: list[str]) -> None:
+    """Check, prepare, and run: here for one rank, under torchrun for more; as one rank when started by one.
+
+    Args:
+        overrides: Hydra's, as typed after `minordpo train`.
+
+    Raises:
+        ValueError: the configuration, the checkpoint or the pairs; before anything is loaded.
+    """
+    config = load(compose(overrides), loss_names=tuple(LOSSES))
+    started_by_launcher = "WORLD_SIZE" in os.environ or "SLURM_NTASKS" in os.environ
+    if is_first_process():
+        prepare_run(config)
+    if started_by_launcher or config.trainer.num_nodes * config.trainer.devices == 1:
+        from nemo_minordpo.train.run import run_rank
+
+        run_rank(config)
+        return
+    if config.trainer.num_nodes > 1:
+        raise ValueError(
+            f"trainer.num_nodes={config.trainer.num_nodes}: start one process a rank with srun or torchrun: "
+            "torchrun --nnodes=... --nproc-per-node=... -m nemo_minordpo.train KEY=VALUE ..."
+        )
+    _start_ranks(config.trainer.devices, overrides)
+
+
+def prepare_run(config: TrainConfig) -> None:
+    """Make the run folder and tokenise the pairs, once; a second call finds it done."""
+    checkpoint = Path(config.pretrained_checkpoint.restore_from_path)
+    model_config = build_model_config(
+        config, read_checkpoint_config(checkpoint), cuda=host.has_cuda(), te=host.has_transformer_engine()
+    )
+    data = config.model.data
+    files = {
+        split: expand_files(patterns)
+        for split, patterns in (("train", data.data_prefix.train), ("validation", data.data_prefix.validation))
+        if patterns
+    }
+    tokenizer_path = Path(model_config.tokenizer.type)
+    folder = RunFolder(Path(config.exp_manager.explicit_log_dir))
+    tokenizer = load_tokenizer(tokenizer_path)
+
+    def make_data() -> None:
+        for split, paths in files.items():
+            counts = tokenize_files(paths, folder.data(split), tokenizer=tokenizer, data=data, split=split)
+            _say_counts(split, counts, folder.data(split))
+
+    folder.prepare(
+        config,
+        inputs={"reference": [checkpoint], "tokenizer": [tokenizer_path] if tokenizer_path.exists() else [], **files},
+        make_data=make_data,
+    )
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The checkpoint's Hugging Face tokenizer.
+
+    Raises:
+        ValueError: it is not there, or has no EOS token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model.tokenizer.type={path}, as the checkpoint names it, cannot be loaded ({error}); "
+            "if it moved, give +model.tokenizer.type=FOLDER"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer {path} has no EOS token")
+    return tokenizer
+
+
+def _say_counts(split: str, counts: dict[str, int], folder: Path) -> None:
+    left_out = {reason: number for reason, number in counts.items() if reason != "used"}
+    text = f"{split}: {counts['used']} pairs"
+    if left_out:
+        reasons = ", ".join(f"{number} {reason}" for reason, number in left_out.items())
+        text += f"; left out: {reasons} (each with file and line in {folder / 'left_out_pairs.jsonl'})"
+    Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+
+
+def _start_ranks(devices: int, overrides: list[str]) -> None:
+    """Replace this process by torchrun, which stops all ranks when one fails."""
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", _threads(devices))}
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}",
+        "-m", "nemo_minordpo.train", *overrides,
+    ]  # fmt: skip
+    os.execve(sys.executable, command, environment)
+
+
+def _threads(devices: int) -> str:
+    """Cores of this machine by rank, where ranks compute on cores."""
+    return str(max(1, len(os.sched_getaffinity(0)) // devices))

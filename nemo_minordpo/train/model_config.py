@@ -1,0 +1,132 @@
+"""The configuration that NeMo builds the model from: the checkpoint's own, our sections, this machine's limits."""
+
+import tarfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from nemo_minordpo.config import ModelSection, TrainConfig, closest
+
+_CONFIG_NAME = "model_config.yaml"
+# Kernels that need CUDA; and weights are made where they stay.
+_WITHOUT_CUDA = {
+    "use_cpu_initialization": True,
+    "bias_activation_fusion": False,
+    "bias_dropout_add_fusion": False,
+    "masked_softmax_fusion": False,
+    "gradient_accumulation_fusion": False,
+    "persist_layer_norm": False,
+    "apply_rope_fusion": False,
+}
+# What NeMo's DPO model reads of `model.data`, though our own dataset takes its place.
+_UNUSED_DATA = {"data_impl": "jsonl", "splits_string": None, "index_mapping_dir": None, "skip_warmup": True}
+# Sizes that a layer is split by; a layout that does not divide them is refused before anything is built.
+_SPLIT_BY_TENSOR_PARALLEL = ("num_attention_heads", "num_query_groups", "ffn_hidden_size", "override_vocab_size")
+
+
+def read_checkpoint_config(path: Path) -> DictConfig:
+    """`model_config.yaml` of a .nemo file or an extracted folder.
+
+    Raises:
+        ValueError: it is missing, or what is there is no checkpoint.
+    """
+    if path.is_dir():
+        if not (path / _CONFIG_NAME).is_file():
+            raise ValueError(f"{path} has no {_CONFIG_NAME}: a .nemo file or an extracted one was expected")
+        return _as_config(OmegaConf.load(path / _CONFIG_NAME))
+    if not path.is_file():
+        raise ValueError(f"pretrained_checkpoint.restore_from_path={path}: no such file or folder")
+    try:
+        with tarfile.open(path) as archive:
+            names = [name for name in archive.getnames() if Path(name).name == _CONFIG_NAME]
+            member = archive.extractfile(names[0]) if names else None
+            if member is None:
+                raise ValueError(f"{path} holds no {_CONFIG_NAME}: not a .nemo checkpoint")
+            return _as_config(OmegaConf.create(member.read().decode()))
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} is not a .nemo checkpoint ({error}); make one with `minordpo import-hf`") from error
+
+
+def build_model_config(config: TrainConfig, checkpoint: DictConfig, *, cuda: bool, te: bool) -> DictConfig:
+    """What MegatronGPTMinorDPOModel is built with.
+
+    Args:
+        config: the run's configuration.
+        checkpoint: :func:`read_checkpoint_config`.
+        cuda, te: whether this machine has a CUDA device, and Transformer Engine.
+
+    Raises:
+        ValueError: keys that the checkpoint does not know, or a layout that does not divide the model.
+    """
+    model = OmegaConf.create(OmegaConf.to_container(checkpoint, resolve=True))
+    unknown = [key for key in config.checkpoint_overrides if key not in model]
+    if unknown:
+        hints = "; ".join(f"model.{key}{closest(key, [str(k) for k in model])}" for key in unknown)
+        raise ValueError(f"neither a setting nor in the checkpoint's {_CONFIG_NAME}: {hints}")
+    with open_dict(model):
+        for name in ("target", "nemo_version"):
+            model.pop(name, None)
+        model.merge_with(config.checkpoint_overrides)
+        model.update({key: value for key, value in _model_settings(config.model).items() if value is not None})
+        model.mcore_gpt = True
+        model.precision = config.trainer.precision
+        model.data = {**_UNUSED_DATA, "seq_length": config.model.data.seq_length}
+        model.dpo = asdict(config.model.dpo)
+        model.optim = _optimizer_settings(config)
+        if not te:
+            model.transformer_engine = False
+            model.fp8 = False
+        if not cuda:
+            model.update(_WITHOUT_CUDA)
+        model.setdefault("gradient_as_bucket_view", True)
+        model.encoder_seq_length = max(model.encoder_seq_length, config.model.data.seq_length)
+    _check(config, model, cuda=cuda)
+    return model
+
+
+def _as_config(loaded: Any) -> DictConfig:
+    if not isinstance(loaded, DictConfig):
+        raise ValueError(f"{_CONFIG_NAME} does not hold settings by name")
+    return loaded
+
+
+def _model_settings(section: ModelSection) -> dict[str, Any]:
+    return {key: value for key, value in asdict(section).items() if key not in ("dpo", "data", "optim")}
+
+
+def _optimizer_settings(config: TrainConfig) -> dict[str, Any]:
+    """NeMo hands every key to the optimizer; the schedule is ours (schedule.py)."""
+    settings = {key: value for key, value in asdict(config.model.optim).items() if value is not None}
+    settings.pop("sched")
+    return settings
+
+
+def _check(config: TrainConfig, model: DictConfig, *, cuda: bool) -> None:
+    problems = []
+    tp, pp = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
+    for key in _SPLIT_BY_TENSOR_PARALLEL:
+        size = model.get(key)
+        if size is not None and size % tp:
+            fitting = [n for n in range(1, size + 1) if all((model.get(k) or n) % n == 0 for k in _SPLIT_BY_TENSOR_PARALLEL)]
+            problems.append(
+                f"model.tensor_model_parallel_size={tp} does not divide the model's {key}={size}; "
+                f"possible: {', '.join(map(str, fitting))}"
+            )
+    if model.num_layers % pp:
+        fitting = [n for n in range(1, model.num_layers + 1) if model.num_layers % n == 0]
+        problems.append(
+            f"model.pipeline_model_parallel_size={pp} does not divide the model's num_layers={model.num_layers}; "
+            f"possible: {', '.join(map(str, fitting))}"
+        )
+    if model.tokenizer.library != "huggingface":
+        problems.append(f"model.tokenizer.library={model.tokenizer.library}: huggingface expected")
+    if not cuda and config.trainer.precision != "32-true":
+        problems.append(f"trainer.precision={config.trainer.precision} needs a GPU; on this machine: precision=fp32")
+    if not cuda and config.model.sequence_parallel:
+        problems.append("model.sequence_parallel=true needs Transformer Engine")
+    if not cuda and config.trainer.accelerator == "gpu":
+        problems.append("trainer.accelerator=gpu: this machine has no CUDA device")
+    if problems:
+        raise ValueError("\n".join(problems))

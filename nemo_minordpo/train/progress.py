@@ -1,0 +1,100 @@
+"""What a run shows and logs: a progress bar, `metrics.jsonl`, TensorBoard and W&B. Rank 0 only."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from nemo_minordpo.config import TrainConfig
+from nemo_minordpo.host import StandIn
+from nemo_minordpo.records import StepMetrics
+from nemo_minordpo.train import checkpoints
+from nemo_minordpo.train.run_folder import RunFolder
+
+
+class RunLog:
+    """Takes each line of metrics; does nothing on other ranks than the first."""
+
+    def __init__(
+        self, config: TrainConfig, folder: RunFolder, *, stand_ins: list[StandIn], is_first_rank: bool
+    ) -> None:
+        """`stand_ins`: named once, so that a run without a GPU says so."""
+        self._config, self._folder, self._active = config, folder, is_first_rank
+        self._console = Console(stderr=True)
+        self._loggers = _loggers(config, folder) if is_first_rank else []
+        self._bar: Progress | None = None
+        if is_first_rank and stand_ins:
+            self._say(f"this machine lacks {', '.join(item.lacks for item in stand_ins)}; `minordpo doctor` tells more")
+
+    @contextmanager
+    def training(self, *, resumed: checkpoints.Progress, max_steps: int) -> Iterator[None]:
+        """Show progress from where the run starts."""
+        if not self._active:
+            yield
+            return
+        self._folder.forget_after(resumed.step)
+        if resumed.step:
+            self._say(f"going on at step {resumed.step} of {max_steps}")
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+            TimeRemainingColumn(), TextColumn("{task.fields[values]}"),
+        )  # fmt: skip
+        with Progress(*columns, console=self._console, redirect_stdout=False) as self._bar:
+            name = self._config.model.dpo.preference_loss
+            self._task = self._bar.add_task(f"training {name}", total=max_steps, completed=resumed.step, values="")
+            yield
+
+    def __call__(self, line: StepMetrics) -> None:
+        if not self._active:
+            return
+        self._folder.append(line)
+        for logger in self._loggers:
+            logger.log_metrics({f"{line.split}/{name}": value for name, value in line.values.items()}, line.step)
+        shown = _summary(line)
+        if line.split == "validation":
+            self._say(f"validation after step {line.step}: {shown}")
+        elif self._bar is not None:
+            self._bar.update(self._task, completed=line.step, values=shown)
+            if not self._console.is_terminal:
+                self._say(f"step {line.step}: {shown}")
+
+    def finish(self, *, complete: bool) -> None:
+        """Close the loggers and say where things are."""
+        for logger in self._loggers:
+            logger.finalize("success")
+        if self._active:
+            where = self._folder.nemo if self._config.trainer.dpo.save_nemo else self._folder.checkpoints
+            self._say(
+                f"done: {where}" if complete else "time limit reached: a checkpoint is saved, the same command goes on"
+            )
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+
+def _summary(line: StepMetrics) -> str:
+    values = line.values
+    parts = [
+        f"loss {values['loss']:.4f}",
+        f"chosen {values['rewards/chosen']:+.3f}",
+        f"rejected {values['rewards/rejected']:+.3f}",
+        f"accuracy {values['rewards/accuracy']:.2f}",
+    ]
+    if "grad_norm" in values:
+        parts.append(f"grad norm {values['grad_norm']:.3g}")
+    return "  ".join(parts)
+
+
+def _loggers(config: TrainConfig, folder: RunFolder) -> list[Any]:
+    """Lightning's loggers, as NeMo's exp_manager makes them, without its moving of files between versions."""
+    from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+
+    loggers: list[Any] = []
+    settings = config.exp_manager
+    if settings.create_tensorboard_logger:
+        loggers.append(TensorBoardLogger(save_dir=str(folder.path), name="", version="tensorboard"))
+    if settings.create_wandb_logger:
+        loggers.append(WandbLogger(save_dir=str(folder.path), name=folder.path.name, **settings.wandb_logger_kwargs))
+    return loggers

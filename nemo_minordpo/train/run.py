@@ -1,0 +1,155 @@
+"""One rank of a training run, wired in the order a reader wants it."""
+
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from nemo_minordpo import host
+from nemo_minordpo.config import TrainConfig
+from nemo_minordpo.records import StepMetrics
+from nemo_minordpo.train.model_config import build_model_config, read_checkpoint_config
+from nemo_minordpo.train.run_folder import RunFolder
+from nemo_minordpo.train.tokens import load_arrays
+
+
+def run_rank(config: TrainConfig) -> bool:
+    """Set up this rank, train, and write the model at the end. Returns whether the run is complete.
+
+    The run folder and the tokenised pairs are there already (launch.prepare_run).
+    """
+    stand_ins = host.prepare()
+    import torch
+    from nemo_aligner.utils.train_script_utils import (
+        extract_optimizer_scheduler_from_ptl_model,
+        init_distributed,
+        init_using_ptl,
+    )
+    from nemo_aligner.utils.utils import load_from_nemo, retrieve_model_state_dict_in_cpu
+
+    from nemo_minordpo.train.model import MegatronGPTMinorDPOModel
+    from nemo_minordpo.train.progress import RunLog
+    from nemo_minordpo.train.trainer import MinorDPOTrainer
+
+    _quiet_nemo()
+    folder = RunFolder(Path(config.exp_manager.explicit_log_dir))
+    checkpoint = Path(config.pretrained_checkpoint.restore_from_path)
+    model_config = build_model_config(
+        config, read_checkpoint_config(checkpoint), cuda=host.has_cuda(), te=host.has_transformer_engine()
+    )
+    lightning_trainer = _lightning_trainer(config, model_config)
+    model = load_from_nemo(
+        MegatronGPTMinorDPOModel, model_config, lightning_trainer, strict=True, restore_path=str(checkpoint)
+    )
+    init_distributed(lightning_trainer, model, model_config.get("transformer_engine", False))
+    model.ref_policy_state_dict = retrieve_model_state_dict_in_cpu(
+        model, megatron_amp_O2=model_config.megatron_amp_O2
+    )
+    init_using_ptl(lightning_trainer, model, None, None)
+    optimizer, _ = extract_optimizer_scheduler_from_ptl_model(model)
+
+    log = RunLog(config, folder, stand_ins=stand_ins, is_first_rank=torch.distributed.get_rank() == 0)
+    trainer = MinorDPOTrainer(
+        config=config,
+        model=model,
+        optimizer=optimizer,
+        strategy=lightning_trainer.strategy,
+        train=_batches(config, folder, "train", model),
+        validation=_batches(config, folder, "validation", model)
+        if config.model.data.data_prefix.validation
+        else None,
+        folder=folder,
+        log=log,
+    )
+    with log.training(resumed=trainer.resume(), max_steps=trainer.max_steps):
+        complete = trainer.fit()
+    if complete and config.trainer.dpo.save_nemo:
+        _save_nemo(model, folder)
+    log.finish(complete=complete)
+    torch.distributed.destroy_process_group()
+    return complete
+
+
+def _lightning_trainer(config: TrainConfig, model_config: Any) -> Any:
+    """Lightning's Trainer as NeMo builds it; it sets up strategy and precision, and never runs its own loop."""
+    from nemo.collections.nlp.parts.megatron_trainer_builder import MegatronTrainerBuilder
+    from omegaconf import OmegaConf
+
+    trainer = config.trainer
+    accelerator = trainer.accelerator
+    if accelerator == "auto":
+        accelerator = "gpu" if host.has_cuda() else "cpu"
+    settings = {
+        "num_nodes": trainer.num_nodes,
+        "devices": trainer.devices,
+        "accelerator": accelerator,
+        "precision": trainer.precision,
+        "logger": False,
+        "enable_checkpointing": False,
+        "use_distributed_sampler": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "gradient_clip_val": config.trainer.dpo.gradient_clip_val,
+        # NeMo compares it with its own schedules, which are not used
+        "max_steps": 1,
+    }
+    cfg = OmegaConf.create({"trainer": settings, "model": model_config, "exp_manager": {"log_tflops_per_sec_per_gpu": False}})
+    return MegatronTrainerBuilder(cfg).create_trainer()
+
+
+def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any) -> Any:
+    from nemo_minordpo.train.dataset import PairBatches
+    from nemo_minordpo.train.trainer import data_parallel_layout
+
+    arrays = load_arrays(folder.data(split))
+    vocab_size = model.cfg.get("override_vocab_size") or model.padded_vocab_size
+    if (largest := int(arrays.tokens.max())) >= vocab_size:
+        raise ValueError(f"token id {largest} of the {split} pairs is beyond the model's vocabulary of {vocab_size}")
+    rank, size = data_parallel_layout()
+    return PairBatches(
+        arrays,
+        global_batch_size=config.model.global_batch_size,
+        micro_batch_size=config.model.micro_batch_size,
+        data_parallel_rank=rank,
+        data_parallel_size=size,
+        pad_multiple=pad_multiple(model.cfg),
+        pad_id=model.tokenizer.eos_id,
+    )
+
+
+def pad_multiple(model_config: Any) -> int:
+    """What padded lengths must be divisible by: 8 for tensor cores, 16 for FP8, both per rank of a split sequence."""
+    per_rank = 16 if model_config.get("fp8", False) else 8
+    tensor_parallel = model_config.tensor_model_parallel_size if model_config.get("sequence_parallel", False) else 1
+    return math.lcm(16, per_rank * tensor_parallel) if tensor_parallel > 1 else per_rank
+
+
+def _save_nemo(model: Any, folder: RunFolder) -> None:
+    """`model.nemo`, through a folder of its own: NeMo stages beside the file and trips over leftovers."""
+    import shutil
+
+    import torch
+
+    staging = folder.path / ".model.nemo.tmp"
+    if torch.distributed.get_rank() == 0:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+    torch.distributed.barrier()
+    model.save_to(str(staging / "model.nemo"))
+    torch.distributed.barrier()
+    if torch.distributed.get_rank() == 0:
+        os.replace(staging / "model.nemo", folder.nemo)
+        shutil.rmtree(staging)
+    torch.distributed.barrier()
+
+
+def _quiet_nemo() -> None:
+    """NeMo and Lightning log hundreds of lines of set-up, on every rank; warnings and errors stay."""
+    from nemo.utils import logging as nemo_logging
+
+    nemo_logging.setLevel(logging.ERROR)
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "megatron", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+

@@ -1,0 +1,131 @@
+"""The run folder: whose it is, what lies in it, and who may go on in it.
+
+    config.yaml            the resolved configuration
+    manifest.json          inputs with sha256, versions, commit
+    data/train, data/validation   token arrays, `left_out_pairs.jsonl`, `counts.json`
+    metrics.jsonl          one line a step (records.StepMetrics)
+    checkpoints/step_*     what a stopped run goes on from
+    model.nemo             the trained model, at the end
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from nemo_minordpo.config import TrainConfig, identity
+from nemo_minordpo.records import Manifest, StepMetrics, read_lines, sha256_of_file, to_json_line, write_text
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and bookkeeping of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def nemo(self) -> Path:
+        return self.path / "model.nemo"
+
+    def data(self, split: str) -> Path:
+        return self.path / "data" / split
+
+    def prepare(self, config: TrainConfig, *, inputs: dict[str, list[Path]], make_data: Callable[[], None]) -> None:
+        """Make the folder this run's, or go on in it.
+
+        Args:
+            config: the run's configuration.
+            inputs: files by what they are for: `reference`, `tokenizer`, `train`, `validation`.
+            make_data: fills `data/`; when it fails, the folder stays nobody's.
+
+        Raises:
+            ValueError: the folder belongs to another run, or holds something else.
+        """
+        settings = identity(config) | {f"sha256 of {name}": _digest(files) for name, files in inputs.items()}
+        if self.config.exists():
+            self._refuse_another_run(settings)
+            make_data()
+            return
+        leftovers = {"data", "manifest.json"}  # of a run that never started
+        if self.path.exists() and any(item.name not in leftovers for item in self.path.iterdir()):
+            raise ValueError(
+                f"exp_manager.explicit_log_dir={self.path} is not empty and holds no run: choose another folder"
+            )
+        shutil.rmtree(self.path / "data", ignore_errors=True)
+        make_data()
+        manifest = Manifest(
+            stage="train",
+            inputs={str(file): sha256_of_file(file) for files in inputs.values() for file in _files(files)},
+            settings=settings,
+        )
+        manifest.write(self.path)
+        # last: a folder with a config.yaml belongs to a run
+        write_text(self.config, OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+    def append(self, line: StepMetrics) -> None:
+        with self.metrics.open("a", encoding="utf-8") as out:
+            out.write(to_json_line(line))
+
+    def forget_after(self, step: int) -> None:
+        """Take metrics of steps out that a resumed run does again."""
+        if self.metrics.exists():
+            kept = [text for _, text in read_lines(self.metrics) if _step_of(text, step) <= step]
+            write_text(self.metrics, "".join(kept))
+
+    def _refuse_another_run(self, settings: dict[str, Any]) -> None:
+        before = Manifest.read(self.path).settings
+        now = json.loads(json.dumps(settings))
+        different = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+        if different:
+            changes = "\n".join(f"  {key}: {before.get(key)} there, {now.get(key)} now" for key in different)
+            raise ValueError(
+                f"{self.path} belongs to a run with other settings:\n{changes}\n"
+                "Choose another exp_manager.explicit_log_dir, or give that run's settings to go on with it"
+            )
+
+
+def _step_of(text: str, limit: int) -> int:
+    """The step of a line; a torn last line, of a process that was killed while writing, counts as beyond `limit`."""
+    try:
+        return StepMetrics.from_json(text).step
+    except (ValueError, TypeError):
+        return limit + 1
+
+
+def _files(paths: list[Path]) -> list[Path]:
+    return [
+        file
+        for path in paths
+        for file in (sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path])
+    ]
+
+
+def _digest(paths: list[Path]) -> str:
+    """One number for the contents of files; their names do not matter, their order does."""
+    digest = hashlib.sha256()
+    for file in _files(paths):
+        digest.update(sha256_of_file(file).encode())
+    return digest.hexdigest()
+
+
+def is_first_process() -> bool:
+    """Before torch.distributed is up: torchrun sets RANK, srun SLURM_PROCID."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0

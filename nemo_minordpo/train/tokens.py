@@ -1,0 +1,215 @@
+"""Pairs as text -> token arrays on disk, once, before training; every fault is found here, with file and line."""
+
+import glob
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import Progress
+
+from nemo_minordpo.config import DataSection
+from nemo_minordpo.records import PreferencePair, read_lines, to_json_line, write_json, write_text
+
+_CHUNK = 512  # pairs that the tokenizer encodes at once, over all cores
+OVERLONG = "longer than model.data.seq_length"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A pair that training does not see, and why; a line of `left_out_pairs.jsonl`."""
+
+    place: str  # file:line
+    reason: str
+
+
+@dataclass(frozen=True)
+class TokenArrays:
+    """N tokenised pairs; the arrays may be memory-mapped.
+
+    tokens: [total], int32: of pair n, prompt + chosen response, then prompt + rejected response.
+    starts: [2 N + 1], int64: where each of these sequences starts in `tokens`.
+    prompt_lengths: [N], int32, tokens.
+    reward_margins: [N], float32: ground-truth reward of chosen minus rejected, unscaled.
+    """
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    prompt_lengths: np.ndarray
+    reward_margins: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.prompt_lengths)
+
+    def sequence(self, pair: int, *, rejected: bool) -> np.ndarray:
+        row = 2 * pair + rejected
+        return self.tokens[self.starts[row] : self.starts[row + 1]]
+
+
+def expand_files(patterns: list[str]) -> list[Path]:
+    """The files that names and glob patterns stand for, in order, each once.
+
+    Raises:
+        ValueError: a pattern matches nothing.
+    """
+    files: dict[Path, None] = {}
+    for pattern in patterns:
+        matches = sorted(glob.glob(pattern, recursive=True))
+        if not matches:
+            raise ValueError(f"model.data.data_prefix: {pattern!r} matches no file")
+        files.update(dict.fromkeys(Path(match).resolve() for match in matches))
+    return list(files)
+
+
+def tokenize_files(files: list[Path], folder: Path, *, tokenizer: Any, data: DataSection, split: str) -> Counter[str]:
+    """Tokenise every pair of ``files`` into ``folder``: arrays, `left_out_pairs.jsonl`, and last `counts.json`.
+
+    A folder with `counts.json` is complete and is left as it is.
+
+    Args:
+        files: jsonl files of pairs.
+        folder: made if missing.
+        tokenizer: a fast Hugging Face tokenizer.
+        data: length limit, EOS, default rewards, what to do with invalid pairs.
+        split: for messages: train or validation.
+
+    Returns:
+        Pairs by fate: `used`, and a reason for each that was left out.
+
+    Raises:
+        ValueError: pairs are invalid and `model.data.invalid_pairs=refuse`; or none is left.
+    """
+    if (folder / "counts.json").exists():
+        return Counter(json.loads((folder / "counts.json").read_text()))
+    writer = _ArrayWriter()
+    left_out: list[LeftOut] = []
+    with Progress(transient=True) as progress:
+        task = progress.add_task(f"tokenising {split} pairs", total=sum(file.stat().st_size for file in files))
+        for chunk in _chunks(files, left_out, advance=lambda size: progress.advance(task, size)):
+            _encode(chunk, tokenizer=tokenizer, data=data, writer=writer, left_out=left_out)
+    invalid = [item for item in left_out if item.reason != OVERLONG]
+    if invalid and data.invalid_pairs == "refuse":
+        shown = "\n".join(f"  {item.place}: {item.reason}" for item in invalid[:20])
+        more = f"\n  ... and {len(invalid) - 20} more" if len(invalid) > 20 else ""
+        raise ValueError(
+            f"{len(invalid)} of {len(invalid) + writer.count} {split} pairs cannot be used:\n{shown}{more}\n"
+            "Mend them, or start without them: model.data.invalid_pairs=drop"
+        )
+    if not writer.count:
+        reasons = Counter(item.reason for item in left_out)
+        raise ValueError(f"no {split} pair is left to train on; left out: {dict(reasons) or 'none'} in {files}")
+    counts = Counter({"used": writer.count}) + Counter(item.reason for item in left_out)
+    folder.mkdir(parents=True, exist_ok=True)
+    writer.save(folder)
+    write_text(folder / "left_out_pairs.jsonl", "".join(to_json_line(asdict(item)) for item in left_out))
+    write_json(folder / "counts.json", dict(counts))
+    return counts
+
+
+def load_arrays(folder: Path) -> TokenArrays:
+    """The arrays of :func:`tokenize_files`, memory-mapped."""
+    names = TokenArrays.__dataclass_fields__
+    return TokenArrays(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names})
+
+
+def _chunks(files: list[Path], left_out: list[LeftOut], advance: Any) -> Iterator[list[tuple[str, PreferencePair]]]:
+    chunk: list[tuple[str, PreferencePair]] = []
+    for file in files:
+        for number, line in read_lines(file):
+            advance(len(line.encode()))
+            try:
+                chunk.append((f"{file}:{number}", PreferencePair.from_json(line)))
+            except ValueError as error:
+                left_out.append(LeftOut(f"{file}:{number}", str(error)))
+            if len(chunk) == _CHUNK:
+                yield chunk
+                chunk = []
+    if chunk:
+        yield chunk
+
+
+def _encode(
+    chunk: list[tuple[str, PreferencePair]],
+    *,
+    tokenizer: Any,
+    data: DataSection,
+    writer: "_ArrayWriter",
+    left_out: list[LeftOut],
+) -> None:
+    pairs = [pair for _, pair in chunk]
+    bos = beginning(tokenizer)
+    prompts = _ids(tokenizer, [pair.prompt for pair in pairs])
+    chosen = _ids(tokenizer, [pair.prompt + pair.chosen_response for pair in pairs])
+    rejected = _ids(tokenizer, [pair.prompt + pair.rejected_response for pair in pairs])
+    for (place, pair), prompt, *responses in zip(chunk, prompts, chosen, rejected, strict=True):
+        start = bos if prompt[: len(bos)] != bos else []
+        try:
+            sequences = [_sequence(prompt, whole, start, tokenizer, append_eos=data.append_eos) for whole in responses]
+            _check(sequences, seq_length=data.seq_length)
+        except ValueError as error:
+            left_out.append(LeftOut(place, str(error)))
+            continue
+        margin = _reward(pair.chosen_reward, data.default_chosen_reward) - _reward(
+            pair.rejected_reward, data.default_rejected_reward
+        )
+        writer.add(*sequences, prompt_length=len(start) + len(prompt), reward_margin=margin)
+
+
+def beginning(tokenizer: Any) -> list[int]:
+    """The BOS token where this tokenizer puts one before a text of its own accord, else nothing."""
+    return tokenizer("").input_ids[:1] if tokenizer.bos_token_id in tokenizer("").input_ids[:1] else []
+
+
+def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False).input_ids
+
+
+def _sequence(prompt: list[int], whole: list[int], start: list[int], tokenizer: Any, *, append_eos: bool) -> list[int]:
+    if whole[: len(prompt)] != prompt:
+        raise ValueError(
+            "the last tokens of the prompt merge with the first of the response: "
+            "end the prompt, or start the response, at a token boundary (such as a line break)"
+        )
+    if not start and not prompt:
+        raise ValueError("the prompt has no token: nothing predicts the first token of the response")
+    if len(whole) == len(prompt):
+        raise ValueError("the response has no token")
+    end = [tokenizer.eos_token_id] if append_eos and whole[-1] != tokenizer.eos_token_id else []
+    return [*start, *whole, *end]
+
+
+def _check(sequences: list[list[int]], *, seq_length: int) -> None:
+    if max(map(len, sequences)) > seq_length:
+        raise ValueError(OVERLONG)
+    if sequences[0] == sequences[1]:
+        raise ValueError("chosen_response and rejected_response have the same tokens")
+
+
+def _reward(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+class _ArrayWriter:
+    def __init__(self) -> None:
+        self.count = 0
+        self._tokens: list[np.ndarray] = []
+        self._lengths: list[int] = []
+        self._prompt_lengths: list[int] = []
+        self._reward_margins: list[float] = []
+
+    def add(self, chosen: list[int], rejected: list[int], *, prompt_length: int, reward_margin: float) -> None:
+        self.count += 1
+        for sequence in (chosen, rejected):
+            self._tokens.append(np.asarray(sequence, dtype=np.int32))
+            self._lengths.append(len(sequence))
+        self._prompt_lengths.append(prompt_length)
+        self._reward_margins.append(reward_margin)
+
+    def save(self, folder: Path) -> None:
+        np.save(folder / "tokens.npy", np.concatenate(self._tokens))
+        np.save(folder / "starts.npy", np.concatenate([[0], np.cumsum(self._lengths, dtype=np.int64)]))
+        np.save(folder / "prompt_lengths.npy", np.asarray(self._prompt_lengths, dtype=np.int32))
+        np.save(folder / "reward_margins.npy", np.asarray(self._reward_margins, dtype=np.float32))
