@@ -1,16 +1,17 @@
 """The command line: one command a stage; a command imports its own stage and nothing else."""
 
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, cast
 
 import typer
-import typer.core
+
+from nemo_minordpo.commandline import PLAIN, Command, Commands
 
 _FLOW = """Preference training (DPO, DPOP, MinorDPO) on NeMo-Aligner and Megatron-Core, from data to a measured model.
 
 The road in order; each command reads files and writes files:
   minordpo doctor                                          what this machine has and lacks
-  minordpo prepare gsm8k gsm8k/train.jsonl data            GSM8K -> preference pairs
+  minordpo prepare gsm8k gsm8k/train.jsonl pairs           GSM8K -> preference pairs
   minordpo import-hf hf/base base.nemo                     Hugging Face -> .nemo
   minordpo verify hf/base base.nemo                        the two give the same logits
   minordpo train model.dpo.preference_loss=minordpo ...    .nemo + pairs -> a run folder
@@ -19,63 +20,14 @@ The road in order; each command reads files and writes files:
   minordpo report runs/dpo runs/minordpo --output report   one table, one figure
 
 All of it at once, on a small model that needs no download:
-  minordpo pipeline nemo_minordpo/conf/pipeline/demo.yaml
+  minordpo pipeline demo
 
 Nothing that exists is replaced without --overwrite. `minordpo COMMAND --help` explains a command by example.
 """
 
 
-def _as_written(command: Any, formatter: Any) -> None:
-    """Help text line by line as it stands in this file: examples stay ready to be copied."""
-    for line in ["", *command.help.splitlines()]:
-        formatter.write(f"  {line}".rstrip() + "\n")
-
-
-class _Command(typer.core.TyperCommand):
-    def format_help_text(self, ctx: Any, formatter: Any) -> None:
-        _as_written(self, formatter)
-
-
-class _Commands(typer.core.TyperGroup):
-    """Shows the commands in the order of the road, and what users can mend without a traceback."""
-
-    def format_help_text(self, ctx: Any, formatter: Any) -> None:
-        _as_written(self, formatter)
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return [name for name in _ORDER if name in self.commands]
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except ValueError as error:
-            _fail(str(error), code=2)
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.partition(".")[0] == "nemo_minordpo":
-                raise
-            _fail(
-                f"the package {error.name!r} is not installed; `minordpo doctor` says what this machine lacks", code=2
-            )
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-
-
-_ORDER = (
-    "doctor", "prepare", "import-hf", "gguf-to-hf", "verify", "train", "export-hf", "evaluate", "report", "pipeline",
-)  # fmt: skip
-_PLAIN: dict[str, Any] = {
-    "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 120},
-    "rich_markup_mode": None,
-    "no_args_is_help": True,
-}
-app = typer.Typer(
-    help=_FLOW,
-    cls=_Commands,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    **_PLAIN,
-)
-prepare = typer.Typer(help="Make questions, and preference pairs of them.", **_PLAIN)
+app = typer.Typer(help=_FLOW, cls=Commands, add_completion=False, pretty_exceptions_enable=False, **PLAIN)
+prepare = typer.Typer(help="Make questions, and preference pairs of them.", **PLAIN)
 app.add_typer(prepare, name="prepare")
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
@@ -87,17 +39,7 @@ def main() -> None:
     app(prog_name="minordpo")
 
 
-def _say(output: Path, manifest: Any) -> None:
-    counts = ", ".join(f"{count} {name}" for name, count in manifest.counts.items())
-    typer.echo(f"{output}: {counts}")
-
-
-def _fail(message: str, *, code: int) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(code)
-
-
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def doctor() -> None:
     """Say what this machine has and lacks for training.
 
@@ -109,7 +51,7 @@ def doctor() -> None:
     report()
 
 
-@prepare.command("arithmetic", cls=_Command)
+@prepare.command("arithmetic", cls=Command)
 def prepare_arithmetic(
     output: Annotated[Path, typer.Argument(help="Folder for train.jsonl and test.jsonl.")],
     num_train: Annotated[int, typer.Option(min=1, help="Problems in train.jsonl.")] = 2000,
@@ -121,18 +63,18 @@ def prepare_arithmetic(
 
     Example: problems, then pairs from them
       minordpo prepare arithmetic problems --num-train 2000
-      minordpo prepare gsm8k problems/train.jsonl data
+      minordpo prepare gsm8k problems/train.jsonl pairs
     """
     from nemo_minordpo.prepare.arithmetic import write_arithmetic
 
     manifest = write_arithmetic(output, num_train=num_train, num_test=num_test, seed=seed, overwrite=overwrite)
-    _say(output, manifest)
+    typer.echo(f"{manifest.counts['train']} train and {manifest.counts['test']} test problems -> {output}")
 
 
-@prepare.command("gsm8k", cls=_Command)
+@prepare.command("gsm8k", cls=Command)
 def prepare_gsm8k(
     source: Annotated[Path, typer.Argument(help="GSM8K's train.jsonl, or any jsonl with its two keys.")],
-    output: Annotated[Path, typer.Argument(help="Folder for pairs.jsonl, rejected_rows.jsonl and manifest.json.")],
+    output: Annotated[Path, typer.Argument(help="Folder for train.jsonl, validation.jsonl, rejected_rows.jsonl.")],
     template: Annotated[str, typer.Option(help="plain, or chat: the tokenizer's own chat template.")] = "plain",
     tokenizer: Tokenizer = None,
     system: Annotated[str | None, typer.Option(help="System turn; not given = the template's own.")] = None,
@@ -146,15 +88,15 @@ def prepare_gsm8k(
     Chosen is the worked answer; rejected differs from it in the result of one intermediate calculation.
 
     Examples:
-      minordpo prepare gsm8k gsm8k/train.jsonl data
-      minordpo prepare gsm8k gsm8k/train.jsonl data --template chat --tokenizer hf/base --num-validation 100
+      minordpo prepare gsm8k gsm8k/train.jsonl pairs
+      minordpo prepare gsm8k gsm8k/train.jsonl pairs --template chat --tokenizer hf/base --num-validation 100
     """
     from nemo_minordpo.prepare.gsm8k import prepare_gsm8k
 
-    manifest = prepare_gsm8k(
+    prepare_gsm8k(
         source,
         output,
-        template=template,
+        template=cast(Any, template),  # the stage says which there are
         tokenizer=tokenizer,
         system=system,
         num_validation=num_validation,
@@ -162,10 +104,9 @@ def prepare_gsm8k(
         seed=seed,
         overwrite=overwrite,
     )
-    _say(output, manifest)
 
 
-@app.command("import-hf", cls=_Command)
+@app.command("import-hf", cls=Command)
 def import_hf(
     source: Annotated[Path, typer.Argument(help="Hugging Face folder: config.json, safetensors, tokenizer.")],
     output: Annotated[Path, typer.Argument(help="The .nemo to write.")],
@@ -184,7 +125,7 @@ def import_hf(
     import_hf(source, output, dtype=dtype, overwrite=overwrite)
 
 
-@app.command("gguf-to-hf", cls=_Command)
+@app.command("gguf-to-hf", cls=Command)
 def gguf_to_hf(
     source: Annotated[Path, typer.Argument(help="The .gguf file.")],
     output: Annotated[Path, typer.Argument(help="Hugging Face folder to write.")],
@@ -202,7 +143,7 @@ def gguf_to_hf(
     gguf_to_hf(source, output, overwrite=overwrite)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def verify(
     hf: Annotated[Path, typer.Argument(help="Hugging Face folder.")],
     nemo: Annotated[Path, typer.Argument(help=".nemo that was made from it.")],
@@ -221,7 +162,7 @@ def verify(
     verify(hf, nemo, texts=text, tolerance=tolerance)
 
 
-@app.command(cls=_Command, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(cls=Command, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def train(context: typer.Context) -> None:
     r"""Train on one machine, by key=value settings.
 
@@ -231,7 +172,7 @@ def train(context: typer.Context) -> None:
     Example: MinorDPO on 2 processes of one machine
       minordpo train \
         pretrained_checkpoint.restore_from_path=base.nemo \
-        'model.data.data_prefix.train=[data/pairs.jsonl]' \
+        'model.data.data_prefix.train=[pairs/train.jsonl]' \
         model.dpo.preference_loss=minordpo model.dpo.ref_policy_kl_penalty=0.1 \
         trainer.devices=2 model.tensor_model_parallel_size=2 \
         exp_manager.explicit_log_dir=runs/minordpo
@@ -256,7 +197,7 @@ def train(context: typer.Context) -> None:
     launch(context.args)
 
 
-@app.command("export-hf", cls=_Command)
+@app.command("export-hf", cls=Command)
 def export_hf(
     source: Annotated[Path, typer.Argument(help="Run folder, checkpoint folder or .nemo.")],
     output: Annotated[Path, typer.Argument(help="Hugging Face folder to write.")],
@@ -276,18 +217,22 @@ def export_hf(
     export_hf(source, output, tokenizer=tokenizer, dtype=dtype, overwrite=overwrite)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Hugging Face folder.")],
     questions: Annotated[Path, typer.Argument(help="GSM8K's test.jsonl, or any jsonl with its two keys.")],
     output: Annotated[Path, typer.Argument(help="Folder for predictions.jsonl and score.json.")],
-    template: Annotated[str, typer.Option(help="plain, or chat: the tokenizer's own chat template.")] = "plain",
+    template: Annotated[
+        str, typer.Option(help="plain, chat (the tokenizer's template), or auto: chat if there is one.")
+    ] = "auto",
     system: Annotated[str | None, typer.Option(help="System turn; not given = the template's own.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at a time.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="An answer is cut here.")] = 512,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask the first so many questions; not given = all.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; not given = cuda if there is one.")] = None,
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16, or auto: as stored; float32 on a CPU.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ..., or auto: cuda if there is one.")] = "auto",
     overwrite: Overwrite = False,
 ) -> None:
     """Answer questions and score the answers.
@@ -299,11 +244,11 @@ def evaluate(
     """
     from nemo_minordpo.evaluate.run import evaluate
 
-    evaluate(
+    score = evaluate(
         model,
         questions,
         output,
-        template=template,
+        template=cast(Any, template),
         system=system,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
@@ -312,9 +257,14 @@ def evaluate(
         device=device,
         overwrite=overwrite,
     )
+    low, high = score.strict_interval_95
+    typer.echo(
+        f"{score.num_questions} questions: strict {score.strict_accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}), "
+        f"flexible {score.flexible_accuracy:.1%}, degenerate {score.degenerate_rate:.1%} -> {output}"
+    )
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; a run's score is RUN/evaluation/score.json.")],
     output: Annotated[Path, typer.Option(help="Folder for report.md, report.csv and rewards.png.")],
@@ -333,9 +283,9 @@ def report(
     report(runs, base=base, output=output, overwrite=overwrite)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def pipeline(
-    config: Annotated[Path, typer.Argument(help="YAML, such as conf/pipeline/demo.yaml.")],
+    config: Annotated[Path, typer.Argument(help="demo, real, or a YAML file like those in conf/pipeline.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value over the YAML.")] = None,
 ) -> None:
     """Walk the whole road, a command a stage.
@@ -343,8 +293,8 @@ def pipeline(
     Started again, it repeats only what is missing or has changed.
 
     Examples:
-      minordpo pipeline conf/pipeline/demo.yaml
-      minordpo pipeline conf/pipeline/demo.yaml work=runs/short train.trainer.dpo.max_steps=5 losses=[minordpo]
+      minordpo pipeline demo
+      minordpo pipeline demo work=runs/short train.trainer.dpo.max_steps=5 'losses=[minordpo]'
     """
     from nemo_minordpo.pipeline import run_pipeline
 

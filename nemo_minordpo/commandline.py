@@ -1,0 +1,57 @@
+"""How the commands of `minordpo` look and how they fail."""
+
+from typing import Any, NoReturn
+
+import typer
+import typer.core
+
+_ORDER = (
+    "doctor", "prepare", "gguf-to-hf", "import-hf", "verify", "train", "export-hf", "evaluate", "report", "pipeline",
+)  # fmt: skip
+PLAIN: dict[str, Any] = {
+    "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    "rich_markup_mode": None,
+    "no_args_is_help": True,
+}
+
+
+def _as_written(command: Any, formatter: Any) -> None:
+    """Help text line by line as it stands in the docstring: examples stay ready to be copied."""
+    for line in ["", *command.help.splitlines()]:
+        formatter.write(f"  {line}".rstrip() + "\n")
+
+
+class Command(typer.core.TyperCommand):
+    """Shows its help as it is written."""
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        _as_written(self, formatter)
+
+
+class Commands(typer.core.TyperGroup):
+    """Shows the commands in the order of the road, and what users can mend without a traceback."""
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        _as_written(self, formatter)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [name for name in _ORDER if name in self.commands]
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ValueError as error:
+            _fail(str(error), code=2)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] == "nemo_minordpo":
+                raise
+            _fail(
+                f"the package {error.name!r} is not installed; `minordpo doctor` says what this machine lacks", code=2
+            )
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+
+def _fail(message: str, *, code: int) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(code)
