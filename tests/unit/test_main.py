@@ -44,7 +44,7 @@ def test_help_loads_no_stage():
         "import sys\nsys.argv = ['minordpo', '--help']\nfrom nemo_minordpo.__main__ import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0\n"
         f"loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
-        "ours = [name for name in sys.modules if name.startswith('nemo_minordpo.')]\n"
+        "ours = sorted(name for name in sys.modules if name.startswith('nemo_minordpo.'))\n"
         "print('LOADED', loaded, ours)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -1,0 +1,152 @@
+"""Records and the files that hold them."""
+
+import hashlib
+import json
+import subprocess
+from dataclasses import dataclass
+
+import pytest
+
+from nemo_minordpo import records
+from nemo_minordpo.records import (
+    Manifest,
+    PreferencePair,
+    StepMetrics,
+    read_lines,
+    refuse_existing,
+    sha256_of_file,
+    source_commit,
+    write_json,
+    write_jsonl,
+    write_text,
+)
+
+PAIR = {"prompt": "2 + 2?", "chosen_response": "4", "rejected_response": "5"}
+
+
+def test_a_pair_is_read_with_its_rewards_and_without_other_keys():
+    pair = PreferencePair.from_json(json.dumps({**PAIR, "chosen_reward": 1, "id": 7}))
+    assert pair == PreferencePair(prompt="2 + 2?", chosen_response="4", rejected_response="5", chosen_reward=1)
+    assert pair.rejected_reward is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "invalid JSON"),
+        ("", "invalid JSON"),
+        ("[]", "a JSON object was expected, not list"),
+        ('"text"', "a JSON object was expected, not str"),
+        ("{}", r"missing field 'prompt' \(found: none\)"),
+        ({"prompt": "a", "chosen": "b"}, r"missing field 'chosen_response' \(found: chosen, prompt\)"),
+        ({**PAIR, "rejected_response": None}, "field 'rejected_response' must be a string, not NoneType"),
+        ({**PAIR, "prompt": ["a"]}, "field 'prompt' must be a string, not list"),
+        ({**PAIR, "chosen_response": " \n"}, "empty field 'chosen_response'"),
+        ({**PAIR, "rejected_response": "4"}, "are equal"),
+        ({**PAIR, "chosen_reward": "1"}, "field 'chosen_reward' must be a number, not str"),
+        ({**PAIR, "rejected_reward": True}, "field 'rejected_reward' must be a number, not bool"),
+    ],
+)
+def test_what_is_no_pair_is_refused_with_the_reason(text, reason):
+    with pytest.raises(ValueError, match=reason):
+        PreferencePair.from_json(text if isinstance(text, str) else json.dumps(text))
+
+
+def test_a_manifest_is_read_as_it_was_written(tmp_path):
+    manifest = Manifest(stage="prepare", inputs={"a.jsonl": "00"}, settings={"seed": 1}, counts={"pairs": 2})
+    manifest.write(tmp_path)
+    assert Manifest.read(tmp_path) == manifest
+    assert manifest.created.endswith("+00:00")
+    assert "torch" in manifest.packages
+
+
+def test_step_metrics_are_read_as_they_were_written(tmp_path):
+    step = StepMetrics(split="train", step=3, epoch=0, consumed_pairs=24, values={"loss": 0.5})
+    assert write_jsonl(tmp_path / "metrics.jsonl", [step]) == 1
+    ((number, line),) = read_lines(tmp_path / "metrics.jsonl")
+    assert (number, StepMetrics.from_json(line)) == (1, step)
+
+
+def test_lines_are_numbered_as_an_editor_numbers_them_and_blank_ones_are_skipped(tmp_path):
+    path = tmp_path / "lines"
+    path.write_text("\na\n  \nb")
+    assert list(read_lines(path)) == [(2, "a\n"), (4, "b")]
+
+
+def test_unreadable_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"lines: no such file"):
+        list(read_lines(tmp_path / "lines"))
+    with pytest.raises(ValueError, match=r"no such file"):
+        list(read_lines(tmp_path))  # a folder
+    (tmp_path / "lines").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"lines:1: not UTF-8 text"):
+        list(read_lines(tmp_path / "lines"))
+
+
+@dataclass
+class Row:
+    name: str
+
+
+def test_jsonl_keeps_order_and_letters(tmp_path):
+    assert write_jsonl(tmp_path / "new" / "rows.jsonl", [Row("\u00e9"), {"n": 1}, [2]]) == 3
+    assert (tmp_path / "new" / "rows.jsonl").read_text(encoding="utf-8") == '{"name": "\u00e9"}\n{"n": 1}\n[2]\n'
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write_text(path, "before\n")
+
+    def rows():
+        yield {"n": 1}
+        raise RuntimeError("the source broke off")
+
+    with pytest.raises(RuntimeError):
+        write_jsonl(path, rows())
+    assert path.read_text() == "before\n"
+
+
+def test_json_is_replaced_and_leaves_no_other_file(tmp_path):
+    write_json(tmp_path / "a.json", {"a": 1})
+    write_json(tmp_path / "a.json", {"a": 2})
+    assert [item.name for item in tmp_path.iterdir()] == ["a.json"]
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 2}
+
+
+def test_sha256_is_that_of_the_content(tmp_path):
+    content = bytes(range(256)) * 9000  # more than one block of any reader
+    (tmp_path / "a").write_bytes(content)
+    assert sha256_of_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_what_exists_is_refused_unless_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    for free in ("missing", "empty"):
+        refuse_existing(tmp_path / free, overwrite=False)
+    for taken in (tmp_path / "file", tmp_path):
+        refuse_existing(taken, overwrite=True)
+        with pytest.raises(ValueError, match=r"exists already: choose another place, or pass --overwrite"):
+            refuse_existing(taken, overwrite=False)
+
+
+def _git(folder, *arguments):
+    author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    run = subprocess.run(["git", *author, *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    return run.stdout.strip()
+
+
+def test_the_commit_of_a_checkout_says_whether_it_was_changed(tmp_path, monkeypatch):
+    package = tmp_path / "nemo_minordpo"
+    package.mkdir()
+    (package / "records.py").write_text("one\n")
+    monkeypatch.setattr(records, "__file__", str(package / "records.py"))
+    assert source_commit() is None  # no checkout
+    _git(tmp_path, "init", "--quiet")
+    assert source_commit() is None  # no commit
+    _git(tmp_path, "add", ".")
+    _git(tmp_path, "commit", "--quiet", "-m", "one")
+    commit = _git(tmp_path, "rev-parse", "HEAD")
+    assert source_commit() == commit
+    (package / "records.py").write_text("two\n")
+    assert source_commit() == commit + "+changes"
