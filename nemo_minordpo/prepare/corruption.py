@@ -17,8 +17,9 @@ _NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 _CALCULATION = re.compile(
     rf"<<(?P<expression>[^<>\n]*=)(?P<result>[^<>=\n]*)>>(?P<gap>[ ]?[$]?)(?P<shown>-?(?:{_NUMBER}))?"
 )
-_LARGEST_SHARE = 10  # a wrong result is off by at most a tenth of the right one,
-_LEAST_STEPS = 2  # or by two units of its last place if that is more
+# A wrong result is off by a tenth of the right one at most, but always by up to 2 units of the last place that
+# counts, and never by more than 20 of them.
+_SHARE, _FEWEST_STEPS, _MOST_STEPS = 10, 2, 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +64,8 @@ def corrupt_calculation(answer: str, *, seed: int, row: int) -> Corruption:
 def near_wrong_numbers(number: str) -> list[str]:
     """The numbers that may stand for `number`: near it, of its sign, with its places and its thousands separators.
 
-    They lie at most a tenth away, or two units of the last place that counts if that is more; trailing zeros beyond
-    two digits do not count: 24 gives 22, 23, 25, 26 and 300 gives 270, 280, 290, 310, 320, 330.
+    They lie at most a tenth away (at most 20 units of the last place that counts), or two such units if that is more;
+    trailing zeros beyond two digits do not count: 24 gives 22, 23, 25, 26 and 300 gives 270 to 330 in tens.
 
     Args:
         number: decimal digits, with or without sign, thousands separators and decimal point.
@@ -73,20 +74,17 @@ def near_wrong_numbers(number: str) -> list[str]:
     whole, point, fraction = digits.replace(",", "").partition(".")
     significand = int(whole + fraction)
     unit = _unit(significand)
-    steps = max(_LEAST_STEPS, significand // unit // _LARGEST_SHARE)
+    steps = min(max(_FEWEST_STEPS, significand // unit // _SHARE), _MOST_STEPS)
     near = [significand + unit * step for step in range(-steps, steps + 1) if step != 0]
     separator = "," if "," in digits else ""
     found = []
     for value in near:
         if value <= 0:
             continue
-        text = str(value).zfill(len(fraction) + 1)
-        wrong_whole, wrong_fraction = text[: len(text) - len(fraction)], text[len(text) - len(fraction) :]
-        if not whole and wrong_whole == "0":  # ".4" stays without its zero
-            wrong_whole = ""
-        elif wrong_whole:
-            wrong_whole = f"{int(wrong_whole):{separator}}"
-        found.append(f"{sign}{wrong_whole}{point}{wrong_fraction}")
+        wrong_whole, wrong_fraction = divmod(value, 10 ** len(fraction))
+        shown_whole = "" if wrong_whole == 0 and not whole else f"{wrong_whole:{separator}}"  # ".4" stays without 0
+        shown_fraction = f"{wrong_fraction:0{len(fraction)}}" if point else ""
+        found.append(f"{sign}{shown_whole}{point}{shown_fraction}")
     return found
 
 

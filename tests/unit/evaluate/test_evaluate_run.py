@@ -1,0 +1,222 @@
+import hashlib
+import json
+import shutil
+
+import pytest
+
+from nemo_minordpo.evaluate import run
+from nemo_minordpo.evaluate.generate import Generator
+from nemo_minordpo.evaluate.partial import KEY_NAME, PREDICTIONS_NAME
+from nemo_minordpo.evaluate.run import evaluate
+from nemo_minordpo.records import Manifest, Prediction
+
+SHORT = {"batch_size": 3, "max_new_tokens": 8, "device": "cpu"}
+
+
+def _predictions(folder):
+    return [Prediction(**json.loads(line)) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """The widths and lengths of the batches that are generated; `stop_after` interrupts."""
+    seen = {"batches": [], "stop_after": None}
+    original = Generator.generate
+
+    def generate(self, prompts, **options):
+        if len(seen["batches"]) == seen["stop_after"]:
+            raise KeyboardInterrupt
+        seen["batches"].append([len(prompt) for prompt in prompts])
+        return original(self, prompts, **options)
+
+    monkeypatch.setattr(Generator, "generate", generate)
+    return seen
+
+
+def test_results_are_in_file_order_though_batches_go_by_length(model_folder, questions, tmp_path, batches):
+    result = evaluate(model_folder, questions, tmp_path / "out", **SHORT)
+    predictions = _predictions(tmp_path / "out")
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    assert [one.index for one in predictions] == list(range(10))
+    assert [one.question for one in predictions] == [row["question"] for row in rows]
+    assert [one.gold for one in predictions] == [str(number) for number in range(10)]
+    assert [len(batch) for batch in batches["batches"]] == [3, 3, 3, 1]
+    lengths = [length for batch in batches["batches"] for length in batch]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] > lengths[-1]
+    assert result.num_questions == 10
+    assert json.loads((tmp_path / "out/score.json").read_text())["num_questions"] == 10
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "manifest.json", "predictions.jsonl", "score.json",
+    ]  # fmt: skip
+
+
+def test_batch_size_changes_no_prediction(model_folder, questions, tmp_path):
+    for size in (1, 4):
+        evaluate(model_folder, questions, tmp_path / str(size), batch_size=size, max_new_tokens=30, device="cpu")
+    assert _predictions(tmp_path / "1") == _predictions(tmp_path / "4")
+
+
+def test_manifest_names_inputs_and_settings(model_folder, questions, tmp_path):
+    evaluate(model_folder, questions, tmp_path / "out", limit=2, **SHORT)
+    manifest = Manifest.read(tmp_path / "out")
+    assert manifest.inputs[str(questions)] == hashlib.sha256(questions.read_bytes()).hexdigest()
+    assert str(model_folder / "model.safetensors") in manifest.inputs
+    assert manifest.counts == {"questions": 2, "taken from an interrupted run": 0}
+    expected = {"template": "plain", "batch_size": 3, "max_new_tokens": 8, "limit": 2, "dtype": "float32"}
+    assert {name: manifest.settings[name] for name in expected} == expected
+    assert manifest.settings["first_prompt"].endswith(" 0 pens?\n")
+
+
+@pytest.mark.parametrize("half_a_line", ["", '{"index": 9, "question": "An'])
+def test_an_interrupted_run_goes_on(model_folder, questions, tmp_path, batches, half_a_line):
+    evaluate(model_folder, questions, tmp_path / "whole", **SHORT)
+    batches.update(batches=[], stop_after=2)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model_folder, questions, tmp_path / "out", **SHORT)
+    assert not (tmp_path / "out/predictions.jsonl").exists()
+    with (tmp_path / "out" / PREDICTIONS_NAME).open("a") as partial:
+        partial.write(half_a_line)
+    batches.update(batches=[], stop_after=1)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model_folder, questions, tmp_path / "out", **SHORT)
+    batches.update(batches=[], stop_after=None)
+    evaluate(model_folder, questions, tmp_path / "out", **(SHORT | {"batch_size": 1}))
+    assert [len(batch) for batch in batches["batches"]] == [1]
+    assert _predictions(tmp_path / "out") == _predictions(tmp_path / "whole")
+    assert Manifest.read(tmp_path / "out").counts["taken from an interrupted run"] == 9
+    assert not (tmp_path / "out" / KEY_NAME).exists()
+
+
+def test_a_run_interrupted_at_the_very_end_is_finished(model_folder, questions, tmp_path, monkeypatch, batches):
+    def fail(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "write_json", fail)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(model_folder, questions, tmp_path / "out", **SHORT)
+    batches.update(batches=[])
+    assert evaluate(model_folder, questions, tmp_path / "out", **SHORT).num_questions == 10
+    assert batches["batches"] == []
+
+
+def _interrupted(model, questions, output, batches):
+    batches.update(batches=[], stop_after=1)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, questions, output, **SHORT)
+    batches.update(stop_after=None)
+
+
+def test_an_interrupted_run_of_something_else_is_refused(model_folder, questions, tmp_path, batches):
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    out = tmp_path / "out"
+    _interrupted(model, questions, out, batches)
+    before = (out / PREDICTIONS_NAME).read_bytes()
+
+    with pytest.raises(ValueError, match=r"settings/max_new_tokens: 8 there, 9 now"):
+        evaluate(model, questions, out, **(SHORT | {"max_new_tokens": 9}))
+    with pytest.raises(ValueError, match=r"settings/limit: None there, 5 now"):
+        evaluate(model, questions, out, limit=5, **SHORT)
+    with pytest.raises(ValueError, match=r"settings/dtype: float32 there, bfloat16 now"):
+        evaluate(model, questions, out, dtype="bfloat16", **SHORT)
+    other_model = json.loads((model / "config.json").read_text()) | {"rope_theta": 20000.0}
+    (model / "config.json").write_text(json.dumps(other_model))
+    with pytest.raises(ValueError, match=r"model/config.json: [0-9a-f]{64} there") as refusal:
+        evaluate(model, questions, out, **SHORT)
+    assert "questions" not in str(refusal.value)
+    questions.write_text(questions.read_text().replace("pens", "hats"))
+    with pytest.raises(ValueError, match=r"questions: [0-9a-f]{64} there"):
+        evaluate(model_folder, questions, out, **SHORT)
+
+    assert (out / PREDICTIONS_NAME).read_bytes() == before
+    evaluate(model_folder, questions, out, overwrite=True, **SHORT)
+    assert _predictions(out)[0].question.endswith("hats?")
+    assert Manifest.read(out).counts["taken from an interrupted run"] == 0
+
+
+def test_a_damaged_partial_file_is_refused(model_folder, questions, tmp_path, batches):
+    _interrupted(model_folder, questions, tmp_path / "out", batches)
+    partial = tmp_path / "out" / PREDICTIONS_NAME
+    partial.write_text("{}\n" + partial.read_text())
+    with pytest.raises(ValueError, match=f"{PREDICTIONS_NAME}:1: not a prediction"):
+        evaluate(model_folder, questions, tmp_path / "out", **SHORT)
+
+
+def test_what_exists_is_replaced_only_on_demand(model_folder, questions, tmp_path, batches):
+    evaluate(model_folder, questions, tmp_path / "out", **SHORT)
+    batches.update(batches=[])
+    with pytest.raises(ValueError, match="exists already"):
+        evaluate(model_folder, questions, tmp_path / "out", **SHORT)
+    assert batches["batches"] == []
+    evaluate(model_folder, questions, tmp_path / "out", limit=2, overwrite=True, **SHORT)
+    assert len(_predictions(tmp_path / "out")) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"limit": 0}, "limit is 0"),
+        ({"template": "fancy"}, "'fancy'"),
+        ({"template": "chat"}, "no chat template"),
+        ({"system": "Be brief."}, "system turn was given"),
+    ],
+)
+def test_options_that_cannot_be_met_are_refused(model_folder, questions, tmp_path, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        evaluate(model_folder, questions, tmp_path / "out", **(SHORT | options))
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_questions_are_named_before_the_model_is_loaded(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"question": "Q?", "answer": "#### 1"}\n\n{"question": "Q?", "answer": "1"}\n' + "[]\n" * 6)
+    with pytest.raises(ValueError, match=r"jsonl:3: no '####(.|\n)*jsonl:4: (.|\n)*jsonl:7: .*\n\.\.\. and 2 more"):
+        evaluate(tmp_path / "no model", path, tmp_path / "out")
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="no questions"):
+        evaluate(tmp_path / "no model", path, tmp_path / "out")
+    with pytest.raises(ValueError, match="no such file"):
+        evaluate(tmp_path / "no model", tmp_path / "none.jsonl", tmp_path / "out")
+
+
+def test_questions_beyond_the_context_are_refused(model_folder, questions, tmp_path):
+    with pytest.raises(ValueError, match=r"context of 512: set max_new_tokens to at most (\d+)") as refusal:
+        evaluate(model_folder, questions, tmp_path / "out", device="cpu", max_new_tokens=500)
+    room = int(str(refusal.value).rsplit(" ", 1)[1])
+    with pytest.raises(ValueError, match=f"at most {room}"):
+        evaluate(model_folder, questions, tmp_path / "out", device="cpu", max_new_tokens=room + 1)
+    evaluate(model_folder, questions, tmp_path / "out", device="cpu", max_new_tokens=room, limit=1)
+    with questions.open("a") as more:
+        more.write(json.dumps({"question": "long " * 200, "answer": "#### 1"}) + "\n")
+    with pytest.raises(ValueError, match="shorten the question"):
+        evaluate(model_folder, questions, tmp_path / "longer", device="cpu", max_new_tokens=1)
+
+
+def test_a_tokenizer_that_is_not_the_models_is_refused(model_folder, questions, tmp_path):
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["Q"] = 999
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    questions.write_text('{"question": "Q?", "answer": "#### 1"}\n')
+    with pytest.raises(ValueError, match="token id 999, the model has 257 embeddings"):
+        evaluate(model, questions, tmp_path / "out", **SHORT)
+
+
+def test_a_chat_template_is_taken_when_there_is_one(model_folder, questions, tmp_path):
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    config["chat_template"] = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    for name, options, start, end in [
+        ("auto", {}, "user: You", " pens?\nassistant:"),
+        ("system", {"system": "Hi."}, "system: Hi.\nuser: You", " pens?\nassistant:"),
+        ("plain", {"template": "plain"}, "You", " pens?\n"),
+    ]:
+        evaluate(model, questions, tmp_path / name, limit=1, **SHORT, **options)
+        prompt = Manifest.read(tmp_path / name).settings["first_prompt"]
+        assert prompt.startswith(start)
+        assert prompt.endswith(end)

@@ -1,0 +1,161 @@
+import json
+import shutil
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AddedToken, AutoTokenizer
+
+from nemo_minordpo.core.gsm8k import PAPER_INSTRUCTION, paper_prompt
+from nemo_minordpo.evaluate.generate import load_generator
+
+QUESTIONS = ["1?", "Ann has twenty-three pens and gives one away. How many?", "Short one", "And a middling question?"]
+
+
+@pytest.fixture(scope="module")
+def generator(model_folder):
+    return load_generator(model_folder, dtype="auto", device="cpu")
+
+
+def _prompts(generator):
+    return [generator.encode(generator.render(question, chat=False, system=None)) for question in QUESTIONS]
+
+
+def _naive(generator, prompt, number):
+    """Greedy generation without cache, batch or padding."""
+    ids = list(prompt)
+    for _ in range(number):
+        with torch.inference_mode():
+            best = int(generator.model(torch.tensor([ids])).logits[0, -1].argmax())
+        if best in generator.stop_ids:
+            return ids[len(prompt) :], True
+        ids.append(best)
+    return ids[len(prompt) :], False
+
+
+def test_batches_with_padding_give_what_each_prompt_gives_alone(generator):
+    prompts = _prompts(generator)
+    assert len({len(prompt) for prompt in prompts}) == 4, "padding is to be tried"
+    together = generator.generate(prompts, max_new_tokens=40, on_token=lambda: None)
+    alone = [generator.generate([prompt], max_new_tokens=40, on_token=lambda: None)[0] for prompt in prompts]
+    assert together == alone
+    assert [(one.token_ids, one.finished) for one in together] == [_naive(generator, p, 40) for p in prompts]
+    assert len({tuple(one.token_ids) for one in together}) == 4, "a model that ignores its prompt proves nothing"
+
+
+def test_nothing_is_warned_about_and_progress_is_told(generator, caplog):
+    ticks = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        generator.generate(_prompts(generator)[:1], max_new_tokens=5, on_token=lambda: ticks.append(1))
+    assert len(ticks) == 5
+    assert not caplog.records
+
+
+def test_an_end_of_text_cuts_and_counts_for_its_own_row_only(generator):
+    prompts = _prompts(generator)
+    free = generator.generate(prompts, max_new_tokens=20, on_token=lambda: None)
+    # The token that the first answer has in place 7 ends answers from now on.
+    stop = free[0].token_ids[7]
+    stopping = load_generator_like(generator, [stop])
+    for before, after in zip(free, stopping.generate(prompts, max_new_tokens=20, on_token=lambda: None), strict=True):
+        ends = stop in before.token_ids
+        assert after.finished is ends
+        assert after.token_ids == (before.token_ids[: before.token_ids.index(stop)] if ends else before.token_ids)
+    first_place = free[0].token_ids.index(stop)
+    assert stopping.generate(prompts[:1], max_new_tokens=first_place, on_token=lambda: None)[0].finished is False
+    assert stopping.generate(prompts[:1], max_new_tokens=first_place + 1, on_token=lambda: None)[0].finished is True
+
+
+def load_generator_like(generator, stop_ids):
+    return type(generator)(model=generator.model, tokenizer=generator.tokenizer, stop_ids=stop_ids)
+
+
+def _copy(model_folder, tmp_path):
+    return shutil.copytree(model_folder, tmp_path / "copy")
+
+
+def _edit(path, **changes):
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps(value | changes))
+
+
+def test_stops_on_what_any_file_of_the_folder_calls_the_end(model_folder, tmp_path):
+    folder = _copy(model_folder, tmp_path)
+    _edit(folder / "generation_config.json", eos_token_id=[5, 7])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([AddedToken("<|im_end|>", special=True)])
+    tokenizer.save_pretrained(folder)
+    assert load_generator(folder, dtype="auto", device="cpu").stop_ids == [0, 5, 7, len(tokenizer) - 1]
+    assert load_generator(model_folder, dtype="auto", device="cpu").stop_ids == [0]
+
+
+def test_a_folder_without_an_end_of_text_is_refused(model_folder, tmp_path):
+    folder = _copy(model_folder, tmp_path)
+    for name in ("generation_config.json", "config.json"):
+        _edit(folder / name, eos_token_id=None)
+    _edit(folder / "tokenizer_config.json", eos_token=None)
+    (folder / "special_tokens_map.json").unlink()
+    with pytest.raises(ValueError, match="end-of-text"):
+        load_generator(folder, dtype="auto", device="cpu")
+
+
+def test_prompts(generator):
+    assert generator.render("Q?", chat=False, system=None) == f"{PAPER_INSTRUCTION} Q?\n"
+    text = "Q? <|endoftext|>"
+    assert generator.tokenizer.decode(generator.encode(text)) == text
+    generator.tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}U:{{ messages[0].content }}A:"
+    try:
+        assert generator.has_chat_template
+        assert generator.render("Q?", chat=True, system=None) == f"U:{paper_prompt('Q?')}A:"
+        with pytest.raises(ValueError, match="refuses the prompt .*no system"):
+            generator.render("Q?", chat=True, system="Be brief.")
+    finally:
+        generator.tokenizer.chat_template = None
+
+
+def test_no_special_tokens_are_added_to_a_prompt(model_folder, tmp_path):
+    folder = _copy(model_folder, tmp_path)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    bos = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing", "single": [bos, text], "pair": [bos, text],
+        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}},
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    generator = load_generator(folder, dtype="auto", device="cpu")
+    assert generator.tokenizer.encode("a")[0] == 0, "control: this tokenizer would add one"
+    assert len(generator.encode("a")) == 1
+
+
+def test_dtype(model_folder, tmp_path):
+    assert load_generator(model_folder, dtype="bfloat16", device="cpu").model.dtype == torch.bfloat16
+    folder = _copy(model_folder, tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    save_file({k: v.bfloat16() for k, v in weights.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    _edit(folder / "config.json", torch_dtype="bfloat16")
+    assert load_generator(folder, dtype="auto", device="cpu").model.dtype == torch.float32
+
+
+def test_what_cannot_be_loaded_is_refused(model_folder, tmp_path):
+    with pytest.raises(ValueError, match="no config.json"):
+        load_generator(tmp_path / "none", dtype="auto", device="cpu")
+    with pytest.raises(ValueError, match="dtype is 'int8'"):
+        load_generator(model_folder, dtype="int8", device="cpu")
+    for device in ("tpu", "cuda:99"):
+        with pytest.raises(ValueError, match=f"device '{device}' cannot be used"):
+            load_generator(model_folder, dtype="auto", device=device)
+    folder = _copy(model_folder, tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.down_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 weights are missing .*layers\.1\.mlp\.down_proj"):
+        load_generator(folder, dtype="auto", device="cpu")
+    (folder / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_generator(folder, dtype="auto", device="cpu")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_generator(folder, dtype="auto", device="cpu")

@@ -1,0 +1,59 @@
+import math
+
+import pytest
+
+from nemo_minordpo.core.gsm8k import Problem
+from nemo_minordpo.evaluate.score import is_strictly_right, judge, score, wilson_interval
+
+
+def _judged(output, *, gold="1,000", num_tokens=10, finished=True):
+    problem = Problem(question="Q?", answer=f"steps\n#### {gold}")
+    return judge(3, problem, output=output, token_ids=list(range(num_tokens)), finished=finished)
+
+
+def test_judge_reads_both_answers():
+    one = _judged("So the answer is: 1000.00\nChecked with 7", finished=False)
+    assert (one.index, one.question, one.num_tokens, one.finished) == (3, "Q?", 10, False)
+    assert (one.gold, one.strict, one.flexible, one.degenerate) == ("1000", "1000", "7", None)
+    assert is_strictly_right(one)
+    assert not is_strictly_right(_judged("1000"))
+    looping = judge(0, Problem(question="Q", answer="#### 1"), output="a" * 30, token_ids=[5] * 30, finished=False)
+    assert looping.degenerate == "loop"
+
+
+def test_score_worked_by_hand():
+    predictions = [
+        _judged("So the answer is: 1,000", num_tokens=10),  # both right
+        _judged("So the answer is: 1000 or 5", num_tokens=20),  # strict right only
+        _judged("maybe 1000", num_tokens=30),  # flexible right only, no strict answer
+        judge(
+            3, Problem(question="Q?", answer="#### 1"), output="no no", token_ids=[5] * 40, finished=False
+        ),  # nothing, and a loop
+    ]
+    result = score(predictions, model="m", questions="q")
+    assert (result.model, result.questions, result.num_questions) == ("m", "q", 4)
+    assert (result.strict_accuracy, result.flexible_accuracy) == (0.5, 0.5)
+    assert result.strict_interval_95 == wilson_interval(2, 4)
+    assert result.flexible_interval_95 == wilson_interval(2, 4)
+    assert (result.no_answer_rate, result.degenerate_rate, result.unfinished_rate) == (0.5, 0.25, 0.25)
+    assert result.mean_tokens == 25
+
+
+@pytest.mark.parametrize(
+    ("successes", "total", "low", "high"),
+    # The first is the worked example of Newcombe 1998, table I: 81 of 263; the last two are its rows with 0 and all.
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_interval_published_values(successes, total, low, high):
+    assert wilson_interval(successes, total) == pytest.approx((low, high), abs=5e-5)
+    # Mirrored: failures for successes.
+    mirrored = wilson_interval(total - successes, total)
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+def test_wilson_interval_solves_its_equation():
+    z = 1.959963984540054
+    for end in wilson_interval(7, 31):
+        assert abs(7 / 31 - end) == pytest.approx(z * math.sqrt(end * (1 - end) / 31))
+    assert wilson_interval(0, 5)[0] == 0.0
+    assert wilson_interval(5, 5)[1] == 1.0
