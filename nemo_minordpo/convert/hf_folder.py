@@ -109,7 +109,10 @@ def write_weights(
 
     def close() -> None:
         files.append(folder / f"shard-{len(files)}.safetensors")
+        files[-1].touch()
+        mode = files[-1].stat().st_mode  # safetensors would leave the file to its owner alone
         save_file(shards[-1], files[-1], metadata={"format": "pt"})
+        files[-1].chmod(mode)
         shards[-1].clear()
 
     for name, tensor in tensors:

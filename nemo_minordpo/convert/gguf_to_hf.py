@@ -1,0 +1,165 @@
+"""A GGUF file of a Llama model becomes a Hugging Face folder: weights dequantised to float32, tokenizer rebuilt.
+
+The tokenizer is built here and not by transformers, whose own reading of such files takes the wrong token for the
+end of a turn, adds a BOS that the model never saw, and does not split numbers into digits.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nemo_minordpo.convert.facts import facts_from_config
+from nemo_minordpo.convert.hf_folder import HfWeights, write_weights
+from nemo_minordpo.convert.staging import progress_bar, publish, staging_folder
+from nemo_minordpo.records import Manifest, refuse_existing, sha256_of_file, write_json
+
+_SPECIAL = 3  # token_type of a control token
+_REQUIRED = {"general.architecture": "llama", "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm"}
+_OUTER = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_INNER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def gguf_to_hf(gguf: Path, output: Path, *, overwrite: bool = False) -> Manifest:
+    """Convert one GGUF file of a Llama model with SmolLM's tokenizer.
+
+    Args:
+        gguf: the file.
+        output: the folder to write.
+        overwrite: replace what is there.
+
+    Returns:
+        The manifest that was written into the folder.
+
+    Raises:
+        ValueError: no GGUF file, another architecture or tokenizer; the output exists.
+    """
+    refuse_existing(output, overwrite=overwrite)
+    reader = _open(gguf)
+    fields = {key: field.contents() for key, field in reader.fields.items()}
+    _require(fields, gguf)
+    config = _config(fields, tied=all(tensor.name != "output.weight" for tensor in reader.tensors))
+    with staging_folder(output) as folder:
+        staged = folder / "hf"
+        staged.mkdir()
+        num_bytes = write_weights(staged, _tensors(reader, config))
+        _tokenizer(fields).save_pretrained(staged)
+        write_json(staged / "config.json", config)
+        tokens = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        write_json(staged / "generation_config.json", tokens)
+        weights = HfWeights(staged, facts_from_config(config, where=str(gguf)))
+        counts = {"hf_tensors": len(weights.dtypes), "bytes": num_bytes, "tokens": config["vocab_size"]}
+        manifest = Manifest(stage="gguf-to-hf", inputs={str(gguf): sha256_of_file(gguf)}, counts=counts)
+        manifest.write(staged)
+        publish(staged, output)
+    return manifest
+
+
+def _open(gguf: Path) -> Any:
+    from gguf import GGUFReader
+
+    if not gguf.is_file():
+        raise ValueError(f"{gguf}: no such file")
+    try:
+        return GGUFReader(gguf)
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"{gguf}: damaged or no GGUF file ({error})") from error
+
+
+def _require(fields: dict[str, Any], gguf: Path) -> None:
+    for key, value in _REQUIRED.items():
+        if fields.get(key) != value:
+            raise ValueError(f"{gguf}: {key}={fields.get(key)!r}; only {value!r} can be converted")
+    for key in ("tokenizer.ggml.add_bos_token", "llama.rope.scaling.type"):
+        if fields.get(key):
+            raise ValueError(f"{gguf}: {key}={fields[key]!r} cannot be converted")
+
+
+def _config(fields: dict[str, Any], *, tied: bool) -> dict[str, Any]:
+    """`config.json`. GGUF holds float32, where 1e-5 reads 9.99999975e-6: rounded to six digits."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": fields["llama.embedding_length"],
+        "intermediate_size": fields["llama.feed_forward_length"],
+        "num_hidden_layers": fields["llama.block_count"],
+        "num_attention_heads": fields["llama.attention.head_count"],
+        "num_key_value_heads": fields["llama.attention.head_count_kv"],
+        "head_dim": fields["llama.rope.dimension_count"],
+        "hidden_act": "silu",
+        "max_position_embeddings": fields["llama.context_length"],
+        "rms_norm_eps": float(f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}"),
+        "rope_theta": float(f"{fields['llama.rope.freq_base']:.6g}"),
+        "tie_word_embeddings": tied,
+        "vocab_size": len(fields["tokenizer.ggml.tokens"]),
+        "bos_token_id": fields["tokenizer.ggml.bos_token_id"],
+        "eos_token_id": fields["tokenizer.ggml.eos_token_id"],
+        "pad_token_id": fields["tokenizer.ggml.padding_token_id"],
+        "torch_dtype": "float32",
+    }
+
+
+def _tensors(reader: Any, config: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    from gguf.quants import dequantize
+
+    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    with progress_bar() as progress:
+        for stored in progress.track(reader.tensors, description="dequantising tensors"):
+            tensor = torch.from_numpy(dequantize(stored.data, stored.tensor_type).copy())
+            if stored.name in _OUTER:
+                yield _OUTER[stored.name], tensor
+                continue
+            _, layer, name, _ = stored.name.split(".")
+            if name in heads:
+                tensor = _halves_apart(tensor, heads[name])
+            yield f"model.layers.{layer}.{_INNER[name]}.weight", tensor
+
+
+def _halves_apart(weight: Tensor, num_heads: int) -> Tensor:
+    """Undo GGUF's order of a head's rows: rotary pairs side by side there, halves apart in Hugging Face."""
+    return weight.reshape(num_heads, -1, 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def _tokenizer(fields: dict[str, Any]) -> Any:
+    """The byte-level BPE that the fields describe: digits apart, no BOS added."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = fields["tokenizer.ggml.tokens"]
+    merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
+    bpe: Any = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    kinds = zip(tokens, fields["tokenizer.ggml.token_type"], strict=True)
+    bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token, k in kinds if k == _SPECIAL])
+    bos, eos, unknown, padding = (
+        tokens[fields[f"tokenizer.ggml.{name}_token_id"]] for name in ("bos", "eos", "unknown", "padding")
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token=bos,
+        eos_token=eos,
+        unk_token=unknown,
+        pad_token=padding,
+        chat_template=fields["tokenizer.chat_template"],
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
