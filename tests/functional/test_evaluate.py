@@ -1,5 +1,6 @@
 """`minordpo evaluate` as a user calls it, on a model whose answers are known."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def _answer_seven(folder):
         model.model.layers[0].mlp.down_proj.weight.zero_()
         model.model.embed_tokens.weight.copy_(torch.eye(len(tokenizer), width))
         model.lm_head.weight.zero_()
-        for token, successor in zip(chain, chain[1:], strict=False):
+        for token, successor in itertools.pairwise(chain):
             model.lm_head.weight[successor, token] = 1.0
     model.save_pretrained(folder)
 

@@ -105,11 +105,12 @@ def test_prompts(generator):
     assert generator.render("Q?", chat=False, system=None) == f"{PAPER_INSTRUCTION} Q?\n"
     text = "Q? <|endoftext|>"
     assert generator.tokenizer.decode(generator.encode(text)) == text
-    generator.tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}U:{{ messages[0].content }}A:"
+    no_system = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    generator.tokenizer.chat_template = no_system + "U:{{ messages[0].content }}A:"
     try:
         assert generator.has_chat_template
         assert generator.render("Q?", chat=True, system=None) == f"U:{paper_prompt('Q?')}A:"
-        with pytest.raises(ValueError, match="refuses the prompt .*no system"):
+        with pytest.raises(ValueError, match=r"refuses the prompt .*no system"):
             generator.render("Q?", chat=True, system="Be brief.")
     finally:
         generator.tokenizer.chat_template = None
@@ -140,7 +141,7 @@ def test_dtype(model_folder, tmp_path):
 
 
 def test_what_cannot_be_loaded_is_refused(model_folder, tmp_path):
-    with pytest.raises(ValueError, match="no config.json"):
+    with pytest.raises(ValueError, match=r"no config\.json"):
         load_generator(tmp_path / "none", dtype="auto", device="cpu")
     with pytest.raises(ValueError, match="dtype is 'int8'"):
         load_generator(model_folder, dtype="int8", device="cpu")

@@ -26,9 +26,7 @@ def test_score_worked_by_hand():
         _judged("So the answer is: 1,000", num_tokens=10),  # both right
         _judged("So the answer is: 1000 or 5", num_tokens=20),  # strict right only
         _judged("maybe 1000", num_tokens=30),  # flexible right only, no strict answer
-        judge(
-            3, Problem(question="Q?", answer="#### 1"), output="no no", token_ids=[5] * 40, finished=False
-        ),  # nothing, and a loop
+        judge(0, Problem(question="Q?", answer="#### 1"), output="no", token_ids=[5] * 40, finished=False),  # a loop
     ]
     result = score(predictions, model="m", questions="q")
     assert (result.model, result.questions, result.num_questions) == ("m", "q", 4)
@@ -41,7 +39,7 @@ def test_score_worked_by_hand():
 
 @pytest.mark.parametrize(
     ("successes", "total", "low", "high"),
-    # The first is the worked example of Newcombe 1998, table I: 81 of 263; the last two are its rows with 0 and all.
+    # The four examples of Newcombe 1998, table I, method 3.
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
 def test_wilson_interval_published_values(successes, total, low, high):
