@@ -53,7 +53,8 @@ def load_config(config: Path, overrides: list[str]) -> PipelineConfig:
         given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
         settings: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PipelineConfig), given))
     except OmegaConfBaseException as error:
-        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise ValueError(f"{path}: {key}{str(error).splitlines()[0]}") from error
     _check(settings, path)
     return settings
 

@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO
 
 # How long a stage may take to save and to end after Ctrl-C or SIGTERM before it is killed.
 _GRACE_S = 60
@@ -20,7 +21,8 @@ _GRACE_S = 60
 def run_and_keep(command: list[str], log: Path) -> int:
     """Run `command`; its output goes to our standard output, as it comes, and to `log`.
 
-    On a terminal the command sees a terminal as well, so that its progress bars move.
+    On a terminal the command sees a terminal as well, so that its progress bars move. Ctrl-C and SIGTERM reach it
+    before they end us, and what it then says is still shown and kept.
 
     Returns:
         The exit code of the command.
@@ -31,13 +33,11 @@ def run_and_keep(command: list[str], log: Path) -> int:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
-    with _ends_with_us(process), log.open("wb") as kept:
-        try:
-            for piece in _pieces(ours):
-                _write(sys.stdout.buffer, piece)
-                _write(kept, piece)
-        finally:
-            os.close(ours)
+    with _ends_before_us(process), log.open("wb") as kept:
+        for piece in _pieces(ours):
+            _write(sys.stdout.buffer, piece)
+            _write(kept, piece)
+        os.close(ours)
         return process.wait()
 
 
@@ -65,21 +65,29 @@ def _write(target: BinaryIO, piece: bytes) -> None:
 
 
 @contextmanager
-def _ends_with_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """No stage outlives the pipeline: it gets our SIGTERM and Ctrl-C, time to save, and an end."""
+def _ends_before_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Let the command save and end when we are told to; end ourselves after it."""
+    told: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        process.terminate()
-        sys.exit(128 + number)
+    def stop(number: int, frame: FrameType | None) -> None:
+        told.append(number)
+        for each, handler in before.items():  # told twice, we end at once
+            signal.signal(each, handler)
+        if number == signal.SIGTERM:  # Ctrl-C reaches it from the terminal, as it reaches us
+            process.terminate()
+        killer = threading.Timer(_GRACE_S, process.kill)
+        killer.daemon = True
+        killer.start()
 
-    before = signal.signal(signal.SIGTERM, stop)
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
-        # Ctrl-C reached the command from the terminal, together with us.
-        try:
-            process.wait(_GRACE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if signal.SIGINT in told:
+        raise KeyboardInterrupt
+    if told:
+        sys.exit(128 + told[0])

@@ -1,6 +1,7 @@
 """The stages of a pipeline as command lines: what runs, what it leaves, what it reads."""
 
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ class Stage:
 def stages_of(settings: PipelineConfig) -> list[Stage]:
     """The stages in the order in which they run."""
     work = Path(settings.work)
-    stages = _data_stages(settings, work) + _model_stages(settings, work)
+    stages = _model_stages(settings, work) + _data_stages(settings, work)
     model = settings.model or str(work / "model")
     questions = str(Path(settings.data or work / "problems") / "test.jsonl")
     base, base_score = work / "base.nemo", work / "evaluation" / "base"
@@ -66,7 +67,7 @@ def stages_of(settings: PipelineConfig) -> list[Stage]:
         ]  # fmt: skip
     runs = [str(work / "runs" / loss) for loss in settings.losses]
     arguments = [*runs, "--base", str(base_score), "--output", str(work / "report")]
-    read = ("evaluate-base", *(f"evaluate-{loss}" for loss in settings.losses))
+    read = ("evaluate-base", *(f"{stage}-{loss}" for loss in settings.losses for stage in ("train", "evaluate")))
     stages.append(_stage("report", arguments, output=work / "report" / "report.md", after=read))
     return stages
 
@@ -153,5 +154,7 @@ def _hydra_value(value: Any) -> str:
         return f"[{','.join(map(_hydra_value, value))}]"
     if isinstance(value, str):
         plain = value and all(letter.isalnum() or letter in "/._-" for letter in value)
-        return value if plain else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        # In Hydra's quotes a backslash is doubled only where a quote follows.
+        doubled = re.sub(r"(\\+)('|$)", r"\1\1\2", value)
+        return value if plain else "'" + doubled.replace("'", "\\'") + "'"
     return json.dumps(value)
