@@ -38,7 +38,8 @@ def vocab_parallel_token_log_probs(logits: Tensor, targets: Tensor, *, group: Pr
 def sequence_log_probs(token_log_probs: Tensor, *, row: Tensor, column: Tensor, num_rows: int) -> Tensor:
     """Sum of the token log-probabilities of each response.
 
-    Laid out as a padded matrix and then summed: index_add would sum in no fixed order on a GPU.
+    Laid out as a padded matrix and then summed: index_add would sum in no fixed order on a GPU. In float64: a
+    log-ratio is a small difference of two such sums, and a float32 sum of -150 nats is rounded to 1.5e-5.
 
     Args:
         token_log_probs: [T], float32, nats.
@@ -47,11 +48,11 @@ def sequence_log_probs(token_log_probs: Tensor, *, row: Tensor, column: Tensor, 
         num_rows: R.
 
     Returns:
-        [R], float32, nats; 0 for a response without tokens.
+        [R], float64, nats; 0 for a response without tokens.
     """
     num_columns = int(column.max()) + 1 if column.numel() else 0
-    padded = token_log_probs.new_zeros(num_rows, num_columns)
-    return padded.index_put((row, column), token_log_probs).sum(dim=1)
+    padded = token_log_probs.new_zeros(num_rows, num_columns, dtype=torch.float64)
+    return padded.index_put((row, column), token_log_probs.double()).sum(dim=1)
 
 
 class _VocabParallelTokenLogProbs(torch.autograd.Function):
@@ -69,7 +70,7 @@ class _VocabParallelTokenLogProbs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        """d log p[target] / d logit[v] = (v == target) - p[v]."""
+        """D log p[target] / d logit[v] = (v == target) - p[v]."""
         probabilities, local_targets, is_local = ctx.saved_tensors
         grad_logits = probabilities * -grad[:, None]
         grad_logits.scatter_add_(-1, local_targets[:, None], (grad * is_local)[:, None])

@@ -54,9 +54,7 @@ def ipo_loss(*, chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: floa
     return (chosen_log_ratio - rejected_log_ratio - 1.0 / (2.0 * beta)).square()
 
 
-def rpo_sq_loss(
-    *, chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float, reward_margin: Tensor
-) -> Tensor:
+def rpo_sq_loss(*, chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float, reward_margin: Tensor) -> Tensor:
     """``(beta * (chosen - rejected) - reward_margin)^2``."""
     return (beta * (chosen_log_ratio - rejected_log_ratio) - reward_margin).square()
 

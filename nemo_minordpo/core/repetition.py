@@ -1,8 +1,10 @@
 """When a generation has degenerated into repeating itself.
 
-Three independent signs, calibrated on GSM8K: no gold answer shows any of them (highest share of repeated 4-grams
-0.43, highest compression 2.7), every synthetic loop shows at least one. The loops that over-trained models fall
-into are caught by the first; lists that count on ("Step 17 ...") only by the other two.
+Three independent signs, calibrated on GSM8K with tokens that are words or pieces of words: no gold answer shows any
+of them (highest share of repeated 4-grams 0.48, highest compression 3.4, over 8792 answers), every synthetic loop
+shows at least one. The loops that over-trained models fall into are caught by the first; lists that count on
+("Step 17 ...") only by the other two. Where every letter is a token, 4-grams are too short a measure: 27 of the gold
+answers would be flagged.
 """
 
 import zlib

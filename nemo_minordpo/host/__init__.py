@@ -53,19 +53,20 @@ def _install() -> list[StandIn]:
     _quiet_import_noise()
     # NeMo compares it with a pattern and raises TypeError when it is unset, as it is outside NVIDIA's containers.
     os.environ.setdefault("NVIDIA_PYTORCH_VERSION", "none")
+    # asked before anything is installed: the stand-in for Apex can be imported, too
+    here = {"cuda": has_cuda(), "apex": has_apex(), "transformer_engine": has_transformer_engine()}
     active = []
-    if not has_cuda():
+    if not here["cuda"]:
         from nemo_minordpo.host import cuda
 
         active.append(cuda.install())
-    if not has_apex():
+    if not here["apex"]:
         from nemo_minordpo.host import apex
 
         active.append(apex.install())
     from nemo_minordpo.host import upstream
 
-    active.extend(upstream.install(cuda=has_cuda(), apex=has_apex(), transformer_engine=has_transformer_engine()))
-    return active
+    return active + upstream.install(**here)
 
 
 def _quiet_import_noise() -> None:

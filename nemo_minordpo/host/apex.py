@@ -16,10 +16,6 @@ def install() -> StandIn:
     transformers looks for Apex, and Megatron-Core chooses its implementations by whether it imports: both must
     have been imported before, so that they see that there is none.
     """
-    import megatron.core.models.gpt.gpt_layer_specs
-    import megatron.core.models.retro
-    import megatron.core.models.T5.t5_spec
-    import megatron.core.optimizer
     import transformers.utils.import_utils  # noqa: F401
     from megatron.core.enums import ModelType
     from megatron.core.tensor_parallel import set_defaults_if_not_set_tensor_model_parallel_attributes

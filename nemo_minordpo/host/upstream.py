@@ -36,7 +36,7 @@ def _cpu_rng_tracker() -> StandIn:
 
 
 def _write_item_of_newer_torch() -> list[StandIn]:
-    """torch 2.7 gave `_write_item` two more arguments; Megatron-Core 0.10 - 0.12 calls it with four."""
+    """Torch 2.7 gave `_write_item` two more arguments; Megatron-Core 0.10 - 0.12 calls it with four."""
     import megatron.core.dist_checkpointing.strategies.filesystem_async as writer
     import torch.distributed.checkpoint.filesystem as filesystem
 

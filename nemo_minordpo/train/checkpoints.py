@@ -28,13 +28,13 @@ class Progress:
     consumed_pairs: int = 0
 
 
-def newest(folder: Path) -> Path | None:
+def newest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint with the most steps, if there is one."""
     found = _all(folder)
     return found[-1] if found else None
 
 
-def save(folder: Path, *, strategy: Any, model: Any, optimizer: Any, progress: Progress, keep: int) -> Path:
+def save_checkpoint(folder: Path, *, strategy: Any, model: Any, optimizer: Any, progress: Progress, keep: int) -> Path:
     """Write a checkpoint with every rank, then remove those beyond the newest ``keep``."""
     path = folder / f"step_{progress.step:06d}"
     temporary = folder / f".{path.name}.tmp"
@@ -58,7 +58,7 @@ def save(folder: Path, *, strategy: Any, model: Any, optimizer: Any, progress: P
     return path
 
 
-def load(path: Path, *, strategy: Any, model: Any, optimizer: Any) -> Progress:
+def load_checkpoint(path: Path, *, strategy: Any, model: Any, optimizer: Any) -> Progress:
     """Restore model and optimizer at the present layout, whatever the one was that wrote the checkpoint.
 
     Raises:
@@ -92,7 +92,7 @@ def _sharded_state(strategy: Any, model: Any, optimizer: Any, *, is_loading: boo
     init_optimizer_states(optimizer)
     weights = model.sharded_state_dict()
     state = optimizer.state_dict()
-    # NeMo shards the scalar `step` like a weight, which fails, or leaves it out, and Adam's bias correction starts anew.
+    # NeMo shards the scalar `step` like a weight, which fails; left out, Adam's bias correction would start anew.
     state["state"] = {key: dict(values) for key, values in state["state"].items()}
     steps = {int(values.pop("step")) for values in state["state"].values() if "step" in values}
     assert len(steps) <= 1, f"parameters with different optimizer steps: {sorted(steps)}"

@@ -93,9 +93,7 @@ class PairBatches:
     def training_step(self, step: int, *, seed: int) -> StepBatch:
         """The batch of optimizer step ``step``, from 0, in any epoch."""
         return self._batch(
-            pairs_of_step(
-                step, num_pairs=len(self.arrays), global_batch_size=self.global_batch_size, seed=seed
-            )
+            pairs_of_step(step, num_pairs=len(self.arrays), global_batch_size=self.global_batch_size, seed=seed)
         )
 
     def in_file_order(self, *, limit_batches: int | None) -> Iterator[StepBatch]:
@@ -113,9 +111,7 @@ class PairBatches:
         # one less: the last token of a sequence is only ever a target
         length = math.ceil((longest - 1) / self._pad_multiple) * self._pad_multiple
         return StepBatch(
-            micro_batches=[
-                self._micro_batch(part, length) for part in mine.reshape(-1, self._micro_batch_size)
-            ],
+            micro_batches=[self._micro_batch(part, length) for part in mine.reshape(-1, self._micro_batch_size)],
             num_global_pairs=len(pairs),
             num_global_tokens=sum(
                 len(self.arrays.sequence(pair, rejected=side)) for pair in pairs for side in (False, True)

@@ -5,8 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from nemo_minordpo import host
 from nemo_minordpo.config import TrainConfig, compose, load
 from nemo_minordpo.core.losses import LOSSES
@@ -59,8 +57,7 @@ def prepare_run(config: TrainConfig) -> None:
 
     def make_data() -> None:
         for split, paths in files.items():
-            counts = tokenize_files(paths, folder.data(split), tokenizer=tokenizer, data=data, split=split)
-            _say_counts(split, counts, folder.data(split))
+            tokenize_files(paths, folder.data(split), tokenizer=tokenizer, data=data, split=split)
 
     folder.prepare(
         config,
@@ -87,15 +84,6 @@ def load_tokenizer(path: Path) -> Any:
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer {path} has no EOS token")
     return tokenizer
-
-
-def _say_counts(split: str, counts: dict[str, int], folder: Path) -> None:
-    left_out = {reason: number for reason, number in counts.items() if reason != "used"}
-    text = f"{split}: {counts['used']} pairs"
-    if left_out:
-        reasons = ", ".join(f"{number} {reason}" for reason, number in left_out.items())
-        text += f"; left out: {reasons} (each with file and line in {folder / 'left_out_pairs.jsonl'})"
-    Console(stderr=True).print(text, highlight=False, soft_wrap=True)
 
 
 def _start_ranks(devices: int, overrides: list[str]) -> None:

@@ -162,8 +162,8 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
     ) -> tuple[Tensor, Tensor]:
         """The scaled loss that the schedule differentiates, and the metric sums of the micro-batch."""
         log_probs = self._sequence_log_probs(hidden, micro_batch)
-        chosen_log_probs, rejected_log_probs = split_pairs(log_probs)
-        chosen_log_ratio, rejected_log_ratio = split_pairs(log_probs - reference_log_probs)
+        chosen_log_probs, rejected_log_probs = split_pairs(log_probs.float())
+        chosen_log_ratio, rejected_log_ratio = split_pairs((log_probs - reference_log_probs).float())
         objective = self.cfg.dpo
         loss = objective.preference_loss_weight * preference_loss(
             objective.preference_loss,
@@ -190,7 +190,7 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
         return torch.where(micro_batch.valid, loss, 0.0).sum() * scale, sums
 
     def _sequence_log_probs(self, hidden: Tensor, micro_batch: MicroBatch) -> Tensor:
-        """[2 m], float32, nats, from the last stage's hidden states."""
+        """[2 m], float64, nats, from the last stage's hidden states."""
         if self.cfg.get("sequence_parallel", False):
             hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden)
         else:

@@ -109,7 +109,9 @@ def _check(config: TrainConfig, model: DictConfig, *, cuda: bool) -> None:
     for key in _SPLIT_BY_TENSOR_PARALLEL:
         size = model.get(key)
         if size is not None and size % tp:
-            fitting = [n for n in range(1, size + 1) if all((model.get(k) or n) % n == 0 for k in _SPLIT_BY_TENSOR_PARALLEL)]
+            fitting = [
+                n for n in range(1, size + 1) if all((model.get(k) or n) % n == 0 for k in _SPLIT_BY_TENSOR_PARALLEL)
+            ]
             problems.append(
                 f"model.tensor_model_parallel_size={tp} does not divide the model's {key}={size}; "
                 f"possible: {', '.join(map(str, fitting))}"

@@ -10,7 +10,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from nemo_minordpo.config import TrainConfig
 from nemo_minordpo.host import StandIn
 from nemo_minordpo.records import StepMetrics
-from nemo_minordpo.train import checkpoints
 from nemo_minordpo.train.run_folder import RunFolder
 
 
@@ -26,24 +25,27 @@ class RunLog:
         self._loggers = _loggers(config, folder) if is_first_rank else []
         self._bar: Progress | None = None
         if is_first_rank and stand_ins:
-            self._say(f"this machine lacks {', '.join(item.lacks for item in stand_ins)}; `minordpo doctor` tells more")
+            self._say(
+                f"{len(stand_ins)} stand-ins for what this machine lacks are active; `minordpo doctor` lists them"
+            )
 
     @contextmanager
-    def training(self, *, resumed: checkpoints.Progress, max_steps: int) -> Iterator[None]:
+    def training(self, *, resumed: int, max_steps: int) -> Iterator[None]:
         """Show progress from where the run starts."""
         if not self._active:
             yield
             return
-        self._folder.forget_after(resumed.step)
-        if resumed.step:
-            self._say(f"going on at step {resumed.step} of {max_steps}")
+        self._folder.forget_after(resumed)
+        if resumed:
+            self._say(f"going on at step {resumed} of {max_steps}")
         columns = (
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
             TimeRemainingColumn(), TextColumn("{task.fields[values]}"),
         )  # fmt: skip
-        with Progress(*columns, console=self._console, redirect_stdout=False) as self._bar:
-            name = self._config.model.dpo.preference_loss
-            self._task = self._bar.add_task(f"training {name}", total=max_steps, completed=resumed.step, values="")
+        with Progress(*columns, console=self._console, redirect_stdout=False) as bar:
+            title = f"training {self._config.model.dpo.preference_loss}"
+            self._task = bar.add_task(title, total=max_steps, completed=resumed, values="")
+            self._bar = bar
             yield
 
     def __call__(self, line: StepMetrics) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from nemo_minordpo import host
 from nemo_minordpo.config import TrainConfig
-from nemo_minordpo.records import StepMetrics
 from nemo_minordpo.train.model_config import build_model_config, read_checkpoint_config
 from nemo_minordpo.train.run_folder import RunFolder
 from nemo_minordpo.train.tokens import load_arrays
@@ -19,8 +18,29 @@ def run_rank(config: TrainConfig) -> bool:
 
     The run folder and the tokenised pairs are there already (launch.prepare_run).
     """
+    # the checkpoint writer forks, at which the threads of tokenizers warn
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     stand_ins = host.prepare()
     import torch
+
+    from nemo_minordpo.train.progress import RunLog
+
+    _quiet_nemo()
+    folder = RunFolder(Path(config.exp_manager.explicit_log_dir))
+    trainer = set_up(config, folder)
+    log = RunLog(config, folder, stand_ins=stand_ins, is_first_rank=torch.distributed.get_rank() == 0)
+    resumed = trainer.resume().step
+    with log.training(resumed=resumed, max_steps=trainer.max_steps):
+        complete = trainer.fit(log)
+    if complete and config.trainer.dpo.save_nemo:
+        _save_nemo(trainer.model, folder)
+    log.finish(complete=complete)
+    torch.distributed.destroy_process_group()
+    return complete
+
+
+def set_up(config: TrainConfig, folder: RunFolder) -> Any:
+    """Process groups, model, reference, optimizer and data of this rank; the trainer that holds them."""
     from nemo_aligner.utils.train_script_utils import (
         extract_optimizer_scheduler_from_ptl_model,
         init_distributed,
@@ -29,11 +49,8 @@ def run_rank(config: TrainConfig) -> bool:
     from nemo_aligner.utils.utils import load_from_nemo, retrieve_model_state_dict_in_cpu
 
     from nemo_minordpo.train.model import MegatronGPTMinorDPOModel
-    from nemo_minordpo.train.progress import RunLog
     from nemo_minordpo.train.trainer import MinorDPOTrainer
 
-    _quiet_nemo()
-    folder = RunFolder(Path(config.exp_manager.explicit_log_dir))
     checkpoint = Path(config.pretrained_checkpoint.restore_from_path)
     model_config = build_model_config(
         config, read_checkpoint_config(checkpoint), cuda=host.has_cuda(), te=host.has_transformer_engine()
@@ -43,32 +60,19 @@ def run_rank(config: TrainConfig) -> bool:
         MegatronGPTMinorDPOModel, model_config, lightning_trainer, strict=True, restore_path=str(checkpoint)
     )
     init_distributed(lightning_trainer, model, model_config.get("transformer_engine", False))
-    model.ref_policy_state_dict = retrieve_model_state_dict_in_cpu(
-        model, megatron_amp_O2=model_config.megatron_amp_O2
-    )
+    model.ref_policy_state_dict = retrieve_model_state_dict_in_cpu(model, megatron_amp_O2=model_config.megatron_amp_O2)
     init_using_ptl(lightning_trainer, model, None, None)
     optimizer, _ = extract_optimizer_scheduler_from_ptl_model(model)
-
-    log = RunLog(config, folder, stand_ins=stand_ins, is_first_rank=torch.distributed.get_rank() == 0)
-    trainer = MinorDPOTrainer(
+    has_validation = bool(config.model.data.data_prefix.validation)
+    return MinorDPOTrainer(
         config=config,
         model=model,
         optimizer=optimizer,
         strategy=lightning_trainer.strategy,
         train=_batches(config, folder, "train", model),
-        validation=_batches(config, folder, "validation", model)
-        if config.model.data.data_prefix.validation
-        else None,
-        folder=folder,
-        log=log,
+        validation=_batches(config, folder, "validation", model) if has_validation else None,
+        checkpoints=folder.checkpoints,
     )
-    with log.training(resumed=trainer.resume(), max_steps=trainer.max_steps):
-        complete = trainer.fit()
-    if complete and config.trainer.dpo.save_nemo:
-        _save_nemo(model, folder)
-    log.finish(complete=complete)
-    torch.distributed.destroy_process_group()
-    return complete
 
 
 def _lightning_trainer(config: TrainConfig, model_config: Any) -> Any:
@@ -94,7 +98,9 @@ def _lightning_trainer(config: TrainConfig, model_config: Any) -> Any:
         # NeMo compares it with its own schedules, which are not used
         "max_steps": 1,
     }
-    cfg = OmegaConf.create({"trainer": settings, "model": model_config, "exp_manager": {"log_tflops_per_sec_per_gpu": False}})
+    cfg = OmegaConf.create(
+        {"trainer": settings, "model": model_config, "exp_manager": {"log_tflops_per_sec_per_gpu": False}}
+    )
     return MegatronTrainerBuilder(cfg).create_trainer()
 
 
@@ -151,5 +157,3 @@ def _quiet_nemo() -> None:
     nemo_logging.setLevel(logging.ERROR)
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "megatron", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-

@@ -1,11 +1,11 @@
 """The run folder: whose it is, what lies in it, and who may go on in it.
 
-    config.yaml            the resolved configuration
-    manifest.json          inputs with sha256, versions, commit
-    data/train, data/validation   token arrays, `left_out_pairs.jsonl`, `counts.json`
-    metrics.jsonl          one line a step (records.StepMetrics)
-    checkpoints/step_*     what a stopped run goes on from
-    model.nemo             the trained model, at the end
+config.yaml            the resolved configuration
+manifest.json          inputs with sha256, versions, commit
+data/train, data/validation   token arrays, `left_out_pairs.jsonl`, `counts.json`
+metrics.jsonl          one line a step (records.StepMetrics)
+checkpoints/step_*     what a stopped run goes on from
+model.nemo             the trained model, at the end
 """
 
 import hashlib

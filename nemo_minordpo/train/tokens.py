@@ -1,7 +1,6 @@
 """Pairs as text -> token arrays on disk, once, before training; every fault is found here, with file and line."""
 
 import glob
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.progress import Progress
 
 from nemo_minordpo.config import DataSection
@@ -64,7 +64,7 @@ def expand_files(patterns: list[str]) -> list[Path]:
     return list(files)
 
 
-def tokenize_files(files: list[Path], folder: Path, *, tokenizer: Any, data: DataSection, split: str) -> Counter[str]:
+def tokenize_files(files: list[Path], folder: Path, *, tokenizer: Any, data: DataSection, split: str) -> None:
     """Tokenise every pair of ``files`` into ``folder``: arrays, `left_out_pairs.jsonl`, and last `counts.json`.
 
     A folder with `counts.json` is complete and is left as it is.
@@ -76,14 +76,11 @@ def tokenize_files(files: list[Path], folder: Path, *, tokenizer: Any, data: Dat
         data: length limit, EOS, default rewards, what to do with invalid pairs.
         split: for messages: train or validation.
 
-    Returns:
-        Pairs by fate: `used`, and a reason for each that was left out.
-
     Raises:
         ValueError: pairs are invalid and `model.data.invalid_pairs=refuse`; or none is left.
     """
     if (folder / "counts.json").exists():
-        return Counter(json.loads((folder / "counts.json").read_text()))
+        return
     writer = _ArrayWriter()
     left_out: list[LeftOut] = []
     with Progress(transient=True) as progress:
@@ -106,7 +103,14 @@ def tokenize_files(files: list[Path], folder: Path, *, tokenizer: Any, data: Dat
     writer.save(folder)
     write_text(folder / "left_out_pairs.jsonl", "".join(to_json_line(asdict(item)) for item in left_out))
     write_json(folder / "counts.json", dict(counts))
-    return counts
+    _say_counts(split, counts, folder)
+
+
+def _say_counts(split: str, counts: Counter[str], folder: Path) -> None:
+    text = f"{split}: {counts['used']} pairs"
+    if left_out := [f"{number} {reason}" for reason, number in counts.items() if reason != "used"]:
+        text += f"; left out: {', '.join(left_out)} (file and line of each: {folder / 'left_out_pairs.jsonl'})"
+    Console(stderr=True).print(text, highlight=False, soft_wrap=True)
 
 
 def load_arrays(folder: Path) -> TokenArrays:

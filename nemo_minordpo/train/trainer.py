@@ -3,7 +3,8 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +14,8 @@ from nemo_aligner.utils.train_utils import clip_gradients
 from nemo_minordpo.config import TrainConfig, duration_in_seconds
 from nemo_minordpo.core.metrics import means_of
 from nemo_minordpo.records import StepMetrics
-from nemo_minordpo.train import checkpoints
-from nemo_minordpo.train.checkpoints import Progress
+from nemo_minordpo.train.checkpoints import Progress, load_checkpoint, newest_checkpoint, save_checkpoint
 from nemo_minordpo.train.dataset import PairBatches, StepBatch, steps_per_epoch
-from nemo_minordpo.train.run_folder import RunFolder
 from nemo_minordpo.train.schedule import learning_rate
 
 
@@ -32,8 +31,7 @@ class MinorDPOTrainer:
         optimizer: torch's, or NeMo's wrapper of it.
         strategy: NeMo's; it knows how an optimizer is sharded.
         train, validation: the splits; validation may be missing.
-        folder: where checkpoints and metrics go.
-        log: called on every rank with each line of metrics.
+        checkpoints: their folder.
     """
 
     config: TrainConfig
@@ -42,9 +40,8 @@ class MinorDPOTrainer:
     strategy: Any
     train: PairBatches
     validation: PairBatches | None
-    folder: RunFolder
-    log: Callable[[StepMetrics], None]
-    progress: Progress = Progress()
+    checkpoints: Path
+    progress: Progress = field(default_factory=Progress)
 
     @property
     def max_steps(self) -> int:
@@ -54,33 +51,34 @@ class MinorDPOTrainer:
 
     def resume(self) -> Progress:
         """Go on from the newest checkpoint of the run folder, if there is one."""
-        newest = checkpoints.newest(self.folder.checkpoints)
+        newest = newest_checkpoint(self.checkpoints)
         if newest is not None:
-            self.progress = checkpoints.load(
-                newest, strategy=self.strategy, model=self.model, optimizer=self.optimizer
-            )
+            self.progress = load_checkpoint(newest, strategy=self.strategy, model=self.model, optimizer=self.optimizer)
         return self.progress
 
-    def fit(self) -> bool:
+    def fit(self, log: Callable[[StepMetrics], None]) -> bool:
         """Train to the end or to the time limit.
+
+        Args:
+            log: called on every rank with each line of metrics.
 
         Returns:
             Whether the run is complete. If not, a checkpoint was saved and the same command goes on.
         """
         deadline = self._deadline()
         while self.progress.step < self.max_steps:
-            self._train_step()
+            log(self._train_step())
             done = self.progress.step == self.max_steps
             stop = not done and self._agree_on_stop(deadline)
             if self.validation is not None and self._is_due(self.config.trainer.dpo.val_check_interval, done):
-                self._validate()
+                log(self._validate())
             if stop or self._is_due(self.config.trainer.dpo.save_interval, done):
                 self._save()
             if stop:
                 return False
         return True
 
-    def _train_step(self) -> None:
+    def _train_step(self) -> StepMetrics:
         started = time.perf_counter()
         step = self.progress.step
         # Dropout depends on the step alone, so that a resumed run draws what the uninterrupted one drew.
@@ -100,9 +98,9 @@ class MinorDPOTrainer:
         elapsed = time.perf_counter() - started
         metrics |= {"lr": rate, **({} if grad_norm is None else {"grad_norm": float(grad_norm)})}
         metrics |= _throughput(batch, elapsed)
-        self._report("train", metrics)
+        return self._line("train", metrics)
 
-    def _validate(self) -> None:
+    def _validate(self) -> StepMetrics:
         started = time.perf_counter()
         assert self.validation is not None
         self.model.prepare_for_validation_step()
@@ -110,11 +108,11 @@ class MinorDPOTrainer:
         sums = sum(self.model.validation_sums(batch) for batch in self.validation.in_file_order(limit_batches=limit))
         torch.distributed.all_reduce(sums)
         self.model.finish_validation_step()
-        self._report("validation", {**means_of(sums), "step_s": time.perf_counter() - started})
+        return self._line("validation", {**means_of(sums), "step_s": time.perf_counter() - started})
 
     def _save(self) -> None:
-        checkpoints.save(
-            self.folder.checkpoints,
+        save_checkpoint(
+            self.checkpoints,
             strategy=self.strategy,
             model=self.model,
             optimizer=self.optimizer,
@@ -122,16 +120,13 @@ class MinorDPOTrainer:
             keep=self.config.trainer.dpo.keep_checkpoints,
         )
 
-    def _report(self, split: str, values: dict[str, float]) -> None:
-        epoch = (self.progress.step - 1) // self._steps_per_epoch
-        self.log(
-            StepMetrics(
-                split=split,
-                step=self.progress.step,
-                epoch=epoch,
-                consumed_pairs=self.progress.consumed_pairs,
-                values=values,
-            )
+    def _line(self, split: str, values: dict[str, float]) -> StepMetrics:
+        return StepMetrics(
+            split=split,
+            step=self.progress.step,
+            epoch=(self.progress.step - 1) // self._steps_per_epoch,
+            consumed_pairs=self.progress.consumed_pairs,
+            values=values,
         )
 
     def _is_due(self, interval: int, done: bool) -> bool:

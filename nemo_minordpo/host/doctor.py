@@ -1,0 +1,68 @@
+"""`minordpo doctor`: what this machine has and lacks, and what that means."""
+
+import importlib.util
+import os
+import platform
+
+from rich.console import Console
+from rich.table import Table
+
+from nemo_minordpo import host
+from nemo_minordpo.records import installed_versions
+
+# NeMo and Megatron-Core that were released together and that this project is tested with.
+_TESTED_PAIRS = (("2.1.0", "0.10.0"), ("2.2.1", "0.11.0"))
+
+
+def report() -> bool:
+    """Print the findings. Returns whether training can run here at all."""
+    console = Console()
+    versions = installed_versions()
+    table = Table("what", "found", "what it means", title="this machine", title_justify="left")
+    for row in (*_machine_rows(), *_package_rows(versions)):
+        table.add_row(*row)
+    console.print(table)
+    if missing := [name for name in ("nemo_toolkit", "megatron-core", "nemo-aligner") if name not in versions]:
+        console.print(f"train and verify cannot run: {', '.join(missing)} missing; `pip install '.[cpu]'` brings them")
+        console.print("prepare, import-hf, export-hf and report need none of them")
+        return False
+    stand_ins = Table("lacking", "in its place", title="active stand-ins", title_justify="left")
+    for item in host.prepare():
+        stand_ins.add_row(item.lacks, item.instead)
+    console.print(stand_ins if stand_ins.row_count else "no stand-in is needed")
+    return True
+
+
+def _machine_rows() -> list[tuple[str, str, str]]:
+    rows = [
+        ("Python", platform.python_version(), "3.10 to 3.12 are supported"),
+        ("cores", str(len(os.sched_getaffinity(0))), "shared by the ranks of a CPU run"),
+    ]
+    if host.has_cuda():
+        import torch
+
+        names = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
+        rows.append(("CUDA", f"{torch.cuda.device_count()} x {', '.join(names)}", "bf16 and tensor-parallel training"))
+    else:
+        rows.append(("CUDA", "none", "float32 over gloo: for trying things out, not for 7B models"))
+    return rows
+
+
+def _package_rows(versions: dict[str, str]) -> list[tuple[str, str, str]]:
+    pair = (versions.get("nemo_toolkit", "none"), versions.get("megatron-core", "none"))
+    rows = [
+        (
+            "NeMo with Megatron-Core",
+            " with ".join(pair),
+            "a tested pair" if pair in _TESTED_PAIRS else f"not tested together; tested: {_TESTED_PAIRS}",
+        ),
+        ("NeMo-Aligner", versions.get("nemo-aligner", "none"), "0.7.0 is the last release, and the one that is used"),
+        ("torch", versions.get("torch", "none"), "2.5 to 2.13 are known to work"),
+    ]
+    apex = "with its CUDA extensions" if host.has_apex() else "none"
+    rows.append(("Apex", apex, "distributed_fused_adam needs it; mcore_distributed_optim does not"))
+    engine = versions.get("transformer_engine", "none")
+    if importlib.util.find_spec("transformer_engine") is not None and engine == "none":
+        engine = "found, version unknown"
+    rows.append(("Transformer Engine", engine, "FP8, sequence parallelism and fused attention need it"))
+    return rows
