@@ -6,6 +6,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from nemo_minordpo.commandline import PLAIN, Command, Commands
+from nemo_minordpo.records import Manifest
 
 _FLOW = """Preference training (DPO, DPOP, MinorDPO) on NeMo-Aligner and Megatron-Core, from data to a measured model.
 
@@ -39,6 +40,11 @@ def main() -> None:
     app(prog_name="minordpo")
 
 
+def _done(manifest: Manifest, output: Path) -> None:
+    counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in manifest.counts.items())
+    typer.echo(f"{counts} -> {output}")
+
+
 @app.command(cls=Command)
 def doctor() -> None:
     """Say what this machine has and lacks for training.
@@ -67,8 +73,7 @@ def prepare_arithmetic(
     """
     from nemo_minordpo.prepare.arithmetic import write_arithmetic
 
-    manifest = write_arithmetic(output, num_train=num_train, num_test=num_test, seed=seed, overwrite=overwrite)
-    typer.echo(f"{manifest.counts['train']} train and {manifest.counts['test']} test problems -> {output}")
+    _done(write_arithmetic(output, num_train=num_train, num_test=num_test, seed=seed, overwrite=overwrite), output)
 
 
 @prepare.command("gsm8k", cls=Command)
@@ -122,12 +127,12 @@ def import_hf(
     """
     from nemo_minordpo.convert.hf_to_nemo import import_hf
 
-    import_hf(source, output, dtype=dtype, overwrite=overwrite)
+    _done(import_hf(source, output, dtype=dtype, overwrite=overwrite), output)
 
 
 @app.command("gguf-to-hf", cls=Command)
 def gguf_to_hf(
-    source: Annotated[Path, typer.Argument(help="The .gguf file.")],
+    source: Annotated[Path, typer.Argument(help="The .gguf file of a Llama model with SmolLM's tokenizer.")],
     output: Annotated[Path, typer.Argument(help="Hugging Face folder to write.")],
     overwrite: Overwrite = False,
 ) -> None:
@@ -140,13 +145,13 @@ def gguf_to_hf(
     """
     from nemo_minordpo.convert.gguf_to_hf import gguf_to_hf
 
-    gguf_to_hf(source, output, overwrite=overwrite)
+    _done(gguf_to_hf(source, output, overwrite=overwrite), output)
 
 
 @app.command(cls=Command)
 def verify(
     hf: Annotated[Path, typer.Argument(help="Hugging Face folder.")],
-    nemo: Annotated[Path, typer.Argument(help=".nemo that was made from it.")],
+    nemo: Annotated[Path, typer.Argument(help=".nemo that was made from it, or a run folder.")],
     text: Annotated[list[str] | None, typer.Option(help="A text to compare on; may be repeated.")] = None,
     tolerance: Annotated[float, typer.Option(min=0.0, help="Largest difference of a logit, float32.")] = 1e-4,
 ) -> None:
@@ -159,7 +164,7 @@ def verify(
     """
     from nemo_minordpo.convert.verify import verify
 
-    verify(hf, nemo, texts=text, tolerance=tolerance)
+    typer.echo(str(verify(hf, nemo, texts=text, tolerance=tolerance)))
 
 
 @app.command(cls=Command, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -214,7 +219,7 @@ def export_hf(
     """
     from nemo_minordpo.convert.nemo_to_hf import export_hf
 
-    export_hf(source, output, tokenizer=tokenizer, dtype=dtype, overwrite=overwrite)
+    _done(export_hf(source, output, tokenizer=tokenizer, dtype=dtype, overwrite=overwrite), output)
 
 
 @app.command(cls=Command)

@@ -48,7 +48,9 @@ def test_help_loads_no_stage():
         "print('LOADED', loaded, ours)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("LOADED [] ['nemo_minordpo.__main__', 'nemo_minordpo.commandline']\n")
+    assert done.stdout.endswith(
+        "LOADED [] ['nemo_minordpo.__main__', 'nemo_minordpo.commandline', 'nemo_minordpo.records']\n"
+    )
     assert "minordpo prepare gsm8k" in done.stdout
 
 
@@ -134,7 +136,9 @@ def test_paths_and_options_reach_the_stage(run, stage):
 
 
 def test_overwrite_is_off_unless_told(run, stage):
-    calls = stage("convert.hf_to_nemo", "import_hf")
+    calls = stage("convert.hf_to_nemo", "import_hf", returns=SimpleNamespace(counts={"hf_tensors": 1234}))
+    assert run("import-hf", "hf", "base.nemo").stdout == "1,234 hf tensors -> base.nemo\n"
+    calls.clear()
     run("import-hf", "hf", "base.nemo")
     run("import-hf", "hf", "base.nemo", "--overwrite", "--dtype", "bfloat16")
     assert [keywords for _, keywords in calls] == [
