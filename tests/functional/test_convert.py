@@ -1,0 +1,218 @@
+"""import-hf, verify and export-hf on tiny random models, through transformers and NeMo themselves.
+
+NeMo's import costs 12 s a process, so one process (`python test_convert.py FOLDER`, below) makes the models, runs
+everything and writes `results.json`; the tests read it.
+"""
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+LAYERS, HIDDEN, VOCAB = 3, 48, 403
+LLAMA31 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+# name -> (transformers' config class, what differs from _config's values)
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama-gqa": ("LlamaConfig", {}),
+    "llama-tied-bfloat16": ("LlamaConfig", {"tie_word_embeddings": True, "torch_dtype": "bfloat16"}),
+    "llama-linear-rope": ("LlamaConfig", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+    "llama31-rope": ("LlamaConfig", {"rope_scaling": LLAMA31, "rope_theta": 500000.0}),
+    "llama-wide-heads": ("LlamaConfig", {"head_dim": 16}),
+    "qwen2-gqa-tied": ("Qwen2Config", {"tie_word_embeddings": True, "rope_theta": 1e6, "rms_norm_eps": 1e-6}),
+    "qwen15-mha": ("Qwen2Config", {"num_key_value_heads": 6}),
+}
+# A wrong model in place of "llama-gqa" and what was done to it.
+SWAPS = {
+    "gate and up": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+    "key and value": ("self_attn.k_proj.weight", "self_attn.v_proj.weight"),
+    "the two norms": ("input_layernorm.weight", "post_attention_layernorm.weight"),
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("convert")
+    run = subprocess.run([sys.executable, __file__, str(folder)], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_those_of_transformers(results: dict[str, Any], name: str) -> None:
+    found = results["verified"][name]
+    assert found["max_difference"] <= 1e-4
+    assert found["argmax_agreement"] == 1.0
+    assert found["num_tokens"] > 100
+    assert found["largest_logit"] > 0.1  # control: there was something to compare
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_export_gives_back_every_bit(results: dict[str, Any], name: str) -> None:
+    assert results["differing_tensors"][name] == []
+    assert results["num_tensors"][name] == LAYERS * (12 if name.startswith("qwen") else 9) + (
+        2 if "tied" in name else 3
+    )
+
+
+@pytest.mark.parametrize("what", SWAPS)
+def test_a_wrong_model_is_noticed(results: dict[str, Any], what: str) -> None:
+    message = results["refused"][what]
+    assert "is not the model of" in message
+    assert "logits differ by at most" in message
+
+
+def test_another_rotary_base_is_named(results: dict[str, Any]) -> None:
+    assert "rotary_base: 20000.0 instead of 10000.0" in results["refused"]["rotary base"]
+
+
+def test_the_comparison_of_tensors_notices_a_swap(results: dict[str, Any]) -> None:
+    names = [f"model.layers.{layer}.{name}" for layer in range(LAYERS) for name in SWAPS["gate and up"]]
+    assert results["differing_tensors"]["control: gate and up"] == sorted(names)
+
+
+def test_a_checkpoint_that_nemo_wrote_is_exported(results: dict[str, Any]) -> None:
+    assert results["differing_tensors"]["saved by NeMo"] == []
+
+
+def test_our_checkpoint_is_laid_out_as_nemo_writes_it(results: dict[str, Any]) -> None:
+    ours, theirs = results["layout"]["ours"], results["layout"]["NeMo's"]
+    assert ours["tensors"] == theirs["tensors"]
+    assert len(ours["tensors"]) == 9
+    # NeMo without Transformer Engine asks for fewer extra states than Transformer Engine does
+    assert set(theirs["objects"]) < set(ours["objects"])
+
+
+def _tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe: Any = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB - 3,  # fewer tokens than rows, as Qwen's
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    bpe.train_from_iterator([f"{a} plus {b} is {a + b}" for a in range(30) for b in range(30)], trainer)
+    PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>").save_pretrained(folder)
+
+
+def _make_model(folder: Path, config_class: str, changes: dict[str, Any]) -> None:
+    import transformers
+
+    values = {
+        "hidden_size": HIDDEN, "intermediate_size": 80, "num_hidden_layers": LAYERS, "num_attention_heads": 6,
+        "num_key_value_heads": 2, "vocab_size": VOCAB, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    config = getattr(transformers, config_class)(**{**values, **changes})
+    torch.manual_seed(1)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():  # biases start at 0 and norms at 1, where a mistake would not show
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter == 1))
+    model.to(config.torch_dtype or torch.float32).save_pretrained(folder)
+    _tokenizer(folder)
+
+
+def _read(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+def _differing(a: Path, b: Path) -> list[str]:
+    first, second = _read(a), _read(b)
+    return sorted(
+        name
+        for name in first.keys() | second.keys()
+        if name not in first or name not in second or not torch.equal(first[name], second[name])
+        or first[name].dtype != second[name].dtype
+    )  # fmt: skip
+
+
+def _with_swapped(source: Path, target: Path, one: str, other: str) -> Path:
+    import shutil
+
+    from safetensors.torch import save_file
+
+    shutil.copytree(source, target)
+    tensors = _read(source)
+    swapped = {}
+    for name, tensor in tensors.items():
+        partner = name.replace(one, other) if one in name else name.replace(other, one)
+        swapped[partner] = tensor
+    save_file(swapped, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def _layout(weights: Path) -> dict[str, Any]:
+    metadata = pickle.loads((weights / ".metadata").read_bytes()).state_dict_metadata
+    tensors = {key: value for key, value in metadata.items() if hasattr(value, "chunks")}
+    return {
+        "tensors": {
+            key: [list(value.size), sorted([list(c.offsets), list(c.sizes)] for c in value.chunks)]
+            for key, value in tensors.items()
+        },
+        "objects": sorted(set(metadata) - set(tensors)),
+    }
+
+
+def _main(folder: Path) -> None:
+    import tarfile
+
+    from nemo_minordpo.convert import verify as verification
+    from nemo_minordpo.convert.hf_to_nemo import import_hf
+    from nemo_minordpo.convert.nemo_to_hf import export_hf
+
+    results: dict[str, Any] = {"verified": {}, "differing_tensors": {}, "num_tensors": {}, "refused": {}, "layout": {}}
+    for name, (config_class, changes) in MODELS.items():
+        hf, nemo, back = folder / name, folder / f"{name}.nemo", folder / f"{name}-back"
+        _make_model(hf, config_class, changes)
+        import_hf(hf, nemo)
+        found = verification.verify(hf, nemo)
+        tokens = verification._tokenize(hf, list(verification.TEXTS), limit=256)
+        largest = max(logits.abs().max().item() for logits in verification._hf_logits(hf, tokens))
+        results["verified"][name] = {**vars(found), "largest_logit": largest}
+        results["num_tensors"][name] = export_hf(nemo, back).counts["hf_tensors"]
+        results["differing_tensors"][name] = _differing(hf, back)
+
+    hf = folder / "llama-gqa"
+    wrong = {what: _with_swapped(hf, folder / what.replace(" ", "-"), *names) for what, names in SWAPS.items()}
+    wrong["rotary base"] = _with_swapped(hf, folder / "base", "gate_proj", "gate_proj")
+    config = json.loads((hf / "config.json").read_text())
+    (wrong["rotary base"] / "config.json").write_text(json.dumps({**config, "rope_theta": 20000.0}))
+    for what, path in wrong.items():
+        import_hf(path, path.with_suffix(".nemo"))
+        try:
+            results["refused"][what] = str(verification.verify(hf, path.with_suffix(".nemo")))
+        except ValueError as error:
+            results["refused"][what] = str(error)
+    results["differing_tensors"]["control: gate and up"] = _differing(hf, wrong["gate and up"])
+
+    (folder / "saved").mkdir()
+    saved = folder / "saved" / "nemo.nemo"
+    verification._restore(folder / "llama-gqa.nemo", hf).save_to(str(saved))
+    export_hf(saved, folder / "saved-back", tokenizer=hf)
+    results["differing_tensors"]["saved by NeMo"] = _differing(hf, folder / "saved-back")
+    for name, path in (("ours", folder / "llama-gqa.nemo"), ("NeMo's", saved)):
+        with tarfile.open(path) as archive:
+            archive.extractall(folder / f"unpacked-{path.stem}")
+        results["layout"][name] = _layout(folder / f"unpacked-{path.stem}" / "model_weights")
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))
