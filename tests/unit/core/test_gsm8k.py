@@ -91,7 +91,7 @@ def test_gold_answer_refuses(answer, reason):
         ("the answer is 1 + 1 = 2 = 2", "2"),
         ("the answer is 18 (9 * 2 = 18, 3 + 4 = 7)", "18"),
         ("the answer is 18 = total", "18"),
-        ("the answer is 6\n2 * 3 = 7", "6"),
+        ("the answer is 6\n- 2 * 3 = 7", "6"),
         ("the answer is 12 boxes and 4 = x", "12"),
     ],
 )

@@ -105,18 +105,19 @@ def test_same_seed_same_pairs_and_a_row_does_not_depend_on_the_others(source, tm
     assert pairs["other"] != pairs["a"]
 
 
-def test_no_question_is_on_both_sides_of_the_split(tmp_path):
-    rows = [_row(number % 6, f"Question {number % 6}?") for number in range(30)]
-    rows.append(_row(7, " question  0? "))  # the same one, written otherwise
+@pytest.mark.parametrize("seed", range(8))
+def test_no_question_is_on_both_sides_of_the_split(tmp_path, seed):
+    rows = [_row(number, f"Question {number % 6}?") for number in range(1, 31)]
+    rows += [_row(number, f" question  {number}? ") for number in range(6)]  # the same ones, written otherwise
     source = _write(tmp_path / "rows.jsonl", [*rows, _row(8)])
-    manifest = prepare_gsm8k(source, tmp_path / "out", num_validation=11)
+    manifest = prepare_gsm8k(source, tmp_path / "out", num_validation=13, seed=seed)
     sides = [
         {" ".join(pair.prompt.lower().split()) for pair in _pairs(tmp_path / "out" / name)}
         for name in ("train.jsonl", "validation.jsonl")
     ]
     assert not sides[0] & sides[1]
     assert len(sides[0] | sides[1]) == 7
-    assert (manifest.counts["train"], manifest.counts["validation"]) == (21, 11)
+    assert (manifest.counts["train"], manifest.counts["validation"]) == (24, 13)
 
 
 def test_the_split_depends_on_the_seed_and_keeps_the_order(source, tmp_path):
