@@ -52,8 +52,15 @@ class Generator:
             raise ValueError(f"the chat template refuses the prompt ({error})") from error
 
     def encode(self, prompt: str) -> list[int]:
-        """Token ids of a prompt; training adds no special tokens to a prompt's text, so none are added here."""
-        return self.tokenizer.encode(prompt, add_special_tokens=False)
+        """Token ids of a prompt, as training makes them.
+
+        The beginning-of-text token stands first where the tokenizer puts one before a text of its own accord, once
+        even if the chat template wrote it too; no other special token is added.
+        """
+        ids = self.tokenizer.encode(prompt, add_special_tokens=False)
+        bos = self.tokenizer.bos_token_id
+        adds_bos = bos is not None and self.tokenizer.encode("")[:1] == [bos]
+        return [bos, *ids] if adds_bos and ids[:1] != [bos] else ids
 
     def generate(
         self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, on_token: Callable[[], None]

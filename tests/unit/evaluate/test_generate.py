@@ -116,19 +116,30 @@ def test_prompts(generator):
         generator.tokenizer.chat_template = None
 
 
-def test_no_special_tokens_are_added_to_a_prompt(model_folder, tmp_path):
+@pytest.mark.parametrize("bos_token", ["<|endoftext|>", None])
+def test_a_prompt_begins_as_in_training(model_folder, tmp_path, bos_token):
     folder = _copy(model_folder, tmp_path)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    bos = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+    special = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
     text = {"Sequence": {"id": "A", "type_id": 0}}
     tokenizer["post_processor"] = {
-        "type": "TemplateProcessing", "single": [bos, text], "pair": [bos, text],
+        "type": "TemplateProcessing", "single": [special, text, special], "pair": [special, text, text],
         "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}},
     }  # fmt: skip
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    _edit(folder / "tokenizer_config.json", bos_token=bos_token)
     generator = load_generator(folder, dtype="auto", device="cpu")
-    assert generator.tokenizer.encode("a")[0] == 0, "control: this tokenizer would add one"
-    assert len(generator.encode("a")) == 1
+    (letter,) = generator.tokenizer.encode("a", add_special_tokens=False)
+    assert generator.tokenizer.encode("a") == [0, letter, 0], "control: this tokenizer adds tokens on both sides"
+    # Only a beginning-of-text token, only in front, and only once.
+    assert generator.encode("a") == ([0, letter] if bos_token else [letter])
+    assert generator.encode("<|endoftext|>a") == [0, letter]
+
+
+def test_a_tokenizer_that_adds_no_beginning_gets_none(model_folder, tmp_path):
+    folder = _copy(model_folder, tmp_path)
+    _edit(folder / "tokenizer_config.json", bos_token="<|endoftext|>")
+    assert len(load_generator(folder, dtype="auto", device="cpu").encode("a")) == 1
 
 
 def test_dtype(model_folder, tmp_path):
