@@ -115,7 +115,9 @@ def _stored(
 
 
 def _num_parameters(facts: ModelFacts) -> int:
-    return sum(math.prod(row.shape(facts)) * len(row.layers(facts)) for row in mapping_table(facts))
+    """Of the model itself, without the rows that pad the vocabulary."""
+    rows = mapping_table(facts)
+    return sum(math.prod(shape) * len(row.layers(facts)) for row in rows for shape in row.hf.values())
 
 
 def _pack(folder: Path, target: Path) -> None:

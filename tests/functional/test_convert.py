@@ -93,6 +93,34 @@ def test_our_checkpoint_is_laid_out_as_nemo_writes_it(results: dict[str, Any]) -
     assert set(theirs["objects"]) < set(ours["objects"])
 
 
+def test_verify_as_a_command(results: dict[str, Any]) -> None:
+    right, wrong = results["command"]["right"], results["command"]["wrong"]
+    assert right["exit_code"] == 0
+    assert "argmax equal for 100.00% of" in right["output"]
+    assert wrong["exit_code"] != 0
+    assert "is not the model of" in wrong["output"]
+
+
+def test_import_and_export_as_commands(tmp_path: Path) -> None:
+    _make_model(tmp_path / "hf", *MODELS["qwen2-gqa-tied"])
+    nemo, back = tmp_path / "base.nemo", tmp_path / "back"
+    imported = _command("import-hf", tmp_path / "hf", nemo)
+    assert imported.returncode == 0, imported.stderr
+    assert f"38 hf tensors, 72,912 parameters, 109 padded vocab rows -> {nemo}" in imported.stdout
+    exported = _command("export-hf", nemo, back)
+    assert exported.returncode == 0, exported.stderr
+    assert _differing(tmp_path / "hf", back) == []
+    again = _command("export-hf", nemo, back)
+    assert again.returncode != 0
+    assert f"{back} exists already" in " ".join(again.stderr.split())
+    assert "Traceback" not in again.stderr
+
+
+def _command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "nemo_minordpo", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
 def _tokenizer(folder: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -173,6 +201,9 @@ def _layout(weights: Path) -> dict[str, Any]:
 def _main(folder: Path) -> None:
     import tarfile
 
+    from typer.testing import CliRunner
+
+    from nemo_minordpo.__main__ import app
     from nemo_minordpo.convert import verify as verification
     from nemo_minordpo.convert.hf_to_nemo import import_hf
     from nemo_minordpo.convert.nemo_to_hf import export_hf
@@ -211,6 +242,10 @@ def _main(folder: Path) -> None:
         with tarfile.open(path) as archive:
             archive.extractall(folder / f"unpacked-{path.stem}")
         results["layout"][name] = _layout(folder / f"unpacked-{path.stem}" / "model_weights")
+    results["command"] = {}
+    for what, path in (("right", hf), ("wrong", wrong["gate and up"])):
+        ran = CliRunner().invoke(app, ["verify", str(hf), str(path.with_suffix(".nemo")), "--text", "1 plus 1 is 2"])
+        results["command"][what] = {"exit_code": ran.exit_code, "output": ran.output}
     (folder / "results.json").write_text(json.dumps(results))
 
 
