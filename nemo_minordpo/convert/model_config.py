@@ -57,6 +57,8 @@ def model_config(facts: ModelFacts, *, tokenizer: Path, dtype: torch.dtype) -> d
         "share_embeddings_and_output_weights": facts.tied,
         # NeMo would otherwise count the tokenizer's tokens, which are fewer than the embedding's rows
         "override_vocab_size": facts.padded_vocab_size,
+        # ours: rows beyond it are padding, and no part of the softmax that training sees
+        "unpadded_vocab_size": facts.vocab_size,
         "make_vocab_size_divisible_by": VOCAB_MULTIPLE,
         "init_method_std": facts.init_std,
         "use_scaled_init_method": True,

@@ -35,6 +35,24 @@ def vocab_parallel_token_log_probs(logits: Tensor, targets: Tensor, *, group: Pr
     return _VocabParallelTokenLogProbs.apply(logits, targets, group)
 
 
+def mask_padded_vocabulary(logits: Tensor, *, vocab_size: int, group: ProcessGroup | None) -> Tensor:
+    """Take the rows that pad the vocabulary to a round number out of the softmax.
+
+    They are zeros and would have logit 0; the model that is exported does not have them.
+
+    Args:
+        logits: [T, V / P], this rank's slice; modified.
+        vocab_size: tokens that exist, <= V.
+        group: as in :func:`vocab_parallel_token_log_probs`.
+
+    Returns:
+        ``logits``, with -inf (and no gradient) from token ``vocab_size`` on.
+    """
+    start = 0 if group is None else get_rank(group) * logits.shape[-1]
+    logits[:, max(vocab_size - start, 0) :] = -torch.inf
+    return logits
+
+
 def sequence_log_probs(token_log_probs: Tensor, *, row: Tensor, column: Tensor, num_rows: int) -> Tensor:
     """Sum of the token log-probabilities of each response.
 

@@ -1,5 +1,6 @@
 """The names of NVIDIA Apex that NeMo 2.1 - 2.4 imports on the GPT path, from Megatron-Core's own equivalents."""
 
+import importlib
 import importlib.machinery
 import sys
 import types
@@ -9,6 +10,15 @@ import torch
 
 from nemo_minordpo.host import StandIn
 
+# Modules that ask once, when they are imported, whether there is an Apex.
+_ASK_FOR_APEX = (
+    "transformers.utils.import_utils",
+    "megatron.core.optimizer",
+    "megatron.core.models.gpt.gpt_layer_specs",
+    "megatron.core.models.T5.t5_spec",
+    "megatron.core.models.retro",
+)
+
 
 def install() -> StandIn:
     """Register stand-in modules for Apex.
@@ -16,7 +26,8 @@ def install() -> StandIn:
     transformers looks for Apex, and Megatron-Core chooses its implementations by whether it imports: both must
     have been imported before, so that they see that there is none.
     """
-    import transformers.utils.import_utils  # noqa: F401
+    for name in _ASK_FOR_APEX:
+        importlib.import_module(name)
     from megatron.core.enums import ModelType
     from megatron.core.tensor_parallel import set_defaults_if_not_set_tensor_model_parallel_attributes
     from megatron.core.transformer.enums import AttnMaskType, AttnType

@@ -18,7 +18,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn.functional import linear
 
-from nemo_minordpo.core.logprobs import group_or_none, sequence_log_probs, vocab_parallel_token_log_probs
+from nemo_minordpo.core.logprobs import (
+    group_or_none,
+    mask_padded_vocabulary,
+    sequence_log_probs,
+    vocab_parallel_token_log_probs,
+)
 from nemo_minordpo.core.losses import preference_loss
 from nemo_minordpo.core.metrics import PAIR_METRICS, means_of, pair_metric_sums
 from nemo_minordpo.train.dataset import MicroBatch, StepBatch, split_pairs
@@ -197,11 +202,10 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
             hidden = tensor_parallel.copy_to_tensor_model_parallel_region(hidden)
         at_responses = hidden.flatten(0, 1)[micro_batch.response_index]
         logits = linear(at_responses.float(), self._head_weight().float())
-        token_log_probs = vocab_parallel_token_log_probs(
-            logits,
-            micro_batch.targets,
-            group=group_or_none(parallel_state.get_tensor_model_parallel_group()),
-        )
+        group = group_or_none(parallel_state.get_tensor_model_parallel_group())
+        if vocab_size := self.cfg.get("unpadded_vocab_size"):  # written by import-hf
+            logits = mask_padded_vocabulary(logits, vocab_size=vocab_size, group=group)
+        token_log_probs = vocab_parallel_token_log_probs(logits, micro_batch.targets, group=group)
         return sequence_log_probs(
             token_log_probs, row=micro_batch.row, column=micro_batch.column, num_rows=len(micro_batch.tokens)
         )

@@ -39,8 +39,8 @@ class RunLog:
         if resumed:
             self._say(f"going on at step {resumed} of {max_steps}")
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-            TimeRemainingColumn(), TextColumn("{task.fields[values]}"),
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[values]}"),
         )  # fmt: skip
         with Progress(*columns, console=self._console, redirect_stdout=False) as bar:
             title = f"training {self._config.model.dpo.preference_loss}"

@@ -1,0 +1,198 @@
+"""A tiny model and pairs, and all runs that the tests compare: one spawn a number of ranks."""
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from nemo_minordpo.records import StepMetrics
+from tests.tiny import write_model
+
+ROOT = Path(__file__).parent.parent.parent
+NUM_STEPS = 10
+# SGD: Adam divides by the root of tiny second moments and so turns rounding into differences of whole steps.
+SGD = [
+    "model.optim.name=sgd", "model.optim.betas=null", "model.optim.lr=5e-3", "model.optim.weight_decay=0",
+    "model.dpo.preference_loss=minordpo", f"trainer.dpo.max_steps={NUM_STEPS}", "trainer.dpo.max_epochs=9",
+]  # fmt: skip
+ADAM = [
+    "model.optim.name=adamw", "model.optim.lr=1e-3", "model.optim.weight_decay=0.01", "trainer.dpo.max_steps=8",
+    "trainer.dpo.max_epochs=9", "trainer.dpo.save_interval=3", "+model.hidden_dropout=0.1",
+]  # fmt: skip
+LAYOUTS = {
+    # name: (tensor-parallel, pipeline-parallel, data-parallel, micro-batch)
+    "one": (1, 1, 1, 1),
+    "mb2": (1, 1, 1, 2),
+    "mb4": (1, 1, 1, 4),
+    "tp2": (2, 1, 1, 1),
+    "pp2": (1, 2, 1, 2),
+    "dp2": (1, 1, 2, 2),
+    "tp2pp2": (2, 2, 1, 1),
+    "tp2dp2": (2, 1, 2, 1),
+}
+
+
+@dataclass
+class Runs:
+    """Folders of everything that was run."""
+
+    path: Path
+
+    def metrics(self, name: str, split: str = "train") -> list[StepMetrics]:
+        lines = (self.path / name / "metrics.jsonl").read_text().splitlines()
+        return [line for line in map(StepMetrics.from_json, lines) if line.split == split]
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("parallel")
+    from nemo_minordpo.convert.hf_to_nemo import import_hf
+
+    for name, tied in (("hf", False), ("hf_tied", True)):
+        write_model(folder / name, tied=tied)
+        import_hf(folder / name, folder / f"{name}.nemo")
+    write_pairs(folder / "train.jsonl", count=22, seed=0)
+    write_pairs(folder / "validation.jsonl", count=5, seed=1)
+    return folder
+
+
+def write_pairs(path: Path, *, count: int, seed: int) -> None:
+    """Pairs of different lengths; 22 of them make two whole batches of 8 and a partial one."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        a, b = draw.randint(1, 99), draw.randint(1, 99)
+        filler = "so " * draw.randint(0, 6)
+        rows.append(
+            {
+                "prompt": f"What is {a} plus {b}?\n",
+                "chosen_response": f"{a} + {b} = {a + b}\n{filler}the answer is {a + b}",
+                "rejected_response": f"{a} + {b} = {a + b + 1}\nthe answer is {a + b}",
+                "chosen_reward": draw.random(),
+                "rejected_reward": -draw.random(),
+            }
+        )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="session")
+def runs(workspace) -> Runs:
+    """Every run that is compared, in the order in which one goes on where another one ended."""
+    stop_resume = [job(workspace, f"stopped_{k}", ADAM, dies_after=k) for k in (1, 4, 7)]
+    spawn(
+        workspace,
+        ranks=4,
+        jobs=[
+            *(job(workspace, name, SGD, layout=name) for name in ("tp2pp2", "tp2dp2")),
+            job(workspace, "moved", ADAM, layout="tp2pp2", dies_after=4),
+            job(workspace, "moved_whole", ADAM, layout="tp2pp2"),
+        ],
+    )
+    spawn(
+        workspace,
+        ranks=2,
+        jobs=[
+            *(job(workspace, name, SGD, layout=name) for name in ("tp2", "pp2", "dp2")),
+            job(workspace, "tied_tp2", SGD, layout="tp2", model="hf_tied"),
+            job(workspace, "tied_pp2", SGD, layout="pp2", model="hf_tied"),
+            job(workspace, "log_probs_tp2", SGD, layout="tp2", log_probs=True),
+        ],
+    )
+    spawn(
+        workspace,
+        ranks=1,
+        jobs=[
+            *(job(workspace, name, SGD, layout=name) for name in ("one", "mb2", "mb4")),
+            job(workspace, "tied_one", SGD, model="hf_tied"),
+            job(workspace, "log_probs_one", SGD, log_probs=True),
+            *(
+                job(workspace, f"loss_{name}", [*SGD, f"model.dpo.preference_loss={name}", "model.optim.lr=1e-4"])
+                for name in ("dpo", "dpop", "ipo", "rpo_sq", "rpo_bwd_kl", "rpo_fwd_kl")
+            ),
+            job(workspace, "sft", [*SGD, "model.dpo.sft_loss_weight=0.5", "model.optim.lr=1e-4"]),
+            job(workspace, "cosine", [*SGD, "model.optim.sched.name=cosine", "model.optim.sched.warmup_steps=2"]),
+            job(workspace, "small", [*SGD, "model.global_batch_size=64", "trainer.dpo.max_steps=2"]),
+            job(workspace, "whole", ADAM),
+            *stop_resume,
+            *[{**stopped, "dies_after": None} for stopped in stop_resume],
+            job(workspace, "moved", ADAM),
+            job(workspace, "time_limit", [*ADAM, "exp_manager.max_time_per_run=00:00:00:00"]),
+        ],
+    )
+    return Runs(workspace)
+
+
+def job(
+    workspace: Path,
+    name: str,
+    overrides: list[str],
+    *,
+    layout: str = "one",
+    model: str = "hf",
+    dies_after: int | None = None,
+    log_probs: bool = False,
+) -> dict:
+    tp, pp, dp, micro_batch = LAYOUTS[layout]
+    return {
+        "overrides": [
+            f"pretrained_checkpoint.restore_from_path={workspace / model}.nemo",
+            f"model.data.data_prefix.train=[{workspace}/train.jsonl]",
+            f"model.data.data_prefix.validation=[{workspace}/validation.jsonl]",
+            f"exp_manager.explicit_log_dir={workspace / name}",
+            "exp_manager.create_tensorboard_logger=false",
+            "model.dpo.ref_policy_kl_penalty=0.1",
+            "model.global_batch_size=8",
+            f"model.tensor_model_parallel_size={tp}",
+            f"model.pipeline_model_parallel_size={pp}",
+            f"model.micro_batch_size={micro_batch}",
+            f"trainer.devices={tp * pp * dp}",
+            *overrides,
+        ],
+        "dies_after": dies_after,
+        "log_probs": str(workspace / f"{name}.pt") if log_probs else None,
+    }
+
+
+def spawn(workspace: Path, *, ranks: int, jobs: list[dict]) -> None:
+    """Run jobs one after another on `ranks` processes over gloo."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # ports after the free one; a range below the ephemeral ports, so that nobody else is given one of them
+    first = 20000 + port % 8000
+    file = workspace / f"jobs_{ranks}.json"
+    file.write_text(json.dumps([{**item, "port": first + 1} for item in jobs]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.parallel.worker", str(file)],
+            cwd=ROOT,
+            env={
+                **environment,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "GROUP_RANK": "0",
+                "LOCAL_WORLD_SIZE": str(ranks),
+                "TORCHELASTIC_RUN_ID": "tests",
+            },
+            stdout=(workspace / f"log_{ranks}_{rank}.txt").open("w"),
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(ranks)
+    ]
+    try:
+        codes = [process.wait(timeout=900) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    if any(codes):
+        log = (workspace / f"log_{ranks}_{codes.index(next(filter(None, codes)))}.txt").read_text()
+        raise AssertionError(f"ranks ended with {codes}:\n{log[-6000:]}")

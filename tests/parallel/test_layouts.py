@@ -1,0 +1,56 @@
+"""The layout changes nothing but rounding: losses, rewards, gradients and validation over ten steps."""
+
+import pytest
+
+from tests.parallel.conftest import LAYOUTS, NUM_STEPS
+
+COMPARED = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margin", "logps/chosen", "grad_norm")
+
+
+def worst_relative_difference(one, other, name):
+    """Relative to the value, or to 1 nat where it is smaller: rewards start at exactly 0."""
+    return max(
+        abs(a.values[name] - b.values[name]) / max(abs(a.values[name]), 1.0) for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one"])
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_layout_changes_only_rounding(runs, layout, split):
+    one, other = runs.metrics("one", split), runs.metrics(layout, split)
+    assert [line.step for line in other] == [line.step for line in one]
+    assert [line.consumed_pairs for line in other] == [line.consumed_pairs for line in one]
+    names = [name for name in COMPARED if name in one[0].values]
+    assert len(names) >= 5
+    differences = {name: worst_relative_difference(one, other, name) for name in names}
+    print(layout, split, {name: f"{value:.1e}" for name, value in differences.items()})
+    assert max(differences.values()) < 1e-5, differences
+
+
+def test_the_trajectory_goes_somewhere(runs):
+    """The control: the comparison is of runs that learn, not of ten equal steps."""
+    lines = runs.metrics("one")
+    assert len(lines) == NUM_STEPS
+    assert lines[0].values["loss"] == pytest.approx(0.693147, abs=1e-6)
+    assert lines[0].values["rewards/margin"] == 0.0
+    assert lines[-1].values["loss"] < 0.65
+    assert lines[-1].values["rewards/chosen"] > 1.0
+
+
+@pytest.mark.parametrize("layout", ["tp2", "pp2"])
+def test_tied_embeddings(runs, layout):
+    """The gradient of a tied embedding comes from both ends of the pipeline."""
+    one, other = runs.metrics("tied_one"), runs.metrics(f"tied_{layout}")
+    assert max(worst_relative_difference(one, other, name) for name in COMPARED) < 1e-5
+
+
+def test_a_partial_batch_is_a_mean_over_its_own_pairs(runs):
+    """22 pairs in batches of 8: the third has six, and the numbers say so."""
+    consumed = [line.consumed_pairs for line in runs.metrics("one")]
+    assert consumed == [8, 16, 22, 30, 38, 44, 52, 60, 66, 74]
+
+
+def test_a_set_smaller_than_the_global_batch(runs):
+    lines = runs.metrics("small")
+    assert [line.consumed_pairs for line in lines] == [22, 44]
+    assert lines[1].values["loss"] < lines[0].values["loss"]

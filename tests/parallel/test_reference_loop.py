@@ -1,0 +1,140 @@
+"""Megatron's numbers against transformers on the same weights: log-probabilities, and a training loop by hand."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nemo_minordpo.config import OptimSection, ScheduleSection
+from nemo_minordpo.train.schedule import learning_rate
+from tests.parallel.conftest import NUM_STEPS
+
+BETA, LR, SEED, BATCH = 0.1, 5e-3, 1234, 8
+
+
+def load(workspace, name="hf"):
+    torch.set_num_threads(1)
+    model = AutoModelForCausalLM.from_pretrained(workspace / name, attn_implementation="eager").float()
+    return model, AutoTokenizer.from_pretrained(workspace / name)
+
+
+def sequence(tokenizer, row, side):
+    """(token ids, prompt length), the way a reader of the documentation would write it."""
+    prompt = tokenizer(row["prompt"]).input_ids
+    return [*tokenizer(row["prompt"] + row[side]).input_ids, tokenizer.eos_token_id], len(prompt)
+
+
+def token_log_probs(model, ids, prompt_length):
+    logits = model(torch.tensor([ids])).logits[0].float()
+    log_probs = logits.log_softmax(-1)
+    return torch.stack([log_probs[place - 1, ids[place]] for place in range(prompt_length, len(ids))])
+
+
+def rows_of(workspace):
+    return [json.loads(line) for line in (workspace / "train.jsonl").read_text().splitlines()]
+
+
+def step_rows(rows, step):
+    steps = -(-len(rows) // BATCH)
+    order = np.random.default_rng([SEED, step // steps]).permutation(len(rows))
+    return [rows[i] for i in order[step % steps * BATCH : (step % steps + 1) * BATCH]]
+
+
+@pytest.mark.parametrize("ranks", ["one", "tp2"])
+def test_log_probs_equal_transformers(runs, workspace, ranks):
+    model, tokenizer = load(workspace)
+    recorded = torch.load(workspace / f"log_probs_{ranks}.pt")
+    expected = []
+    with torch.no_grad():
+        for row in step_rows(rows_of(workspace), 0):  # micro-batch 1: chosen, then rejected, pair by pair
+            for side in ("chosen_response", "rejected_response"):
+                expected.append(token_log_probs(model, *sequence(tokenizer, row, side)))
+    token_error = (recorded["tokens"] - torch.cat(expected)).abs().max().item()
+    sequence_error = (recorded["sequences"] - torch.stack([part.sum() for part in expected])).abs().max().item()
+    print(f"{ranks}: token {token_error:.1e} nats, sequence {sequence_error:.1e} nats")
+    assert len(recorded["tokens"]) == sum(map(len, expected)) > 300
+    assert token_error < 5e-6
+    assert sequence_error < 5e-5
+    wrong = recorded["tokens"].roll(1)
+    assert (wrong - torch.cat(expected)).abs().max() > 0.1  # control: shifted by one place
+
+
+def test_ten_steps_equal_a_loop_by_hand(runs, workspace):
+    """MinorDPO with SGD in plain PyTorch: same pairs, same learning rate, same clipping."""
+    policy, tokenizer = load(workspace)
+    reference, _ = load(workspace)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=LR)
+    optim = OptimSection(lr=LR, sched=ScheduleSection())
+    lines = runs.metrics("one")
+    assert len(lines) == NUM_STEPS
+    worst = 0.0
+    for step, line in enumerate(lines):
+        losses, chosen_rewards, rejected_rewards = [], [], []
+        for row in step_rows(rows_of(workspace), step):
+            ratios = []
+            for side in ("chosen_response", "rejected_response"):
+                ids, prompt_length = sequence(tokenizer, row, side)
+                with torch.no_grad():
+                    under_reference = token_log_probs(reference, ids, prompt_length).double().sum()
+                ratios.append(token_log_probs(policy, ids, prompt_length).double().sum() - under_reference)
+            penalty = ratios[1] if ratios[1] > 0 else torch.zeros(())
+            losses.append(torch.log1p(torch.exp(-BETA * (ratios[0] - penalty))))
+            chosen_rewards.append(ratios[0].item())
+            rejected_rewards.append(ratios[1].item())
+        loss = torch.stack(losses).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, max_steps=NUM_STEPS, optim=optim)
+        optimizer.step()
+        by_hand = {
+            "loss": loss.item(),
+            "rewards/chosen": np.mean(chosen_rewards),
+            "rewards/rejected": np.mean(rejected_rewards),
+            "grad_norm": norm.item(),
+        }
+        worst = max(worst, *(abs(line.values[name] - value) / max(abs(value), 1.0) for name, value in by_hand.items()))
+    print(f"worst relative difference over {NUM_STEPS} steps: {worst:.1e}")
+    assert worst < 1e-4
+
+
+def test_the_first_step_learns(runs):
+    """Upstream's schedules start at a learning rate of 0."""
+    rates = [line.values["lr"] for line in runs.metrics("one")]
+    assert rates[0] > 0
+    assert rates[1] == LR
+    assert rates == sorted(rates[:1]) + sorted(rates[1:], reverse=True)
+    assert all(0 < rate <= LR for rate in runs_rates(runs, "cosine"))
+    assert runs_rates(runs, "cosine")[:3] == pytest.approx([LR / 3, 2 * LR / 3, LR])
+
+
+def runs_rates(runs, name):
+    return [line.values["lr"] for line in runs.metrics(name)]
+
+
+def test_every_loss_trains(runs):
+    """Upstream's losses and ours through the same step; the value at the first step is known for each."""
+    rows = step_rows(rows_of_runs(runs), 0)
+    margin = np.array([row["chosen_reward"] - row["rejected_reward"] for row in rows])
+    sigmoid = 1 / (1 + np.exp(-margin))
+    first = {
+        "dpo": np.log(2),
+        "dpop": np.log(2),
+        "ipo": (1 / (2 * BETA)) ** 2,
+        "rpo_sq": np.mean(margin**2),
+        "rpo_bwd_kl": np.mean(sigmoid * np.log(2 * sigmoid) + (1 - sigmoid) * np.log(2 * (1 - sigmoid))),
+        "rpo_fwd_kl": np.mean(-0.5 * np.log(4 * sigmoid * (1 - sigmoid))),
+    }
+    for name, value in first.items():
+        lines = runs.metrics(f"loss_{name}")
+        assert lines[0].values["loss"] == pytest.approx(value, rel=1e-5), name
+        assert lines[-1].values["loss"] < lines[0].values["loss"], name
+    lines = runs.metrics("sft")
+    assert lines[0].values["loss"] == pytest.approx(np.log(2) - 0.5 * lines[0].values["logps/chosen"], rel=1e-6)
+
+
+def rows_of_runs(runs):
+    return rows_of(runs.path)

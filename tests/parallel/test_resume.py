@@ -1,0 +1,87 @@
+"""A run that dies at any step and is started again ends bit for bit where the uninterrupted one ends."""
+
+import json
+
+import pytest
+import torch
+from torch.distributed.checkpoint import FileSystemReader, load
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from nemo_minordpo.records import StepMetrics
+
+TIMINGS = ("step_s", "pairs_per_s", "tokens_per_s")
+
+
+def checkpoint_tensors(folder):
+    """Every tensor of a distributed checkpoint: weights and optimizer moments."""
+    metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
+    tensors = {
+        key: torch.empty(item.size, dtype=item.properties.dtype)
+        for key, item in metadata.items()
+        if isinstance(item, TensorStorageMetadata)
+    }
+    load(tensors, storage_reader=FileSystemReader(folder), no_dist=True)
+    return tensors
+
+
+def without_timings(line: StepMetrics):
+    return {name: value for name, value in line.values.items() if name not in TIMINGS}
+
+
+@pytest.mark.parametrize("died_after", [1, 4, 7])
+def test_resumed_equals_uninterrupted_to_the_bit(runs, died_after):
+    whole, resumed = runs.path / "whole", runs.path / f"stopped_{died_after}"
+    lines, expected = runs.metrics(resumed.name), runs.metrics("whole")
+    assert [line.step for line in lines] == list(range(1, 9))
+    assert list(map(without_timings, lines)) == list(map(without_timings, expected))
+    assert list(map(without_timings, runs.metrics(resumed.name, "validation"))) == list(
+        map(without_timings, runs.metrics("whole", "validation"))
+    )
+    ours, theirs = (checkpoint_tensors(folder / "checkpoints/step_000008") for folder in (resumed, whole))
+    assert ours.keys() == theirs.keys()
+    assert sum("exp_avg_sq" in key for key in ours) >= 9
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    common, expected_common = (
+        torch.load(folder / "checkpoints/step_000008/common.pt", weights_only=False) for folder in (resumed, whole)
+    )
+    assert common["optimizer_steps"] == expected_common["optimizer_steps"] == 8
+    assert common["progress"] == expected_common["progress"] == {"step": 8, "consumed_pairs": 60}
+
+
+def test_dropout_was_on(runs):
+    """The control: without random numbers to restore, the comparison above would be easier than it looks."""
+    first = runs.metrics("whole")[0]
+    assert first.values["rewards/margin"] != 0.0  # the policy has dropout, the reference has none
+
+
+def test_checkpoint_of_another_layout(runs):
+    """Written at TP=2 x PP=2, gone on with on one rank: as if the layout had not changed, but for dropout's draws."""
+    lines = runs.metrics("moved")
+    assert [line.step for line in lines] == list(range(1, 9))
+    before = runs.metrics("moved_whole")[:3]
+    assert list(map(without_timings, lines[:3])) == list(map(without_timings, before))
+    assert lines[-1].values["loss"] < lines[0].values["loss"]
+    step_4, expected = lines[3].values, runs.metrics("moved_whole")[3].values
+    # same weights, moments and pairs; dropout's masks belong to a rank, hence the tolerance
+    assert step_4["logps/chosen"] == pytest.approx(expected["logps/chosen"], rel=0.02)
+    assert step_4["lr"] == expected["lr"]
+
+
+def test_old_checkpoints_go(runs):
+    kept = sorted(path.name for path in (runs.path / "whole/checkpoints").iterdir())
+    assert kept == ["step_000006", "step_000008"]
+
+
+def test_time_limit_saves_and_stops(runs):
+    assert [line.step for line in runs.metrics("time_limit")] == [1]
+    assert json.loads((runs.path / "time_limit/checkpoints/step_000001/progress.json").read_text()) == {
+        "step": 1,
+        "consumed_pairs": 8,
+    }
+    assert not (runs.path / "time_limit/model.nemo").exists()
+
+
+def test_a_finished_run_has_its_model(runs):
+    assert (runs.path / "whole/model.nemo").stat().st_size > 100_000
+    leftovers = [path.name for path in (runs.path / "whole").iterdir() if path.name.startswith(".")]
+    assert leftovers == []

@@ -1,0 +1,99 @@
+"""One rank of the parallel tests: many runs in one process, since importing NeMo costs most of the time.
+
+Started by torchrun with a JSON file of jobs. A job is a run folder with Hydra overrides and, maybe, the step after
+which the process "dies" (an exception between two steps, without a checkpoint).
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from nemo_minordpo import host
+
+host.prepare()
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
+from nemo.utils import AppState
+
+from nemo_minordpo.config import compose, load
+from nemo_minordpo.core.losses import LOSSES
+from nemo_minordpo.train import model as model_module
+from nemo_minordpo.train import run as run_module
+from nemo_minordpo.train import trainer as trainer_module
+from nemo_minordpo.train.launch import prepare_run
+from nemo_minordpo.train.run_folder import RunFolder
+
+
+class Died(Exception):
+    """The process ends here, in a test."""
+
+
+def main(jobs_file: Path) -> None:
+    jobs = json.loads(jobs_file.read_text())
+    for number, job in enumerate(jobs):
+        os.environ["MASTER_PORT"] = str(int(job["port"]) + number)
+        config = load(compose(job["overrides"]), loss_names=tuple(LOSSES))
+        if int(os.environ["RANK"]) == 0:
+            prepare_run(config)
+        try:
+            if job.get("log_probs"):
+                write_log_probs(config, Path(job["log_probs"]))
+            else:
+                run(config, job.get("dies_after"))
+        finally:
+            forget_run()
+
+
+def run(config, dies_after) -> None:
+    """`dies_after` raises Died instead of doing a further step."""
+    step = trainer_module.MinorDPOTrainer._train_step
+
+    def mortal_step(self):
+        if self.progress.step == dies_after:
+            raise Died
+        return step(self)
+
+    trainer_module.MinorDPOTrainer._train_step = mortal_step
+    try:
+        run_module.run_rank(config)
+    except Died:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    finally:
+        trainer_module.MinorDPOTrainer._train_step = step
+
+
+def write_log_probs(config, path: Path) -> None:
+    """Token and sequence log-probabilities of the first step's pairs, as the model's loss sees them."""
+    trainer = run_module.set_up(config, RunFolder(Path(config.exp_manager.explicit_log_dir)))
+    token_log_probs = []
+    original = model_module.vocab_parallel_token_log_probs
+
+    def recording(*args, **kwargs):
+        token_log_probs.append(original(*args, **kwargs))
+        return token_log_probs[-1]
+
+    model_module.vocab_parallel_token_log_probs = recording
+    batch = trainer.train.training_step(0, seed=config.model.seed)
+    sequences = trainer.model.get_logprob_batch(batch)
+    model_module.vocab_parallel_token_log_probs = original
+    if parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0:
+        torch.save({"tokens": torch.cat(token_log_probs), "sequences": torch.cat(sequences)}, path)
+    torch.distributed.destroy_process_group()
+
+
+def forget_run() -> None:
+    """Take Megatron's and NeMo's global state down, so that the next job starts like a new process."""
+    parallel_state.destroy_model_parallel()
+    destroy_num_microbatches_calculator()
+    app_state = AppState()
+    for name in [name for name in vars(app_state) if name.startswith("_")]:
+        delattr(app_state, name)
+    AppState.__init__(app_state)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
