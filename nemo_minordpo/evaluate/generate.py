@@ -58,9 +58,9 @@ class Generator:
         even if the chat template wrote it too; no other special token is added.
         """
         ids = self.tokenizer.encode(prompt, add_special_tokens=False)
-        bos = self.tokenizer.bos_token_id
-        adds_bos = bos is not None and self.tokenizer.encode("")[:1] == [bos]
-        return [bos, *ids] if adds_bos and ids[:1] != [bos] else ids
+        begins_with = self.tokenizer.encode("")[:1]
+        adds_bos = begins_with == [self.tokenizer.bos_token_id]
+        return begins_with + ids if adds_bos and ids[:1] != begins_with else ids
 
     def generate(
         self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, on_token: Callable[[], None]
