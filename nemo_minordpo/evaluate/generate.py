@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from nemo_minordpo.core.beginning import beginning_of, missing_beginning
 from nemo_minordpo.core.gsm8k import chat_prompt, plain_prompt
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -58,9 +59,7 @@ class Generator:
         even if the chat template wrote it too; no other special token is added.
         """
         ids = self.tokenizer.encode(prompt, add_special_tokens=False)
-        begins_with = self.tokenizer.encode("")[:1]
-        adds_bos = begins_with == [self.tokenizer.bos_token_id]
-        return begins_with + ids if adds_bos and ids[:1] != begins_with else ids
+        return missing_beginning(ids, beginning_of(self.tokenizer)) + ids
 
     def generate(
         self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, on_token: Callable[[], None]

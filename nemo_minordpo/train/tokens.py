@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from nemo_minordpo.config import DataSection
+from nemo_minordpo.core.beginning import beginning_of, missing_beginning
 from nemo_minordpo.records import PreferencePair, read_lines, to_json_line, write_json, write_text
 
 _CHUNK = 512  # pairs that the tokenizer encodes at once, over all cores
@@ -144,13 +145,13 @@ def _encode(
     left_out: list[LeftOut],
 ) -> None:
     pairs = [pair for _, pair in chunk]
-    bos = beginning(tokenizer)
+    beginning = beginning_of(tokenizer)
     prompts = _ids(tokenizer, [pair.prompt for pair in pairs])
     chosen = _ids(tokenizer, [pair.prompt + pair.chosen_response for pair in pairs])
     rejected = _ids(tokenizer, [pair.prompt + pair.rejected_response for pair in pairs])
     for (place, pair), prompt, *responses in zip(chunk, prompts, chosen, rejected, strict=True):
-        start = bos if prompt[: len(bos)] != bos else []
         try:
+            start = missing_beginning(prompt, beginning)
             sequences = [_sequence(prompt, whole, start, tokenizer, append_eos=data.append_eos) for whole in responses]
             _check(sequences, seq_length=data.seq_length)
         except ValueError as error:
@@ -160,11 +161,6 @@ def _encode(
             pair.rejected_reward, data.default_rejected_reward
         )
         writer.add(*sequences, prompt_length=len(start) + len(prompt), reward_margin=margin)
-
-
-def beginning(tokenizer: Any) -> list[int]:
-    """The BOS token where this tokenizer puts one before a text of its own accord, else nothing."""
-    return tokenizer("").input_ids[:1] if tokenizer.bos_token_id in tokenizer("").input_ids[:1] else []
 
 
 def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:

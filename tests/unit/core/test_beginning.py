@@ -1,0 +1,25 @@
+import pytest
+
+from nemo_minordpo.core.beginning import beginning_of, missing_beginning
+
+
+class Tokenizer:
+    bos_token_id = 7
+
+    def __init__(self, ids_of_nothing):
+        self.ids_of_nothing = ids_of_nothing
+
+    def __call__(self, text):
+        assert text == ""
+        return type("Encoding", (), {"input_ids": self.ids_of_nothing})
+
+
+@pytest.mark.parametrize(("ids_of_nothing", "expected"), [([7], [7]), ([], []), ([9], []), ([7, 9], [7])])
+def test_bos_only_where_the_tokenizer_adds_it(ids_of_nothing, expected):
+    assert beginning_of(Tokenizer(ids_of_nothing)) == expected
+
+
+@pytest.mark.parametrize(("prompt", "expected"), [([1, 2], [7]), ([7, 1], []), ([1, 7], [7])])
+def test_bos_is_not_doubled(prompt, expected):
+    assert missing_beginning(prompt, [7]) == expected
+    assert missing_beginning(prompt, []) == []
