@@ -47,7 +47,7 @@ class HfWeights:
         self._files = _locate(folder)
         self.dtypes: dict[str, torch.dtype] = {}
         self._handles: dict[Path, Any] = {}
-        self._check(_expected_shapes(facts), tied=facts.tied)
+        self._check(_expected_shapes(facts))
 
     def read(self, name: str) -> Tensor:
         try:
@@ -60,12 +60,12 @@ class HfWeights:
             self._handles[path] = _open_safetensors(path)
         return self._handles[path]
 
-    def _check(self, expected: dict[str, tuple[int, ...]], *, tied: bool) -> None:
+    def _check(self, expected: dict[str, tuple[int, ...]]) -> None:
         missing = sorted(set(expected) - set(self._files))
         if missing:
             raise ValueError(f"{self.folder}: {_some(missing)} missing, though config.json calls for it")
         unknown = sorted(name for name in set(self._files) - set(expected) if not name.endswith(_DERIVED_SUFFIX))
-        if unknown == ["lm_head.weight"] and tied:
+        if unknown == ["lm_head.weight"]:  # known unless the model is tied
             self._require_tied_head()
         elif unknown:
             raise ValueError(f"{self.folder}: {_some(unknown)} present, but such a model has no place for it")
