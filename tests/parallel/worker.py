@@ -9,22 +9,8 @@ import os
 import sys
 from pathlib import Path
 
+# Nothing that imports NeMo stands here: the checkpoint writer starts a helper process that imports this file again.
 from nemo_minordpo import host
-
-host.prepare()
-
-import torch
-from megatron.core import parallel_state
-from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
-from nemo.utils import AppState
-
-from nemo_minordpo.config import compose, load
-from nemo_minordpo.core.losses import LOSSES
-from nemo_minordpo.train import model as model_module
-from nemo_minordpo.train import run as run_module
-from nemo_minordpo.train import trainer as trainer_module
-from nemo_minordpo.train.launch import prepare_run
-from nemo_minordpo.train.run_folder import RunFolder
 
 
 class Died(Exception):
@@ -32,6 +18,11 @@ class Died(Exception):
 
 
 def main(jobs_file: Path) -> None:
+    host.prepare()
+    from nemo_minordpo.config import compose, load
+    from nemo_minordpo.core.losses import LOSSES
+    from nemo_minordpo.train.launch import prepare_run
+
     jobs = json.loads(jobs_file.read_text())
     for number, job in enumerate(jobs):
         os.environ["MASTER_PORT"] = str(int(job["port"]) + number)
@@ -49,6 +40,11 @@ def main(jobs_file: Path) -> None:
 
 def run(config, dies_after) -> None:
     """`dies_after` raises Died instead of doing a further step."""
+    import torch
+
+    from nemo_minordpo.train import run as run_module
+    from nemo_minordpo.train import trainer as trainer_module
+
     step = trainer_module.MinorDPOTrainer._train_step
 
     def mortal_step(self):
@@ -68,6 +64,13 @@ def run(config, dies_after) -> None:
 
 def write_log_probs(config, path: Path) -> None:
     """Token and sequence log-probabilities of the first step's pairs, as the model's loss sees them."""
+    import torch
+    from megatron.core import parallel_state
+
+    from nemo_minordpo.train import model as model_module
+    from nemo_minordpo.train import run as run_module
+    from nemo_minordpo.train.run_folder import RunFolder
+
     trainer = run_module.set_up(config, RunFolder(Path(config.exp_manager.explicit_log_dir)))
     token_log_probs = []
     original = model_module.vocab_parallel_token_log_probs
@@ -87,6 +90,10 @@ def write_log_probs(config, path: Path) -> None:
 
 def forget_run() -> None:
     """Take Megatron's and NeMo's global state down, so that the next job starts like a new process."""
+    from megatron.core import parallel_state
+    from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
+    from nemo.utils import AppState
+
     parallel_state.destroy_model_parallel()
     destroy_num_microbatches_calculator()
     app_state = AppState()

@@ -74,9 +74,7 @@ def test_no_token_at_all():
 
 def test_sequence_sums_worked_by_hand():
     values = torch.tensor([-1.0, -2.0, -4.0, -8.0], requires_grad=True)
-    sums = sequence_log_probs(
-        values, row=torch.tensor([2, 0, 2, 2]), column=torch.tensor([0, 0, 1, 2]), num_rows=3
-    )
+    sums = sequence_log_probs(values, row=torch.tensor([2, 0, 2, 2]), column=torch.tensor([0, 0, 1, 2]), num_rows=3)
     assert sums.tolist() == [-2.0, 0.0, -13.0]
     assert sums.dtype == torch.float64
     (sums * torch.tensor([1.0, 10.0, 100.0])).sum().backward()

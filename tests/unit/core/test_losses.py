@@ -78,7 +78,9 @@ def test_gradient_against_finite_differences(name, chosen, rejected):
         assert value.grad.item() == pytest.approx(numeric, rel=1e-7, abs=1e-9)
 
 
-@pytest.mark.parametrize(("rejected", "learns"), [(1.0, True), (1e-6, True), (0.0, False), (-1e-6, False), (-1.0, False)])
+@pytest.mark.parametrize(
+    ("rejected", "learns"), [(1.0, True), (1e-6, True), (0.0, False), (-1e-6, False), (-1.0, False)]
+)
 def test_minordpo_pushes_the_rejected_side_only_above_the_reference(rejected, learns):
     chosen = torch.tensor([2.0], requires_grad=True)
     rejected = torch.tensor([rejected], requires_grad=True)
@@ -98,9 +100,7 @@ def test_dpop_penalises_only_a_chosen_side_below_the_reference(chosen, penalised
     assert chosen.grad.item() == pytest.approx(-weight * (51 if penalised else 1), rel=1e-12)
 
 
-@given(
-    chosen=st.floats(-30, 30), rejected=st.floats(-30, 30), beta=st.sampled_from([0.02, 0.04, 0.06, 0.08, 0.1, 0.2])
-)
+@given(chosen=st.floats(-30, 30), rejected=st.floats(-30, 30), beta=st.sampled_from([0.02, 0.04, 0.06, 0.08, 0.1, 0.2]))
 def test_papers_coefficient_is_dpos_gradient(chosen, rejected, beta):
     """Eq. 4: the gradient is -f(beta, margin) for the chosen side, +f for the rejected one."""
     sides = [torch.tensor([value], dtype=torch.float64, requires_grad=True) for value in (chosen, rejected)]

@@ -1,0 +1,140 @@
+import pytest
+from omegaconf import OmegaConf
+
+from nemo_minordpo import config
+from nemo_minordpo.core.losses import LOSSES
+
+REQUIRED = [
+    "pretrained_checkpoint.restore_from_path=base.nemo",
+    "model.data.data_prefix.train=[train.jsonl]",
+    "exp_manager.explicit_log_dir=run",
+    "model.dpo.ref_policy_kl_penalty=0.1",
+]
+
+
+def load(*overrides, required=REQUIRED):
+    return config.load(config.compose([*required, *overrides]), loss_names=tuple(LOSSES))
+
+
+def test_the_papers_setting_is_the_default():
+    loaded = load()
+    assert loaded.model.dpo.preference_loss == "minordpo"
+    assert loaded.model.dpo.dpop_lambda == 50.0
+    assert loaded.model.global_batch_size == 128
+    assert loaded.model.optim.lr == 1e-6
+    assert (loaded.model.optim.sched.name, loaded.model.optim.sched.warmup_ratio) == ("linear", 0.1)
+    assert loaded.trainer.dpo.max_epochs == 1
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_loss_is_switched_on_the_command_line(name):
+    assert load(f"model.dpo.preference_loss={name}").model.dpo.preference_loss == name
+
+
+def test_every_config_file_composes():
+    groups = {
+        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+        for folder in config.CONF.iterdir()
+        if folder.is_dir() and folder.name != "pipeline"
+    }
+    composed = [load(f"{group}={name}") for group, names in groups.items() for name in names]
+    assert set(groups) >= {"loss", "precision"}
+    assert len(composed) >= 5
+    assert load("loss=dpop").model.dpo.preference_loss == "dpop"
+    assert load("precision=bf16").model.megatron_amp_O2 is True
+
+
+@pytest.mark.parametrize("missing", range(len(REQUIRED)))
+def test_what_is_required(missing):
+    key = REQUIRED[missing].partition("=")[0]
+    with pytest.raises(ValueError, match=f"{key} is required"):
+        load(required=[item for item in REQUIRED if not item.startswith(key)])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.dpo.preference_loss=minordop", "did you mean 'minordpo'"),
+        ("model.dpo.preference_loss=simpo", "known: dpo, dpop, minordpo, ipo"),
+        ("model.dpo.ref_policy_kl_penalty=0", "beta must be > 0"),
+        ("model.dpo.ref_policy_kl_penalty=-0.1", "beta must be > 0"),
+        ("model.dpo.ref_policy_kl_penalty=nan", "beta must be > 0"),
+        ("model.dpo.betta=1", "Key 'betta' not in 'DPOSection'"),
+        ("+model.dpo.preference_los=dpo", "model.dpo.preference_los is not a setting; did you mean 'preference_loss'"),
+        ("+trainer.dpo.max_step=3", "did you mean 'max_steps'"),
+        ("+typo=1", "typo is not a setting"),
+        ("model.dpo.dpop_lambda=-1", "dpop_lambda=-1.0 must be >= 0"),
+        ("model.dpo.preference_loss_weight=0", "there is no loss"),
+        ("model.optim.lr=0", "model.optim.lr=0.0 must be > 0"),
+        ("model.optim.lr=fast", "could not be converted to Float"),
+        ("model.optim.name=adamww", "did you mean 'adamw'"),
+        ("model.optim.name=sgd", "model.optim.betas is Adam's"),
+        ("model.optim.betas=[0.9]", "two numbers in"),
+        ("model.optim.momentum=0.9", "is for model.optim.name=sgd only"),
+        ("model.optim.sched.name=cosinus", "did you mean 'cosine'"),
+        ("model.optim.sched.warmup_ratio=1.0", "must be in [0, 1)"),
+        ("model.optim.sched.min_lr=1", "min_lr=1.0 must be between"),
+        ("model.global_batch_size=0", "model.global_batch_size=0 must be >= 1"),
+        ("model.micro_batch_size=3", "take 126 or 129"),
+        ("model.micro_batch_size=256", "take 256"),
+        ("model.tensor_model_parallel_size=2", "1 ranks (num_nodes x devices) cannot be divided by"),
+        ("trainer.precision=fp8", "trainer.precision='fp8' is unknown"),
+        ("trainer.accelerator=tpu", "auto, cpu or gpu expected"),
+        ("trainer.dpo.max_steps=0", "max_steps must be >= 1"),
+        ("trainer.dpo.max_epochs=0", "max_epochs must be >= 1"),
+        ("trainer.dpo.save_interval=-1", "save_interval must be >= 0"),
+        ("trainer.dpo.limit_val_batches=0", "limit_val_batches must be >= 1"),
+        ("trainer.dpo.keep_checkpoints=0", "keep_checkpoints must be >= 1"),
+        ("exp_manager.max_time_per_run=4h", "DD:HH:MM:SS expected"),
+        ("model.data.data_prefix.train=[]", "name at least one jsonl file"),
+        ("model.data.invalid_pairs=ignore", "'refuse' or 'drop' expected"),
+        ("model.data.seq_length=1", "seq_length must be >= 2"),
+        ("model.seed=0", "model.seed must be >= 1"),
+        ("loss=minor", "Could not find 'loss/minor'"),
+        ("model.dpo", "Error parsing override 'model.dpo'"),
+    ],
+)
+def test_bad_settings_say_what_is_wrong(override, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        load(override)
+    assert message in str(error.value)
+
+
+def test_all_faults_are_told_at_once():
+    with pytest.raises(ValueError, match="beta must be > 0") as error:
+        load("model.dpo.ref_policy_kl_penalty=0", "model.seed=0", "trainer.dpo.max_epochs=0")
+    assert len(str(error.value).splitlines()) == 3
+
+
+def test_keys_of_the_checkpoint_are_kept_apart():
+    assert load("+model.hidden_dropout=0.1").checkpoint_overrides == {"hidden_dropout": 0.1}
+
+
+def test_a_saved_configuration_loads_as_it_was(tmp_path):
+    loaded = load("+model.hidden_dropout=0.1", "model.optim.sched.warmup_steps=3")
+    OmegaConf.save(OmegaConf.structured(loaded), tmp_path / "config.yaml")
+    assert config.load(OmegaConf.load(tmp_path / "config.yaml"), loss_names=tuple(LOSSES)) == loaded
+
+
+def test_identity_is_what_a_run_computes_not_where():
+    base = config.identity(load())
+    same = config.identity(
+        load(
+            "trainer.devices=8",
+            "model.tensor_model_parallel_size=2",
+            "model.micro_batch_size=2",
+            "trainer.dpo.save_interval=7",
+            "exp_manager.explicit_log_dir=other",
+        )  # fmt: skip
+    )
+    other = config.identity(load("model.dpo.ref_policy_kl_penalty=0.2", "model.optim.sched.min_lr=1e-7"))
+    assert same == base
+    assert {key for key in base if base[key] != other[key]} == {
+        "model.dpo.ref_policy_kl_penalty",
+        "model.optim.sched.min_lr",
+    }
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("00:00:00:05", 5), ("01:02:03:04", 93784)])
+def test_durations(text, seconds):
+    assert config.duration_in_seconds(text) == seconds

@@ -1,0 +1,118 @@
+import json
+
+import numpy as np
+import pytest
+
+from nemo_minordpo.config import DataSection
+from nemo_minordpo.train.tokens import expand_files, load_arrays, tokenize_files
+
+from .conftest import pair
+
+
+def tokenize(files, folder, tokenizer, **settings):
+    tokenize_files(list(files), folder, tokenizer=tokenizer, data=DataSection(**settings), split="train")
+    return load_arrays(folder)
+
+
+def test_sequences_are_prompt_response_and_eos(write, tmp_path, tokenizer):
+    arrays = tokenize([write(pair(), pair(chosen="4", rejected="five"))], tmp_path / "data", tokenizer)
+    assert len(arrays) == 2
+    eos = tokenizer.eos_token
+    for number, texts in enumerate((("2 + 2 = 4", "2 + 2 = 5"), ("4", "five"))):
+        for rejected, text in enumerate(texts):
+            ids = arrays.sequence(number, rejected=bool(rejected))
+            assert tokenizer.decode(ids) == f"Two plus two?\n{text}{eos}"
+            assert tokenizer.decode(ids[arrays.prompt_lengths[number] :]) == f"{text}{eos}"
+
+
+def test_without_eos(write, tmp_path, tokenizer):
+    arrays = tokenize([write(pair())], tmp_path / "data", tokenizer, append_eos=False)
+    assert tokenizer.decode(arrays.sequence(0, rejected=False)) == "Two plus two?\n2 + 2 = 4"
+
+
+def test_eos_is_not_doubled(write, tmp_path, tokenizer):
+    row = pair(chosen="4<|endoftext|>", rejected="5")
+    arrays = tokenize([write(row)], tmp_path / "data", tokenizer)
+    assert tokenizer.decode(arrays.sequence(0, rejected=False)).count("<|endoftext|>") == 1
+
+
+def test_rewards_and_their_defaults(write, tmp_path, tokenizer):
+    rows = write(pair(), pair(chosen_reward=2.5, rejected_reward=-1))
+    arrays = tokenize([rows], tmp_path / "data", tokenizer, default_chosen_reward=0.75, default_rejected_reward=0.25)
+    assert arrays.reward_margins.tolist() == [0.5, 3.5]
+
+
+FAULTS = {
+    "invalid JSON": "{not json",
+    "a JSON object was expected": "[1, 2]",
+    "missing field 'rejected_response'": {"prompt": "a", "chosen_response": "b"},
+    "field 'prompt' must be a string": pair(prompt=3),
+    "empty field 'chosen_response'": pair(chosen="  "),
+    "empty field 'prompt'": pair(prompt=""),
+    "chosen_response and rejected_response are equal": pair(rejected="2 + 2 = 4"),
+    "merge with the first of the response": pair(prompt="the ans", chosen="wer is 4", rejected="wer is 5"),
+    "field 'chosen_reward' must be a number": pair(chosen_reward="high"),
+}
+
+
+@pytest.mark.parametrize("message", FAULTS)
+def test_every_fault_is_told_with_its_place(write, tmp_path, tokenizer, message):
+    path = write(pair(), FAULTS[message], pair(chosen="4", rejected="3"))
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        tokenize([path], tmp_path / "data", tokenizer)
+    assert message in str(error.value)
+    assert f"{path}:2:" in str(error.value)
+    assert "model.data.invalid_pairs=drop" in str(error.value)
+    assert not (tmp_path / "data").exists()
+    arrays = tokenize([path], tmp_path / "data", tokenizer, invalid_pairs="drop")
+    assert len(arrays) == 2
+    left_out = [json.loads(line) for line in (tmp_path / "data/left_out_pairs.jsonl").read_text().splitlines()]
+    assert [item["place"] for item in left_out] == [f"{path}:2"]
+    assert message in left_out[0]["reason"]
+
+
+def test_overlong_pairs_are_left_out_and_counted(write, tmp_path, tokenizer, capsys):
+    fits = len(tokenizer("Two plus two?\n2 + 2 = 4").input_ids) + 1
+    path = write(pair(), pair(rejected="2 + 2 = 5, or so it seems to me"))
+    arrays = tokenize([path], tmp_path / "data", tokenizer, seq_length=fits)
+    assert len(arrays) == 1
+    assert "1 longer than model.data.seq_length" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no train pair is left"):
+        tokenize([path], tmp_path / "less", tokenizer, seq_length=fits - 1)
+
+
+def test_blank_lines_are_skipped_and_lines_keep_their_numbers(write, tmp_path, tokenizer):
+    path = write("", pair(), "   ", "broken")
+    with pytest.raises(ValueError, match=f"{path}:4:"):
+        tokenize([path], tmp_path / "data", tokenizer)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b'{"prompt": "\xff\xfe"}\n'])
+def test_files_that_hold_nothing(tmp_path, tokenizer, content):
+    path = tmp_path / "empty.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"no train pair is left|not UTF-8"):
+        tokenize([path], tmp_path / "data", tokenizer)
+
+
+def test_a_complete_folder_is_left_as_it_is(write, tmp_path, tokenizer):
+    tokenize([write(pair())], tmp_path / "data", tokenizer)
+    before = (tmp_path / "data/tokens.npy").stat().st_mtime_ns
+    tokenize([write(pair(), pair(chosen="4"))], tmp_path / "data", tokenizer)
+    assert (tmp_path / "data/tokens.npy").stat().st_mtime_ns == before
+
+
+def test_several_chunks_keep_the_order_of_the_file(write, tmp_path, tokenizer):
+    path = write(*(pair(chosen=f"{number} is it") for number in range(1100)))
+    arrays = tokenize([path], tmp_path / "data", tokenizer)
+    for number in (0, 511, 512, 1099):
+        text = tokenizer.decode(arrays.sequence(number, rejected=False)[arrays.prompt_lengths[number] :])
+        assert text.startswith(f"{number} is it")
+    assert np.all(np.diff(arrays.starts) > 0)
+
+
+def test_files_by_name_and_pattern(write, tmp_path):
+    b, a = write(pair(), name="b.jsonl"), write(pair(), name="a.jsonl")
+    assert expand_files([str(b), f"{tmp_path}/*.jsonl"]) == [b, a]
+    with pytest.raises(ValueError, match="matches no file"):
+        expand_files([f"{tmp_path}/c*.jsonl"])
