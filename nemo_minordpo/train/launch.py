@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from nemo_minordpo import host
 from nemo_minordpo.config import TrainConfig, compose, load
 from nemo_minordpo.core.losses import LOSSES
@@ -24,18 +26,23 @@ def main(overrides: list[str]) -> None:
     """
     config = load(compose(overrides), loss_names=tuple(LOSSES))
     started_by_launcher = "WORLD_SIZE" in os.environ or "SLURM_NTASKS" in os.environ
+    if config.trainer.num_nodes > 1 and not started_by_launcher:
+        raise ValueError(
+            f"trainer.num_nodes={config.trainer.num_nodes}: start one process a rank with srun or torchrun: "
+            "torchrun --nnodes=... --nproc-per-node=... -m nemo_minordpo.train KEY=VALUE ..."
+        )
     if is_first_process():
         prepare_run(config)
+    folder = RunFolder(Path(config.exp_manager.explicit_log_dir))
+    if folder.nemo.exists():
+        if is_first_process():
+            Console(stderr=True).print(f"this run is complete: {folder.nemo}", highlight=False, soft_wrap=True)
+        return
     if started_by_launcher or config.trainer.num_nodes * config.trainer.devices == 1:
         from nemo_minordpo.train.run import run_rank
 
         run_rank(config)
         return
-    if config.trainer.num_nodes > 1:
-        raise ValueError(
-            f"trainer.num_nodes={config.trainer.num_nodes}: start one process a rank with srun or torchrun: "
-            "torchrun --nnodes=... --nproc-per-node=... -m nemo_minordpo.train KEY=VALUE ..."
-        )
     _start_ranks(config.trainer.devices, overrides)
 
 

@@ -125,7 +125,7 @@ def test_identity_is_what_a_run_computes_not_where():
             "model.micro_batch_size=2",
             "trainer.dpo.save_interval=7",
             "exp_manager.explicit_log_dir=other",
-        )  # fmt: skip
+        )
     )
     other = config.identity(load("model.dpo.ref_policy_kl_penalty=0.2", "model.optim.sched.min_lr=1e-7"))
     assert same == base

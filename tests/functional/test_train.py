@@ -1,0 +1,136 @@
+"""`minordpo train` as a user types it: what it refuses, and one run on two ranks with what becomes of it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nemo_minordpo.convert.hf_to_nemo import import_hf
+from nemo_minordpo.convert.nemo_to_hf import export_hf
+from tests.tiny import write_model
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def minordpo(*arguments, timeout=400):
+    return subprocess.run(
+        [sys.executable, "-m", "nemo_minordpo", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train")
+    write_model(folder / "hf")
+    import_hf(folder / "hf", folder / "base.nemo")
+    rows = [
+        {"prompt": f"What is {a} plus 2?\n", "chosen_response": f"It is {a + 2}", "rejected_response": f"It is {a + 3}"}
+        for a in range(10)
+    ]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "bad.jsonl").write_text(json.dumps(rows[0]) + "\n{broken\n")
+    return folder
+
+
+def command(place, run, *overrides):
+    return [
+        "train",
+        f"pretrained_checkpoint.restore_from_path={place}/base.nemo",
+        f"model.data.data_prefix.train=[{place}/train.jsonl]",
+        f"model.data.data_prefix.validation=[{place}/train.jsonl]",
+        f"exp_manager.explicit_log_dir={place / run}",
+        "model.dpo.ref_policy_kl_penalty=0.1",
+        "model.global_batch_size=4",
+        "model.optim.lr=1e-3",
+        *overrides,
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    arguments = command(
+        place, "run", "trainer.devices=2", "model.tensor_model_parallel_size=2", "trainer.dpo.max_epochs=2",
+        "trainer.dpo.val_check_interval=2", "trainer.dpo.save_interval=3", "model.dpo.preference_loss=dpop",
+    )  # fmt: skip
+    return arguments, minordpo(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.dpo.preference_loss=minor"], "is unknown; known: dpo, dpop, minordpo, ipo"),
+        (["model.dpo.ref_policy_kl_penalty=null"], "ref_policy_kl_penalty"),
+        (["model.data.data_prefix.train=[nowhere.jsonl]"], "'nowhere.jsonl' matches no file"),
+        (["pretrained_checkpoint.restore_from_path=nowhere.nemo"], "no such file or folder"),
+        (["trainer.devices=3", "model.tensor_model_parallel_size=3", "model.global_batch_size=3"], "possible: 1, 2"),
+        (["trainer.num_nodes=2"], "start one process a rank with srun or torchrun"),
+        (["+model.tokenizer.type=/nowhere"], "give +model.tokenizer.type=FOLDER"),
+        (["+model.hiden_dropout=0.1"], "did you mean 'hidden_dropout'"),
+    ],
+)
+def test_refused_in_seconds_without_a_traceback(place, overrides, message):
+    result = minordpo(*command(place, "refused", *overrides), timeout=60)
+    assert result.returncode == 2, result.stderr
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+    assert not (place / "refused/config.yaml").exists()
+
+
+def test_a_bad_pair_is_told_before_anything_is_loaded(place):
+    result = minordpo(*command(place, "bad", f"model.data.data_prefix.train=[{place}/bad.jsonl]"), timeout=60)
+    assert result.returncode == 2
+    assert "bad.jsonl:2: invalid JSON" in result.stderr
+    assert "model.data.invalid_pairs=drop" in result.stderr
+
+
+def test_a_run_shows_its_steps_and_leaves_what_it_promises(place, run):
+    _, result = run
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "step 6: loss" in result.stderr
+    assert "validation after step 2" in result.stderr
+    folder = place / "run"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines if line["split"] == "validation"] == [2, 4, 6]
+    assert lines[0]["values"]["step_s"] > 0
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step_000003", "step_000006"]
+    assert list((folder / "tensorboard").glob("events.*"))
+    assert (folder / "model.nemo").exists()
+    assert "preference_loss: dpop" in (folder / "config.yaml").read_text()
+
+
+def test_the_same_command_again_says_that_all_is_done(place, run):
+    before = (place / "run/model.nemo").stat().st_mtime_ns
+    result = minordpo(*run[0], timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert "this run is complete" in result.stderr
+    assert (place / "run/model.nemo").stat().st_mtime_ns == before
+
+
+def test_another_experiment_does_not_go_on_there(place, run):
+    result = minordpo(*run[0], "model.dpo.ref_policy_kl_penalty=0.2", timeout=60)
+    assert result.returncode == 2
+    assert "model.dpo.ref_policy_kl_penalty: 0.1 there, 0.2 now" in result.stderr
+
+
+def test_the_trained_model_becomes_a_hugging_face_folder(place, run):
+    """From model.nemo and from the last checkpoint, written at TP=2: the same tensors, and not the base's."""
+    export_hf(place / "run", place / "hf_from_run")
+    export_hf(place / "run/model.nemo", place / "hf_from_nemo")
+    from_run, from_nemo, base = (
+        load_file(place / name / "model.safetensors") for name in ("hf_from_run", "hf_from_nemo", "hf")
+    )
+    assert from_run.keys() == from_nemo.keys() == base.keys()
+    assert all(torch.equal(from_run[key], from_nemo[key]) for key in base)
+    changed = [key for key in base if not torch.equal(base[key], from_run[key])]
+    assert len(changed) == len(base)
+    assert all((from_run[key] - base[key]).abs().max() < 0.05 for key in base)
