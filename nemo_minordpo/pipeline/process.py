@@ -87,7 +87,5 @@ def _ends_before_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if signal.SIGINT in told:
-        raise KeyboardInterrupt
     if told:
         sys.exit(128 + told[0])
