@@ -57,7 +57,7 @@ def _package_rows(versions: dict[str, str]) -> list[tuple[str, str, str]]:
             "a tested pair" if pair in _TESTED_PAIRS else f"not tested together; tested: {_TESTED_PAIRS}",
         ),
         ("NeMo-Aligner", versions.get("nemo-aligner", "none"), "0.7.0 is the last release, and the one that is used"),
-        ("torch", versions.get("torch", "none"), "2.5 to 2.13 are known to work"),
+        ("torch", versions.get("torch", "none"), "2.13 is what this project is tested with"),
     ]
     apex = "with its CUDA extensions" if host.has_apex() else "none"
     rows.append(("Apex", apex, "distributed_fused_adam needs it; mcore_distributed_optim does not"))

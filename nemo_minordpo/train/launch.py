@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from nemo_minordpo import host
 from nemo_minordpo.config import TrainConfig, compose, load
 from nemo_minordpo.core.losses import LOSSES
+from nemo_minordpo.records import write_text
 from nemo_minordpo.train.model_config import build_model_config, read_checkpoint_config
 from nemo_minordpo.train.run_folder import RunFolder, is_first_process
 from nemo_minordpo.train.tokens import expand_files, tokenize_files
@@ -71,6 +73,8 @@ def prepare_run(config: TrainConfig) -> None:
         inputs={"reference": [checkpoint], "tokenizer": [tokenizer_path] if tokenizer_path.exists() else [], **files},
         make_data=make_data,
     )
+    # for export-hf, which may be asked for a checkpoint of a run that is not finished
+    write_text(folder.path / "model_config.yaml", OmegaConf.to_yaml(model_config))
 
 
 def load_tokenizer(path: Path) -> Any:

@@ -125,12 +125,12 @@ def test_another_experiment_does_not_go_on_there(place, run):
 def test_the_trained_model_becomes_a_hugging_face_folder(place, run):
     """From model.nemo and from the last checkpoint, written at TP=2: the same tensors, and not the base's."""
     export_hf(place / "run", place / "hf_from_run")
-    export_hf(place / "run/model.nemo", place / "hf_from_nemo")
-    from_run, from_nemo, base = (
-        load_file(place / name / "model.safetensors") for name in ("hf_from_run", "hf_from_nemo", "hf")
+    export_hf(place / "run/checkpoints/step_000006", place / "hf_from_checkpoint")
+    from_run, from_checkpoint, base = (
+        load_file(place / name / "model.safetensors") for name in ("hf_from_run", "hf_from_checkpoint", "hf")
     )
-    assert from_run.keys() == from_nemo.keys() == base.keys()
-    assert all(torch.equal(from_run[key], from_nemo[key]) for key in base)
+    assert from_run.keys() == from_checkpoint.keys() == base.keys()
+    assert all(torch.equal(from_run[key], from_checkpoint[key]) for key in base)
     changed = [key for key in base if not torch.equal(base[key], from_run[key])]
     assert len(changed) == len(base)
     assert all((from_run[key] - base[key]).abs().max() < 0.05 for key in base)
