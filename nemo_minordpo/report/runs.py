@@ -65,7 +65,7 @@ def read_run(folder: Path) -> Run:
         score=read_score(folder / "evaluation"),
         notes=notes,
     )
-    _note_what_is_missing(run, planned=_selected(config, "trainer.dpo.max_steps"))
+    _note_what_is_missing(run, saves_nemo=_selected(config, "trainer.dpo.save_nemo") is not False)
     return run
 
 
@@ -117,11 +117,11 @@ def _read_metrics(path: Path, notes: list[str]) -> list[StepMetrics]:
     return [line for line in lines if line.split == "train"]
 
 
-def _note_what_is_missing(run: Run, *, planned: object) -> None:
+def _note_what_is_missing(run: Run, *, saves_nemo: bool) -> None:
     if not run.steps:
         run.notes.append(f"no training step in {run.folder / 'metrics.jsonl'}")
-    elif isinstance(planned, int) and run.steps[-1].step < planned:
-        run.notes.append(f"stopped at step {run.steps[-1].step} of {planned}")
+    elif saves_nemo and not (run.folder / "model.nemo").exists():  # written last
+        run.notes.append(f"not finished: it has {run.steps[-1].step} steps and no model.nemo")
     for name in REWARDS:
         strange = [step.step for step in run.steps if not math.isfinite(step.values.get(name, math.nan))]
         if strange:

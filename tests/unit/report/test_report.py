@@ -28,16 +28,18 @@ def line(step, chosen, rejected, split="train", **values):
 
 @pytest.fixture
 def make(tmp_path):
-    def folder(name, lines, *, loss="dpo", score=None, max_steps=-1):
+    def folder(name, lines, *, loss="dpo", score=None, finished=True, save_nemo=True):
         run = tmp_path / name
         run.mkdir()
         config = {
             "model": {"dpo": {"preference_loss": loss, "ref_policy_kl_penalty": 0.1}, "optim": {"lr": 2e-5}},
-            "trainer": {"dpo": {"max_steps": max_steps}},
+            "trainer": {"dpo": {"save_nemo": save_nemo}},
         }
         (run / "config.yaml").write_text(yaml.safe_dump(config))
         if lines is not None:
             (run / "metrics.jsonl").write_text("".join(json.dumps(item) + "\n" for item in lines))
+        if finished:
+            (run / "model.nemo").touch()
         if score is not None:
             write_score(run / "evaluation", **score)
         return run
@@ -159,8 +161,10 @@ def test_a_run_without_steps_is_reported(make, tmp_path):
 
 def test_an_early_end_is_reported(make, tmp_path):
     lines = [line(1, 1.0, 0.0), line(2, 1.0, 0.0)]
-    assert "stopped at step 2 of 3" in notes_of(tmp_path / "a", make("run", lines, max_steps=3))
-    assert "stopped" not in notes_of(tmp_path / "b", make("whole", lines, max_steps=2))
+    stopped = notes_of(tmp_path / "a", make("stopped", lines, finished=False))
+    assert "not finished: it has 2 steps and no model.nemo" in stopped
+    assert "not finished" not in notes_of(tmp_path / "b", make("whole", lines))
+    assert "not finished" not in notes_of(tmp_path / "c", make("kept_no_nemo", lines, finished=False, save_nemo=False))
 
 
 def test_values_that_are_no_number_are_reported_and_drawn_around(make, tmp_path):
