@@ -99,16 +99,10 @@ def prepare_gsm8k(
     from nemo_minordpo.prepare.gsm8k import prepare_gsm8k
 
     prepare_gsm8k(
-        source,
-        output,
+        source, output,
         template=cast(Any, template),  # the stage says which there are
-        tokenizer=tokenizer,
-        system=system,
-        num_validation=num_validation,
-        limit=limit,
-        seed=seed,
-        overwrite=overwrite,
-    )
+        tokenizer=tokenizer, system=system, num_validation=num_validation, limit=limit, seed=seed, overwrite=overwrite,
+    )  # fmt: skip
 
 
 @app.command("import-hf", cls=Command)
@@ -250,18 +244,10 @@ def evaluate(
     from nemo_minordpo.evaluate.run import evaluate
 
     score = evaluate(
-        model,
-        questions,
-        output,
-        template=cast(Any, template),
-        system=system,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        limit=limit,
-        dtype=dtype,
-        device=device,
-        overwrite=overwrite,
-    )
+        model, questions, output,
+        template=cast(Any, template), system=system, batch_size=batch_size, max_new_tokens=max_new_tokens,
+        limit=limit, dtype=dtype, device=device, overwrite=overwrite,
+    )  # fmt: skip
     low, high = score.strict_interval_95
     typer.echo(
         f"{score.num_questions} questions: strict {score.strict_accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}), "
