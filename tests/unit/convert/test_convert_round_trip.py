@@ -99,6 +99,7 @@ def test_what_lies_in_the_nemo(hf: Path, nemo: Path, tmp_path: Path) -> None:
 def test_model_config_and_what_lies_beside(hf: Path, nemo: Path, tmp_path: Path) -> None:
     config: Any = OmegaConf.load(unpack(nemo, tmp_path / "unpacked") / "model_config.yaml")
     assert config.override_vocab_size == 256
+    assert config.unpadded_vocab_size == 131
     assert config.name == ""
     assert config.transformer_engine is True
     assert config.qkv_bias is True
