@@ -158,7 +158,10 @@ def make_optimizers(model: Qwen2ForCausalLM, learning_rate: float) -> list[torch
 
 
 def train(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, arguments: argparse.Namespace) -> None:
-    """A linear warm-up and a linear decay to zero, in float32."""
+    """A linear warm-up and a linear decay towards zero, cut before its end, in float32.
+
+    The whole schedule would answer nearly all right with certainty, and leave preference training nothing to move.
+    """
     steps = arguments.steps
     optimizers = make_optimizers(model, arguments.learning_rate)
     schedules = [
@@ -167,9 +170,9 @@ def train(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, arguments
     ]
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
-        bar = progress.add_task("training", total=steps)
+        bar = progress.add_task("training", total=arguments.stop_after)
         source = batches(tokenizer, batch_tokens=arguments.batch_tokens, num_steps=steps, seed=arguments.seed)
-        for step, (ids, labels) in enumerate(source, start=1):
+        for step, (ids, labels) in enumerate(islice(source, arguments.stop_after), start=1):
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
             loss = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
             loss.backward()
@@ -227,7 +230,8 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a model that is there")
     parser.add_argument("--only-evaluate", action="store_true", help="evaluate the model that is there")
     parser.add_argument("--num-problems", type=int, default=500, help="held-out problems to evaluate on")
-    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--steps", type=int, default=3600, help="length of the schedule")
+    parser.add_argument("--stop-after", type=int, default=2800, help="steps that are done of it")
     parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens a step at first, double at the end")
     parser.add_argument("--learning-rate", type=float, default=1e-2)
     parser.add_argument("--seed", type=int, default=1)
