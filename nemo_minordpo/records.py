@@ -47,19 +47,7 @@ class PreferencePair:
         Raises:
             ValueError: the reason, without the place: the caller knows file and line.
         """
-        try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"invalid JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"a JSON object was expected, not {type(row).__name__}")
-        for name in ("prompt", "chosen_response", "rejected_response"):
-            if name not in row:
-                raise ValueError(f"missing field {name!r} (found: {', '.join(sorted(row)) or 'none'})")
-            if not isinstance(row[name], str):
-                raise ValueError(f"field {name!r} must be a string, not {type(row[name]).__name__}")
-            if not row[name].strip():
-                raise ValueError(f"empty field {name!r}")
+        row = object_with_texts(text, ("prompt", "chosen_response", "rejected_response"))
         for name in ("chosen_reward", "rejected_reward"):
             value = row.get(name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
@@ -141,6 +129,36 @@ class Score:
     no_answer_rate: float  # no strict answer found
     unfinished_rate: float
     mean_tokens: float
+
+
+def object_with_texts(text: str, names: tuple[str, ...]) -> dict[str, Any]:
+    """A line of JSON as an object whose fields ``names`` are texts with something in them.
+
+    Raises:
+        ValueError: the reason, without the place.
+    """
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"invalid JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"a JSON object was expected, not {type(row).__name__}")
+    for name in names:
+        if name not in row:
+            raise ValueError(f"missing field {name!r} (found: {', '.join(sorted(row)) or 'none'})")
+        if not isinstance(row[name], str):
+            raise ValueError(f"field {name!r} must be a string, not {type(row[name]).__name__}")
+        if not row[name].strip():
+            raise ValueError(f"empty field {name!r}")
+        if any("\ud800" <= character <= "\udfff" for character in row[name]):
+            raise ValueError(f"field {name!r} holds half a surrogate pair: not valid Unicode text")
+    return row
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """`key: old there, new now` of each flat setting that is not the same, in the order of the keys."""
+    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    return [f"  {key}: {before.get(key)} there, {now.get(key)} now" for key in keys]
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -4,11 +4,12 @@ Numbers are handed on as normalised decimal strings ("1234.5", "-3", "0.5"), nev
 and readable in `predictions.jsonl`, and equal numbers are equal strings.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
+
+from nemo_minordpo.records import object_with_texts
 
 # Xie et al. 2024 (MinorDPO), end of section 4, wording and punctuation as printed.
 PAPER_INSTRUCTION = (
@@ -47,21 +48,7 @@ class Problem:
         Raises:
             ValueError: the reason, without the place: the caller knows file and line.
         """
-        try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"invalid JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"a JSON object was expected, not {type(row).__name__}")
-        for name in ("question", "answer"):
-            if name not in row:
-                raise ValueError(f"missing field {name!r} (found: {', '.join(sorted(row)) or 'none'})")
-            if not isinstance(row[name], str):
-                raise ValueError(f"field {name!r} must be a string, not {type(row[name]).__name__}")
-            if not row[name].strip():
-                raise ValueError(f"empty field {name!r}")
-            if any("\ud800" <= character <= "\udfff" for character in row[name]):
-                raise ValueError(f"field {name!r} holds half a surrogate pair: not valid Unicode text")
+        row = object_with_texts(text, ("question", "answer"))
         gold_answer(row["answer"])
         return cls(question=row["question"], answer=row["answer"])
 

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nemo_minordpo.records import Prediction, refuse_existing, to_json_line, write_json
+from nemo_minordpo.records import Prediction, differences, refuse_existing, to_json_line, write_json
 
 PREDICTIONS_NAME = "predictions.partial.jsonl"
 KEY_NAME = "predictions.partial.key.json"
@@ -54,13 +54,11 @@ class PartialPredictions:
         self._key_path.unlink()
 
     def _refuse_other_key(self, key: dict[str, Any]) -> None:
-        old, new = _flat(json.loads(self._key_path.read_text(encoding="utf-8"))), _flat(key)
-        differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-        if differing:
-            changes = "\n".join(f"  {name}: {old.get(name)} there, {new.get(name)} now" for name in differing)
+        changes = differences(_flat(json.loads(self._key_path.read_text(encoding="utf-8"))), _flat(key))
+        if changes:
             raise ValueError(
-                f"{self._path.parent} holds an unfinished evaluation of something else:\n{changes}\n"
-                "choose another folder, or pass --overwrite to begin anew"
+                "\n".join([f"{self._path.parent} holds an unfinished evaluation of something else:", *changes])
+                + "\nchoose another folder, or pass --overwrite to begin anew"
             )
 
     def _read(self) -> dict[int, Prediction]:

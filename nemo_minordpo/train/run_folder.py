@@ -20,7 +20,15 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from nemo_minordpo.config import TrainConfig, identity
-from nemo_minordpo.records import Manifest, StepMetrics, read_lines, sha256_of_file, to_json_line, write_text
+from nemo_minordpo.records import (
+    Manifest,
+    StepMetrics,
+    differences,
+    read_lines,
+    sha256_of_file,
+    to_json_line,
+    write_text,
+)
 
 
 @dataclass(frozen=True)
@@ -91,14 +99,11 @@ class RunFolder:
             write_text(self.metrics, "".join(kept))
 
     def _refuse_another_run(self, settings: dict[str, Any]) -> None:
-        before = Manifest.read(self.path).settings
-        now = json.loads(json.dumps(settings))
-        different = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-        if different:
-            changes = "\n".join(f"  {key}: {before.get(key)} there, {now.get(key)} now" for key in different)
+        changes = differences(Manifest.read(self.path).settings, json.loads(json.dumps(settings)))
+        if changes:
             raise ValueError(
-                f"{self.path} belongs to a run with other settings:\n{changes}\n"
-                "Choose another exp_manager.explicit_log_dir, or give that run's settings to go on with it"
+                "\n".join([f"{self.path} belongs to a run with other settings:", *changes])
+                + "\nChoose another exp_manager.explicit_log_dir, or give that run's settings to go on with it"
             )
 
 

@@ -49,6 +49,7 @@ FAULTS = {
     "field 'prompt' must be a string": pair(prompt=3),
     "empty field 'chosen_response'": pair(chosen="  "),
     "empty field 'prompt'": pair(prompt=""),
+    "holds half a surrogate pair": pair(prompt="Two\ud800?\n"),
     "chosen_response and rejected_response are equal": pair(rejected="2 + 2 = 4"),
     "merge with the first of the response": pair(prompt="the ans", chosen="wer is 4", rejected="wer is 5"),
     "field 'chosen_reward' must be a number": pair(chosen_reward="high"),
