@@ -188,8 +188,7 @@ def load(composed: DictConfig, *, loss_names: tuple[str, ...]) -> TrainConfig:
     Raises:
         ValueError: every fault that can be seen without opening a file, one a line.
     """
-    plain = OmegaConf.to_container(composed, resolve=True)
-    assert isinstance(plain, dict)
+    plain: Any = OmegaConf.to_container(composed, resolve=True)
     overrides = plain.setdefault("checkpoint_overrides", {})
     known = {item.name for item in fields(ModelSection)}
     for key in [key for key in plain.get("model", {}) if key not in known]:

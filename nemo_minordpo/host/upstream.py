@@ -50,7 +50,8 @@ def _write_item_of_newer_torch() -> list[StandIn]:
             "distributed checkpoints cannot be written with this version"
         )
     _require(writer, "_write_item")
-    original, transforms = filesystem._write_item, filesystem._StorageWriterTransforms
+    original: Any = filesystem._write_item
+    transforms = filesystem._StorageWriterTransforms
 
     def write_item(*arguments: Any) -> Any:
         # Megatron-Core 0.12 passes the transforms where torch has them, 0.10 and 0.11 do not.

@@ -9,12 +9,15 @@ import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.optimizer import get_param_id_to_sharded_param_map, optim_state_to_sharding_state
 from nemo.core.optim.optimizers import init_optimizer_states
+from torch.distributed.checkpoint.api import CheckpointException
 
 _NAME = re.compile(r"step_(\d+)")
 _TORCH_OPTIMIZERS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
@@ -65,12 +68,24 @@ def load_checkpoint(path: Path, *, strategy: Any, model: Any, optimizer: Any) ->
         ValueError: the folder cannot be read as a checkpoint of this model.
     """
     state, _ = _sharded_state(strategy, model, optimizer, is_loading=True)
+    unreadable = (
+        OSError,
+        EOFError,
+        KeyError,
+        RuntimeError,
+        UnpicklingError,
+        CheckpointException,
+        CheckpointingException,
+    )
     try:
-        common = dist_checkpointing.load_common_state_dict(str(path))
+        common = dist_checkpointing.load_common_state_dict(path)
         loaded = strategy.unwrapped_checkpoint_io.load_checkpoint(str(path), sharded_state_dict=state)
         progress = Progress(**common["progress"])
-    except (OSError, KeyError, RuntimeError, dist_checkpointing.core.CheckpointingException) as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint of this run: {error}") from error
+    except unreadable as error:
+        raise ValueError(
+            f"{path} is damaged, or no checkpoint of this run ({type(error).__name__}: {error}); "
+            "take the folder away, and the run goes on from the one before it"
+        ) from error
     for module in model.get_model_module_list():
         module.load_state_dict({key.removeprefix("model."): value for key, value in loaded["model"].items()})
     optimizer_state = loaded["optimizer"]
@@ -96,7 +111,7 @@ def _sharded_state(strategy: Any, model: Any, optimizer: Any, *, is_loading: boo
     state["state"] = {key: dict(values) for key, values in state["state"].items()}
     steps = {int(values.pop("step")) for values in state["state"].values() if "step" in values}
     assert len(steps) <= 1, f"parameters with different optimizer steps: {sorted(steps)}"
-    by_id = get_param_id_to_sharded_param_map(
+    by_id: Any = get_param_id_to_sharded_param_map(
         model_sharded_state_dict={key: value for key, value in weights.items() if not key.endswith("_extra_state")},
         optim_params_iter=(parameter for group in optimizer.param_groups for parameter in group["params"]),
     )

@@ -71,7 +71,7 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
 
     def model_provider_func(self, pre_process: bool, post_process: bool) -> MCoreGPTModel:
         """NeMo's own GPT model; only its forward is another one."""
-        model = super().model_provider_func(pre_process, post_process)
+        model: Any = super().model_provider_func(pre_process, post_process)
         model.__class__ = HiddenStatesGPTModel
         return model
 
@@ -124,7 +124,7 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
     def get_logprob_batch(self, batch: StepBatch) -> list[Tensor | None]:
         """Sequence log-probabilities [2 m] of each micro-batch under the present weights; None off the last stage."""
         results = self._run_schedule(batch, [None] * len(batch.micro_batches), forward_only=True, logprobs_only=True)
-        return results or [None] * len(batch.micro_batches)
+        return [*results] or [None] * len(batch.micro_batches)
 
     @torch.no_grad()
     def get_ref_policy_logprobs(self, batch: StepBatch) -> list[Tensor | None]:
@@ -151,10 +151,11 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
         self, batch: StepBatch, references: list[Tensor | None], *, forward_only: bool, logprobs_only: bool
     ) -> list[Tensor]:
         set_sync_funcs(self, forward_only)
+        model: Any = self.model
         return get_forward_backward_func()(
             forward_step_func=self.get_forward_output_and_loss_func(logprobs_only=logprobs_only, batch=batch),
             data_iterator=iter(zip(batch.micro_batches, references, strict=True)),
-            model=self.model,
+            model=model,
             num_microbatches=len(batch.micro_batches),
             forward_only=forward_only,
             seq_length=batch.seq_length,
@@ -202,7 +203,8 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
             hidden = tensor_parallel.copy_to_tensor_model_parallel_region(hidden)
         at_responses = hidden.flatten(0, 1)[micro_batch.response_index]
         logits = linear(at_responses.float(), self._head_weight().float())
-        group = group_or_none(parallel_state.get_tensor_model_parallel_group())
+        tensor_parallel_group: Any = parallel_state.get_tensor_model_parallel_group()
+        group = group_or_none(tensor_parallel_group)
         if vocab_size := self.cfg.get("unpadded_vocab_size"):  # written by import-hf
             logits = mask_padded_vocabulary(logits, vocab_size=vocab_size, group=group)
         token_log_probs = vocab_parallel_token_log_probs(logits, micro_batch.targets, group=group)

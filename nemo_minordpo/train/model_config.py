@@ -60,7 +60,7 @@ def build_model_config(config: TrainConfig, checkpoint: DictConfig, *, cuda: boo
     Raises:
         ValueError: keys that the checkpoint does not know, or a layout that does not divide the model.
     """
-    model = OmegaConf.create(OmegaConf.to_container(checkpoint, resolve=True))
+    model: Any = OmegaConf.create(OmegaConf.to_container(checkpoint, resolve=True))
     unknown = [key for key in config.checkpoint_overrides if key not in model]
     if unknown:
         hints = "; ".join(f"model.{key}{closest(key, [str(k) for k in model])}" for key in unknown)

@@ -56,7 +56,7 @@ def set_up(config: TrainConfig, folder: RunFolder) -> Any:
         config, read_checkpoint_config(checkpoint), cuda=host.has_cuda(), te=host.has_transformer_engine()
     )
     lightning_trainer = _lightning_trainer(config, model_config)
-    model = load_from_nemo(
+    model: Any = load_from_nemo(
         MegatronGPTMinorDPOModel, model_config, lightning_trainer, strict=True, restore_path=str(checkpoint)
     )
     init_distributed(lightning_trainer, model, model_config.get("transformer_engine", False))

@@ -105,7 +105,8 @@ class MinorDPOTrainer:
         assert self.validation is not None
         self.model.prepare_for_validation_step()
         limit = self.config.trainer.dpo.limit_val_batches
-        sums = sum(self.model.validation_sums(batch) for batch in self.validation.in_file_order(limit_batches=limit))
+        batches = self.validation.in_file_order(limit_batches=limit)
+        sums = torch.stack([self.model.validation_sums(batch) for batch in batches]).sum(dim=0)
         torch.distributed.all_reduce(sums)
         self.model.finish_validation_step()
         return self._line("validation", {**means_of(sums), "step_s": time.perf_counter() - started})

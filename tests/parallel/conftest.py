@@ -25,6 +25,8 @@ ADAM = [
     "model.optim.name=adamw", "model.optim.lr=1e-3", "model.optim.weight_decay=0.01", "trainer.dpo.max_steps=8",
     "trainer.dpo.max_epochs=9", "trainer.dpo.save_interval=3", "+model.hidden_dropout=0.1",
 ]  # fmt: skip
+# Of another layout goes on what has no dropout: its masks belong to a rank.
+ADAM_WITHOUT_DROPOUT = ADAM[:-1]
 LAYOUTS = {
     # name: (tensor-parallel, pipeline-parallel, data-parallel, micro-batch)
     "one": (1, 1, 1, 1),
@@ -90,8 +92,8 @@ def runs(workspace) -> Runs:
         ranks=4,
         jobs=[
             *(job(workspace, name, SGD, layout=name) for name in ("tp2pp2", "tp2dp2")),
-            job(workspace, "moved", ADAM, layout="tp2pp2", dies_after=4),
-            job(workspace, "moved_whole", ADAM, layout="tp2pp2"),
+            job(workspace, "moved", ADAM_WITHOUT_DROPOUT, layout="tp2pp2", dies_after=4),
+            job(workspace, "moved_whole", ADAM_WITHOUT_DROPOUT, layout="tp2pp2"),
         ],
     )
     spawn(
@@ -121,7 +123,11 @@ def runs(workspace) -> Runs:
             job(workspace, "whole", ADAM),
             *stop_resume,
             *[{**stopped, "dies_after": None} for stopped in stop_resume],
-            job(workspace, "moved", ADAM),
+            job(workspace, "moved", ADAM_WITHOUT_DROPOUT),
+            *(
+                {**job(workspace, f"damaged_{file}", ADAM), "copy_of": str(workspace / "whole"), "damaged": file}
+                for file in ("common.pt", ".metadata", "__0_0.distcp")
+            ),
             job(workspace, "time_limit", [*ADAM, "exp_manager.max_time_per_run=00:00:00:00"]),
         ],
     )

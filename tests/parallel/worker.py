@@ -6,6 +6,7 @@ which the process "dies" (an exception between two steps, without a checkpoint).
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -28,9 +29,13 @@ def main(jobs_file: Path) -> None:
         os.environ["MASTER_PORT"] = str(int(job["port"]) + number)
         config = load(compose(job["overrides"]), loss_names=tuple(LOSSES))
         if int(os.environ["RANK"]) == 0:
+            if "damaged" in job:
+                copy_and_damage(Path(job["copy_of"]), Path(config.exp_manager.explicit_log_dir), job["damaged"])
             prepare_run(config)
         try:
-            if job.get("log_probs"):
+            if "damaged" in job:
+                write_refusal(config)
+            elif job.get("log_probs"):
                 write_log_probs(config, Path(job["log_probs"]))
             else:
                 run(config, job.get("dies_after"))
@@ -60,6 +65,25 @@ def run(config, dies_after) -> None:
         torch.distributed.destroy_process_group()
     finally:
         trainer_module.MinorDPOTrainer._train_step = step
+
+
+def copy_and_damage(source: Path, target: Path, file: str) -> None:
+    """A run whose newest checkpoint lost the second half of a file."""
+    shutil.copytree(source, target)
+    os.truncate(
+        target / "checkpoints/step_000008" / file, (target / "checkpoints/step_000008" / file).stat().st_size // 2
+    )
+
+
+def write_refusal(config) -> None:
+    """What a run says that cannot go on from its checkpoint."""
+    import torch
+
+    try:
+        run(config, None)
+    except ValueError as error:
+        (Path(config.exp_manager.explicit_log_dir) / "refusal.txt").write_text(str(error))
+        torch.distributed.destroy_process_group()
 
 
 def write_log_probs(config, path: Path) -> None:
