@@ -5,7 +5,7 @@ The caller owns masking, the mean over pairs, the data-parallel reduction and lo
 
 N = preference pairs in the micro-batch.
 chosen_log_ratio, rejected_log_ratio: [N], float32.
-beta: strength of the pull towards the reference, > 0, per nat; checked once, in config.py.
+beta: strength of the pull towards the reference, > 0, per nat; checked once, in config/checks.py.
 reward_margin: [N], ground-truth reward of the chosen response minus that of the rejected one, scaled.
 Each loss returns [N], float32.
 

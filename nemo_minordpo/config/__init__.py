@@ -1,0 +1,24 @@
+"""The training configuration, the only home of defaults and of range checks.
+
+Names are those of NeMo-Aligner's DPO (`model.dpo.ref_policy_kl_penalty` is beta). The YAML files in conf/ hold what
+differs from the sections' defaults; Hydra composes them with the command line; :func:`load` refuses what no section
+knows.
+"""
+
+from nemo_minordpo.config.checks import closest, duration_in_seconds
+from nemo_minordpo.config.loading import CONF, compose, identity, load
+from nemo_minordpo.config.sections import DataSection, ModelSection, OptimSection, ScheduleSection, TrainConfig
+
+__all__ = [
+    "CONF",
+    "DataSection",
+    "ModelSection",
+    "OptimSection",
+    "ScheduleSection",
+    "TrainConfig",
+    "closest",
+    "compose",
+    "duration_in_seconds",
+    "identity",
+    "load",
+]

@@ -1,0 +1,163 @@
+"""Ranges of settings, and combinations of them that cannot work."""
+
+import difflib
+
+from nemo_minordpo.config.sections import DPOSection, OptimSection, TrainConfig
+
+OPTIMIZERS = ("adam", "adamw", "sgd", "fused_adam", "mcore_distributed_optim", "distributed_fused_adam")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
+def problems_of(config: TrainConfig, *, loss_names: tuple[str, ...]) -> list[str]:
+    """Every setting that is out of its range, and every combination that cannot work; one message each."""
+    model, loop = config.model, config.trainer.dpo
+    return [
+        message
+        for wrong, message in (
+            *_objective_checks(model.dpo, loss_names),
+            *_optimizer_checks(model.optim),
+            *_layout_checks(config),
+            (model.data.seq_length < 2, "model.data.seq_length must be >= 2 tokens"),
+            (not model.data.data_prefix.train, "model.data.data_prefix.train is empty: name at least one jsonl file"),
+            (
+                model.data.invalid_pairs not in ("refuse", "drop"),
+                f"model.data.invalid_pairs={model.data.invalid_pairs!r}: 'refuse' or 'drop' expected",
+            ),
+            (model.seed < 1, "model.seed must be >= 1 (NeMo refuses others)"),
+            (loop.max_epochs < 1, "trainer.dpo.max_epochs must be >= 1"),
+            (loop.max_steps < -1 or loop.max_steps == 0, "trainer.dpo.max_steps must be >= 1, or -1 for no limit"),
+            (loop.val_check_interval < 0, "trainer.dpo.val_check_interval must be >= 0 steps"),
+            (loop.save_interval < 0, "trainer.dpo.save_interval must be >= 0 steps"),
+            (loop.keep_checkpoints < 1, "trainer.dpo.keep_checkpoints must be >= 1"),
+            (loop.gradient_clip_val < 0, "trainer.dpo.gradient_clip_val must be >= 0"),
+            (
+                loop.limit_val_batches is not None and loop.limit_val_batches < 1,
+                "trainer.dpo.limit_val_batches must be >= 1, or null for the whole set",
+            ),
+        )
+        if wrong
+    ] + _duration_problem(config.exp_manager.max_time_per_run)
+
+
+def _objective_checks(dpo: DPOSection, loss_names: tuple[str, ...]) -> list[tuple[bool, str]]:
+    name = dpo.preference_loss
+    return [
+        (
+            not dpo.ref_policy_kl_penalty > 0,
+            f"model.dpo.ref_policy_kl_penalty={dpo.ref_policy_kl_penalty}: beta must be > 0 (at 0 nothing is learnt)",
+        ),
+        (
+            name not in loss_names,
+            f"model.dpo.preference_loss={name!r} is unknown; known: {', '.join(loss_names)}"
+            + closest(name, list(loss_names)),
+        ),
+        (dpo.dpop_lambda < 0, f"model.dpo.dpop_lambda={dpo.dpop_lambda} must be >= 0"),
+        (dpo.preference_loss_weight < 0, "model.dpo.preference_loss_weight must be >= 0"),
+        (dpo.sft_loss_weight < 0, "model.dpo.sft_loss_weight must be >= 0"),
+        (
+            dpo.preference_loss_weight == 0 and dpo.sft_loss_weight == 0,
+            "model.dpo.preference_loss_weight and model.dpo.sft_loss_weight are both 0: there is no loss",
+        ),
+    ]
+
+
+def _optimizer_checks(optim: OptimSection) -> list[tuple[bool, str]]:
+    sched = optim.sched
+    names = ("linear", "cosine", "constant")
+    return [
+        (not optim.lr > 0, f"model.optim.lr={optim.lr} must be > 0"),
+        (
+            optim.name not in OPTIMIZERS,
+            f"model.optim.name={optim.name!r} is unknown; known: {', '.join(OPTIMIZERS)}"
+            + closest(optim.name, OPTIMIZERS),
+        ),
+        (optim.weight_decay < 0, "model.optim.weight_decay must be >= 0"),
+        (
+            optim.betas is not None and not (len(optim.betas) == 2 and all(0 <= b < 1 for b in optim.betas)),
+            f"model.optim.betas={optim.betas}: two numbers in [0, 1) expected",
+        ),
+        (
+            optim.betas is not None and optim.name == "sgd",
+            "model.optim.betas is Adam's: give model.optim.betas=null with sgd",
+        ),
+        (optim.momentum is not None and optim.name != "sgd", "model.optim.momentum is for model.optim.name=sgd only"),
+        (
+            sched.name not in names,
+            f"model.optim.sched.name={sched.name!r} is unknown; known: {', '.join(names)}" + closest(sched.name, names),
+        ),
+        (not 0 <= sched.warmup_ratio < 1, f"model.optim.sched.warmup_ratio={sched.warmup_ratio} must be in [0, 1)"),
+        (sched.warmup_steps is not None and sched.warmup_steps < 0, "model.optim.sched.warmup_steps must be >= 0"),
+        (
+            not 0 <= sched.min_lr <= optim.lr,
+            f"model.optim.sched.min_lr={sched.min_lr} must be between 0 and model.optim.lr={optim.lr}",
+        ),
+    ]
+
+
+def _layout_checks(config: TrainConfig) -> list[tuple[bool, str]]:
+    model, trainer = config.model, config.trainer
+    sizes = {
+        "trainer.num_nodes": trainer.num_nodes,
+        "trainer.devices": trainer.devices,
+        "model.tensor_model_parallel_size": model.tensor_model_parallel_size,
+        "model.pipeline_model_parallel_size": model.pipeline_model_parallel_size,
+        "model.micro_batch_size": model.micro_batch_size,
+        "model.global_batch_size": model.global_batch_size,
+    }
+    checks = [(value < 1, f"{key}={value} must be >= 1") for key, value in sizes.items()]
+    checks += [
+        (
+            trainer.accelerator not in ("auto", "cpu", "gpu"),
+            f"trainer.accelerator={trainer.accelerator!r}: auto, cpu or gpu expected",
+        ),
+        (
+            trainer.precision not in PRECISIONS,
+            f"trainer.precision={trainer.precision!r} is unknown; known: {', '.join(PRECISIONS)}",
+        ),
+    ]
+    if any(wrong for wrong, _ in checks):
+        return checks
+    ranks = trainer.num_nodes * trainer.devices
+    model_ranks = model.tensor_model_parallel_size * model.pipeline_model_parallel_size
+    split = f"tensor_model_parallel_size x pipeline_model_parallel_size = {model_ranks}"
+    checks.append((ranks % model_ranks != 0, f"{ranks} ranks (num_nodes x devices) cannot be divided by {split}"))
+    if ranks % model_ranks == 0:
+        step = model.micro_batch_size * (ranks // model_ranks)
+        below = model.global_batch_size // step * step
+        nearest = f"{below} or {below + step}" if below else str(step)
+        checks.append(
+            (
+                model.global_batch_size % step != 0,
+                f"model.global_batch_size={model.global_batch_size} must be a multiple of micro_batch_size x "
+                f"data-parallel size = {step}: take {nearest}",
+            )
+        )
+    return checks
+
+
+def _duration_problem(text: str | None) -> list[str]:
+    try:
+        if text is not None:
+            duration_in_seconds(text)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def duration_in_seconds(text: str) -> int:
+    """Seconds of a DD:HH:MM:SS time.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    parts = text.split(":")
+    if len(parts) != 4 or not all(part.isdigit() for part in parts):
+        raise ValueError(f"exp_manager.max_time_per_run={text!r}: DD:HH:MM:SS expected, such as 00:03:50:00")
+    days, hours, minutes, seconds = map(int, parts)
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def closest(name: str, known: tuple[str, ...] | list[str]) -> str:
+    """A hint for a misspelt name: `; did you mean 'x'?`, or nothing."""
+    match = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {match[0]!r}?" if match else ""

@@ -1,0 +1,112 @@
+"""From the command line and a saved file to typed sections; what decides whose run a folder is."""
+
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nemo_minordpo.config.checks import closest, problems_of
+from nemo_minordpo.config.sections import ModelSection, TrainConfig
+
+CONF = Path(__file__).parent.parent / "conf"
+# What may differ between the runs of one run folder: where it runs, how it reports and how often it saves.
+NOT_IDENTITY = (
+    "trainer.num_nodes", "trainer.devices", "trainer.accelerator", "trainer.dpo.save_interval",
+    "trainer.dpo.keep_checkpoints", "trainer.dpo.val_check_interval", "trainer.dpo.limit_val_batches",
+    "trainer.dpo.save_nemo", "exp_manager.explicit_log_dir", "exp_manager.create_tensorboard_logger",
+    "exp_manager.create_wandb_logger", "exp_manager.wandb_logger_kwargs", "exp_manager.max_time_per_run",
+    "model.micro_batch_size", "model.tensor_model_parallel_size", "model.pipeline_model_parallel_size",
+    "model.sequence_parallel", "model.activations_checkpoint_granularity", "model.activations_checkpoint_method",
+    "model.activations_checkpoint_num_layers",
+    "pretrained_checkpoint.restore_from_path", "model.data.data_prefix",  # their contents are compared, by sha256
+)  # fmt: skip
+
+
+def compose(overrides: list[str]) -> DictConfig:
+    """Compose conf/train.yaml with the command line's overrides.
+
+    Raises:
+        ValueError: an override that Hydra refuses, with its reason.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+
+    ConfigStore.instance().store("schema", TrainConfig)
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return hydra_compose("train", overrides=overrides)
+    except HydraException as error:
+        raise ValueError(_one_message(error)) from error
+
+
+def load(composed: DictConfig, *, loss_names: tuple[str, ...]) -> TrainConfig:
+    """Typed configuration from a composed one.
+
+    Args:
+        composed: as :func:`compose` or a run folder's `config.yaml` gives it.
+        loss_names: what `model.dpo.preference_loss` may be.
+
+    Raises:
+        ValueError: every fault that can be seen without opening a file, one a line.
+    """
+    plain: Any = OmegaConf.to_container(composed, resolve=True)
+    overrides = plain.setdefault("checkpoint_overrides", {})
+    known = {item.name for item in fields(ModelSection)}
+    for key in [key for key in plain.get("model", {}) if key not in known]:
+        overrides[key] = plain["model"].pop(key)
+    problems = _unknown_keys(plain, TrainConfig, prefix="")
+    if problems:
+        raise ValueError("\n".join(problems))
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), plain)
+        missing = sorted(str(key) for key in OmegaConf.missing_keys(merged))
+        if missing:
+            raise ValueError("\n".join(f"{key} is required: give {key}=VALUE" for key in missing))
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ValueError(_one_message(error)) from error
+    assert isinstance(config, TrainConfig)
+    problems = problems_of(config, loss_names=loss_names)
+    if problems:
+        raise ValueError("\n".join(problems))
+    return config
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """Flat settings that decide what a run computes: two runs of one folder must agree in them."""
+    flat = _flatten(OmegaConf.to_container(OmegaConf.structured(config)), prefix="")
+    return {key: value for key, value in flat.items() if not key.startswith(NOT_IDENTITY)}
+
+
+def _unknown_keys(values: dict[str, Any], section: type, prefix: str) -> list[str]:
+    problems = []
+    known = {item.name: item for item in fields(section)}
+    for key, value in values.items():
+        if key not in known:
+            problems.append(f"{prefix}{key} is not a setting{closest(str(key), list(known))}")
+            continue
+        inner = known[key].type
+        if isinstance(inner, type) and is_dataclass(inner) and isinstance(value, dict):
+            problems += _unknown_keys(value, inner, f"{prefix}{key}.")
+    return problems
+
+
+def _flatten(value: Any, prefix: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix.rstrip("."): value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat.update(_flatten(inner, f"{prefix}{key}."))
+    return flat
+
+
+def _one_message(error: Exception) -> str:
+    """Hydra's message without its search path, and OmegaConf's reason, which Hydra hides in the cause."""
+    lines = str(error).partition("Config search path")[0].strip().splitlines()
+    if error.__cause__ is not None:
+        lines.insert(1, str(error.__cause__).splitlines()[0])
+    return "; ".join(dict.fromkeys(line.strip() for line in lines if line.strip()))
