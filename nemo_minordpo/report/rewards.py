@@ -7,6 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from nemo_minordpo.report.runs import FINAL_PART, REWARDS, Run
 
@@ -35,7 +36,7 @@ def draw_rewards(runs: list[Run], path: Path) -> None:
     for line in panels:
         line[0].set_ylabel("log(policy / reference), nats")
     handles, labels = panels.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(REWARDS), frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(columns + 1, len(REWARDS)), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     figure.savefig(temporary, format="png", dpi=150)
@@ -54,6 +55,7 @@ def _draw_run(axes: Axes, run: Run) -> None:
     title = run.name if run.beta is None else f"{run.name}, beta {run.beta:g}"
     axes.set_title(title, fontsize=11)
     axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if not steps:
