@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,8 @@ class RunFolder:
         Raises:
             ValueError: the folder belongs to another run, or holds something else.
         """
-        settings = identity(config) | {f"sha256 of {name}": _digest(files) for name, files in inputs.items()}
+        hashes = {name: {str(file): sha256_of_file(file) for file in _files(paths)} for name, paths in inputs.items()}
+        settings = identity(config) | {f"sha256 of {name}": _digest(files.values()) for name, files in hashes.items()}
         if self.config.exists():
             self._refuse_another_run(settings)
             make_data()
@@ -81,7 +82,7 @@ class RunFolder:
         make_data()
         manifest = Manifest(
             stage="train",
-            inputs={str(file): sha256_of_file(file) for files in inputs.values() for file in _files(files)},
+            inputs={file: sha256 for files in hashes.values() for file, sha256 in files.items()},
             settings=settings,
         )
         manifest.write(self.path)
@@ -123,12 +124,9 @@ def _files(paths: list[Path]) -> list[Path]:
     ]
 
 
-def _digest(paths: list[Path]) -> str:
+def _digest(hashes: Iterable[str]) -> str:
     """One number for the contents of files; their names do not matter, their order does."""
-    digest = hashlib.sha256()
-    for file in _files(paths):
-        digest.update(sha256_of_file(file).encode())
-    return digest.hexdigest()
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def is_first_process() -> bool:
