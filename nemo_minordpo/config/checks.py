@@ -18,6 +18,7 @@ def problems_of(config: TrainConfig, *, loss_names: tuple[str, ...]) -> list[str
             *_optimizer_checks(model.optim),
             *_layout_checks(config),
             (model.data.seq_length < 2, "model.data.seq_length must be >= 2 tokens"),
+            (model.data.packed_sequence_size < 2, "model.data.packed_sequence_size must be >= 2 tokens"),
             (not model.data.data_prefix.train, "model.data.data_prefix.train is empty: name at least one jsonl file"),
             (
                 model.data.invalid_pairs not in ("refuse", "drop"),
@@ -50,6 +51,10 @@ def _objective_checks(dpo: DPOSection, loss_names: tuple[str, ...]) -> list[tupl
             name not in loss_names,
             f"model.dpo.preference_loss={name!r} is unknown; known: {', '.join(loss_names)}"
             + closest(name, list(loss_names)),
+        ),
+        (
+            dpo.reference_log_probs not in ("cached", "live"),
+            f"model.dpo.reference_log_probs={dpo.reference_log_probs!r}: 'cached' or 'live' expected",
         ),
         (dpo.dpop_lambda < 0, f"model.dpo.dpop_lambda={dpo.dpop_lambda} must be >= 0"),
         (dpo.preference_loss_weight < 0, "model.dpo.preference_loss_weight must be >= 0"),
@@ -101,11 +106,15 @@ def _layout_checks(config: TrainConfig) -> list[tuple[bool, str]]:
         "trainer.devices": trainer.devices,
         "model.tensor_model_parallel_size": model.tensor_model_parallel_size,
         "model.pipeline_model_parallel_size": model.pipeline_model_parallel_size,
-        "model.micro_batch_size": model.micro_batch_size,
         "model.global_batch_size": model.global_batch_size,
     }
     checks = [(value < 1, f"{key}={value} must be >= 1") for key, value in sizes.items()]
     checks += [
+        (
+            model.micro_batch_size != 1,
+            f"model.micro_batch_size={model.micro_batch_size}: a micro-batch is one row, in which many pairs are "
+            "packed; model.data.packed_sequence_size says how many tokens it may hold",
+        ),
         (
             trainer.accelerator not in ("auto", "cpu", "gpu"),
             f"trainer.accelerator={trainer.accelerator!r}: auto, cpu or gpu expected",
@@ -121,17 +130,6 @@ def _layout_checks(config: TrainConfig) -> list[tuple[bool, str]]:
     model_ranks = model.tensor_model_parallel_size * model.pipeline_model_parallel_size
     split = f"tensor_model_parallel_size x pipeline_model_parallel_size = {model_ranks}"
     checks.append((ranks % model_ranks != 0, f"{ranks} ranks (num_nodes x devices) cannot be divided by {split}"))
-    if ranks % model_ranks == 0:
-        step = model.micro_batch_size * (ranks // model_ranks)
-        below = model.global_batch_size // step * step
-        nearest = f"{below} or {below + step}" if below else str(step)
-        checks.append(
-            (
-                model.global_batch_size % step != 0,
-                f"model.global_batch_size={model.global_batch_size} must be a multiple of micro_batch_size x "
-                f"data-parallel size = {step}: take {nearest}",
-            )
-        )
     return checks
 
 

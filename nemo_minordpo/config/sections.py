@@ -16,6 +16,8 @@ class DPOSection:
     gt_reward_scale: float = 1.0  # rpo_* only: times (chosen_reward - rejected_reward)
     preference_loss_weight: float = 1.0
     sft_loss_weight: float = 0.0  # times -log pi(chosen), summed over its tokens
+    reference_log_probs: str = "cached"  # evaluated once and kept; "live": at every step, with a swap of weights
+    reference_cache: str | None = None  # folder of kept ones; null = reference_cache beside the run folder
 
 
 @dataclass
@@ -32,6 +34,7 @@ class DataSection:
 
     data_prefix: DataPrefixSection = field(default_factory=DataPrefixSection)
     seq_length: int = 1024  # tokens of prompt and response together; longer pairs are left out and counted
+    packed_sequence_size: int = 4096  # most tokens of a row, in which many pairs lie; at least those of any one pair
     append_eos: bool = True  # end every response with the tokenizer's EOS, so that the model learns to stop
     invalid_pairs: str = "refuse"  # or "drop": start without the pairs that cannot be used
     default_chosen_reward: float = 1.0  # rpo_* only, for pairs without rewards of their own
@@ -64,7 +67,7 @@ class OptimSection:
 class ModelSection:
     """`model`: layout, precision, objective. Null = as the checkpoint's own configuration says."""
 
-    micro_batch_size: int = 1  # pairs
+    micro_batch_size: int = 1  # rows; many pairs lie in one, see data.packed_sequence_size
     global_batch_size: int = MISSING  # pairs of one optimizer step, over all ranks
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1

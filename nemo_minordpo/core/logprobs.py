@@ -1,25 +1,45 @@
-"""Log-probabilities of response tokens when the vocabulary is split over tensor-parallel ranks.
+"""Log-probabilities of response tokens from hidden states: the logits of all tokens are never there at once.
 
-T = response tokens, V = vocabulary, P = tensor-parallel size, R = responses.
+T = response tokens, H = hidden size, V = vocabulary, P = tensor-parallel size, R = responses.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup, ReduceOp, all_reduce, get_rank, get_world_size
+from torch.distributed import ProcessGroup, all_gather_into_tensor, get_rank, get_world_size
+
+# Bytes of the logits that exist at a time. A CPU is fastest when they stay in its caches, a GPU when its products
+# are large.
+_CPU_BYTES, _CUDA_BYTES = 8 << 20, 512 << 20
 
 
-def vocab_parallel_token_log_probs(logits: Tensor, targets: Tensor, *, group: ProcessGroup | None) -> Tensor:
-    """Log-probability of each target token when the vocabulary is split over ``group``.
+def vocab_parallel_log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    group: ProcessGroup | None,
+    vocab_size: int | None = None,
+    block_size: int | None = None,
+) -> Tensor:
+    """Log-probability of each target under ``softmax(hidden W^T)`` when the rows of W are split over ``group``.
 
-    Same as ``full_logits.float().log_softmax(-1).gather(-1, targets[:, None])[:, 0]`` without gathering the vocabulary.
+    Same as ``(hidden.float() @ whole_weight.float().T).log_softmax(-1).gather(-1, targets[:, None])[:, 0]``. The
+    vocabulary is walked through in blocks of B rows: ``logsumexp_v = logsumexp over blocks of logsumexp_block``.
+    Logits are float32 (float64 for float64 inputs), accumulated in float32 from the inputs' own dtype. The backward
+    pass computes each block again: ``d log p[t] / d logit[v] = (v == t) - p[v]``.
 
     Args:
-        logits: [T, V / P], this rank's slice, in the order of ranks; upcast to float32 first; not modified.
-        targets: [T], global token ids, already shifted by one. An id >= V cannot be seen here without a device
-            synchronisation and would read as probability 1: the dataset refuses it.
+        hidden: [T, H]. Its gradient is this rank's part: the caller sums over ``group``.
+        weight: [V / P, H], this rank's rows, in the order of ranks. Where Megatron keeps a ``main_grad`` that it adds
+            to in place (``grad_added_to_main_grad``), this function adds to it, too.
+        targets: [T], global token ids. An id >= V cannot be seen here without a device synchronisation and would
+            read as a log-probability of ``-logsumexp``: the dataset refuses it.
         group: tensor-parallel group of size P; None = the vocabulary is whole.
+        vocab_size: tokens that exist, <= V; rows beyond them pad V to a round number and are no part of the softmax.
+            None = V.
+        block_size: B; None = as many rows as a few MiB of logits allow.
 
     Returns:
         [T], float32, nats, equal on every rank of ``group``.
@@ -27,91 +47,151 @@ def vocab_parallel_token_log_probs(logits: Tensor, targets: Tensor, *, group: Pr
     Raises:
         ValueError: the shapes do not fit.
 
-    Communication: three all-reduces of [T] forward, none backward.
-    Source: the scheme of Megatron-LM ``tensor_parallel/cross_entropy.py``.
+    Memory beyond the inputs and their gradients: two buffers of T x B forward and backward, whatever V is.
+    Communication: one all-gather of [2, T] forward, none backward.
     """
-    if logits.ndim != 2 or logits.shape[:-1] != targets.shape:
-        raise ValueError(f"logits [T, V / P] and targets [T] expected, not {[*logits.shape]} and {[*targets.shape]}")
-    return _VocabParallelTokenLogProbs.apply(logits, targets, group)
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or targets.shape != hidden.shape[:1]:
+        shapes = [[*tensor.shape] for tensor in (hidden, weight, targets)]
+        raise ValueError(f"hidden [T, H], weight [V / P, H] and targets [T] expected, not {shapes}")
+    start = 0 if group is None else get_rank(group) * len(weight)
+    num_rows = len(weight) if vocab_size is None else min(max(vocab_size - start, 0), len(weight))
+    block_size = block_size or _block_size(len(hidden), on_cuda=hidden.is_cuda)
+    return _VocabParallelLogProbs.apply(hidden, weight, targets - start, group, num_rows, block_size)
 
 
-def mask_padded_vocabulary(logits: Tensor, *, vocab_size: int, group: ProcessGroup | None) -> Tensor:
-    """Take the rows that pad the vocabulary to a round number out of the softmax.
+def sequence_log_probs(token_log_probs: Tensor, credits: Tensor) -> Tensor:
+    """Sum of the token log-probabilities of each response; a shared token counts in both of its pair.
 
-    They are zeros and would have logit 0; the model that is exported does not have them.
-
-    Args:
-        logits: [T, V / P], this rank's slice; modified.
-        vocab_size: tokens that exist, <= V.
-        group: as in :func:`vocab_parallel_token_log_probs`.
-
-    Returns:
-        ``logits``, with -inf (and no gradient) from token ``vocab_size`` on.
-    """
-    start = 0 if group is None else get_rank(group) * logits.shape[-1]
-    logits[:, max(vocab_size - start, 0) :] = -torch.inf
-    return logits
-
-
-def sequence_log_probs(token_log_probs: Tensor, *, row: Tensor, column: Tensor, num_rows: int) -> Tensor:
-    """Sum of the token log-probabilities of each response.
-
-    Laid out as a padded matrix and then summed: index_add would sum in no fixed order on a GPU. In float64: a
+    Gathered into a padded matrix and then summed: index_add would sum in no fixed order on a GPU. In float64: a
     log-ratio is a small difference of two such sums, and a float32 sum of -150 nats is rounded to 1.5e-5.
 
     Args:
-        token_log_probs: [T], float32, nats.
-        row: [T], the response that a token belongs to.
-        column: [T], the token's place in its response, from 0.
-        num_rows: R.
+        token_log_probs: [T], nats.
+        credits: [R, C], indices into ``token_log_probs``; T = nothing.
 
     Returns:
         [R], float64, nats; 0 for a response without tokens.
     """
-    num_columns = int(column.max()) + 1 if column.numel() else 0
-    padded = token_log_probs.new_zeros(num_rows, num_columns, dtype=torch.float64)
-    return padded.index_put((row, column), token_log_probs.double()).sum(dim=1)
+    with_nothing = torch.cat([token_log_probs.double(), token_log_probs.new_zeros(1, dtype=torch.float64)])
+    return with_nothing[credits].sum(dim=1)
 
 
-class _VocabParallelTokenLogProbs(torch.autograd.Function):
+class _VocabParallelLogProbs(torch.autograd.Function):
+    """Targets count from this rank's first row; those outside of [0, num_rows) lie on another rank."""
+
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, group: ProcessGroup | None) -> Tensor:
-        probabilities, log_normaliser = _softmax(logits, group)
-        local_targets, is_local = _local_targets(targets, logits.shape[-1], group)
-        target_logits = logits.gather(-1, local_targets[:, None])[:, 0].float()
-        target_logits = torch.where(is_local, target_logits, 0.0)
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        group: ProcessGroup | None,
+        num_rows: int,
+        block_size: int,
+    ) -> Tensor:
+        log_normaliser = hidden.new_full((len(hidden),), -torch.inf, dtype=torch.float64)
+        target_logits = torch.zeros_like(log_normaliser)
+        for block in _blocks(num_rows, block_size):
+            logits = _product(hidden, weight[block].T)
+            inside, columns = _in_block(targets, block)
+            target_logits += torch.where(inside, logits.gather(1, columns)[:, 0], 0.0)
+            # in float64: the rounding of many small steps would add up
+            log_normaliser = torch.logaddexp(log_normaliser, _log_sum_exp(logits))
         if group is not None:
-            all_reduce(target_logits, group=group)
-        ctx.save_for_backward(probabilities, local_targets, is_local)
-        ctx.dtype = logits.dtype
-        return target_logits - log_normaliser
+            parts = hidden.new_empty(2 * get_world_size(group), len(hidden), dtype=torch.float64)
+            all_gather_into_tensor(parts, torch.stack([log_normaliser, target_logits]), group=group)
+            log_normaliser, target_logits = parts[0::2].logsumexp(dim=0), parts[1::2].sum(dim=0)
+        ctx.save_for_backward(hidden, weight, targets, log_normaliser)
+        ctx.sizes = num_rows, block_size
+        return (target_logits - log_normaliser).to(_accumulation_dtype(hidden))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        """D log p[target] / d logit[v] = (v == target) - p[v]."""
-        probabilities, local_targets, is_local = ctx.saved_tensors
-        grad_logits = probabilities * -grad[:, None]
-        grad_logits.scatter_add_(-1, local_targets[:, None], (grad * is_local)[:, None])
-        return grad_logits.to(ctx.dtype), None, None
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        hidden, weight, targets, log_normaliser = ctx.saved_tensors
+        num_rows, block_size = ctx.sizes
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        grad = grad[:, None]
+        log_normaliser = log_normaliser.to(grad.dtype)[:, None]
+        grad_hidden = torch.zeros_like(hidden, dtype=grad.dtype)
+        scaled_hidden = (hidden * -grad).to(hidden.dtype)
+        weight_grad = _WeightGradient(weight) if wants_weight else None
+        for block in _blocks(num_rows, block_size):
+            # p - onehot, in place of the logits; times -grad it is their gradient
+            surplus = _product(hidden, weight[block].T).sub_(log_normaliser).exp_()
+            inside, columns = _in_block(targets, block)
+            surplus.scatter_add_(1, columns, -inside[:, None].to(surplus.dtype))
+            surplus = surplus.to(hidden.dtype)
+            if wants_hidden:
+                grad_hidden += _product(surplus, weight[block])
+            if weight_grad is not None:
+                weight_grad.add(block, _product(surplus.T, scaled_hidden))
+        grad_hidden = (grad_hidden * -grad).to(hidden.dtype) if wants_hidden else None
+        return grad_hidden, weight_grad.finish() if weight_grad is not None else None, None, None, None, None
 
 
-def _softmax(logits: Tensor, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
-    """This rank's part of the softmax [T, V / P], and the log of its normaliser [T]; both float32."""
-    maximum = logits.max(dim=-1).values.float()
-    if group is not None:
-        all_reduce(maximum, op=ReduceOp.MAX, group=group)
-    exponentials = (logits.float() - maximum[:, None]).exp_()
-    total = exponentials.sum(dim=-1)
-    if group is not None:
-        all_reduce(total, group=group)
-    return exponentials.div_(total[:, None]), total.log() + maximum
+class _WeightGradient:
+    """Where the gradient of the head's weight goes: to autograd, or into Megatron's main_grad.
+
+    As in Megatron-Core's linear layers: a weight whose main_grad was added to hands autograd a tensor without meaning,
+    so that the hooks of the gradient reduction run; one that another layer has a gradient for, too (an embedding
+    that is tied to the head), hands it zeros.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight: Any = weight
+        self._in_place = getattr(weight, "main_grad", None) is not None and hasattr(weight, "grad_added_to_main_grad")
+        self._sum = self._weight.main_grad if self._in_place else torch.zeros_like(weight)
+
+    def add(self, block: slice, value: Tensor) -> None:
+        self._sum[block] += value
+
+    def finish(self) -> Tensor:
+        if not self._in_place:
+            return self._sum
+        self._weight.grad_added_to_main_grad = True
+        make = torch.zeros_like if getattr(self._weight, "zero_out_wgrad", False) else torch.empty_like
+        return make(self._weight)
 
 
-def _local_targets(targets: Tensor, slice_size: int, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
-    """Targets as indices into this rank's slice (0 where the target is elsewhere), and whether they are in it."""
-    start = 0 if group is None else get_rank(group) * slice_size
-    is_local = (targets >= start) & (targets < start + slice_size)
-    return torch.where(is_local, targets - start, 0), is_local
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """``left @ right`` with a float32 result: the products of bfloat16 numbers must not be rounded to bfloat16."""
+    dtype = _accumulation_dtype(left)
+    if left.dtype == dtype:
+        return left @ right
+    if left.is_cuda and _HAS_OUT_DTYPE:
+        return torch.mm(left, right, out_dtype=dtype)  # pyright: ignore[reportCallIssue]
+    return left.to(dtype) @ right.to(dtype)
+
+
+# torch 2.8 and later, on CUDA
+_HAS_OUT_DTYPE = "out_dtype" in str(getattr(torch.ops.aten.mm, "overloads", list)())
+
+
+def _accumulation_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _log_sum_exp(logits: Tensor) -> Tensor:
+    """[T], float64; ``logits`` are used up."""
+    maximum = logits.amax(dim=1)
+    total = logits.sub_(maximum[:, None]).exp_().sum(dim=1)
+    return maximum.double() + total.double().log()
+
+
+def _in_block(targets: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+    """Whether each target lies in the block [T], and its column there [T, 1] (any other one where it does not)."""
+    inside = (targets >= block.start) & (targets < block.stop)
+    return inside, torch.where(inside, targets - block.start, 0)[:, None]
+
+
+def _blocks(num_rows: int, block_size: int) -> list[slice]:
+    return [slice(first, min(first + block_size, num_rows)) for first in range(0, num_rows, block_size)]
+
+
+def _block_size(num_tokens: int, *, on_cuda: bool) -> int:
+    """Rows of the vocabulary at a time, a multiple of 128."""
+    rows = (_CUDA_BYTES if on_cuda else _CPU_BYTES) // (4 * max(num_tokens, 1))
+    return max(rows // 128, 1) * 128
 
 
 def group_or_none(group: ProcessGroup) -> ProcessGroup | None:

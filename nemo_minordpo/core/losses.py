@@ -4,10 +4,10 @@ A log-ratio is log(policy / reference) of one response, summed over its tokens, 
 The caller owns masking, the mean over pairs, the data-parallel reduction and logging.
 
 N = preference pairs in the micro-batch.
-chosen_log_ratio, rejected_log_ratio: [N], float32.
+chosen_log_ratio, rejected_log_ratio: [N], float64 in training (small differences of large sums), or float32.
 beta: strength of the pull towards the reference, > 0, per nat; checked once, in config/checks.py.
 reward_margin: [N], ground-truth reward of the chosen response minus that of the rejected one, scaled.
-Each loss returns [N], float32.
+Each loss returns [N], in the same dtype.
 
 Gradients at a kink are 0: relu, not clamp. Policy equals reference at the first step, so that every pair sits
 exactly there; relu passes gradient 0 at 0, clamp(min=0) passes 1 and maximum 0.5. The papers stop the penalty

@@ -1,7 +1,7 @@
 """What a step reports, from the same numbers as its loss.
 
 `rewards/*` are beta-free log-ratios in nats, as in the paper (TRL multiplies by beta). Sums over pairs are handed
-on, not means: sums over micro-batches and ranks add up, and one division by the number of valid pairs ends it.
+on, not means: sums over micro-batches and ranks add up, and one division by the number of pairs ends it.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nemo_minordpo.core.losses import coefficient
 
-# Order of the sums in the vector that is reduced over ranks; the last entry is the number of valid pairs.
+# Order of the sums in the vector that is reduced over ranks; the last entry is the number of pairs.
 PAIR_METRICS = (
     "loss",
     "rewards/chosen",
@@ -32,10 +32,9 @@ def pair_metric_sums(
     rejected_log_ratio: Tensor,
     chosen_log_probs: Tensor,
     rejected_log_probs: Tensor,
-    valid: Tensor,
     beta: float,
 ) -> Tensor:
-    """Sums over the valid pairs of a micro-batch.
+    """Sums over the pairs of a micro-batch.
 
     - `rewards/accuracy`: fraction of pairs whose margin is positive; a tie counts one half, as it tells nothing
       (all pairs tie at the first step).
@@ -45,7 +44,6 @@ def pair_metric_sums(
 
     Args:
         loss, chosen_log_ratio, rejected_log_ratio, chosen_log_probs, rejected_log_probs: [N], nats.
-        valid: [N], bool; False = filler that counts nowhere.
         beta: as in the loss.
 
     Returns:
@@ -67,8 +65,7 @@ def pair_metric_sums(
             torch.ones_like(loss),
         ]
     )
-    # where, not multiplication: a filler's value may be anything
-    return torch.where(valid, values.double(), 0.0).sum(dim=1)
+    return values.double().sum(dim=1)
 
 
 def means_of(sums: Tensor) -> dict[str, float]:
@@ -79,5 +76,5 @@ def means_of(sums: Tensor) -> dict[str, float]:
     """
     *totals, num_pairs = sums.tolist()
     if num_pairs < 1:
-        raise ValueError("no valid pair was counted: there is nothing to take a mean of")
+        raise ValueError("no pair was counted: there is nothing to take a mean of")
     return {name: total / num_pairs for name, total in zip(PAIR_METRICS, totals, strict=True)}

@@ -1,21 +1,22 @@
-"""Causal attention without the S x S score matrix, for Megatron-Core's local layer spec.
+"""Attention of packed pairs in Megatron-Core's layers; and its local layer spec, for machines without Transformer Engine.
 
-Megatron's own DotProductAttention builds [B, heads, S, S] in memory; torch's scaled_dot_product_attention does not.
-Sizes: S = sequence, B = batch, heads and groups (of keys and values) of this tensor-parallel rank, D = head size.
+Sizes: S = places of a row, B = batch, heads and groups (of keys and values) of this tensor-parallel rank, D = head size.
 """
 
 from typing import Any
 
+import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+
+from nemo_minordpo.core.attention import causal_attention, pair_attention
 
 
 def local_layer_spec(transformer_config: TransformerConfig) -> Any:
-    """Megatron-Core's local layer spec with :class:`CausalAttention` inside.
+    """Megatron-Core's local layer spec with :class:`PairAttention` and :class:`TorchNorm` inside.
 
     Raises:
         ValueError: the model needs layers that only Transformer Engine's spec has.
@@ -23,12 +24,23 @@ def local_layer_spec(transformer_config: TransformerConfig) -> Any:
     if transformer_config.num_moe_experts is not None:
         raise ValueError("model.num_moe_experts: mixture-of-experts layers need Transformer Engine")
     spec = get_gpt_layer_local_spec()
-    spec.submodules.self_attention.submodules.core_attention = CausalAttention
+    spec.submodules.input_layernorm = TorchNorm
+    spec.submodules.pre_mlp_layernorm = TorchNorm
+    return with_pair_attention(spec)
+
+
+def with_pair_attention(spec: Any) -> Any:
+    """A layer spec, local or Transformer Engine's, with :class:`PairAttention` as its core attention."""
+    spec.submodules.self_attention.submodules.core_attention = PairAttention
     return spec
 
 
-class CausalAttention(MegatronModule):
-    """Core attention of self-attention layers; takes the place of Megatron-Core's DotProductAttention (0.10 - 0.12)."""
+class PairAttention(MegatronModule):
+    """Core attention of self-attention layers, in the place of Megatron-Core's or Transformer Engine's (0.10 - 0.12).
+
+    Takes the structure of a row of pairs where Megatron passes a mask. Without one it is plain causal attention, and
+    does not build the S x S scores that Megatron-Core's own would.
+    """
 
     def __init__(
         self,
@@ -40,10 +52,10 @@ class CausalAttention(MegatronModule):
         softmax_scale: float | None = None,
         **unused: Any,
     ) -> None:
-        """As Megatron-Core calls it; `layer_number` matters only to fp16, which has no local spec here."""
+        """As Megatron-Core calls it; `layer_number` matters only to its fp16 scaling, which sdpa does not need."""
         super().__init__(config=config)
         if config.context_parallel_size != 1 or getattr(config, "window_size", None) is not None:
-            raise ValueError("context parallelism and sliding windows need Transformer Engine's attention")
+            raise ValueError("context parallelism and sliding windows are not supported by the attention of pairs")
         if attn_mask_type != AttnMaskType.causal:
             raise ValueError(f"causal attention only, not {attn_mask_type}")
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
@@ -52,23 +64,38 @@ class CausalAttention(MegatronModule):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **unused: Any
     ) -> Tensor:
-        """Attend to all places up to one's own; padding stands at the end, where nothing looks at it.
+        """Attend.
 
         Args:
             query: [S, B, heads, D].
             key, value: [S, B, groups, D].
-            attention_mask: ignored: the mask is the causal one.
+            attention_mask: [m, 4], the segments of a row of pairs (core/pair_packing.py), with B = 1; None: causal.
 
         Returns:
             [S, B, heads * D].
         """
-        attended = scaled_dot_product_attention(
-            query.permute(1, 2, 0, 3),
-            key.permute(1, 2, 0, 3),
-            value.permute(1, 2, 0, 3),
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=True,
-            scale=self.softmax_scale,
-            enable_gqa=query.shape[2] != key.shape[2],
-        )
+        batch_first = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+        options = {"dropout": self.dropout if self.training else 0.0, "scale": self.softmax_scale}
+        if attention_mask is None:
+            attended = causal_attention(*batch_first, **options)
+        else:
+            attended = pair_attention(*batch_first, attention_mask, **options)
         return attended.permute(2, 0, 1, 3).flatten(start_dim=2)
+
+
+class TorchNorm:
+    """torch's LayerNorm or RMSNorm, as Megatron-Core's WrappedTorchNorm (0.10 - 0.12), also for split sequences.
+
+    Megatron refuses torch's norms under sequence parallelism because they do not mark their weights as replicated
+    over parts of the sequence. Marked, their gradients are summed over the ranks like those of the fused norms.
+    """
+
+    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: Any) -> torch.nn.Module:
+        """As Megatron-Core calls it."""
+        if config.layernorm_zero_centered_gamma:
+            raise ValueError("model.layernorm_zero_centered_gamma needs Transformer Engine")
+        norms: dict[str, Any] = {"LayerNorm": torch.nn.LayerNorm, "RMSNorm": torch.nn.RMSNorm}
+        norm = norms[config.normalization](hidden_size, eps=eps)
+        for parameter in norm.parameters():
+            parameter.sequence_parallel = config.sequence_parallel
+        return norm

@@ -76,11 +76,15 @@ def _no_bert_catalogue() -> StandIn:
 
 def _layers_without_transformer_engine() -> StandIn:
     """NeMo builds every layer spec to choose one of them, and most need Transformer Engine (2.1 - 2.4)."""
+    import megatron.core.transformer.transformer_block as transformer_block
     import nemo.collections.nlp.models.language_modeling.megatron_gpt_model as gpt_model
 
-    from nemo_minordpo.host.attention import local_layer_spec
+    from nemo_minordpo.host.attention import TorchNorm, local_layer_spec
 
     _require(gpt_model, "get_specs")
+    _require(transformer_block, "LayerNormImpl")  # the norm behind the last layer
+    block: Any = transformer_block
+    block.LayerNormImpl = TorchNorm
 
     def get_specs(spec_name: str, transformer_config: Any = None, *unused: Any, **unused_too: Any) -> Any:
         if spec_name not in ("", "te_gpt"):

@@ -1,14 +1,15 @@
-"""`python -m nemo_minordpo.train KEY=VALUE ...`: how torchrun and srun start one rank."""
+"""`python -m nemo_minordpo.train [--only-reference] KEY=VALUE ...`: how torchrun and srun start one rank."""
 
 import sys
 
 from rich.console import Console
 
-from nemo_minordpo.train.launch import main
+from nemo_minordpo.train.launch import ONLY_REFERENCE, main
 
 if __name__ == "__main__":
+    overrides = [argument for argument in sys.argv[1:] if argument != ONLY_REFERENCE]
     try:
-        main(sys.argv[1:])
+        main(overrides, only_reference=len(overrides) < len(sys.argv) - 1)
     except ValueError as error:
         Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)

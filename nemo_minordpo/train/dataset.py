@@ -1,59 +1,77 @@
-"""Token arrays -> the micro-batches of one optimizer step, the same for every layout up to padding.
+"""Token arrays -> the packed micro-batches of one optimizer step; a micro-batch is one row of pairs.
 
-Order of rows in a micro-batch of m pairs, owned by this module: m chosen responses, then m rejected ones.
+Order of the responses of a row of m pairs, owned by core/pair_packing.py: m chosen ones, then m rejected ones.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nemo_minordpo.core.flops import StepWork
+from nemo_minordpo.core.pair_packing import PairTokens, lay_out, pack, segment_lengths
 from nemo_minordpo.train.tokens import TokenArrays
 
-_FILLER = -1
 
-
-@dataclass
+@dataclass(frozen=True)
 class MicroBatch:
-    """m pairs for one forward pass. S = padded length, T = response tokens in all.
+    """m pairs in one row, as tensors; shapes and meaning as in core.pair_packing.PackedRow.
 
-    tokens: [2 m, S]; padding stands at the end.
-    response_index: [T]; where the hidden state that predicts a response token lies in a flattened [S, 2 m].
-    targets: [T], token ids.
-    row, column: [T]; the response (0 .. 2 m - 1) that a token belongs to, and its place in it.
-    valid: [m], bool; False = filler, in no loss and no count.
+    pairs: [m], which pairs of the split they are.
+    tokens, positions: [1, S].
+    segments: [m, 4], on the CPU always: attention reads its numbers.
+    places, targets: [T].
+    credits: [2 m, C].
     reward_margin: [m], float32, unscaled.
+    reference_log_probs: [2 m], float64, nats; None: the policy is the reference, or they are evaluated live.
     """
 
+    pairs: np.ndarray
     tokens: Tensor
-    response_index: Tensor
+    positions: Tensor
+    segments: Tensor
+    places: Tensor
     targets: Tensor
-    row: Tensor
-    column: Tensor
-    valid: Tensor
+    credits: Tensor
     reward_margin: Tensor
+    reference_log_probs: Tensor | None
 
     def to(self, device: torch.device) -> "MicroBatch":
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__}
-        return MicroBatch(**moved)
+        """With everything that the model computes with on ``device``."""
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor) and name != "segments"
+        }
+        return replace(self, **moved)
 
 
-@dataclass
+@dataclass(frozen=True)
 class StepBatch:
-    """What one data-parallel rank does in one step."""
+    """What one data-parallel rank does in one step.
+
+    num_global_pairs: over all ranks; what the loss is divided by.
+    work: over all ranks; what throughput is measured by.
+    row_length: S of every micro-batch.
+    """
 
     micro_batches: list[MicroBatch]
-    num_global_pairs: int  # valid pairs over all ranks: what the loss is divided by
-    num_global_tokens: int  # of these pairs, both sequences, without padding
-    seq_length: int  # S of every micro-batch
+    num_global_pairs: int
+    work: StepWork
+    row_length: int
+
+    def with_references(self, references: list[Tensor | None]) -> "StepBatch":
+        """The same with these reference log-probabilities, one entry a micro-batch."""
+        parts = zip(self.micro_batches, references, strict=True)
+        return replace(self, micro_batches=[replace(part, reference_log_probs=value) for part, value in parts])
 
 
-def split_pairs(rows: Tensor) -> tuple[Tensor, Tensor]:
+def split_pairs(responses: Tensor) -> tuple[Tensor, Tensor]:
     """(chosen [m], rejected [m]) of one value a response [2 m]."""
-    chosen, rejected = rows.chunk(2)
+    chosen, rejected = responses.chunk(2) if len(responses) else (responses, responses)
     return chosen, rejected
 
 
@@ -77,18 +95,29 @@ class PairBatches:
         arrays: TokenArrays,
         *,
         global_batch_size: int,
-        micro_batch_size: int,
+        row_capacity: int,
+        row_multiple: int,
         data_parallel_rank: int,
         data_parallel_size: int,
-        pad_multiple: int,
         pad_id: int,
+        reference_log_probs: np.ndarray | None = None,
     ) -> None:
-        """Args in pairs, ranks and tokens; `pad_multiple` is what the padded length must be divisible by."""
+        """
+        Args:
+            arrays: the pairs.
+            global_batch_size: pairs of a step, over all ranks.
+            row_capacity: most places of a row; no pair takes more.
+            row_multiple: what the length of a row is divisible by.
+            data_parallel_rank, data_parallel_size: this rank's share.
+            pad_id: token id of padding.
+            reference_log_probs: [N, 2], nats, chosen and rejected; None: the model evaluates them live.
+        """
         self.arrays = arrays
         self.global_batch_size = global_batch_size
-        self._micro_batch_size = micro_batch_size
+        self.reference_log_probs = reference_log_probs
+        self._capacity, self._multiple = row_capacity, row_multiple
         self._rank, self._size = data_parallel_rank, data_parallel_size
-        self._pad_multiple, self._pad_id = pad_multiple, pad_id
+        self._pad_id = pad_id
 
     def training_step(self, step: int, *, seed: int) -> StepBatch:
         """The batch of optimizer step ``step``, from 0, in any epoch."""
@@ -96,7 +125,7 @@ class PairBatches:
             pairs_of_step(step, num_pairs=len(self.arrays), global_batch_size=self.global_batch_size, seed=seed)
         )
 
-    def in_file_order(self, *, limit_batches: int | None) -> Iterator[StepBatch]:
+    def in_file_order(self, *, limit_batches: int | None = None) -> Iterator[StepBatch]:
         """Every pair once, or those of the first batches."""
         steps = steps_per_epoch(len(self.arrays), self.global_batch_size)
         for step in range(steps if limit_batches is None else min(steps, limit_batches)):
@@ -104,47 +133,57 @@ class PairBatches:
             yield self._batch(np.arange(start, min(start + self.global_batch_size, len(self.arrays))))
 
     def _batch(self, pairs: np.ndarray) -> StepBatch:
-        multiple = self._size * self._micro_batch_size
-        filler = np.full(-len(pairs) % multiple, _FILLER)
-        mine = np.concatenate([pairs, filler])[self._rank :: self._size]
-        longest = max(len(self.arrays.sequence(pair, rejected=side)) for pair in pairs for side in (False, True))
-        # one less: the last token of a sequence is only ever a target
-        length = math.ceil((longest - 1) / self._pad_multiple) * self._pad_multiple
+        lengths = segment_lengths_of(self.arrays)[pairs]
+        rows = pack(lengths, capacity=self._capacity, num_rows_multiple=self._size)
+        longest = max(int(lengths[row].sum()) for row in rows)
+        length = max(math.ceil(longest / self._multiple), 1) * self._multiple
         return StepBatch(
-            micro_batches=[self._micro_batch(part, length) for part in mine.reshape(-1, self._micro_batch_size)],
+            micro_batches=[self._micro_batch(pairs[row], length) for row in rows[self._rank :: self._size]],
             num_global_pairs=len(pairs),
-            num_global_tokens=sum(
-                len(self.arrays.sequence(pair, rejected=side)) for pair in pairs for side in (False, True)
-            ),
-            seq_length=length,
+            work=_work(self.arrays, pairs, num_places=length * len(rows)),
+            row_length=length,
         )
 
     def _micro_batch(self, pairs: np.ndarray, length: int) -> MicroBatch:
-        rows = [(pair, rejected) for rejected in (False, True) for pair in pairs]
-        tokens = np.full((len(rows), length), self._pad_id, dtype=np.int64)
-        index, targets, row_of, column_of = [], [], [], []
-        for row, (pair, rejected) in enumerate(rows):
-            if pair == _FILLER:
-                continue
-            sequence = self.arrays.sequence(pair, rejected=rejected)
-            tokens[row, : len(sequence) - 1] = sequence[:-1]
-            first = int(self.arrays.prompt_lengths[pair]) - 1  # this place predicts the first response token
-            places = np.arange(first, len(sequence) - 1)
-            index.append(places * len(rows) + row)
-            targets.append(sequence[first + 1 :])
-            row_of.append(np.full(len(places), row))
-            column_of.append(places - first)
-        margins = [0.0 if pair == _FILLER else self.arrays.reward_margins[pair] for pair in pairs]
+        row = lay_out([self._pair(pair) for pair in pairs], length=length, pad_id=self._pad_id)
+        known = None if self.reference_log_probs is None else self.reference_log_probs[pairs].T.reshape(-1)
         return MicroBatch(
-            tokens=torch.from_numpy(tokens),
-            response_index=_flat(index),
-            targets=_flat(targets),
-            row=_flat(row_of),
-            column=_flat(column_of),
-            valid=torch.from_numpy(pairs != _FILLER),
-            reward_margin=torch.tensor(margins, dtype=torch.float32),
+            pairs=pairs,
+            tokens=torch.from_numpy(row.tokens)[None],
+            positions=torch.from_numpy(row.positions)[None],
+            segments=torch.from_numpy(row.segments),
+            places=torch.from_numpy(row.places),
+            targets=torch.from_numpy(row.targets),
+            credits=torch.from_numpy(row.credits),
+            reward_margin=torch.from_numpy(self.arrays.reward_margins[pairs]),
+            reference_log_probs=None if known is None else torch.from_numpy(np.ascontiguousarray(known)),
+        )
+
+    def _pair(self, pair: int) -> PairTokens:
+        return PairTokens(
+            chosen=self.arrays.sequence(pair, rejected=False),
+            rejected=self.arrays.sequence(pair, rejected=True),
+            num_prompt=int(self.arrays.prompt_lengths[pair]),
+            num_shared=int(self.arrays.shared_lengths[pair]),
         )
 
 
-def _flat(parts: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.concatenate(parts or [np.zeros(0)]).astype(np.int64))
+def segment_lengths_of(arrays: TokenArrays) -> np.ndarray:
+    """[N], places that each pair takes in a row."""
+    num_chosen, num_rejected = arrays.sequence_lengths
+    return segment_lengths(num_chosen=num_chosen, num_rejected=num_rejected, num_shared=arrays.shared_lengths)
+
+
+def _work(arrays: TokenArrays, pairs: np.ndarray, *, num_places: int) -> StepWork:
+    chosen, rejected = (lengths[pairs].astype(np.int64) for lengths in arrays.sequence_lengths)
+    shared, prompt = arrays.shared_lengths[pairs].astype(np.int64), arrays.prompt_lengths[pairs].astype(np.int64)
+    first = np.maximum(chosen - 1, shared)  # places of the shared tokens and the chosen tail
+    tail = np.maximum(rejected - 1 - shared, 0)
+    return StepWork(
+        pairs=len(pairs),
+        unique_tokens=int((first + tail).sum()),
+        equivalent_tokens=int((chosen + rejected).sum()),
+        attended=int((first * (first + 1) // 2 + tail * shared + tail * (tail + 1) // 2).sum()),
+        targets=int((chosen + rejected - shared - prompt).sum()),
+        places=num_places,
+    )

@@ -9,19 +9,25 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from nemo_minordpo import host
-from nemo_minordpo.config import TrainConfig, compose, load
+from nemo_minordpo.config import DataSection, TrainConfig, compose, load
 from nemo_minordpo.core.losses import LOSSES
 from nemo_minordpo.records import write_text
+from nemo_minordpo.train.dataset import segment_lengths_of
 from nemo_minordpo.train.model_config import build_model_config, read_checkpoint_config
 from nemo_minordpo.train.run_folder import RunFolder, is_first_process
-from nemo_minordpo.train.tokens import expand_files, tokenize_files
+from nemo_minordpo.train.tokens import expand_files, load_arrays, tokenize_files
 
 
-def main(overrides: list[str]) -> None:
+# How the ranks that torchrun starts are told to stop before the first step.
+ONLY_REFERENCE = "--only-reference"
+
+
+def main(overrides: list[str], *, only_reference: bool = False) -> None:
     """Check, prepare, and run: here for one rank, under torchrun for more; as one rank when started by one.
 
     Args:
         overrides: Hydra's, as typed after `minordpo train`.
+        only_reference: evaluate the reference log-probabilities, and stop before the first step.
 
     Raises:
         ValueError: the configuration, the checkpoint or the pairs; before anything is loaded.
@@ -43,9 +49,9 @@ def main(overrides: list[str]) -> None:
     if started_by_launcher or config.trainer.num_nodes * config.trainer.devices == 1:
         from nemo_minordpo.train.run import run_rank
 
-        run_rank(config)
+        run_rank(config, only_reference=only_reference)
         return
-    _start_ranks(config.trainer.devices, overrides)
+    _start_ranks(config.trainer.devices, [ONLY_REFERENCE, *overrides] if only_reference else overrides)
 
 
 def prepare_run(config: TrainConfig) -> None:
@@ -67,6 +73,7 @@ def prepare_run(config: TrainConfig) -> None:
     def make_data() -> None:
         for split, paths in files.items():
             tokenize_files(paths, folder.data(split), tokenizer=tokenizer, data=data, split=split)
+            _check_rows(folder, split, data)
 
     folder.prepare(
         config,
@@ -75,6 +82,16 @@ def prepare_run(config: TrainConfig) -> None:
     )
     # for export-hf, which may be asked for a checkpoint of a run that is not finished
     write_text(folder.path / "model_config.yaml", OmegaConf.to_yaml(model_config))
+
+
+def _check_rows(folder: RunFolder, split: str, data: DataSection) -> None:
+    longest = int(segment_lengths_of(load_arrays(folder.data(split))).max())
+    if longest > data.packed_sequence_size:
+        raise ValueError(
+            f"model.data.packed_sequence_size={data.packed_sequence_size}: the largest of the {split} pairs needs "
+            f"{longest} tokens of a row; give model.data.packed_sequence_size={longest} or more, or a smaller "
+            "model.data.seq_length"
+        )
 
 
 def load_tokenizer(path: Path) -> Any:

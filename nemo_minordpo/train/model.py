@@ -1,4 +1,4 @@
-"""The model: NeMo-Aligner's DPO model with its own forward step, loss and metrics.
+"""The model: NeMo-Aligner's DPO model on packed pairs, with its own forward step, head, loss and metrics.
 
 The only module that reads Megatron's `parallel_state`; the mathematics lives in core/ and gets groups as arguments.
 """
@@ -6,6 +6,7 @@ The only module that reads Megatron's `parallel_state`; the mathematics lives in
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import nemo.collections.nlp.models.language_modeling.megatron_gpt_model as nemo_gpt
 import torch
 from lightning.pytorch.trainer.trainer import Trainer
 from megatron.core import parallel_state, tensor_parallel
@@ -16,32 +17,35 @@ from nemo_aligner.utils.train_utils import set_eval, set_sync_funcs, set_train
 from nemo_aligner.utils.utils import cpu_weight_swap
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.nn.functional import linear
 
-from nemo_minordpo.core.logprobs import (
-    group_or_none,
-    mask_padded_vocabulary,
-    sequence_log_probs,
-    vocab_parallel_token_log_probs,
-)
+from nemo_minordpo.core.flops import ModelSize
+from nemo_minordpo.core.logprobs import group_or_none, sequence_log_probs, vocab_parallel_log_probs
 from nemo_minordpo.core.losses import preference_loss
 from nemo_minordpo.core.metrics import PAIR_METRICS, means_of, pair_metric_sums
+from nemo_minordpo.host.attention import with_pair_attention
 from nemo_minordpo.train.dataset import MicroBatch, StepBatch, split_pairs
 
 
-class HiddenStatesGPTModel(MCoreGPTModel):
-    """Megatron's GPT model without its head: the last stage gives hidden states, too.
+class PackedPairsGPTModel(MCoreGPTModel):
+    """Megatron's GPT model on a row of packed pairs, without its head.
 
-    The loss applies the head itself, in float32 and to response positions only.
+    Megatron derives rotary embeddings from the length of the row and knows one causal mask a row; here positions
+    start again in every pair and in its rejected tail. The loss applies the head itself, to response positions only.
     """
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Hidden states [S, B, H] ([S / TP, B, H] under sequence parallelism) of this pipeline stage."""
-        post_process, self.post_process = self.post_process, False
-        try:
-            return super().forward(*args, **kwargs)
-        finally:
-            self.post_process = post_process
+    def forward(self, tokens: Tensor, positions: Tensor, segments: Tensor) -> Tensor:  # type: ignore[override]
+        """Hidden states [S, 1, H] ([S / TP, 1, H] under sequence parallelism) of this pipeline stage.
+
+        Args:
+            tokens, positions: [1, S].
+            segments: [m, 4], as core.pair_packing lays pairs out; travels to the attention in the mask's place, and so
+                also through activation recomputation.
+        """
+        embedded = self.embedding(input_ids=tokens, position_ids=positions) if self.pre_process else None
+        rotary = None
+        if self.position_embedding_type == "rope":
+            rotary = self.rotary_pos_emb(self.max_sequence_length)[positions[0]]
+        return self.decoder(hidden_states=embedded, attention_mask=segments, rotary_pos_emb=rotary)
 
 
 class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
@@ -50,45 +54,54 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
     Overrides of NeMo-Aligner 0.7.0's MegatronGPTDPOModel, and why:
 
     - `__init__`: beta has no default; the loss is chosen from core/losses.py.
-    - `model_provider_func`: the pipeline's last stage returns hidden states, so that the head runs in float32
-      (upstream casts the logits of a bf16 head: about 0.14 nat of noise a response) and skips the prompt.
-    - `get_forward_output_and_loss_func`: sums per response of response-only log-probabilities; no collective in a
-      micro-batch (upstream: four).
-    - `get_loss_and_metrics`: the mean over the valid pairs of the whole global batch (upstream averages the means
-      of micro-batches); one collective a step (upstream: eight broadcasts and as many `.item()`).
+    - `model_provider_func`: attention that knows pairs, in whatever layer spec the machine has; the pipeline's last
+      stage returns hidden states, so that the head runs in float32 (upstream casts the logits of a bf16 head: about
+      0.14 nat of noise a response), skips the prompt and never holds the logits.
+    - `get_forward_output_and_loss_func`: packed pairs that compute what they share once; sums per response of
+      response-only log-probabilities; no collective in a micro-batch but the head's (upstream: four).
+    - `get_loss_and_metrics`: the mean over the pairs of the whole global batch (upstream averages the means of
+      micro-batches); one collective a step (upstream: eight broadcasts and as many `.item()`).
     - `get_logprob_batch`, `get_ref_policy_logprobs`: one number a response, evaluated in eval mode (upstream: a
-      number a token, with dropout where the checkpoint has any).
+      number a token, with dropout where the checkpoint has any). Training reads them from a cache (reference.py);
+      upstream swaps whole weights for them at every step.
     - `set_inference_config` and generation: not supported during training; export the model for it.
     """
 
     def __init__(self, cfg: DictConfig, trainer: Trainer) -> None:
         """Args as NeMo passes them; `cfg.dpo` holds the objective (config.DPOSection)."""
-        if cfg.get("context_parallel_size", 1) > 1 or cfg.get("virtual_pipeline_model_parallel_size") is not None:
-            raise ValueError("context parallelism and virtual pipeline stages are not supported")
         super().__init__(cfg, trainer=trainer)
         self.beta = float(cfg.dpo.ref_policy_kl_penalty)
         self.dpop_lambda = float(cfg.dpo.dpop_lambda)
 
     def model_provider_func(self, pre_process: bool, post_process: bool) -> MCoreGPTModel:
-        """NeMo's own GPT model; only its forward is another one."""
-        model: Any = super().model_provider_func(pre_process, post_process)
-        model.__class__ = HiddenStatesGPTModel
+        """NeMo's own GPT model with our attention in its layer spec; its forward is another one, too."""
+        specs = nemo_gpt.get_specs
+        nemo_gpt.get_specs = lambda *args, **kwargs: with_pair_attention(specs(*args, **kwargs))
+        try:
+            model: Any = super().model_provider_func(pre_process, post_process)
+        finally:
+            nemo_gpt.get_specs = specs
+        model.__class__ = PackedPairsGPTModel
         return model
 
     def get_loss_and_metrics(self, batch: StepBatch, forward_only: bool) -> tuple[float, dict[str, float]]:
         """Forward (and backward) over a step's pairs.
 
         Returns:
-            The loss in nats and the metrics of core/metrics.py, both over the valid pairs of all ranks, on every rank.
+            The loss in nats and the metrics of core/metrics.py, both over the pairs of all ranks, on every rank.
         """
-        sums = self._pair_sums(batch, forward_only)
-        torch.distributed.all_reduce(sums)
-        metrics = means_of(sums)
+        metrics = means_of(self.gathered(self.metric_sums(batch, forward_only=forward_only)))
         return metrics["loss"], metrics
 
-    def validation_sums(self, batch: StepBatch) -> Tensor:
-        """This rank's metric sums of a batch, without gradients; they add up over batches and ranks."""
-        return self._pair_sums(batch, forward_only=True)
+    def metric_sums(self, batch: StepBatch, *, forward_only: bool) -> Tensor:
+        """This rank's metric sums of a batch; they add up over batches, and :meth:`gathered` adds them up over ranks.
+
+        Returns:
+            [len(PAIR_METRICS) + 1], float64; zero off the pipeline's last stage.
+        """
+        results = self._run_schedule(batch, forward_only=forward_only, logprobs_only=False)
+        sums = torch.zeros(len(PAIR_METRICS) + 1, dtype=torch.float64, device=torch.cuda.current_device())
+        return sums + torch.stack(results).sum(dim=0) if results else sums
 
     def get_forward_output_and_loss_func(
         self, validation_step: bool = False, logprobs_only: bool = False, *, batch: StepBatch | None = None
@@ -101,20 +114,16 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
             batch: the step that the micro-batches belong to; needed for the loss.
         """
 
-        def forward_step(micro_batches: Iterator[Any], model: Any) -> tuple[Tensor, Callable[..., Any]]:
-            micro_batch, reference_log_probs = next(micro_batches)
-            micro_batch = micro_batch.to(torch.cuda.current_device())
-            num_rows, length = micro_batch.tokens.shape
-            position_ids = torch.arange(length, device=micro_batch.tokens.device).expand(num_rows, -1)
-            # No mask: attention is causal, and padding stands at the end, where no response token looks.
-            hidden = model(input_ids=micro_batch.tokens, position_ids=position_ids, attention_mask=None)
+        def forward_step(micro_batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Callable[..., Any]]:
+            micro_batch = next(micro_batches).to(torch.cuda.current_device())
+            hidden = model(micro_batch.tokens, micro_batch.positions, micro_batch.segments)
 
             def log_probs(hidden: Tensor, non_loss_data: bool = True) -> Tensor:
                 return self._sequence_log_probs(hidden, micro_batch)
 
             def loss(hidden: Tensor) -> tuple[Tensor, Tensor]:
                 assert batch is not None
-                return self._loss_and_sums(hidden, micro_batch, reference_log_probs, batch)
+                return self._loss_and_sums(hidden, micro_batch, batch)
 
             return hidden, log_probs if logprobs_only else loss
 
@@ -123,7 +132,7 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
     @torch.no_grad()
     def get_logprob_batch(self, batch: StepBatch) -> list[Tensor | None]:
         """Sequence log-probabilities [2 m] of each micro-batch under the present weights; None off the last stage."""
-        results = self._run_schedule(batch, [None] * len(batch.micro_batches), forward_only=True, logprobs_only=True)
+        results = self._run_schedule(batch, forward_only=True, logprobs_only=True)
         return [*results] or [None] * len(batch.micro_batches)
 
     @torch.no_grad()
@@ -138,38 +147,56 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
                 if training:
                     set_train(self)
 
-    def _pair_sums(self, batch: StepBatch, forward_only: bool) -> Tensor:
-        """[len(PAIR_METRICS) + 1], float64; zero except on one tensor-parallel rank of the last stage."""
-        references = self.get_ref_policy_logprobs(batch)
-        results = self._run_schedule(batch, references, forward_only=forward_only, logprobs_only=False)
-        sums = torch.zeros(len(PAIR_METRICS) + 1, dtype=torch.float64, device=torch.cuda.current_device())
-        if results and parallel_state.get_tensor_model_parallel_rank() == 0:
-            sums += torch.stack(results).sum(dim=0)
-        return sums
+    def gathered(self, values: Tensor) -> Tensor:
+        """Values that each data-parallel rank's last pipeline stage has a part of, and zeros elsewhere: on every rank.
 
-    def _run_schedule(
-        self, batch: StepBatch, references: list[Tensor | None], *, forward_only: bool, logprobs_only: bool
-    ) -> list[Tensor]:
+        The tensor-parallel ranks of a stage have the same ones, of which one counts.
+        """
+        if parallel_state.get_tensor_model_parallel_rank() != 0:
+            values = torch.zeros_like(values)
+        torch.distributed.all_reduce(values)
+        return values
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether the policy in training differs from the same weights in evaluation."""
+        return any(self.cfg.get(key) for key in ("hidden_dropout", "attention_dropout", "ffn_dropout"))
+
+    @property
+    def size(self) -> ModelSize:
+        """What the model's floating-point operations are counted from."""
+        cfg = self.cfg
+        return ModelSize(
+            num_layers=cfg.num_layers,
+            hidden_size=cfg.hidden_size,
+            ffn_hidden_size=cfg.ffn_hidden_size,
+            num_heads=cfg.num_attention_heads,
+            num_query_groups=cfg.get("num_query_groups") or cfg.num_attention_heads,
+            head_size=cfg.get("kv_channels") or cfg.hidden_size // cfg.num_attention_heads,
+            vocab_size=cfg.get("unpadded_vocab_size") or cfg.get("override_vocab_size") or self.padded_vocab_size,
+            gated=self.transformer_config.gated_linear_unit,
+        )
+
+    def _run_schedule(self, batch: StepBatch, *, forward_only: bool, logprobs_only: bool) -> list[Tensor]:
         set_sync_funcs(self, forward_only)
         model: Any = self.model
         return get_forward_backward_func()(
             forward_step_func=self.get_forward_output_and_loss_func(logprobs_only=logprobs_only, batch=batch),
-            data_iterator=iter(zip(batch.micro_batches, references, strict=True)),
+            data_iterator=iter(batch.micro_batches),
             model=model,
             num_microbatches=len(batch.micro_batches),
             forward_only=forward_only,
-            seq_length=batch.seq_length,
-            micro_batch_size=batch.micro_batches[0].tokens.shape[0],
+            seq_length=batch.row_length,
+            micro_batch_size=1,
             collect_non_loss_data=logprobs_only,
         )
 
-    def _loss_and_sums(
-        self, hidden: Tensor, micro_batch: MicroBatch, reference_log_probs: Tensor, batch: StepBatch
-    ) -> tuple[Tensor, Tensor]:
+    def _loss_and_sums(self, hidden: Tensor, micro_batch: MicroBatch, batch: StepBatch) -> tuple[Tensor, Tensor]:
         """The scaled loss that the schedule differentiates, and the metric sums of the micro-batch."""
         log_probs = self._sequence_log_probs(hidden, micro_batch)
-        chosen_log_probs, rejected_log_probs = split_pairs(log_probs.float())
-        chosen_log_ratio, rejected_log_ratio = split_pairs((log_probs - reference_log_probs).float())
+        reference = log_probs.detach() if micro_batch.reference_log_probs is None else micro_batch.reference_log_probs
+        chosen_log_probs, rejected_log_probs = split_pairs(log_probs)
+        chosen_log_ratio, rejected_log_ratio = split_pairs(log_probs - reference)
         objective = self.cfg.dpo
         loss = objective.preference_loss_weight * preference_loss(
             objective.preference_loss,
@@ -187,30 +214,31 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
             rejected_log_ratio=rejected_log_ratio,
             chosen_log_probs=chosen_log_probs,
             rejected_log_probs=rejected_log_probs,
-            valid=micro_batch.valid,
             beta=self.beta,
         )
         # The schedule divides by the number of micro-batches and the gradient reduction by the data-parallel size;
         # what is left is the mean over the global batch.
         scale = len(batch.micro_batches) * parallel_state.get_data_parallel_world_size() / batch.num_global_pairs
-        return torch.where(micro_batch.valid, loss, 0.0).sum() * scale, sums
+        return loss.sum() * scale, sums
 
     def _sequence_log_probs(self, hidden: Tensor, micro_batch: MicroBatch) -> Tensor:
         """[2 m], float64, nats, from the last stage's hidden states."""
         if self.cfg.get("sequence_parallel", False):
-            hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden)
+            at_responses = tensor_parallel.gather_from_sequence_parallel_region(hidden)[micro_batch.places, 0]
         else:
-            hidden = tensor_parallel.copy_to_tensor_model_parallel_region(hidden)
-        at_responses = hidden.flatten(0, 1)[micro_batch.response_index]
-        logits = linear(at_responses.float(), self._head_weight().float())
+            at_responses = tensor_parallel.copy_to_tensor_model_parallel_region(hidden[micro_batch.places, 0])
         tensor_parallel_group: Any = parallel_state.get_tensor_model_parallel_group()
-        group = group_or_none(tensor_parallel_group)
-        if vocab_size := self.cfg.get("unpadded_vocab_size"):  # written by import-hf
-            logits = mask_padded_vocabulary(logits, vocab_size=vocab_size, group=group)
-        token_log_probs = vocab_parallel_token_log_probs(logits, micro_batch.targets, group=group)
-        return sequence_log_probs(
-            token_log_probs, row=micro_batch.row, column=micro_batch.column, num_rows=len(micro_batch.tokens)
-        )
+        weight = self._head_weight()
+        # NeMo autocasts where it keeps no low-precision weights; the head must not be.
+        with torch.autocast(hidden.device.type, enabled=False):
+            token_log_probs = vocab_parallel_log_probs(
+                at_responses.to(weight.dtype),
+                weight,
+                micro_batch.targets,
+                group=group_or_none(tensor_parallel_group),
+                vocab_size=self.cfg.get("unpadded_vocab_size"),  # written by import-hf
+            )
+        return sequence_log_probs(token_log_probs, micro_batch.credits)
 
     def _head_weight(self) -> Tensor:
         """[V / TP, H]."""

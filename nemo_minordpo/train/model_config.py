@@ -1,5 +1,6 @@
 """The configuration that NeMo builds the model from: the checkpoint's own, our sections, this machine's limits."""
 
+import math
 import tarfile
 from dataclasses import asdict
 from pathlib import Path
@@ -74,6 +75,9 @@ def build_model_config(config: TrainConfig, checkpoint: DictConfig, *, cuda: boo
         model.precision = config.trainer.precision
         model.data = {**_UNUSED_DATA, "seq_length": config.model.data.seq_length}
         model.dpo = asdict(config.model.dpo)
+        # NeMo's counter of micro-batches, which packing does not use, wants a multiple of the data-parallel size
+        data_parallel = max(_num_ranks(config) // (model.tensor_model_parallel_size * model.pipeline_model_parallel_size), 1)
+        model.global_batch_size = math.ceil(config.model.global_batch_size / data_parallel) * data_parallel
         model.optim = _optimizer_settings(config)
         if not te:
             model.transformer_engine = False
@@ -81,9 +85,21 @@ def build_model_config(config: TrainConfig, checkpoint: DictConfig, *, cuda: boo
         if not cuda:
             model.update(_WITHOUT_CUDA)
         model.setdefault("gradient_as_bucket_view", True)
+        if _window(model) >= config.model.data.seq_length:
+            model.window_size = None  # it never cuts a pair
         model.encoder_seq_length = max(model.encoder_seq_length, config.model.data.seq_length)
     _check(config, model, cuda=cuda)
     return model
+
+
+def _num_ranks(config: TrainConfig) -> int:
+    return config.trainer.num_nodes * config.trainer.devices
+
+
+def _window(model: DictConfig) -> int:
+    """Tokens that a sliding window shows a token; 0 where there is none."""
+    window = model.get("window_size")
+    return window[0] if window else 0
 
 
 def _as_config(loaded: Any) -> DictConfig:
@@ -100,6 +116,8 @@ def _optimizer_settings(config: TrainConfig) -> dict[str, Any]:
     """NeMo hands every key to the optimizer; the schedule is ours (schedule.py)."""
     settings = {key: value for key, value in asdict(config.model.optim).items() if value is not None}
     settings.pop("sched")
+    if config.model.optim.name in ("adam", "adamw"):
+        settings["fused"] = True  # torch's own; one pass over the weights instead of about ten
     return settings
 
 
@@ -126,9 +144,51 @@ def _check(config: TrainConfig, model: DictConfig, *, cuda: bool) -> None:
         problems.append(f"model.tokenizer.library={model.tokenizer.library}: huggingface expected")
     if not cuda and config.trainer.precision != "32-true":
         problems.append(f"trainer.precision={config.trainer.precision} needs a GPU; on this machine: precision=fp32")
-    if not cuda and config.model.sequence_parallel:
-        problems.append("model.sequence_parallel=true needs Transformer Engine")
     if not cuda and config.trainer.accelerator == "gpu":
         problems.append("trainer.accelerator=gpu: this machine has no CUDA device")
+    problems += _packing_problems(config, model, cuda=cuda)
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def _packing_problems(config: TrainConfig, model: DictConfig, *, cuda: bool) -> list[str]:
+    """What cannot work when pairs share rows, with the reason."""
+    window = _window(model)
+    embedding = model.get("position_embedding_type", "learned_absolute")
+    return [
+        message
+        for wrong, message in (
+            (
+                model.get("context_parallel_size", 1) > 1,
+                "model.context_parallel_size > 1: a row of packed pairs cannot be split over context-parallel ranks",
+            ),
+            (
+                model.get("virtual_pipeline_model_parallel_size") is not None,
+                "model.virtual_pipeline_model_parallel_size: interleaved stages want a number of micro-batches that "
+                "packing does not give",
+            ),
+            (
+                embedding not in ("rope", "learned_absolute", "none"),
+                f"model.position_embedding_type={embedding}: positions start again inside a row of packed pairs, "
+                "which only rope and learned_absolute can express",
+            ),
+            (
+                bool(window),
+                f"model.window_size: the sliding window of {window} tokens is shorter than "
+                f"model.data.seq_length={config.model.data.seq_length}; give model.data.seq_length={window}",
+            ),
+            (
+                cuda and bool(model.get("attention_dropout")),
+                "model.attention_dropout: FlexAttention has none; give +model.attention_dropout=0",
+            ),
+            (
+                bool(model.get("enable_cuda_graph")),
+                "model.enable_cuda_graph: rows of packed pairs differ in length and structure from step to step",
+            ),
+            (
+                model.get("num_moe_experts") is not None,
+                "model.num_moe_experts: mixture-of-experts models are not supported",
+            ),
+        )
+        if wrong
+    ]

@@ -1,7 +1,6 @@
 """One rank of a training run, wired in the order a reader wants it."""
 
 import logging
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,14 @@ from nemo_minordpo.train.run_folder import RunFolder
 from nemo_minordpo.train.tokens import load_arrays
 
 
-def run_rank(config: TrainConfig) -> bool:
+def run_rank(config: TrainConfig, *, only_reference: bool = False) -> bool:
     """Set up this rank, train, and write the model at the end. Returns whether the run is complete.
 
     The run folder and the tokenised pairs are there already (launch.prepare_run).
+
+    Args:
+        config: the run's.
+        only_reference: stop before the first step: the reference log-probabilities are kept then.
     """
     # the checkpoint writer forks, at which the threads of tokenizers warn
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -28,6 +31,9 @@ def run_rank(config: TrainConfig) -> bool:
     _quiet_nemo()
     folder = RunFolder(Path(config.exp_manager.explicit_log_dir))
     trainer = set_up(config, folder)
+    if only_reference:
+        torch.distributed.destroy_process_group()
+        return False
     log = RunLog(config, folder, stand_ins=stand_ins, is_first_rank=torch.distributed.get_rank() == 0)
     resumed = trainer.resume().step
     with log.training(resumed=resumed, max_steps=trainer.max_steps):
@@ -60,7 +66,10 @@ def set_up(config: TrainConfig, folder: RunFolder) -> Any:
         MegatronGPTMinorDPOModel, model_config, lightning_trainer, strict=True, restore_path=str(checkpoint)
     )
     init_distributed(lightning_trainer, model, model_config.get("transformer_engine", False))
-    model.ref_policy_state_dict = retrieve_model_state_dict_in_cpu(model, megatron_amp_O2=model_config.megatron_amp_O2)
+    if config.model.dpo.reference_log_probs == "live":
+        model.ref_policy_state_dict = retrieve_model_state_dict_in_cpu(
+            model, megatron_amp_O2=model_config.megatron_amp_O2
+        )
     init_using_ptl(lightning_trainer, model, None, None)
     optimizer, _ = extract_optimizer_scheduler_from_ptl_model(model)
     has_validation = bool(config.model.data.data_prefix.validation)
@@ -72,6 +81,7 @@ def set_up(config: TrainConfig, folder: RunFolder) -> Any:
         train=_batches(config, folder, "train", model),
         validation=_batches(config, folder, "validation", model) if has_validation else None,
         checkpoints=folder.checkpoints,
+        throughput=_throughput(model),
     )
 
 
@@ -105,7 +115,16 @@ def _lightning_trainer(config: TrainConfig, model_config: Any) -> Any:
 
 
 def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any) -> Any:
+    """The packed batches of a split, with what the reference says of its pairs where that is kept."""
+    from nemo_minordpo.core.pair_packing import row_multiple
     from nemo_minordpo.train.dataset import PairBatches
+    from nemo_minordpo.train.reference import (
+        ReferenceCache,
+        evaluate_reference,
+        load_or_evaluate,
+        reference_folder,
+        reference_key,
+    )
     from nemo_minordpo.train.trainer import data_parallel_layout
 
     arrays = load_arrays(folder.data(split))
@@ -113,22 +132,44 @@ def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any) -> 
     if (largest := int(arrays.tokens.max())) >= vocab_size:
         raise ValueError(f"token id {largest} of the {split} pairs is beyond the model's vocabulary of {vocab_size}")
     rank, size = data_parallel_layout()
-    return PairBatches(
+    section = config.model
+    multiple = row_multiple(
+        tensor_parallel=section.tensor_model_parallel_size,
+        sequence_parallel=section.sequence_parallel,
+        fp8=bool(model.cfg.get("fp8", False)),
+    )
+    batches = PairBatches(
         arrays,
-        global_batch_size=config.model.global_batch_size,
-        micro_batch_size=config.model.micro_batch_size,
+        global_batch_size=section.global_batch_size,
+        row_capacity=section.data.packed_sequence_size,
+        row_multiple=multiple,
         data_parallel_rank=rank,
         data_parallel_size=size,
-        pad_multiple=pad_multiple(model.cfg),
         pad_id=model.tokenizer.eos_id,
     )
+    if section.dpo.reference_log_probs == "cached":
+        layout = f"TP={section.tensor_model_parallel_size} x PP={section.pipeline_model_parallel_size} x DP={size}"
+        batches.reference_log_probs = load_or_evaluate(
+            ReferenceCache(reference_folder(config)),
+            reference_key(config, folder, split, model.cfg),
+            num_pairs=len(arrays),
+            evaluate=lambda: evaluate_reference(model, batches, title=f"reference of {split} pairs"),
+            layout=layout,
+        )
+    return batches
 
 
-def pad_multiple(model_config: Any) -> int:
-    """What padded lengths must be divisible by: 8 for tensor cores, 16 for FP8, both per rank of a split sequence."""
-    per_rank = 16 if model_config.get("fp8", False) else 8
-    tensor_parallel = model_config.tensor_model_parallel_size if model_config.get("sequence_parallel", False) else 1
-    return math.lcm(16, per_rank * tensor_parallel) if tensor_parallel > 1 else per_rank
+def _throughput(model: Any) -> Any:
+    import torch
+
+    from nemo_minordpo.train.throughput import Throughput, measure_matmul_peak
+
+    torch.distributed.barrier()  # ranks of one machine share its cores
+    peak = torch.tensor(
+        measure_matmul_peak(next(model.parameters()).dtype), dtype=torch.float64, device=torch.cuda.current_device()
+    )
+    torch.distributed.all_reduce(peak)
+    return Throughput(size=model.size, matmul_peak=peak.item(), frozen=False)
 
 
 def _save_nemo(model: Any, folder: RunFolder) -> None:

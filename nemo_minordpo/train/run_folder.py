@@ -30,6 +30,8 @@ from nemo_minordpo.records import (
     write_text,
 )
 
+_DIGEST_OF = "sha256 of "
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -68,7 +70,7 @@ class RunFolder:
             ValueError: the folder belongs to another run, or holds something else.
         """
         hashes = {name: {str(file): sha256_of_file(file) for file in _files(paths)} for name, paths in inputs.items()}
-        settings = identity(config) | {f"sha256 of {name}": _digest(files.values()) for name, files in hashes.items()}
+        settings = identity(config) | {f"{_DIGEST_OF}{name}": _digest(files.values()) for name, files in hashes.items()}
         if self.config.exists():
             self._refuse_another_run(settings)
             make_data()
@@ -88,6 +90,11 @@ class RunFolder:
         manifest.write(self.path)
         # last: a folder with a config.yaml belongs to a run
         write_text(self.config, OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+    def input_digests(self) -> dict[str, str]:
+        """Of `reference`, `tokenizer`, `train` and `validation`: one sha256 each, as :meth:`prepare` wrote them."""
+        settings = Manifest.read(self.path).settings
+        return {key.removeprefix(_DIGEST_OF): value for key, value in settings.items() if key.startswith(_DIGEST_OF)}
 
     def append(self, line: StepMetrics) -> None:
         with self.metrics.open("a", encoding="utf-8") as out:

@@ -13,6 +13,7 @@ from rich.progress import Progress
 
 from nemo_minordpo.config import DataSection
 from nemo_minordpo.core.beginning import beginning_of, missing_beginning
+from nemo_minordpo.core.pair_packing import num_shared_tokens
 from nemo_minordpo.records import PreferencePair, read_lines, to_json_line, write_json, write_text
 
 _CHUNK = 512  # pairs that the tokenizer encodes at once, over all cores
@@ -34,12 +35,14 @@ class TokenArrays:
     tokens: [total], int32: of pair n, prompt + chosen response, then prompt + rejected response.
     starts: [2 N + 1], int64: where each of these sequences starts in `tokens`.
     prompt_lengths: [N], int32, tokens.
+    shared_lengths: [N], int32: tokens up to the first in which the two sequences differ.
     reward_margins: [N], float32: ground-truth reward of chosen minus rejected, unscaled.
     """
 
     tokens: np.ndarray
     starts: np.ndarray
     prompt_lengths: np.ndarray
+    shared_lengths: np.ndarray
     reward_margins: np.ndarray
 
     def __len__(self) -> int:
@@ -48,6 +51,12 @@ class TokenArrays:
     def sequence(self, pair: int, *, rejected: bool) -> np.ndarray:
         row = 2 * pair + rejected
         return self.tokens[self.starts[row] : self.starts[row + 1]]
+
+    @property
+    def sequence_lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """([N], [N]): tokens of the chosen and of the rejected sequences, prompt included."""
+        lengths = np.diff(self.starts)
+        return lengths[0::2], lengths[1::2]
 
 
 def expand_files(patterns: list[str]) -> list[Path]:
@@ -198,6 +207,7 @@ class _ArrayWriter:
         self._tokens: list[np.ndarray] = []
         self._lengths: list[int] = []
         self._prompt_lengths: list[int] = []
+        self._shared_lengths: list[int] = []
         self._reward_margins: list[float] = []
 
     def add(self, chosen: list[int], rejected: list[int], *, prompt_length: int, reward_margin: float) -> None:
@@ -206,10 +216,12 @@ class _ArrayWriter:
             self._tokens.append(np.asarray(sequence, dtype=np.int32))
             self._lengths.append(len(sequence))
         self._prompt_lengths.append(prompt_length)
+        self._shared_lengths.append(num_shared_tokens(*self._tokens[-2:]))
         self._reward_margins.append(reward_margin)
 
     def save(self, folder: Path) -> None:
         np.save(folder / "tokens.npy", np.concatenate(self._tokens))
         np.save(folder / "starts.npy", np.concatenate([[0], np.cumsum(self._lengths, dtype=np.int64)]))
         np.save(folder / "prompt_lengths.npy", np.asarray(self._prompt_lengths, dtype=np.int32))
+        np.save(folder / "shared_lengths.npy", np.asarray(self._shared_lengths, dtype=np.int32))
         np.save(folder / "reward_margins.npy", np.asarray(self._reward_margins, dtype=np.float32))

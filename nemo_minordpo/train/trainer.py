@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from megatron.core import parallel_state, tensor_parallel
 from nemo_aligner.utils.train_utils import clip_gradients
 
 from nemo_minordpo.config import TrainConfig, duration_in_seconds
-from nemo_minordpo.core.metrics import means_of
+from nemo_minordpo.core.metrics import PAIR_METRICS, means_of
 from nemo_minordpo.records import StepMetrics
 from nemo_minordpo.train.checkpoints import Progress, load_checkpoint, newest_checkpoint, save_checkpoint
 from nemo_minordpo.train.dataset import PairBatches, StepBatch, steps_per_epoch
 from nemo_minordpo.train.schedule import learning_rate
+from nemo_minordpo.train.throughput import Throughput
 
 
 @dataclass
@@ -24,7 +26,7 @@ class MinorDPOTrainer:
     """Trains a model that is set up, on batches that are tokenised.
 
     Instead of NeMo-Aligner's DPOTrainer: partial batches, training and validation sets of any size and any interval
-    work; counters live in the checkpoint; `step_s` covers the whole step.
+    work; counters live in the checkpoint; `step_s` covers the whole step; nothing is collected or flushed after a step.
 
     Attributes:
         model: MegatronGPTMinorDPOModel after Lightning's set-up.
@@ -32,6 +34,7 @@ class MinorDPOTrainer:
         strategy: NeMo's; it knows how an optimizer is sharded.
         train, validation: the splits; validation may be missing.
         checkpoints: their folder.
+        throughput: what a step's time is measured by.
     """
 
     config: TrainConfig
@@ -41,6 +44,7 @@ class MinorDPOTrainer:
     train: PairBatches
     validation: PairBatches | None
     checkpoints: Path
+    throughput: Throughput
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -66,8 +70,8 @@ class MinorDPOTrainer:
             Whether the run is complete. If not, a checkpoint was saved and the same command goes on.
         """
         deadline = self._deadline()
-        while self.progress.step < self.max_steps:
-            log(self._train_step())
+        for batch in self._coming_batches():
+            log(self._train_step(batch))
             done = self.progress.step == self.max_steps
             stop = not done and self._agree_on_stop(deadline)
             if self.validation is not None and self._is_due(self.config.trainer.dpo.val_check_interval, done):
@@ -78,15 +82,24 @@ class MinorDPOTrainer:
                 return False
         return True
 
-    def _train_step(self) -> StepMetrics:
+    def _coming_batches(self) -> Iterator["Future[StepBatch]"]:
+        """The batches of the steps that are left; the next one is laid out while a step computes."""
+        with ThreadPoolExecutor(max_workers=1) as beside:
+            coming: list[Future[StepBatch]] = []
+            for step in range(self.progress.step, self.max_steps):
+                for ahead in range(step + len(coming), min(step + 2, self.max_steps)):
+                    coming.append(beside.submit(self.train.training_step, ahead, seed=self.config.model.seed))
+                yield coming.pop(0)
+
+    def _train_step(self, coming: "Future[StepBatch]") -> StepMetrics:
         started = time.perf_counter()
         step = self.progress.step
+        batch = self._with_references(coming.result())
         # Dropout depends on the step alone, so that a resumed run draws what the uninterrupted one drew.
         tensor_parallel.model_parallel_cuda_manual_seed(self.config.model.seed + step)
         rate = learning_rate(step, max_steps=self.max_steps, optim=self.config.model.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        batch = self.train.training_step(step, seed=self.config.model.seed)
         self.optimizer.zero_grad()
         self.model.prepare_for_training_step()
         _, metrics = self.model.get_loss_and_metrics(batch, forward_only=False)
@@ -95,10 +108,22 @@ class MinorDPOTrainer:
         grad_norm = clip_gradients(self.model, self.config.trainer.dpo.gradient_clip_val or math.inf)
         self.optimizer.step()
         self.progress = Progress(step + 1, self.progress.consumed_pairs + batch.num_global_pairs)
-        elapsed = time.perf_counter() - started
         metrics |= {"lr": rate, **({} if grad_norm is None else {"grad_norm": float(grad_norm)})}
-        metrics |= _throughput(batch, elapsed)
+        torch.cuda.synchronize()
+        metrics |= self.throughput.of(batch.work, time.perf_counter() - started)
         return self._line("train", metrics)
+
+    def _with_references(self, batch: StepBatch) -> StepBatch:
+        """Reference log-probabilities: from the cache they are there; live, they are evaluated now.
+
+        Before the first step the policy is the reference, and the model takes its own log-probabilities. Others
+        differ from them by rounding, and the kinks of MinorDPO and DPOP are exactly where policy equals reference.
+        """
+        if self.progress.step == 0 and not self.model.has_dropout:
+            return batch.with_references([None] * len(batch.micro_batches))
+        if self.train.reference_log_probs is None:
+            return batch.with_references(self.model.get_ref_policy_logprobs(batch))
+        return batch
 
     def _validate(self) -> StepMetrics:
         started = time.perf_counter()
@@ -106,10 +131,14 @@ class MinorDPOTrainer:
         self.model.prepare_for_validation_step()
         limit = self.config.trainer.dpo.limit_val_batches
         batches = self.validation.in_file_order(limit_batches=limit)
-        sums = torch.stack([self.model.validation_sums(batch) for batch in batches]).sum(dim=0)
-        torch.distributed.all_reduce(sums)
+        sums = torch.zeros(len(PAIR_METRICS) + 1, dtype=torch.float64, device=torch.cuda.current_device())
+        for batch in batches:
+            if self.validation.reference_log_probs is None:
+                batch = batch.with_references(self.model.get_ref_policy_logprobs(batch))
+            with torch.no_grad():
+                sums += self.model.metric_sums(batch, forward_only=True)
         self.model.finish_validation_step()
-        return self._line("validation", {**means_of(sums), "step_s": time.perf_counter() - started})
+        return self._line("validation", {**means_of(self.model.gathered(sums)), "step_s": time.perf_counter() - started})
 
     def _save(self) -> None:
         save_checkpoint(
@@ -154,10 +183,3 @@ def data_parallel_layout() -> tuple[int, int]:
     """(rank, size) in the data-parallel group."""
     return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
 
-
-def _throughput(batch: StepBatch, seconds: float) -> dict[str, float]:
-    return {
-        "step_s": seconds,
-        "pairs_per_s": batch.num_global_pairs / seconds,
-        "tokens_per_s": batch.num_global_tokens / seconds,
-    }

@@ -27,16 +27,28 @@ ADAM = [
 ]  # fmt: skip
 # Of another layout goes on what has no dropout: its masks belong to a rank.
 ADAM_WITHOUT_DROPOUT = ADAM[:-1]
+RECOMPUTE = [
+    "model.activations_checkpoint_granularity=full", "model.activations_checkpoint_method=uniform",
+    "model.activations_checkpoint_num_layers=1",
+]  # fmt: skip
+SELECTIVE = ["model.activations_checkpoint_granularity=selective"]
+SPLIT_SEQUENCE = ["model.sequence_parallel=true"]
 LAYOUTS = {
-    # name: (tensor-parallel, pipeline-parallel, data-parallel, micro-batch)
-    "one": (1, 1, 1, 1),
-    "mb2": (1, 1, 1, 2),
-    "mb4": (1, 1, 1, 4),
-    "tp2": (2, 1, 1, 1),
-    "pp2": (1, 2, 1, 2),
-    "dp2": (1, 1, 2, 2),
-    "tp2pp2": (2, 2, 1, 1),
-    "tp2dp2": (2, 1, 2, 1),
+    # name: (tensor-parallel, pipeline-parallel, data-parallel, tokens of a row, more)
+    "one": (1, 1, 1, 4096, []),
+    "rows96": (1, 1, 1, 96, []),
+    "rows200": (1, 1, 1, 200, []),
+    "recompute": (1, 1, 1, 200, RECOMPUTE),
+    "selective": (1, 1, 1, 200, SELECTIVE),
+    "tp2": (2, 1, 1, 4096, []),
+    "pp2": (1, 2, 1, 200, []),
+    "pp2_recompute": (1, 2, 1, 96, RECOMPUTE),
+    "dp2": (1, 1, 2, 200, []),
+    "sp2": (2, 1, 1, 200, SPLIT_SEQUENCE),
+    "sp2_recompute": (2, 1, 1, 4096, [*SPLIT_SEQUENCE, *RECOMPUTE]),
+    "tp2pp2": (2, 2, 1, 96, []),
+    "sp2pp2": (2, 2, 1, 200, SPLIT_SEQUENCE),
+    "tp2dp2": (2, 1, 2, 4096, []),
 }
 
 
@@ -91,7 +103,7 @@ def runs(workspace) -> Runs:
         workspace,
         ranks=4,
         jobs=[
-            *(job(workspace, name, SGD, layout=name) for name in ("tp2pp2", "tp2dp2")),
+            *(job(workspace, name, SGD, layout=name) for name in LAYOUTS if ranks_of(name) == 4),
             job(workspace, "moved", ADAM_WITHOUT_DROPOUT, layout="tp2pp2", dies_after=4),
             job(workspace, "moved_whole", ADAM_WITHOUT_DROPOUT, layout="tp2pp2"),
         ],
@@ -100,9 +112,10 @@ def runs(workspace) -> Runs:
         workspace,
         ranks=2,
         jobs=[
-            *(job(workspace, name, SGD, layout=name) for name in ("tp2", "pp2", "dp2")),
+            *(job(workspace, name, SGD, layout=name) for name in LAYOUTS if ranks_of(name) == 2),
             job(workspace, "tied_tp2", SGD, layout="tp2", model="hf_tied"),
             job(workspace, "tied_pp2", SGD, layout="pp2", model="hf_tied"),
+            job(workspace, "live_pp2", [*SGD, "model.dpo.reference_log_probs=live"], layout="pp2"),
             job(workspace, "log_probs_tp2", SGD, layout="tp2", log_probs=True),
         ],
     )
@@ -110,7 +123,8 @@ def runs(workspace) -> Runs:
         workspace,
         ranks=1,
         jobs=[
-            *(job(workspace, name, SGD, layout=name) for name in ("one", "mb2", "mb4")),
+            *(job(workspace, name, SGD, layout=name) for name in LAYOUTS if ranks_of(name) == 1),
+            job(workspace, "live", [*SGD, "model.dpo.reference_log_probs=live"]),
             job(workspace, "tied_one", SGD, model="hf_tied"),
             job(workspace, "log_probs_one", SGD, log_probs=True),
             *(
@@ -134,6 +148,11 @@ def runs(workspace) -> Runs:
     return Runs(workspace)
 
 
+def ranks_of(layout: str) -> int:
+    tp, pp, dp, *_ = LAYOUTS[layout]
+    return tp * pp * dp
+
+
 def job(
     workspace: Path,
     name: str,
@@ -144,7 +163,7 @@ def job(
     dies_after: int | None = None,
     log_probs: bool = False,
 ) -> dict:
-    tp, pp, dp, micro_batch = LAYOUTS[layout]
+    tp, pp, dp, row, more = LAYOUTS[layout]
     return {
         "overrides": [
             f"pretrained_checkpoint.restore_from_path={workspace / model}.nemo",
@@ -156,8 +175,9 @@ def job(
             "model.global_batch_size=8",
             f"model.tensor_model_parallel_size={tp}",
             f"model.pipeline_model_parallel_size={pp}",
-            f"model.micro_batch_size={micro_batch}",
+            f"model.data.packed_sequence_size={row}",
             f"trainer.devices={tp * pp * dp}",
+            *more,
             *overrides,
         ],
         "dies_after": dies_after,

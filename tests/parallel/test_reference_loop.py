@@ -46,19 +46,23 @@ def step_rows(rows, step):
 def test_log_probs_equal_transformers(runs, workspace, ranks):
     model, tokenizer = load(workspace)
     recorded = torch.load(workspace / f"log_probs_{ranks}.pt")
-    expected = []
+    rows = rows_of(workspace)
+    token_errors, sequence_errors, num_tokens, shifted = [], [], 0, []
     with torch.no_grad():
-        for row in step_rows(rows_of(workspace), 0):  # micro-batch 1: chosen, then rejected, pair by pair
-            for side in ("chosen_response", "rejected_response"):
-                expected.append(token_log_probs(model, *sequence(tokenizer, row, side)))
-    token_error = (recorded["tokens"] - torch.cat(expected)).abs().max().item()
-    sequence_error = (recorded["sequences"] - torch.stack([part.sum() for part in expected])).abs().max().item()
-    print(f"{ranks}: token {token_error:.1e} nats, sequence {sequence_error:.1e} nats")
-    assert len(recorded["tokens"]) == sum(map(len, expected)) > 300
-    assert token_error < 5e-6
-    assert sequence_error < 5e-5
-    wrong = recorded["tokens"].roll(1)
-    assert (wrong - torch.cat(expected)).abs().max() > 0.1  # control: shifted by one place
+        for (pair, rejected), (tokens, total) in recorded.items():
+            side = "rejected_response" if rejected else "chosen_response"
+            expected = token_log_probs(model, *sequence(tokenizer, rows[pair], side))
+            assert len(tokens) == len(expected)
+            token_errors.append((tokens - expected).abs().max().item())
+            sequence_errors.append(abs(total.item() - expected.double().sum().item()))
+            shifted.append((tokens.roll(1) - expected).abs().max().item())
+            num_tokens += len(tokens)
+    print(f"{ranks}: token {max(token_errors):.1e} nats, sequence {max(sequence_errors):.1e} nats")
+    assert len(recorded) == 16  # both responses of the first step's eight pairs
+    assert num_tokens > 300
+    assert max(token_errors) < 5e-6
+    assert max(sequence_errors) < 5e-5
+    assert max(shifted) > 0.1  # control: shifted by one place
 
 
 def test_ten_steps_equal_a_loop_by_hand(runs, workspace):

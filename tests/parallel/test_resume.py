@@ -9,7 +9,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from nemo_minordpo.records import StepMetrics
 
-TIMINGS = ("step_s", "pairs_per_s", "tokens_per_s")
+TIMINGS = (
+    "step_s", "pairs_per_s", "tokens_per_s", "tokens_per_s_equivalent", "model_tflops", "matmul_peak_fraction",
+)  # fmt: skip
 
 
 def checkpoint_tensors(folder):

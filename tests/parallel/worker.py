@@ -52,10 +52,10 @@ def run(config, dies_after) -> None:
 
     step = trainer_module.MinorDPOTrainer._train_step
 
-    def mortal_step(self):
+    def mortal_step(self, coming):
         if self.progress.step == dies_after:
             raise Died
-        return step(self)
+        return step(self, coming)
 
     trainer_module.MinorDPOTrainer._train_step = mortal_step
     try:
@@ -96,19 +96,25 @@ def write_log_probs(config, path: Path) -> None:
     from nemo_minordpo.train.run_folder import RunFolder
 
     trainer = run_module.set_up(config, RunFolder(Path(config.exp_manager.explicit_log_dir)))
-    token_log_probs = []
-    original = model_module.vocab_parallel_token_log_probs
+    responses = []
+    original = model_module.sequence_log_probs
 
-    def recording(*args, **kwargs):
-        token_log_probs.append(original(*args, **kwargs))
-        return token_log_probs[-1]
+    def recording(token_log_probs, credits):
+        responses.append((token_log_probs, credits))
+        return original(token_log_probs, credits)
 
-    model_module.vocab_parallel_token_log_probs = recording
+    model_module.sequence_log_probs = recording
     batch = trainer.train.training_step(0, seed=config.model.seed)
+    trainer.model.prepare_for_validation_step()
     sequences = trainer.model.get_logprob_batch(batch)
-    model_module.vocab_parallel_token_log_probs = original
+    model_module.sequence_log_probs = original
     if parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0:
-        torch.save({"tokens": torch.cat(token_log_probs), "sequences": torch.cat(sequences)}, path)
+        by_response = {}
+        for part, (tokens, credits), sums in zip(batch.micro_batches, responses, sequences, strict=True):
+            for row, (entries, value) in enumerate(zip(credits, sums, strict=True)):
+                pair, rejected = part.pairs[row % len(part.pairs)], row >= len(part.pairs)
+                by_response[int(pair), rejected] = tokens[entries[entries < len(tokens)]], value
+        torch.save(by_response, path)
     torch.distributed.destroy_process_group()
 
 
