@@ -15,6 +15,7 @@ The road in order; each command reads files and writes files:
   minordpo prepare gsm8k gsm8k/train.jsonl pairs           GSM8K -> preference pairs
   minordpo import-hf hf/base base.nemo                     Hugging Face -> .nemo
   minordpo verify hf/base base.nemo                        the two give the same logits
+  minordpo reference KEY=VALUE ...                         what the reference says of the pairs, once for many runs
   minordpo train model.dpo.preference_loss=minordpo ...    .nemo + pairs -> a run folder
   minordpo export-hf runs/minordpo hf/minordpo             run folder -> Hugging Face
   minordpo evaluate hf/minordpo gsm8k/test.jsonl runs/minordpo/evaluation
@@ -185,6 +186,8 @@ def train(context: typer.Context) -> None:
       trainer.devices=N trainer.num_nodes=N     processes of a node, nodes
       model.tensor_model_parallel_size=N        TP
       model.pipeline_model_parallel_size=N      PP
+      model.data.packed_sequence_size=TOKENS    of a row, in which many pairs lie: more = faster, up to the memory
+      model.peft.peft_scheme=lora               train adapters instead of the weights
 
     Where results go: exp_manager.explicit_log_dir, one folder a run:
       metrics.jsonl (a line a step), config.yaml, manifest.json, checkpoints, the .nemo.
@@ -194,6 +197,27 @@ def train(context: typer.Context) -> None:
     from nemo_minordpo.train.launch import main as launch
 
     launch(context.args)
+
+
+@app.command(cls=Command, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def reference(context: typer.Context) -> None:
+    r"""Evaluate the reference of a run once, and stop before its first step.
+
+    The same settings as `train`. Log-probabilities of every response under the starting weights are kept beside the
+    run folder (or in model.dpo.reference_cache) and are read by every run with the same weights, tokenizer, pairs,
+    length limit, precision and code, whatever its loss, beta, learning rate or layout. `train` does the same where
+    nothing is kept yet; runs that start together wait for the first of them.
+
+    Example: once, before a sweep
+      minordpo reference \
+        pretrained_checkpoint.restore_from_path=base.nemo \
+        'model.data.data_prefix.train=[pairs/train.jsonl]' \
+        model.dpo.ref_policy_kl_penalty=0.1 \
+        exp_manager.explicit_log_dir=runs/beta_0.1
+    """
+    from nemo_minordpo.train.launch import main as launch
+
+    launch(context.args, only_reference=True)
 
 
 @app.command("export-hf", cls=Command)

@@ -6,7 +6,8 @@ import typer
 import typer.core
 
 _ORDER = (
-    "doctor", "prepare", "gguf-to-hf", "import-hf", "verify", "train", "export-hf", "evaluate", "report", "pipeline",
+    "doctor", "prepare", "gguf-to-hf", "import-hf", "verify", "reference", "train", "export-hf",
+    "evaluate", "report", "pipeline",
 )  # fmt: skip
 PLAIN: dict[str, Any] = {
     "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 120},

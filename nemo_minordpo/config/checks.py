@@ -2,8 +2,9 @@
 
 import difflib
 
-from nemo_minordpo.config.sections import DPOSection, OptimSection, TrainConfig
+from nemo_minordpo.config.sections import DPOSection, OptimSection, PeftSection, TrainConfig
 
+LORA_TARGETS = ("attention_qkv", "attention_dense", "mlp_fc1", "mlp_fc2", "attention", "mlp", "all")
 OPTIMIZERS = ("adam", "adamw", "sgd", "fused_adam", "mcore_distributed_optim", "distributed_fused_adam")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -17,6 +18,7 @@ def problems_of(config: TrainConfig, *, loss_names: tuple[str, ...]) -> list[str
             *_objective_checks(model.dpo, loss_names),
             *_optimizer_checks(model.optim),
             *_layout_checks(config),
+            *_peft_checks(model.peft, model.optim),
             (model.data.seq_length < 2, "model.data.seq_length must be >= 2 tokens"),
             (model.data.packed_sequence_size < 2, "model.data.packed_sequence_size must be >= 2 tokens"),
             (not model.data.data_prefix.train, "model.data.data_prefix.train is empty: name at least one jsonl file"),
@@ -95,6 +97,32 @@ def _optimizer_checks(optim: OptimSection) -> list[tuple[bool, str]]:
         (
             not 0 <= sched.min_lr <= optim.lr,
             f"model.optim.sched.min_lr={sched.min_lr} must be between 0 and model.optim.lr={optim.lr}",
+        ),
+    ]
+
+
+def _peft_checks(peft: PeftSection, optim: OptimSection) -> list[tuple[bool, str]]:
+    lora = peft.lora_tuning
+    unknown = [name for name in lora.target_modules if name not in LORA_TARGETS]
+    return [
+        (
+            peft.peft_scheme not in ("none", "lora"),
+            f"model.peft.peft_scheme={peft.peft_scheme!r}: none or lora expected",
+        ),
+        (
+            peft.peft_scheme == "none" and peft.restore_from_path is not None,
+            "model.peft.restore_from_path is for model.peft.peft_scheme=lora",
+        ),
+        (
+            bool(unknown) or not lora.target_modules,
+            f"model.peft.lora_tuning.target_modules={lora.target_modules}: some of {', '.join(LORA_TARGETS)} expected",
+        ),
+        (lora.adapter_dim < 1, "model.peft.lora_tuning.adapter_dim must be >= 1"),
+        (lora.alpha is not None and lora.alpha < 1, "model.peft.lora_tuning.alpha must be >= 1"),
+        (not 0 <= lora.adapter_dropout < 1, "model.peft.lora_tuning.adapter_dropout must be in [0, 1)"),
+        (
+            peft.peft_scheme == "lora" and optim.name == "distributed_fused_adam",
+            "model.optim.name=distributed_fused_adam does not work with LoRA (NeMo): take fused_adam or adamw",
         ),
     ]
 

@@ -17,7 +17,8 @@ NOT_IDENTITY = (
     "trainer.dpo.keep_checkpoints", "trainer.dpo.val_check_interval", "trainer.dpo.limit_val_batches",
     "trainer.dpo.save_nemo", "exp_manager.explicit_log_dir", "exp_manager.create_tensorboard_logger",
     "exp_manager.create_wandb_logger", "exp_manager.wandb_logger_kwargs", "exp_manager.max_time_per_run",
-    "model.data.packed_sequence_size", "model.dpo.reference_cache", "model.tensor_model_parallel_size", "model.pipeline_model_parallel_size",
+    "model.data.packed_sequence_size", "model.dpo.reference_cache", "model.peft.restore_from_path",
+    "model.tensor_model_parallel_size", "model.pipeline_model_parallel_size",
     "model.sequence_parallel", "model.activations_checkpoint_granularity", "model.activations_checkpoint_method",
     "model.activations_checkpoint_num_layers",
     "pretrained_checkpoint.restore_from_path", "model.data.data_prefix",  # their contents are compared, by sha256

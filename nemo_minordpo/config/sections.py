@@ -64,6 +64,25 @@ class OptimSection:
 
 
 @dataclass
+class LoraSection:
+    """`model.peft.lora_tuning`: what the adapters look like."""
+
+    target_modules: list[str] = field(default_factory=lambda: ["attention_qkv"])  # NeMo's names; "all" = every linear
+    adapter_dim: int = 32  # rank
+    alpha: int | None = None  # adapters are scaled by alpha / adapter_dim; null = adapter_dim
+    adapter_dropout: float = 0.0
+
+
+@dataclass
+class PeftSection:
+    """`model.peft`: train adapters instead of the weights; the reference is the model that the run starts from."""
+
+    peft_scheme: str = "none"  # or "lora"
+    restore_from_path: str | None = None  # .nemo of adapters to start from; null = new ones, which change nothing yet
+    lora_tuning: LoraSection = field(default_factory=LoraSection)
+
+
+@dataclass
 class ModelSection:
     """`model`: layout, precision, objective. Null = as the checkpoint's own configuration says."""
 
@@ -81,6 +100,7 @@ class ModelSection:
     dpo: DPOSection = field(default_factory=DPOSection)
     data: DataSection = field(default_factory=DataSection)
     optim: OptimSection = field(default_factory=OptimSection)
+    peft: PeftSection = field(default_factory=PeftSection)
 
 
 @dataclass

@@ -57,9 +57,10 @@ def _install() -> list[StandIn]:
     here = {"cuda": has_cuda(), "apex": has_apex(), "transformer_engine": has_transformer_engine()}
     active = []
     if not here["cuda"]:
-        from nemo_minordpo.host import cuda
+        from nemo_minordpo.host import cuda, matmul
 
         active.append(cuda.install())
+        active.extend(matmul.install())
     if not here["apex"]:
         from nemo_minordpo.host import apex
 

@@ -1,6 +1,6 @@
-"""Attention of packed pairs in Megatron-Core's layers; and its local layer spec, for machines without Transformer Engine.
+"""Attention of packed pairs in Megatron-Core's layers, and its local layer spec where there is no Transformer Engine.
 
-Sizes: S = places of a row, B = batch, heads and groups (of keys and values) of this tensor-parallel rank, D = head size.
+S = places of a row, B = batch, heads and groups (of keys and values) of this tensor-parallel rank, D = head size.
 """
 
 from typing import Any
@@ -74,12 +74,12 @@ class PairAttention(MegatronModule):
         Returns:
             [S, B, heads * D].
         """
-        batch_first = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
-        options = {"dropout": self.dropout if self.training else 0.0, "scale": self.softmax_scale}
+        query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+        dropout = self.dropout if self.training else 0.0
         if attention_mask is None:
-            attended = causal_attention(*batch_first, **options)
+            attended = causal_attention(query, key, value, dropout=dropout, scale=self.softmax_scale)
         else:
-            attended = pair_attention(*batch_first, attention_mask, **options)
+            attended = pair_attention(query, key, value, attention_mask, dropout=dropout, scale=self.softmax_scale)
         return attended.permute(2, 0, 1, 3).flatten(start_dim=2)
 
 

@@ -1,6 +1,9 @@
 """Adapters inside NeMo and Megatron-Core: for machines that lack something, and for torch newer than they are."""
 
+import importlib
 import inspect
+import sys
+import types
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ def install(*, cuda: bool, apex: bool, transformer_engine: bool) -> list[StandIn
         active.append(_cpu_rng_tracker())
     active.extend(_write_item_of_newer_torch())
     if not transformer_engine:
+        active.append(_adapters_without_transformer_engine())
         active.append(_no_bert_catalogue())
     if not apex:
         active.append(_strategy_without_apex())
@@ -62,6 +66,19 @@ def _write_item_of_newer_torch() -> list[StandIn]:
     module: Any = writer
     module._write_item = write_item
     return [StandIn("the torch that Megatron-Core was written for", "its checkpoint writer is adapted to this one")]
+
+
+def _adapters_without_transformer_engine() -> StandIn:
+    """NeMo's LoRA (2.1 - 2.4) imports one function of Transformer Engine, and does without where that is None."""
+    name = "megatron.core.extensions.transformer_engine"
+    stand_in: Any = types.ModuleType(name)
+    stand_in.SplitAlongDim = None
+    sys.modules[name] = stand_in
+    try:
+        importlib.import_module("nemo.collections.nlp.modules.common.megatron.adapters.mcore_mixins")
+    finally:
+        del sys.modules[name]
+    return StandIn("Transformer Engine's split of queries, keys and values (LoRA)", "torch.split")
 
 
 def _no_bert_catalogue() -> StandIn:

@@ -87,7 +87,10 @@ def load_checkpoint(path: Path, *, strategy: Any, model: Any, optimizer: Any) ->
             "take the folder away, and the run goes on from the one before it"
         ) from error
     for module in model.get_model_module_list():
-        module.load_state_dict({key.removeprefix("model."): value for key, value in loaded["model"].items()})
+        # with adapters the checkpoint holds nothing but them
+        weights = {key.removeprefix("model."): value for key, value in loaded["model"].items()}
+        missing = module.load_state_dict(weights, strict=not model.use_peft)
+        assert not missing.unexpected_keys, missing.unexpected_keys
     optimizer_state = loaded["optimizer"]
     if isinstance(optimizer, _TORCH_OPTIMIZERS):
         for values in optimizer_state["state"].values():

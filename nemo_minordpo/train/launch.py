@@ -17,7 +17,6 @@ from nemo_minordpo.train.model_config import build_model_config, read_checkpoint
 from nemo_minordpo.train.run_folder import RunFolder, is_first_process
 from nemo_minordpo.train.tokens import expand_files, load_arrays, tokenize_files
 
-
 # How the ranks that torchrun starts are told to stop before the first step.
 ONLY_REFERENCE = "--only-reference"
 
@@ -77,11 +76,25 @@ def prepare_run(config: TrainConfig) -> None:
 
     folder.prepare(
         config,
-        inputs={"reference": [checkpoint], "tokenizer": [tokenizer_path] if tokenizer_path.exists() else [], **files},
+        inputs={
+            "reference": _weights(config),
+            "tokenizer": [tokenizer_path] if tokenizer_path.exists() else [],
+            **files,
+        },
         make_data=make_data,
     )
     # for export-hf, which may be asked for a checkpoint of a run that is not finished
     write_text(folder.path / "model_config.yaml", OmegaConf.to_yaml(model_config))
+
+
+def _weights(config: TrainConfig) -> list[Path]:
+    """What the policy starts from and the reference is: the checkpoint, and adapters where it starts from some."""
+    adapters = config.model.peft.restore_from_path
+    weights = [Path(config.pretrained_checkpoint.restore_from_path), *([Path(adapters)] if adapters else [])]
+    for path in weights:
+        if not path.exists():
+            raise ValueError(f"model.peft.restore_from_path={path}: no such file")
+    return weights
 
 
 def _check_rows(folder: RunFolder, split: str, data: DataSection) -> None:

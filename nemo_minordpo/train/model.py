@@ -23,6 +23,7 @@ from nemo_minordpo.core.logprobs import group_or_none, sequence_log_probs, vocab
 from nemo_minordpo.core.losses import preference_loss
 from nemo_minordpo.core.metrics import PAIR_METRICS, means_of, pair_metric_sums
 from nemo_minordpo.host.attention import with_pair_attention
+from nemo_minordpo.train.adapters import sharded_adapters
 from nemo_minordpo.train.dataset import MicroBatch, StepBatch, split_pairs
 
 
@@ -41,7 +42,12 @@ class PackedPairsGPTModel(MCoreGPTModel):
             segments: [m, 4], as core.pair_packing lays pairs out; travels to the attention in the mask's place, and so
                 also through activation recomputation.
         """
-        embedded = self.embedding(input_ids=tokens, position_ids=positions) if self.pre_process else None
+        embedded = None
+        if self.pre_process:
+            embedded = self.embedding(input_ids=tokens, position_ids=positions)
+            if torch.is_grad_enabled():
+                # Recomputed layers pass gradients on only where their input asks for one; a frozen embedding does not.
+                embedded.requires_grad_()
         rotary = None
         if self.position_embedding_type == "rope":
             rotary = self.rotary_pos_emb(self.max_sequence_length)[positions[0]]
@@ -64,6 +70,7 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
     - `get_logprob_batch`, `get_ref_policy_logprobs`: one number a response, evaluated in eval mode (upstream: a
       number a token, with dropout where the checkpoint has any). Training reads them from a cache (reference.py);
       upstream swaps whole weights for them at every step.
+    - `sharded_state_dict`: adapters are sharded, too (NeMo: one file a rank, for one layout).
     - `set_inference_config` and generation: not supported during training; export the model for it.
     """
 
@@ -115,7 +122,7 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
         """
 
         def forward_step(micro_batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Callable[..., Any]]:
-            micro_batch = next(micro_batches).to(torch.cuda.current_device())
+            micro_batch = next(micro_batches).to(torch.device(torch.cuda.current_device()))
             hidden = model(micro_batch.tokens, micro_batch.positions, micro_batch.segments)
 
             def log_probs(hidden: Tensor, non_loss_data: bool = True) -> Tensor:
@@ -147,6 +154,13 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
                 if training:
                     set_train(self)
 
+    def sharded_state_dict(self, prefix: str = "") -> dict[str, Any]:
+        """Megatron's sharded state of what is trained: the weights, or the adapters on them."""
+        if not self.use_peft:
+            return super().sharded_state_dict(prefix=prefix)
+        (model,) = self.get_model_module_list()
+        return sharded_adapters(model, prefix=f"{prefix}model.")
+
     def gathered(self, values: Tensor) -> Tensor:
         """Values that each data-parallel rank's last pipeline stage has a part of, and zeros elsewhere: on every rank.
 
@@ -160,7 +174,8 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
     @property
     def has_dropout(self) -> bool:
         """Whether the policy in training differs from the same weights in evaluation."""
-        return any(self.cfg.get(key) for key in ("hidden_dropout", "attention_dropout", "ffn_dropout"))
+        own = any(self.cfg.get(key) for key in ("hidden_dropout", "attention_dropout", "ffn_dropout"))
+        return own or (self.use_peft and self.cfg.peft.lora_tuning.adapter_dropout > 0)
 
     @property
     def size(self) -> ModelSize:

@@ -76,9 +76,12 @@ def build_model_config(config: TrainConfig, checkpoint: DictConfig, *, cuda: boo
         model.data = {**_UNUSED_DATA, "seq_length": config.model.data.seq_length}
         model.dpo = asdict(config.model.dpo)
         # NeMo's counter of micro-batches, which packing does not use, wants a multiple of the data-parallel size
-        data_parallel = max(_num_ranks(config) // (model.tensor_model_parallel_size * model.pipeline_model_parallel_size), 1)
+        data_parallel = max(
+            _num_ranks(config) // (model.tensor_model_parallel_size * model.pipeline_model_parallel_size), 1
+        )
         model.global_batch_size = math.ceil(config.model.global_batch_size / data_parallel) * data_parallel
         model.optim = _optimizer_settings(config)
+        model.peft = _peft_settings(config)
         if not te:
             model.transformer_engine = False
             model.fp8 = False
@@ -88,8 +91,17 @@ def build_model_config(config: TrainConfig, checkpoint: DictConfig, *, cuda: boo
         if _window(model) >= config.model.data.seq_length:
             model.window_size = None  # it never cuts a pair
         model.encoder_seq_length = max(model.encoder_seq_length, config.model.data.seq_length)
-    _check(config, model, cuda=cuda)
+    _check(config, model, cuda=cuda, te=te)
     return model
+
+
+def _peft_settings(config: TrainConfig) -> dict[str, Any]:
+    settings = asdict(config.model.peft)
+    lora = settings["lora_tuning"]
+    lora["alpha"] = lora["alpha"] or lora["adapter_dim"]
+    # new adapters change nothing: the second of the two matrices is zero
+    lora |= {"column_init_method": "xavier", "row_init_method": "zero", "layer_selection": None, "weight_tying": False}
+    return settings
 
 
 def _num_ranks(config: TrainConfig) -> int:
@@ -109,7 +121,7 @@ def _as_config(loaded: Any) -> DictConfig:
 
 
 def _model_settings(section: ModelSection) -> dict[str, Any]:
-    return {key: value for key, value in asdict(section).items() if key not in ("dpo", "data", "optim")}
+    return {key: value for key, value in asdict(section).items() if key not in ("dpo", "data", "optim", "peft")}
 
 
 def _optimizer_settings(config: TrainConfig) -> dict[str, Any]:
@@ -121,7 +133,7 @@ def _optimizer_settings(config: TrainConfig) -> dict[str, Any]:
     return settings
 
 
-def _check(config: TrainConfig, model: DictConfig, *, cuda: bool) -> None:
+def _check(config: TrainConfig, model: DictConfig, *, cuda: bool, te: bool) -> None:
     problems = []
     tp, pp = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
     for key in _SPLIT_BY_TENSOR_PARALLEL:
@@ -146,6 +158,10 @@ def _check(config: TrainConfig, model: DictConfig, *, cuda: bool) -> None:
         problems.append(f"trainer.precision={config.trainer.precision} needs a GPU; on this machine: precision=fp32")
     if not cuda and config.trainer.accelerator == "gpu":
         problems.append("trainer.accelerator=gpu: this machine has no CUDA device")
+    if not te and config.model.sequence_parallel and config.model.peft.peft_scheme != "none":
+        problems.append(
+            "model.sequence_parallel=true with model.peft.peft_scheme=lora needs Transformer Engine (NeMo's adapters)"
+        )
     problems += _packing_problems(config, model, cuda=cuda)
     if problems:
         raise ValueError("\n".join(problems))

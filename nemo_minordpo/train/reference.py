@@ -21,7 +21,6 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.numpy import load_file, save_file
-from torch import Tensor
 
 from nemo_minordpo.config import TrainConfig
 from nemo_minordpo.records import differences, installed_versions, sha256_of_file, write_json
@@ -252,7 +251,8 @@ def _code_version() -> str:
     digest = hashlib.sha256()
     for name in _CODE:
         spec = importlib.util.find_spec(f"nemo_minordpo.{name}")
-        assert spec is not None and spec.origin is not None
+        assert spec is not None
+        assert spec.origin is not None
         digest.update(Path(spec.origin).read_bytes())
     return ", ".join([digest.hexdigest()[:24], *(f"{name} {value}" for name, value in installed_versions().items())])
 

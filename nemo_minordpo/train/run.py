@@ -50,6 +50,7 @@ def set_up(config: TrainConfig, folder: RunFolder) -> Any:
     from nemo_aligner.utils.train_script_utils import (
         extract_optimizer_scheduler_from_ptl_model,
         init_distributed,
+        init_peft,
         init_using_ptl,
     )
     from nemo_aligner.utils.utils import load_from_nemo, retrieve_model_state_dict_in_cpu
@@ -66,6 +67,8 @@ def set_up(config: TrainConfig, folder: RunFolder) -> Any:
         MegatronGPTMinorDPOModel, model_config, lightning_trainer, strict=True, restore_path=str(checkpoint)
     )
     init_distributed(lightning_trainer, model, model_config.get("transformer_engine", False))
+    if config.model.peft.peft_scheme != "none":
+        init_peft(model, model_config)
     if config.model.dpo.reference_log_probs == "live":
         model.ref_policy_state_dict = retrieve_model_state_dict_in_cpu(
             model, megatron_amp_O2=model_config.megatron_amp_O2
@@ -169,7 +172,7 @@ def _throughput(model: Any) -> Any:
         measure_matmul_peak(next(model.parameters()).dtype), dtype=torch.float64, device=torch.cuda.current_device()
     )
     torch.distributed.all_reduce(peak)
-    return Throughput(size=model.size, matmul_peak=peak.item(), frozen=False)
+    return Throughput(size=model.size, matmul_peak=peak.item(), frozen=model.use_peft)
 
 
 def _save_nemo(model: Any, folder: RunFolder) -> None:

@@ -138,7 +138,8 @@ class MinorDPOTrainer:
             with torch.no_grad():
                 sums += self.model.metric_sums(batch, forward_only=True)
         self.model.finish_validation_step()
-        return self._line("validation", {**means_of(self.model.gathered(sums)), "step_s": time.perf_counter() - started})
+        metrics = means_of(self.model.gathered(sums))
+        return self._line("validation", {**metrics, "step_s": time.perf_counter() - started})
 
     def _save(self) -> None:
         save_checkpoint(
@@ -182,4 +183,3 @@ class MinorDPOTrainer:
 def data_parallel_layout() -> tuple[int, int]:
     """(rank, size) in the data-parallel group."""
     return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-

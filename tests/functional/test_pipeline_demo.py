@@ -16,7 +16,7 @@ def pipeline(work):
         [
             sys.executable, "-m", "nemo_minordpo", "pipeline", "demo", f"work={work}", "losses=[dpo,minordpo]",
             "arithmetic.num_train=40", "arithmetic.num_test=6", "train.trainer.dpo.max_steps=3",
-            "train.model.micro_batch_size=4", "train.model.global_batch_size=8", "evaluate.max_new_tokens=100",
+            "train.model.global_batch_size=8", "evaluate.max_new_tokens=100",
         ],
         cwd=ROOT,
         capture_output=True,

@@ -33,6 +33,11 @@ RECOMPUTE = [
 ]  # fmt: skip
 SELECTIVE = ["model.activations_checkpoint_granularity=selective"]
 SPLIT_SEQUENCE = ["model.sequence_parallel=true"]
+LORA = [
+    *SGD, "model.peft.peft_scheme=lora", "model.peft.lora_tuning.target_modules=[all]",
+    "model.peft.lora_tuning.adapter_dim=4", "model.optim.lr=0.1", "trainer.dpo.save_interval=3",
+]  # fmt: skip
+LORA_LAYOUTS = ("one", "recompute", "tp2", "pp2", "pp2_recompute", "dp2")
 LAYOUTS = {
     # name: (tensor-parallel, pipeline-parallel, data-parallel, tokens of a row, more)
     "one": (1, 1, 1, 4096, []),
@@ -106,6 +111,10 @@ def runs(workspace) -> Runs:
             *(job(workspace, name, SGD, layout=name) for name in LAYOUTS if ranks_of(name) == 4),
             job(workspace, "moved", ADAM_WITHOUT_DROPOUT, layout="tp2pp2", dies_after=4),
             job(workspace, "moved_whole", ADAM_WITHOUT_DROPOUT, layout="tp2pp2"),
+            # new adapters depend on the layout: other layouts go on with those of this one
+            job(workspace, "lora", LORA, layout="tp2pp2"),
+            job(workspace, "lora_died", LORA, layout="tp2pp2", dies_after=4),
+            job(workspace, "separate_tp2pp2", SGD, layout="tp2pp2", separate=10),
         ],
     )
     spawn(
@@ -117,6 +126,13 @@ def runs(workspace) -> Runs:
             job(workspace, "tied_pp2", SGD, layout="pp2", model="hf_tied"),
             job(workspace, "live_pp2", [*SGD, "model.dpo.reference_log_probs=live"], layout="pp2"),
             job(workspace, "log_probs_tp2", SGD, layout="tp2", log_probs=True),
+            job(workspace, "separate_tp2", SGD, layout="tp2", separate=15),
+            job(workspace, "separate_pp2", [*SGD, "model.dpo.preference_loss=dpop"], layout="pp2", separate=15),
+            *(
+                job(workspace, f"lora_{name}", LORA, layout=name, copy_of="lora_died")
+                for name in LORA_LAYOUTS
+                if ranks_of(name) == 2
+            ),
         ],
     )
     spawn(
@@ -124,9 +140,17 @@ def runs(workspace) -> Runs:
         ranks=1,
         jobs=[
             *(job(workspace, name, SGD, layout=name) for name in LAYOUTS if ranks_of(name) == 1),
+            *(
+                job(workspace, f"lora_{name}", LORA, layout=name, copy_of="lora_died")
+                for name in LORA_LAYOUTS
+                if ranks_of(name) == 1
+            ),
             job(workspace, "live", [*SGD, "model.dpo.reference_log_probs=live"]),
             job(workspace, "tied_one", SGD, model="hf_tied"),
             job(workspace, "log_probs_one", SGD, log_probs=True),
+            job(workspace, "separate_one", SGD, separate=40),
+            job(workspace, "separate_one_recompute", [*SGD, *RECOMPUTE, "model.dpo.preference_loss=dpo"], separate=10),
+            job(workspace, "separate_one_tied", SGD, model="hf_tied", separate=10),
             *(
                 job(workspace, f"loss_{name}", [*SGD, f"model.dpo.preference_loss={name}", "model.optim.lr=1e-4"])
                 for name in ("dpo", "dpop", "ipo", "rpo_sq", "rpo_bwd_kl", "rpo_fwd_kl")
@@ -139,7 +163,7 @@ def runs(workspace) -> Runs:
             *[{**stopped, "dies_after": None} for stopped in stop_resume],
             job(workspace, "moved", ADAM_WITHOUT_DROPOUT),
             *(
-                {**job(workspace, f"damaged_{file}", ADAM), "copy_of": str(workspace / "whole"), "damaged": file}
+                {**job(workspace, f"damaged_{file}", ADAM, copy_of="whole"), "damaged": file}
                 for file in ("common.pt", ".metadata", "__0_0.distcp")
             ),
             job(workspace, "time_limit", [*ADAM, "exp_manager.max_time_per_run=00:00:00:00"]),
@@ -162,6 +186,8 @@ def job(
     model: str = "hf",
     dies_after: int | None = None,
     log_probs: bool = False,
+    copy_of: str | None = None,
+    separate: int = 0,
 ) -> dict:
     tp, pp, dp, row, more = LAYOUTS[layout]
     return {
@@ -181,6 +207,8 @@ def job(
             *overrides,
         ],
         "dies_after": dies_after,
+        "separate": separate,
+        "copy_of": copy_of and str(workspace / copy_of),
         "log_probs": str(workspace / f"{name}.pt") if log_probs else None,
     }
 

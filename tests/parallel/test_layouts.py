@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.parallel.conftest import LAYOUTS, NUM_STEPS
+from tests.parallel.conftest import LAYOUTS, LORA_LAYOUTS, NUM_STEPS
 
 COMPARED = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margin", "logps/chosen", "grad_norm")
 
@@ -54,3 +54,28 @@ def test_a_set_smaller_than_the_global_batch(runs):
     lines = runs.metrics("small")
     assert [line.consumed_pairs for line in lines] == [22, 44]
     assert lines[1].values["loss"] < lines[0].values["loss"]
+
+
+def test_adapters_go_on_at_any_layout(runs):
+    """LoRA, stopped after step 4 at TP=2 x PP=2: from the checkpoint of step 3 on as if nothing had happened."""
+    expected = runs.metrics("lora")
+    assert expected[0].values["rewards/margin"] == 0.0
+    assert expected[-1].values["rewards/margin"] > 0.1
+    for layout in LORA_LAYOUTS:
+        lines = runs.metrics(f"lora_{layout}")
+        assert [line.step for line in lines] == [line.step for line in expected]
+        assert max(worst_relative_difference(expected, lines, name) for name in COMPARED) < 1e-5, layout
+
+
+def test_the_reference_of_adapters_is_the_model_they_start_on(runs):
+    """New adapters change nothing: the first step's log-probabilities are those of a run without them."""
+    expected = runs.metrics("tp2pp2")[0].values["logps/chosen"]
+    assert runs.metrics("lora")[0].values["logps/chosen"] == pytest.approx(expected, rel=1e-7)
+
+
+@pytest.mark.parametrize(("layout", "live"), [("one", "live"), ("pp2", "live_pp2")])
+def test_the_kept_reference_is_the_live_one(runs, layout, live):
+    for split in ("train", "validation"):
+        kept, swapped = runs.metrics(layout, split), runs.metrics(live, split)
+        assert len(kept) == len(swapped) >= 1
+        assert max(worst_relative_difference(kept, swapped, name) for name in COMPARED if name in kept[0].values) < 1e-5

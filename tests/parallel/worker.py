@@ -29,12 +29,16 @@ def main(jobs_file: Path) -> None:
         os.environ["MASTER_PORT"] = str(int(job["port"]) + number)
         config = load(compose(job["overrides"]), loss_names=tuple(LOSSES))
         if int(os.environ["RANK"]) == 0:
+            if job["copy_of"]:
+                shutil.copytree(job["copy_of"], config.exp_manager.explicit_log_dir)
             if "damaged" in job:
-                copy_and_damage(Path(job["copy_of"]), Path(config.exp_manager.explicit_log_dir), job["damaged"])
+                damage(Path(config.exp_manager.explicit_log_dir), job["damaged"])
             prepare_run(config)
         try:
             if "damaged" in job:
                 write_refusal(config)
+            elif job["separate"]:
+                compare_with_separate(config, job["separate"])
             elif job.get("log_probs"):
                 write_log_probs(config, Path(job["log_probs"]))
             else:
@@ -67,12 +71,10 @@ def run(config, dies_after) -> None:
         trainer_module.MinorDPOTrainer._train_step = step
 
 
-def copy_and_damage(source: Path, target: Path, file: str) -> None:
-    """A run whose newest checkpoint lost the second half of a file."""
-    shutil.copytree(source, target)
-    os.truncate(
-        target / "checkpoints/step_000008" / file, (target / "checkpoints/step_000008" / file).stat().st_size // 2
-    )
+def damage(run_folder: Path, file: str) -> None:
+    """The newest checkpoint loses the second half of a file."""
+    path = run_folder / "checkpoints/step_000008" / file
+    os.truncate(path, path.stat().st_size // 2)
 
 
 def write_refusal(config) -> None:
@@ -115,6 +117,19 @@ def write_log_probs(config, path: Path) -> None:
                 pair, rejected = part.pairs[row % len(part.pairs)], row >= len(part.pairs)
                 by_response[int(pair), rejected] = tokens[entries[entries < len(tokens)]], value
         torch.save(by_response, path)
+    torch.distributed.destroy_process_group()
+
+
+def compare_with_separate(config, num_examples: int) -> None:
+    import torch
+
+    from nemo_minordpo.train import run as run_module
+    from nemo_minordpo.train.run_folder import RunFolder
+    from tests.parallel.separate import compare
+
+    folder = Path(config.exp_manager.explicit_log_dir)
+    trainer = run_module.set_up(config, RunFolder(folder))
+    compare(trainer, folder / "separate.json", num_examples=num_examples)
     torch.distributed.destroy_process_group()
 
 

@@ -1,0 +1,92 @@
+"""Benchmarks: whole optimizer steps of other trainers beside ours, on the same pairs, one process each.
+
+What the workers of competitors have in common, in the standard library alone: they run in different environments.
+
+A worker is started as ``python -m tests.benchmarks.NAME SETTINGS.json`` from the root of the repository. It loads what
+it needs, prints a line ``{"ready": true, ...}`` and waits. For every line ``step`` that it reads it does one whole
+optimizer step on the next pairs of the file and prints ``{"seconds": ..., "cpu_seconds": ..., "pairs": ...,
+"loss": ..., "rss_peak_gib": ...}``; at ``quit``, at the end of its input or after `steps` steps it ends.
+`cpu_seconds` is the processor time of all threads: near seconds x threads, unless others used the processors, too.
+"""
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TextIO
+
+_PAIR_KEYS = ("prompt", "chosen_response", "rejected_response")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a worker is told."""
+
+    hf: str  # folder of the model
+    nemo: str  # .nemo of the same weights
+    pairs: str  # jsonl with the exact texts, in the order in which they are trained on
+    global_batch_size: int  # pairs
+    micro_batch_size: int  # pairs
+    seq_length: int  # tokens, no pair is longer
+    beta: float
+    lr: float
+    tensor_parallel: int
+    threads: int  # of each process
+    steps: int  # at most
+
+    @classmethod
+    def from_arguments(cls) -> "Settings":
+        """From the file that the command line names; what it holds for other workers is left out."""
+        given = json.loads(Path(sys.argv[1]).read_text())
+        return cls(**{field.name: given[field.name] for field in fields(cls)})
+
+    def read_pairs(self) -> list[dict[str, str]]:
+        """The texts of all steps, and nothing but the texts.
+
+        Raises:
+            ValueError: the file holds fewer pairs than the steps need.
+        """
+        needed = self.steps * self.global_batch_size
+        with open(self.pairs, encoding="utf-8") as file:
+            rows = [json.loads(line) for _, line in zip(range(needed), file, strict=False)]
+        if len(rows) < needed:
+            raise ValueError(f"{self.pairs} holds {len(rows)} pairs, {self.steps} steps need {needed}")
+        return [{key: row[key] for key in _PAIR_KEYS} for row in rows]
+
+
+class Conversation:
+    """The lines of a worker: its own stdout becomes stderr, whatever a library prints."""
+
+    def __init__(self, *, pairs: int, silent: bool = False) -> None:
+        """`pairs` of a step; a `silent` rank takes part and says nothing."""
+        self._pairs = pairs
+        self._silent = silent
+        self._answers: TextIO = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+        self._start = self._cpu_start = 0.0
+
+    def ready(self, **more: Any) -> None:
+        self._say(ready=True, rss_peak_gib=peak_rss_gib(), **more)
+
+    def wait_for_step(self) -> bool:
+        """Sleep until the next step is asked for and start its clock; False: there is none."""
+        asked = sys.stdin.readline().strip() == "step"
+        self._start, self._cpu_start = time.perf_counter(), time.process_time()
+        return asked
+
+    def step_done(self, *, loss: float) -> None:
+        seconds, cpu_seconds = time.perf_counter() - self._start, time.process_time() - self._cpu_start
+        self._say(seconds=seconds, cpu_seconds=cpu_seconds, pairs=self._pairs, loss=loss, rss_peak_gib=peak_rss_gib())
+
+    def _say(self, **values: Any) -> None:
+        if not self._silent:
+            print(json.dumps(values), file=self._answers, flush=True)
+
+
+def peak_rss_gib() -> float:
+    """Peak memory of this process so far. Not `ru_maxrss`: that one starts at the size of the parent process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    kib = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    return kib / 2**20
