@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
-# Row structures whose block mask is kept: those of the micro-batches that a pipeline has in flight.
-_BLOCK_MASKS = 64
+# Row structures whose masks are kept: those of the micro-batches that a pipeline has in flight.
+_BLOCK_MASKS, _TAIL_MASKS = 64, 16
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: float, scale: float | None) -> Tensor:
@@ -38,25 +38,30 @@ def pair_attention(
             raise ValueError("attention dropout is not supported by FlexAttention")
         return _flex_attention(query, key, value, segments, scale)
     length = query.shape[2]
-    bounds = segments.tolist()
-    used = bounds[-1][-1] if bounds else 0
-    sizes = [end - start for start, *_, end in bounds]
-    if used < length:
-        sizes.append(length - used)
+    structure = tuple(map(tuple, segments.tolist()))
+    used = structure[-1][-1] if structure else 0
+    sizes = [end - start for start, *_, end in structure]
     # split, not slices: its gradient is one concatenation, that of a slice a row of zeros each
-    parts = zip(*(tensor.split(sizes, dim=2) for tensor in (query, key, value)), strict=True)
+    parts = zip(*(tensor.split([*sizes, length - used], dim=2) for tensor in (query, key, value)), strict=True)
     attended = []
-    for (start, branch, chosen_end, end), (q, k, v) in zip(bounds, parts, strict=False):
-        attended += _one_pair(
-            q, k, v, [branch - start, chosen_end - branch, end - chosen_end], dropout=dropout, scale=scale
-        )
-    return pad(torch.cat(attended, dim=2), (0, 0, 0, length - used)) if attended else query * 0.0
+    for (start, branch, chosen_end, _), mask, (q, k, v) in zip(structure, _tail_masks(structure), parts, strict=False):
+        attended += _one_pair(q, k, v, branch - start, chosen_end - branch, mask, dropout=dropout, scale=scale)
+    padding, *_ = next(parts)
+    return torch.cat([*attended, padding * 0.0], dim=2)
 
 
 def _one_pair(
-    query: Tensor, key: Tensor, value: Tensor, sizes: list[int], *, dropout: float, scale: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    shared: int,
+    chosen: int,
+    tail_mask: Tensor,
+    *,
+    dropout: float,
+    scale: float | None,
 ) -> list[Tensor]:
-    shared, chosen, rejected = sizes
+    rejected = len(tail_mask)
     if not rejected:
         return [causal_attention(query, key, value, dropout=dropout, scale=scale)]
     with_chosen = shared + chosen
@@ -70,7 +75,7 @@ def _one_pair(
             tail,
             torch.cat([key_first[:, :, :shared], key_tail], dim=2),
             torch.cat([value_first[:, :, :shared], value_tail], dim=2),
-            attn_mask=torch.ones(rejected, shared + rejected, dtype=torch.bool).tril(shared),
+            attn_mask=tail_mask,
             dropout_p=dropout,
             scale=scale,
             enable_gqa=query.shape[1] != key.shape[1],
@@ -87,6 +92,15 @@ def _flex_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor,
     )  # fmt: skip
 
 
+@lru_cache(maxsize=_TAIL_MASKS)
+def _tail_masks(segments: tuple[tuple[int, ...], ...]) -> list[Tensor]:
+    """What each rejected tail sees of the shared tokens and itself, [rejected, shared + rejected]; for all layers."""
+    return [
+        torch.ones(end - chosen_end, branch - start + end - chosen_end, dtype=torch.bool).tril(branch - start)
+        for start, branch, chosen_end, end in segments
+    ]
+
+
 @lru_cache(maxsize=1)
 def _compiled_flex_attention() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
@@ -95,7 +109,7 @@ def _compiled_flex_attention() -> Any:
 
 
 @lru_cache(maxsize=_BLOCK_MASKS)
-def block_mask(segments: tuple[tuple[int, int, int, int], ...], length: int, device: str) -> Any:
+def block_mask(segments: tuple[tuple[int, ...], ...], length: int, device: str) -> Any:
     """FlexAttention's mask of a row; one for all layers, and for their recomputation.
 
     Padding is a pair of its own: a place that sees nothing would have no softmax.

@@ -42,12 +42,18 @@ class ModelSize:
         Linear layers ``2 * weights`` a token, attention ``4 * heads * head_size`` a (query, key) pair, the head
         ``2 * hidden_size * vocab_size`` a target. Padding and what is computed a second time do not count.
         """
+        return self._linear_flops(work) + self._attention_flops(work)
+
+    def training_flops(self, work: StepWork, *, frozen: bool = False) -> int:
+        """Forward and backward: three times the forward pass; linear layers twice where they are ``frozen`` (LoRA)."""
+        return (2 if frozen else 3) * self._linear_flops(work) + 3 * self._attention_flops(work)
+
+    def _linear_flops(self, work: StepWork) -> int:
         hidden, projected = self.hidden_size, self.num_heads * self.head_size
         attention_weights = hidden * (2 * projected + 2 * self.num_query_groups * self.head_size)
         mlp_weights = (3 if self.gated else 2) * hidden * self.ffn_hidden_size
-        layer = 2 * (attention_weights + mlp_weights) * work.unique_tokens + 4 * projected * work.attended
-        return self.num_layers * layer + 2 * hidden * self.vocab_size * work.targets
+        layers = self.num_layers * 2 * (attention_weights + mlp_weights) * work.unique_tokens
+        return layers + 2 * hidden * self.vocab_size * work.targets
 
-    def training_flops(self, work: StepWork, *, frozen: bool = False) -> int:
-        """Forward and backward: three times the forward pass, or twice where the weights get no gradient (LoRA)."""
-        return (2 if frozen else 3) * self.forward_flops(work)
+    def _attention_flops(self, work: StepWork) -> int:
+        return self.num_layers * 4 * self.num_heads * self.head_size * work.attended

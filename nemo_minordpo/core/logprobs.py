@@ -113,7 +113,8 @@ class _VocabParallelLogProbs(torch.autograd.Function):
         grad = grad[:, None]
         log_normaliser = log_normaliser.to(grad.dtype)[:, None]
         grad_hidden = torch.zeros_like(hidden, dtype=grad.dtype)
-        scaled_hidden = (hidden * -grad).to(hidden.dtype)
+        # [H, T] in memory: the products below then copy none of the larger matrix, whichever library computes them
+        scaled_hidden = (hidden * -grad).to(hidden.dtype).T.contiguous()
         weight_grad = _WeightGradient(weight) if wants_weight else None
         for block in _blocks(num_rows, block_size):
             # p - onehot, in place of the logits; times -grad it is their gradient
@@ -124,7 +125,7 @@ class _VocabParallelLogProbs(torch.autograd.Function):
             if wants_hidden:
                 grad_hidden += _product(surplus, weight[block])
             if weight_grad is not None:
-                weight_grad.add(block, _product(surplus.T, scaled_hidden))
+                weight_grad.add(block, _product(scaled_hidden, surplus).T)
         grad_hidden = (grad_hidden * -grad).to(hidden.dtype) if wants_hidden else None
         return grad_hidden, weight_grad.finish() if weight_grad is not None else None, None, None, None, None
 
@@ -164,7 +165,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 
 # torch 2.8 and later, on CUDA
-_HAS_OUT_DTYPE = "out_dtype" in str(getattr(torch.ops.aten.mm, "overloads", list)())
+_HAS_OUT_DTYPE = "dtype" in torch.ops.aten.mm.overloads()
 
 
 def _accumulation_dtype(tensor: Tensor) -> torch.dtype:

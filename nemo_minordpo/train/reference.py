@@ -27,7 +27,10 @@ from nemo_minordpo.records import differences, installed_versions, sha256_of_fil
 from nemo_minordpo.train.run_folder import RunFolder
 
 # Modules that a log-probability is computed by; a change of their text is another version.
-_CODE = ("core.logprobs", "core.pair_packing", "core.attention", "host.attention", "train.model", "train.dataset")
+_CODE = (
+    "core.logprobs", "core.pair_packing", "core.attention", "host.attention",
+    "train.model", "train.model_config", "train.dataset", "train.reference",
+)  # fmt: skip
 _WAIT_S = 2.0  # between looks at a lock that another run holds
 
 
@@ -39,7 +42,7 @@ class ReferenceKey:
     pairs: sha256 of the tokenised pairs, in their order: what the files, the length limit and EOS make of them.
     seq_length: the length limit, tokens.
     precision: trainer.precision, and what else decides in which numbers is computed.
-    model: settings over the checkpoint's own configuration.
+    model: settings over the checkpoint's own configuration, and those of adapters that training starts from.
     code: digest of our own code, and versions of the packages that compute.
     """
 
@@ -67,6 +70,8 @@ def reference_key(config: TrainConfig, folder: RunFolder, split: str, model_conf
     """
     digests = folder.input_digests()
     section = config.model
+    adapters = section.peft if section.peft.restore_from_path else None
+    overrides = {**config.checkpoint_overrides, **({"peft": asdict(adapters.lora_tuning)} if adapters else {})}
     numbers = {name: model_config.get(name) for name in ("megatron_amp_O2", "transformer_engine", "fp8", "fp8_hybrid")}
     return ReferenceKey(
         weights=digests["reference"],
@@ -74,7 +79,7 @@ def reference_key(config: TrainConfig, folder: RunFolder, split: str, model_conf
         pairs=_digest_of_pairs(folder.data(split)),
         seq_length=section.data.seq_length,
         precision=", ".join([config.trainer.precision, *(f"{name}={value}" for name, value in numbers.items())]),
-        model=json.dumps(config.checkpoint_overrides, sort_keys=True),
+        model=json.dumps(overrides, sort_keys=True),
         code=_code_version(),
     )
 
@@ -104,7 +109,7 @@ class ReferenceCache:
         advice = f"take {columns} and {self._description(key).name} away, and it is evaluated again"
         try:
             description = json.loads(self._description(key).read_text(encoding="utf-8"))
-            other = differences(asdict(key), description["key"])
+            other = differences(description["key"], asdict(key))
             checksum = description["sha256"]
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{self._description(key)} cannot be read ({error}); {advice}") from error
@@ -113,6 +118,8 @@ class ReferenceCache:
         if not columns.is_file() or sha256_of_file(columns) != checksum:
             raise ValueError(f"{columns} is damaged: its checksum is not the one that was written; {advice}")
         loaded = load_file(columns)
+        if loaded.keys() != {"chosen", "rejected"}:
+            raise ValueError(f"{columns}: columns chosen and rejected expected, not {sorted(loaded)}; {advice}")
         values = np.stack([loaded["chosen"], loaded["rejected"]], axis=1)
         if values.shape != (num_pairs, 2) or not np.isfinite(values).all():
             raise ValueError(f"{columns}: {num_pairs} finite pairs expected, not {values.shape}; {advice}")

@@ -35,12 +35,14 @@ class Settings:
     tensor_parallel: int
     threads: int  # of each process
     steps: int  # at most
+    onednn: bool = False  # float32 matrix products as host/matmul.py has them on AMD's processors; ours only
+    work: str | None = None  # empty folder for what a worker writes
 
     @classmethod
     def from_arguments(cls) -> "Settings":
         """From the file that the command line names; what it holds for other workers is left out."""
         given = json.loads(Path(sys.argv[1]).read_text())
-        return cls(**{field.name: given[field.name] for field in fields(cls)})
+        return cls(**{field.name: given[field.name] for field in fields(cls) if field.name in given})
 
     def read_pairs(self) -> list[dict[str, str]]:
         """The texts of all steps, and nothing but the texts.
@@ -76,9 +78,10 @@ class Conversation:
         self._start, self._cpu_start = time.perf_counter(), time.process_time()
         return asked
 
-    def step_done(self, *, loss: float) -> None:
+    def step_done(self, *, loss: float, **more: float) -> None:
         seconds, cpu_seconds = time.perf_counter() - self._start, time.process_time() - self._cpu_start
-        self._say(seconds=seconds, cpu_seconds=cpu_seconds, pairs=self._pairs, loss=loss, rss_peak_gib=peak_rss_gib())
+        own = {"seconds": seconds, "cpu_seconds": cpu_seconds, "pairs": self._pairs, "rss_peak_gib": peak_rss_gib()}
+        self._say(**{**more, **own, "loss": loss})
 
     def _say(self, **values: Any) -> None:
         if not self._silent:
@@ -90,3 +93,10 @@ def peak_rss_gib() -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     kib = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     return kib / 2**20
+
+
+def keep_torch_matmul() -> None:
+    """Before host.prepare(): matrix products stay torch's own, as other trainers have them."""
+    from nemo_minordpo.host import matmul
+
+    matmul.install = list

@@ -1,77 +1,91 @@
-"""Times single steps of this project's own training, on request; see run.py for the protocol.
+"""One optimizer step of this project after another (protocol: tests/benchmarks/__init__.py).
 
-A step is MinorDPOTrainer's: what it lays out beforehand, forward, backward, reductions, clipping, optimizer, metrics.
+The steps are MinorDPOTrainer's own, on the next pairs of the file: what was laid out beside the step before, forward,
+backward, reduction, clipping, optimizer, metrics. The reference is evaluated before the first step and not timed, as
+for TRL; `reference_seconds` of the ready line says what it took.
 """
 
 import json
 import os
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from nemo_minordpo import host
+from tests.benchmarks import Conversation, Settings, keep_torch_matmul
 
 
-def main(settings: dict) -> None:
+def main() -> None:
+    settings = Settings.from_arguments()
+    conversation = Conversation(pairs=settings.global_batch_size, silent=os.environ.get("RANK", "0") != "0")
+    if not settings.onednn:
+        keep_torch_matmul()
+    stand_ins = host.prepare()
     import torch
 
+    torch.set_num_threads(settings.threads)
+    folder = Path(settings.work or tempfile.mkdtemp())
+    started = time.perf_counter()
+    trainer = build_trainer(settings, folder)
+    conversation.ready(
+        load_seconds=time.perf_counter() - started,
+        matmul_peak_gflops=trainer.throughput.matmul_peak / 1e9,
+        stand_ins=[f"{stand_in.lacks}: {stand_in.instead}" for stand_in in stand_ins],
+    )
+    for coming in batches_in_file_order(trainer):
+        if not conversation.wait_for_step():
+            break
+        values = trainer._train_step(coming).values
+        conversation.step_done(**values)
+    torch.distributed.destroy_process_group()
+
+
+def build_trainer(settings: Settings, folder: Path) -> Any:
+    """What `minordpo train` wires, on the first pairs of the file."""
     from nemo_minordpo.config import compose, load
     from nemo_minordpo.core.losses import LOSSES
     from nemo_minordpo.train import run
     from nemo_minordpo.train.launch import prepare_run
     from nemo_minordpo.train.run_folder import RunFolder
 
-    torch.set_num_threads(settings["threads"])
-    folder = Path(settings["folder"])
-    config = load(
-        compose(
-            [
-                f"pretrained_checkpoint.restore_from_path={settings['nemo']}",
-                f"model.data.data_prefix.train=[{settings['pairs']}]",
-                f"exp_manager.explicit_log_dir={folder}/run",
-                f"model.data.seq_length={settings['seq_length']}",
-                f"model.global_batch_size={settings['global_batch_size']}",
-                f"model.dpo.ref_policy_kl_penalty={settings['beta']}",
-                f"model.optim.lr={settings['lr']}",
-                f"model.tensor_model_parallel_size={settings['tensor_parallel']}",
-                f"trainer.devices={settings['tensor_parallel']}",
-                *settings.get("overrides", []),
-            ]
-        ),
-        loss_names=tuple(LOSSES),
-    )
-    if int(os.environ["RANK"]) == 0:
-        prepare_run(config)
-    trainer = run.set_up(config, RunFolder(Path(config.exp_manager.explicit_log_dir)))
+    pairs = folder / "pairs.jsonl"
+    overrides = [
+        f"pretrained_checkpoint.restore_from_path={settings.nemo}",
+        f"model.data.data_prefix.train=[{pairs}]",
+        f"exp_manager.explicit_log_dir={folder}/run",
+        f"model.data.seq_length={settings.seq_length}",
+        f"model.global_batch_size={settings.global_batch_size}",
+        f"model.dpo.ref_policy_kl_penalty={settings.beta}",
+        "model.dpo.preference_loss=dpo",
+        f"model.optim.lr={settings.lr}",
+        "model.optim.sched.name=constant",
+        "model.optim.sched.warmup_ratio=0",
+        f"model.tensor_model_parallel_size={settings.tensor_parallel}",
+        f"trainer.devices={settings.tensor_parallel}",
+        *json.loads(Path(sys.argv[1]).read_text()).get("overrides", []),
+    ]
+    if int(os.environ.get("RANK", "0")) == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        pairs.write_text("".join(json.dumps(pair) + "\n" for pair in settings.read_pairs()))
+        prepare_run(load(compose(overrides), loss_names=tuple(LOSSES)))
+    config = load(compose(overrides), loss_names=tuple(LOSSES))
+    return run.set_up(config, RunFolder(Path(config.exp_manager.explicit_log_dir)))
+
+
+def batches_in_file_order(trainer: Any) -> Iterator["Future[Any]"]:
+    """As the trainer's own: the next step is laid out while this one computes."""
     batches = trainer.train.in_file_order()
-    trainer.train.training_step = lambda step, *, seed: next(batches)
-    trainer.train.reference_log_probs = trainer.train.reference_log_probs  # evaluated in set_up
-    say({"ready": True, "matmul_peak_gflops": trainer.throughput.matmul_peak / 1e9, "rss_peak_gib": peak_rss()})
     with ThreadPoolExecutor(max_workers=1) as beside:
-        coming = beside.submit(trainer.train.training_step, 0, seed=0)
-        for line in sys.stdin:
-            if line.strip() == "quit":
-                break
-            ahead = beside.submit(trainer.train.training_step, 0, seed=0)
-            values = trainer._train_step(coming).values
+        coming = beside.submit(next, batches, None)
+        while coming.result() is not None:
+            ahead = beside.submit(next, batches, None)
+            yield coming
             coming = ahead
-            say({"seconds": values["step_s"], "rss_peak_gib": peak_rss(), **values})
-
-
-def peak_rss() -> float:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def say(row: dict) -> None:
-    if int(os.environ["RANK"]) == 0:
-        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
-    host.prepare()
-    with tempfile.TemporaryDirectory() as temporary:
-        given = json.loads(Path(sys.argv[1]).read_text())
-        main({"folder": temporary, **given})
+    main()

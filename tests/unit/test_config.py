@@ -24,6 +24,13 @@ def test_the_papers_setting_is_the_default():
     assert loaded.model.optim.lr == 1e-6
     assert (loaded.model.optim.sched.name, loaded.model.optim.sched.warmup_ratio) == ("linear", 0.1)
     assert loaded.trainer.dpo.max_epochs == 1
+    assert loaded.model.micro_batch_size == 1
+    assert (loaded.model.dpo.reference_log_probs, loaded.model.dpo.reference_cache) == ("cached", None)
+
+
+@pytest.mark.parametrize("pairs", [1, 7, 12])
+def test_the_global_batch_need_not_divide(pairs):
+    assert load("trainer.devices=8", f"model.global_batch_size={pairs}").model.global_batch_size == pairs
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -75,8 +82,10 @@ def test_what_is_required(missing):
         ("model.optim.sched.warmup_ratio=1.0", "must be in [0, 1)"),
         ("model.optim.sched.min_lr=1", "min_lr=1.0 must be between"),
         ("model.global_batch_size=0", "model.global_batch_size=0 must be >= 1"),
-        ("model.micro_batch_size=3", "take 126 or 129"),
-        ("model.micro_batch_size=256", "take 256"),
+        ("model.micro_batch_size=2", "model.data.packed_sequence_size says how many tokens it may hold"),
+        ("model.micro_batch_size=0", "a micro-batch is one row, in which many pairs are packed"),
+        ("model.data.packed_sequence_size=1", "packed_sequence_size must be >= 2 tokens"),
+        ("model.dpo.reference_log_probs=cache", "reference_log_probs='cache': 'cached' or 'live' expected"),
         ("model.tensor_model_parallel_size=2", "1 ranks (num_nodes x devices) cannot be divided by"),
         ("trainer.precision=fp8", "trainer.precision='fp8' is unknown"),
         ("trainer.accelerator=tpu", "auto, cpu or gpu expected"),
@@ -122,7 +131,10 @@ def test_identity_is_what_a_run_computes_not_where():
         load(
             "trainer.devices=8",
             "model.tensor_model_parallel_size=2",
-            "model.micro_batch_size=2",
+            "model.sequence_parallel=true",
+            "model.activations_checkpoint_granularity=full",
+            "model.data.packed_sequence_size=2048",
+            "model.dpo.reference_cache=elsewhere",
             "trainer.dpo.save_interval=7",
             "exp_manager.explicit_log_dir=other",
         )

@@ -6,21 +6,20 @@ import torch
 from nemo_minordpo.core.metrics import PAIR_METRICS, means_of, pair_metric_sums
 
 
-def sums(chosen, rejected, valid, beta=0.1):
+def sums(chosen, rejected, *, beta=0.1, loss=None):
     n = len(chosen)
     return pair_metric_sums(
-        loss=torch.arange(1.0, n + 1),
+        loss=torch.arange(1.0, n + 1) if loss is None else torch.tensor(loss),
         chosen_log_ratio=torch.tensor(chosen),
         rejected_log_ratio=torch.tensor(rejected),
         chosen_log_probs=torch.full((n,), -3.0),
         rejected_log_probs=torch.full((n,), -4.0),
-        valid=torch.tensor(valid),
         beta=beta,
     )
 
 
 def test_means_worked_by_hand():
-    means = means_of(sums([2.0, -1.0, 0.0], [1.0, -3.0, 0.0], [True, True, True]))
+    means = means_of(sums([2.0, -1.0, 0.0], [1.0, -3.0, 0.0]))
     assert tuple(means) == PAIR_METRICS
     assert means["loss"] == 2.0
     assert means["rewards/chosen"] == pytest.approx(1 / 3)
@@ -36,17 +35,28 @@ def test_means_worked_by_hand():
     assert means["dpop/chosen_below_reference"] == pytest.approx(1 / 3)
 
 
-def test_filler_counts_nowhere_whatever_its_values_are():
-    with_filler = sums([2.0, math.nan, math.inf], [1.0, 7.0, -math.inf], [True, False, False])
-    torch.testing.assert_close(with_filler, sums([2.0], [1.0], [True]))
+def test_a_lost_pair_counts_as_lost():
+    assert means_of(sums([-1.0, 2.0, 1.0, 3.0], [1.0, 3.0, 0.0, 3.5]))["rewards/accuracy"] == 0.25
 
 
 def test_sums_add_up_over_micro_batches():
-    whole = sums([2.0, -1.0], [1.0, -3.0], [True, True])
-    first, second = sums([2.0, 0.0], [1.0, 0.0], [True, False]), sums([0.0, -1.0], [0.0, -3.0], [False, True])
+    whole = sums([2.0, -1.0], [1.0, -3.0])
+    first, second = sums([2.0], [1.0], loss=[1.0]), sums([-1.0], [-3.0], loss=[2.0])
+    assert whole.dtype == torch.float64
+    assert whole.shape == (len(PAIR_METRICS) + 1,)
     torch.testing.assert_close(first + second, whole)
 
 
+def test_a_row_without_pairs_adds_nothing():
+    assert sums([], []).tolist() == [0.0] * (len(PAIR_METRICS) + 1)
+
+
+def test_no_gradient_is_kept():
+    names = ("loss", "chosen_log_ratio", "rejected_log_ratio", "chosen_log_probs", "rejected_log_probs")
+    values = pair_metric_sums(**{name: torch.ones(1, requires_grad=True) for name in names}, beta=0.1)
+    assert not values.requires_grad
+
+
 def test_no_pair_is_an_error():
-    with pytest.raises(ValueError, match="no valid pair"):
-        means_of(sums([2.0], [1.0], [False]))
+    with pytest.raises(ValueError, match="no pair was counted"):
+        means_of(sums([], []))

