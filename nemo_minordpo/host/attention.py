@@ -13,6 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from nemo_minordpo.core.attention import causal_attention, pair_attention
+from nemo_minordpo.host.fused import RMSNorm
 
 
 def local_layer_spec(transformer_config: TransformerConfig) -> Any:
@@ -84,7 +85,7 @@ class PairAttention(MegatronModule):
 
 
 class TorchNorm:
-    """torch's LayerNorm or RMSNorm, as Megatron-Core's WrappedTorchNorm (0.10 - 0.12), also for split sequences.
+    """torch's LayerNorm or our RMSNorm, as Megatron-Core's WrappedTorchNorm (0.10 - 0.12), also for split sequences.
 
     Megatron refuses torch's norms under sequence parallelism because they do not mark their weights as replicated
     over parts of the sequence. Marked, their gradients are summed over the ranks like those of the fused norms.
@@ -94,8 +95,9 @@ class TorchNorm:
         """As Megatron-Core calls it."""
         if config.layernorm_zero_centered_gamma:
             raise ValueError("model.layernorm_zero_centered_gamma needs Transformer Engine")
-        norms: dict[str, Any] = {"LayerNorm": torch.nn.LayerNorm, "RMSNorm": torch.nn.RMSNorm}
+        norms: dict[str, Any] = {"LayerNorm": torch.nn.LayerNorm, "RMSNorm": RMSNorm}
         norm = norms[config.normalization](hidden_size, eps=eps)
+        parameter: Any
         for parameter in norm.parameters():
             parameter.sequence_parallel = config.sequence_parallel
         return norm

@@ -33,9 +33,18 @@ def install() -> list[StandIn]:
 
 def _mm(left: Tensor, right: Tensor) -> Tensor:
     if left.dtype == torch.float32 and len(left) * right.numel() > _SMALL:
-        return torch.ops.mkldnn._linear_pointwise(left, right.T, None, "none", [], "")
+        # oneDNN takes the second matrix in any layout and copies the first where its rows are not in one piece: of a
+        # weight's gradient, a product over tokens, the smaller one is put first.
+        if not left.is_contiguous() and right.shape[1] < len(left):
+            return _linear(right.T, left).T.contiguous()
+        return _linear(left, right.T)
     # the overload with `out` still is torch's own
     return torch.mm(left, right, out=left.new_empty(len(left), right.shape[1]))
+
+
+def _linear(rows: Tensor, weight: Tensor) -> Tensor:
+    """``rows @ weight.T``."""
+    return torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
 
 
 def _is_amd_with_avx512() -> bool:

@@ -16,9 +16,10 @@ def install(*, cuda: bool, apex: bool, transformer_engine: bool) -> list[StandIn
     active = []
     if not cuda:
         active.append(_cpu_rng_tracker())
+        active.append(_fused_on_cpu())
     active.extend(_write_item_of_newer_torch())
     if not transformer_engine:
-        active.append(_adapters_without_transformer_engine())
+        active.append(_adapters_without_transformer_engine(cuda=cuda))
         active.append(_no_bert_catalogue())
     if not apex:
         active.append(_strategy_without_apex())
@@ -37,6 +38,37 @@ def _cpu_rng_tracker() -> StandIn:
     if hasattr(random, "_get_cuda_rng_state"):  # from 0.11 on
         module._get_cuda_rng_state = lambda device="cpu", clone=False, graph_safe=False: torch.get_rng_state()
     return StandIn("CUDA random states", "Megatron's random state tracker on the CPU generator")
+
+
+def _fused_on_cpu() -> StandIn:
+    """Rotary embedding and SwiGLU where Megatron-Core 0.10 - 0.12 calls kernels for CUDA, or many small ones.
+
+    NeMo's LoRA has names of its own for the same functions; it gets them in `_adapters_without_transformer_engine`.
+    """
+    import megatron.core.transformer.attention as attention
+    import megatron.core.transformer.mlp as mlp
+
+    _require(attention, "apply_rotary_pos_emb")
+    _require(mlp, "bias_swiglu_impl")
+    _use_fused(attention, mlp)
+    return StandIn("fused CUDA kernels of rotary embedding, SwiGLU and RMSNorm", "fused ones of this project for CPUs")
+
+
+def _use_fused(*modules: Any) -> None:
+    from nemo_minordpo.host.fused import rotate, swiglu
+
+    for module in modules:
+        original = getattr(module, "apply_rotary_pos_emb", None)
+
+        def apply_rotary(t: Any, freqs: Any, config: Any, *more: Any, original: Any = original, **named: Any) -> Any:
+            if more or any(value is not None for value in named.values()) or config.rotary_interleaved:
+                return original(t, freqs, config, *more, **named)
+            return rotate(t, freqs) if freqs.shape[-1] == t.shape[-1] else original(t, freqs, config)
+
+        if original is not None:
+            module.apply_rotary_pos_emb = apply_rotary
+        if hasattr(module, "bias_swiglu_impl"):
+            module.bias_swiglu_impl = lambda x, bias, *unused: swiglu(x if bias is None else x + bias)
 
 
 def _write_item_of_newer_torch() -> list[StandIn]:
@@ -68,16 +100,18 @@ def _write_item_of_newer_torch() -> list[StandIn]:
     return [StandIn("the torch that Megatron-Core was written for", "its checkpoint writer is adapted to this one")]
 
 
-def _adapters_without_transformer_engine() -> StandIn:
+def _adapters_without_transformer_engine(*, cuda: bool) -> StandIn:
     """NeMo's LoRA (2.1 - 2.4) imports one function of Transformer Engine, and does without where that is None."""
     name = "megatron.core.extensions.transformer_engine"
     stand_in: Any = types.ModuleType(name)
     stand_in.SplitAlongDim = None
     sys.modules[name] = stand_in
     try:
-        importlib.import_module("nemo.collections.nlp.modules.common.megatron.adapters.mcore_mixins")
+        mixins = importlib.import_module("nemo.collections.nlp.modules.common.megatron.adapters.mcore_mixins")
     finally:
         del sys.modules[name]
+    if not cuda:
+        _use_fused(mixins)
     return StandIn("Transformer Engine's split of queries, keys and values (LoRA)", "torch.split")
 
 

@@ -157,7 +157,7 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
     def sharded_state_dict(self, prefix: str = "") -> dict[str, Any]:
         """Megatron's sharded state of what is trained: the weights, or the adapters on them."""
         if not self.use_peft:
-            return super().sharded_state_dict(prefix=prefix)
+            return super().sharded_state_dict(prefix=prefix) or {}
         (model,) = self.get_model_module_list()
         return sharded_adapters(model, prefix=f"{prefix}model.")
 

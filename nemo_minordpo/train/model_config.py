@@ -14,7 +14,6 @@ _CONFIG_NAME = "model_config.yaml"
 # Kernels that need CUDA; and weights are made where they stay.
 _WITHOUT_CUDA = {
     "use_cpu_initialization": True,
-    "bias_activation_fusion": False,
     "bias_dropout_add_fusion": False,
     "masked_softmax_fusion": False,
     "gradient_accumulation_fusion": False,
@@ -86,7 +85,8 @@ def build_model_config(config: TrainConfig, checkpoint: DictConfig, *, cuda: boo
             model.transformer_engine = False
             model.fp8 = False
         if not cuda:
-            model.update(_WITHOUT_CUDA)
+            # SwiGLU has a kernel for CPUs of this project (host/fused.py)
+            model.update({**_WITHOUT_CUDA, "bias_activation_fusion": model.get("activation") == "fast-swiglu"})
         model.setdefault("gradient_as_bucket_view", True)
         if _window(model) >= config.model.data.seq_length:
             model.window_size = None  # it never cuts a pair

@@ -31,6 +31,7 @@ def test_what_a_machine_without_a_gpu_cannot_do_is_off():
     model = build()
     assert model.transformer_engine is False
     assert model.bias_activation_fusion is False
+    assert build(checkpoint={**CHECKPOINT, "activation": "fast-swiglu"}).bias_activation_fusion is True  # ours
     assert model.use_cpu_initialization is True
     on_gpu = build(cuda=True, te=True)
     assert on_gpu.transformer_engine is True
