@@ -11,9 +11,11 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.10 python3; do \
 # NeMo 2.1.0 with Megatron-Core 0.10.0; and NeMo 2.2.1 with 0.11.0, what NVIDIA's NeMo 25.02 container carries
 VENV := .venv
 VENV_25_02 := .venv-25-02
+# TRL as it is now, for the benchmarks: its transformers is newer than NeMo's
+VENV_TRL := .venv-trl
 PYTEST_ARGS ?=
 
-.PHONY: help demo real test test-stacks lint doctor
+.PHONY: help demo real test test-stacks bench lint doctor
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -30,6 +32,11 @@ test: $(VENV)/.installed  ## all tests that need no GPU and no cluster (PYTEST_A
 test-stacks: $(VENV)/.installed $(VENV_25_02)/.installed  ## the parallel tests on both NeMo and Megatron-Core pairs
 	$(VENV)/bin/python -m pytest tests/parallel $(PYTEST_ARGS)
 	$(VENV_25_02)/bin/python -m pytest tests/parallel $(PYTEST_ARGS)
+
+bench: $(VENV)/.installed $(VENV_TRL)/.installed  ## beside NeMo-Aligner and TRL: about an hour; results in docs/
+	$(VENV)/bin/python -m tests.benchmarks.run
+	$(VENV)/bin/python -m tests.benchmarks.head
+	$(VENV)/bin/python -m tests.benchmarks.scaling
 
 lint: $(VENV)/.installed  ## style, types and the layers between the modules
 	$(VENV)/bin/ruff check
@@ -51,4 +58,11 @@ $(VENV)/.installed $(VENV_25_02)/.installed: pyproject.toml
 	    | awk '/^ *(Collecting|Downloading|Building) / && ++count % 25 == 0 { print "  " $$1, $$2; fflush() } \
 	           /^(Installing collected|Successfully installed|ERROR)/ { print "  " $$1, $$2; fflush() }' || { tail -n 20 $(@D)/install.log; exit 1; }
 	@$(@D)/bin/python -m pip check
+	@touch $@
+
+$(VENV_TRL)/.installed:
+	@echo "Setting up $(@D), once. What pip says: $(@D)/install.log"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --progress-bar off torch==2.13.0 trl==1.16.0 > $(@D)/install.log 2>&1 \
+	    || { tail -n 20 $(@D)/install.log; exit 1; }
 	@touch $@

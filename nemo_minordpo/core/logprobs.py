@@ -108,26 +108,48 @@ class _VocabParallelLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         hidden, weight, targets, log_normaliser = ctx.saved_tensors
-        num_rows, block_size = ctx.sizes
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        grad = grad[:, None]
-        log_normaliser = log_normaliser.to(grad.dtype)[:, None]
-        grad_hidden = torch.zeros_like(hidden, dtype=grad.dtype)
-        # [H, T] in memory: the products below then copy none of the larger matrix, whichever library computes them
-        scaled_hidden = (hidden * -grad).to(hidden.dtype).T.contiguous()
+        # DPO's margin does not depend on tokens that both responses share: their gradients cancel to exactly 0. To
+        # leave them out costs a look at the numbers, for which a GPU would have to be waited for.
+        rows = None if grad.is_cuda else grad.nonzero()[:, 0]
+        if rows is not None:
+            hidden, targets, log_normaliser, grad = (x[rows] for x in (hidden, targets, log_normaliser, grad))
         weight_grad = _WeightGradient(weight) if wants_weight else None
-        for block in _blocks(num_rows, block_size):
-            # p - onehot, in place of the logits; times -grad it is their gradient
-            surplus = _product(hidden, weight[block].T).sub_(log_normaliser).exp_()
-            inside, columns = _in_block(targets, block)
-            surplus.scatter_add_(1, columns, -inside[:, None].to(surplus.dtype))
-            surplus = surplus.to(hidden.dtype)
-            if wants_hidden:
-                grad_hidden += _product(surplus, weight[block])
-            if weight_grad is not None:
-                weight_grad.add(block, _product(scaled_hidden, surplus).T)
-        grad_hidden = (grad_hidden * -grad).to(hidden.dtype) if wants_hidden else None
-        return grad_hidden, weight_grad.finish() if weight_grad is not None else None, None, None, None, None
+        grad_hidden = _backward(hidden, weight, targets, log_normaliser, grad[:, None], weight_grad, *ctx.sizes)
+        if rows is not None:
+            grad_hidden = torch.zeros_like(ctx.saved_tensors[0]).index_copy_(0, rows, grad_hidden)
+        return (
+            grad_hidden if wants_hidden else None,
+            weight_grad.finish() if weight_grad is not None else None,
+            *(None,) * 4,
+        )
+
+
+def _backward(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    log_normaliser: Tensor,
+    grad: Tensor,
+    weight_grad: "_WeightGradient | None",
+    num_rows: int,
+    block_size: int,
+) -> Tensor:
+    """The gradient of ``hidden``, [T, H]; ``grad`` is [T, 1]. That of the weight is added to ``weight_grad``."""
+    log_normaliser = log_normaliser.to(grad.dtype)[:, None]
+    grad_hidden = torch.zeros_like(hidden, dtype=grad.dtype)
+    # [H, T] in memory: the products below then copy none of the larger matrix, whichever library computes them
+    scaled_hidden = (hidden * -grad).to(hidden.dtype).T.contiguous()
+    for block in _blocks(num_rows, block_size):
+        # p - onehot, in place of the logits; times -grad it is their gradient
+        surplus = _product(hidden, weight[block].T).sub_(log_normaliser).exp_()
+        inside, columns = _in_block(targets, block)
+        surplus.scatter_add_(1, columns, -inside[:, None].to(surplus.dtype))
+        surplus = surplus.to(hidden.dtype)
+        grad_hidden += _product(surplus, weight[block])
+        if weight_grad is not None:
+            weight_grad.add(block, _product(scaled_hidden, surplus).T)
+    return (grad_hidden * -grad).to(hidden.dtype)
 
 
 class _WeightGradient:

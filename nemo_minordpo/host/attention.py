@@ -97,7 +97,6 @@ class TorchNorm:
             raise ValueError("model.layernorm_zero_centered_gamma needs Transformer Engine")
         norms: dict[str, Any] = {"LayerNorm": torch.nn.LayerNorm, "RMSNorm": RMSNorm}
         norm = norms[config.normalization](hidden_size, eps=eps)
-        parameter: Any
         for parameter in norm.parameters():
-            parameter.sequence_parallel = config.sequence_parallel
+            parameter.__dict__["sequence_parallel"] = config.sequence_parallel
         return norm

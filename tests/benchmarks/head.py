@@ -23,7 +23,7 @@ from tests.benchmarks import keep_torch_matmul, peak_rss_gib
 
 PLACES, PROMPT, VOCAB, HIDDEN = 4096, 2048, 152_064, 1024
 NAMES = ("ours", "ours, torch's matmul", "nemo-aligner 0.7.0")
-ROUNDS = 3
+ROUNDS = 2
 
 
 def measure(name: str, folder: str, rank: int, ranks: int) -> None:

@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import Any
 
 
-def write_report(results: list[dict[str, Any]], output: Path) -> None:
-    """`output` with the suffixes .json, .md and .png."""
+def add_result(result: dict[str, Any], output: Path, *, order: list[str]) -> None:
+    """Add a case to `output` with the suffixes .json, .md and .png, in place of an earlier result of the same case."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    file = output.with_suffix(".json")
+    results = json.loads(file.read_text()) if file.exists() else []
+    results = [other for other in results if other["case"]["name"] != result["case"]["name"]] + [result]
+    results.sort(key=lambda other: order.index(other["case"]["name"]))
+    file.write_text(json.dumps(results, indent=1) + "\n")
     output.with_suffix(".md").write_text(table(results))
     _figure(results, output.with_suffix(".png"))
 

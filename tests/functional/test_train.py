@@ -56,7 +56,14 @@ def command(place, run, *overrides):
 
 
 @pytest.fixture(scope="module")
-def run(place):
+def reference(place):
+    """`minordpo reference` by itself, on two ranks, before any run."""
+    arguments = command(place, "reference", "trainer.devices=2", "model.tensor_model_parallel_size=2")
+    return minordpo("reference", *arguments[1:])
+
+
+@pytest.fixture(scope="module")
+def run(place, reference):
     arguments = command(
         place, "run", "trainer.devices=2", "model.tensor_model_parallel_size=2", "trainer.dpo.max_epochs=2",
         "trainer.dpo.val_check_interval=2", "trainer.dpo.save_interval=3", "model.dpo.preference_loss=dpop",
@@ -75,6 +82,11 @@ def run(place):
         (["trainer.num_nodes=2"], "start one process a rank with srun or torchrun"),
         (["+model.tokenizer.type=/nowhere"], "give +model.tokenizer.type=FOLDER"),
         (["+model.hiden_dropout=0.1"], "did you mean 'hidden_dropout'"),
+        (["model.micro_batch_size=4"], "a micro-batch is one row, in which many pairs are packed"),
+        (["model.data.packed_sequence_size=16"], "or more, or a smaller model.data.seq_length"),
+        (["+model.position_embedding_type=alibi"], "which only rope and learned_absolute can express"),
+        (["model.dpo.reference_log_probs=catched"], "'cached' or 'live' expected"),
+        (["model.peft.peft_scheme=lora", "model.peft.restore_from_path=nowhere.nemo"], "no such file"),
     ],
 )
 def test_refused_in_seconds_without_a_traceback(place, overrides, message):
@@ -90,6 +102,42 @@ def test_a_bad_pair_is_told_before_anything_is_loaded(place):
     assert result.returncode == 2
     assert "bad.jsonl:2: invalid JSON" in result.stderr
     assert "model.data.invalid_pairs=drop" in result.stderr
+
+
+def test_the_reference_alone(place, reference):
+    """It ends before the first step, and says nothing that is not there."""
+    assert reference.returncode == 0, reference.stderr[-3000:]
+    assert "reference log-probabilities: none is kept yet; 10 pairs are evaluated" in reference.stderr
+    assert not (place / "reference/metrics.jsonl").exists()
+    assert not (place / "reference/model.nemo").exists()
+    entries = sorted(path.suffix for path in (place / "reference_cache").iterdir() if path.suffix != ".lock")
+    assert entries == [".json", ".safetensors"]  # train and validation are the same pairs
+
+
+def test_the_run_reads_what_was_kept(place, run):
+    assert "are evaluated" not in run[1].stderr
+    assert len(list((place / "reference_cache").glob("*.safetensors"))) == 1
+
+
+def test_a_damaged_reference_is_refused(place, run):
+    (columns,) = (place / "reference_cache").glob("*.safetensors")
+    whole = columns.read_bytes()
+    columns.write_bytes(whole[:-8] + bytes(8))
+    result = minordpo(*command(place, "damaged_reference"))
+    columns.write_bytes(whole)
+    assert result.returncode != 0
+    assert "is damaged: its checksum is not the one that was written" in result.stderr
+
+
+def test_adapters_are_trained_and_written(place, run):
+    result = minordpo(
+        *command(place, "lora", "model.peft.peft_scheme=lora", "trainer.dpo.max_steps=2", "model.optim.lr=1e-2")
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    lines = [json.loads(line)["values"] for line in (place / "lora/metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["rewards/margin"] == 0.0
+    assert lines[1]["rewards/margin"] != 0.0
+    assert (place / "lora/model.nemo").stat().st_size < (place / "run/model.nemo").stat().st_size / 4
 
 
 def test_a_run_shows_its_steps_and_leaves_what_it_promises(place, run):

@@ -213,14 +213,15 @@ def job(
     }
 
 
-def spawn(workspace: Path, *, ranks: int, jobs: list[dict]) -> None:
-    """Run jobs one after another on `ranks` processes over gloo."""
+def spawn(workspace: Path, *, ranks: int, jobs: list[dict], log: str | None = None) -> None:
+    """Run jobs one after another on `ranks` processes over gloo; each rank says what it does in log_LOG_RANK.txt."""
+    log = log or str(ranks)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # ports after the free one; a range below the ephemeral ports, so that nobody else is given one of them
     first = 20000 + port % 8000
-    file = workspace / f"jobs_{ranks}.json"
+    file = workspace / f"jobs_{log}.json"
     file.write_text(json.dumps([{**item, "port": first + 1} for item in jobs]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [
@@ -237,7 +238,7 @@ def spawn(workspace: Path, *, ranks: int, jobs: list[dict]) -> None:
                 "LOCAL_WORLD_SIZE": str(ranks),
                 "TORCHELASTIC_RUN_ID": "tests",
             },
-            stdout=(workspace / f"log_{ranks}_{rank}.txt").open("w"),
+            stdout=(workspace / f"log_{log}_{rank}.txt").open("w"),
             stderr=subprocess.STDOUT,
         )
         for rank in range(ranks)
@@ -248,5 +249,5 @@ def spawn(workspace: Path, *, ranks: int, jobs: list[dict]) -> None:
         for process in processes:
             process.kill()
     if any(codes):
-        log = (workspace / f"log_{ranks}_{codes.index(next(filter(None, codes)))}.txt").read_text()
-        raise AssertionError(f"ranks ended with {codes}:\n{log[-6000:]}")
+        said = (workspace / f"log_{log}_{codes.index(next(filter(None, codes)))}.txt").read_text()
+        raise AssertionError(f"ranks ended with {codes}:\n{said[-6000:]}")

@@ -1,5 +1,7 @@
 """The layout changes nothing but rounding: losses, rewards, gradients and validation over ten steps."""
 
+import json
+
 import pytest
 
 from tests.parallel.conftest import LAYOUTS, LORA_LAYOUTS, NUM_STEPS
@@ -79,3 +81,13 @@ def test_the_kept_reference_is_the_live_one(runs, layout, live):
         kept, swapped = runs.metrics(layout, split), runs.metrics(live, split)
         assert len(kept) == len(swapped) >= 1
         assert max(worst_relative_difference(kept, swapped, name) for name in COMPARED if name in kept[0].values) < 1e-5
+
+
+def test_runs_share_one_reference(runs):
+    """Whatever their loss, layout, optimizer or adapters: an entry for each model, split and set of overrides."""
+    entries = [json.loads(path.read_text()) for path in (runs.path / "reference_cache").glob("*.json")]
+    configurations = {(entry["key"]["weights"], entry["key"]["model"]) for entry in entries}
+    assert len(entries) == 2 * len(configurations)  # train and validation
+    assert len(configurations) == 3  # two models, and one of them with dropout
+    folders = [path.parent for path in runs.path.glob("*/config.yaml") if "cached" in path.read_text()]
+    assert len(folders) > 30
