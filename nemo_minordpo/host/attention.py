@@ -96,7 +96,8 @@ class TorchNorm:
         if config.layernorm_zero_centered_gamma:
             raise ValueError("model.layernorm_zero_centered_gamma needs Transformer Engine")
         norms: dict[str, Any] = {"LayerNorm": torch.nn.LayerNorm, "RMSNorm": RMSNorm}
-        norm = norms[config.normalization](hidden_size, eps=eps)
+        kind: Any = config.normalization  # Megatron annotates it as a bool
+        norm = norms[kind](hidden_size, eps=eps)
         for parameter in norm.parameters():
-            parameter.__dict__["sequence_parallel"] = config.sequence_parallel
+            parameter.sequence_parallel = config.sequence_parallel
         return norm

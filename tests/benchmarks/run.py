@@ -54,11 +54,11 @@ class Case:
 
 CASES = (
     Case("30M", "zero-shot", 1, 16, 4, 5),
-    Case("135M", "zero-shot", 1, 16, 4, 3),
-    Case("30M", "few-shot", 1, 8, 1, 2),
+    Case("135M", "zero-shot", 1, 8, 4, 2),
+    Case("30M", "few-shot", 1, 4, 1, 2),
     Case("135M", "few-shot", 1, 2, 1, 2),
-    Case("30M", "zero-shot", 2, 16, 4, 3),
-    Case("135M", "zero-shot", 2, 16, 4, 2),
+    Case("30M", "zero-shot", 2, 16, 4, 2),
+    Case("135M", "zero-shot", 2, 8, 4, 2),
 )
 
 
