@@ -96,7 +96,15 @@ def peak_rss_gib() -> float:
 
 
 def keep_torch_matmul() -> None:
-    """Before host.prepare(): matrix products stay torch's own, as other trainers have them."""
+    """Before host.prepare(): matrix products stay torch's own."""
     from nemo_minordpo.host import matmul
 
     matmul.install = list
+
+
+def keep_torch() -> None:
+    """Before host.prepare(): matrix products and memory stay torch's own, as other trainers have them."""
+    from nemo_minordpo.host import cuda
+
+    keep_torch_matmul()
+    cuda._keep_memory = lambda: None

@@ -9,8 +9,8 @@ off by Aligner's own settings (intervals of 0).
 
 What had to be mended to run it here, and why:
 
-- `host.prepare()`: there is no CUDA, Apex or Transformer Engine (`stand_ins` of the ready line). Matrix products stay
-  torch's own.
+- `host.prepare()`: there is no CUDA, Apex or Transformer Engine (`stand_ins` of the ready line). Matrix products
+  and memory stay torch's own.
 - `_drop_the_mask`: Aligner hands a dense S x S mask to the attention, and ours reads that argument as the structure of
   a packed row. The mask is still built for every step, but not used: padding is at the end, where causal attention
   shows it to no token of a pair. Megatron-Core's own attention, which builds S x S scores, would be slower.
@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_minordpo import host
-from tests.benchmarks import Conversation, Settings, keep_torch_matmul
+from tests.benchmarks import Conversation, Settings, keep_torch
 
 # What Aligner's script reads of its gpt_dpo.yaml. The model's part goes over the checkpoint's own configuration.
 _CONFIGURATION = """
@@ -81,7 +81,7 @@ def main() -> None:
     settings = Settings.from_arguments()
     conversation = Conversation(pairs=settings.global_batch_size, silent=os.environ.get("RANK", "0") != "0")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    keep_torch_matmul()
+    keep_torch()
     stand_ins = host.prepare()
     import torch
     from nemo.utils import logging as nemo_logging

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import keep_torch_matmul, peak_rss_gib
+from tests.benchmarks import keep_torch, keep_torch_matmul, peak_rss_gib
 
 PLACES, PROMPT, VOCAB, HIDDEN = 4096, 2048, 152_064, 1024
 NAMES = ("ours", "ours, torch's matmul", "nemo-aligner 0.7.0")
@@ -30,8 +30,10 @@ def measure(name: str, folder: str, rank: int, ranks: int) -> None:
     """One rank of one measurement; prints a line of JSON."""
     from nemo_minordpo import host
 
-    if name != "ours":
+    if name == NAMES[1]:
         keep_torch_matmul()
+    if name == NAMES[2]:
+        keep_torch()
     host.prepare()
     import torch
     from megatron.core import parallel_state
