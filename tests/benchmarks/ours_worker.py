@@ -7,7 +7,6 @@ for TRL; `reference_seconds` of the ready line says what it took.
 
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -66,7 +65,6 @@ def build_trainer(settings: Settings, folder: Path) -> Any:
         "model.optim.sched.warmup_ratio=0",
         f"model.tensor_model_parallel_size={settings.tensor_parallel}",
         f"trainer.devices={settings.tensor_parallel}",
-        *json.loads(Path(sys.argv[1]).read_text()).get("overrides", []),
     ]
     if int(os.environ.get("RANK", "0")) == 0:
         folder.mkdir(parents=True, exist_ok=True)
