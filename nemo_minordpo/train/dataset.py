@@ -118,6 +118,9 @@ class PairBatches:
         self._capacity, self._multiple = row_capacity, row_multiple
         self._rank, self._size = data_parallel_rank, data_parallel_size
         self._pad_id = pad_id
+        # of the whole split, once: a step looks its pairs up
+        self._sequence_lengths = arrays.sequence_lengths
+        self._segment_lengths = segment_lengths_of(arrays)
 
     def training_step(self, step: int, *, seed: int) -> StepBatch:
         """The batch of optimizer step ``step``, from 0, in any epoch."""
@@ -133,14 +136,14 @@ class PairBatches:
             yield self._batch(np.arange(start, min(start + self.global_batch_size, len(self.arrays))))
 
     def _batch(self, pairs: np.ndarray) -> StepBatch:
-        lengths = segment_lengths_of(self.arrays)[pairs]
+        lengths = self._segment_lengths[pairs]
         rows = pack(lengths, capacity=self._capacity, num_rows_multiple=self._size)
         longest = max(int(lengths[row].sum()) for row in rows)
         length = max(math.ceil(longest / self._multiple), 1) * self._multiple
         return StepBatch(
             micro_batches=[self._micro_batch(pairs[row], length) for row in rows[self._rank :: self._size]],
             num_global_pairs=len(pairs),
-            work=_work(self.arrays, pairs, num_places=length * len(rows)),
+            work=self._work(pairs, num_places=length * len(rows)),
             row_length=length,
         )
 
@@ -159,6 +162,23 @@ class PairBatches:
             reference_log_probs=None if known is None else torch.from_numpy(np.ascontiguousarray(known)),
         )
 
+    def _work(self, pairs: np.ndarray, *, num_places: int) -> StepWork:
+        chosen, rejected = (lengths[pairs].astype(np.int64) for lengths in self._sequence_lengths)
+        shared, prompt = (
+            self.arrays.shared_lengths[pairs].astype(np.int64),
+            self.arrays.prompt_lengths[pairs].astype(np.int64),
+        )
+        first = np.maximum(chosen - 1, shared)  # places of the shared tokens and the chosen tail
+        tail = np.maximum(rejected - 1 - shared, 0)
+        return StepWork(
+            pairs=len(pairs),
+            unique_tokens=int((first + tail).sum()),
+            equivalent_tokens=int((chosen + rejected).sum()),
+            attended=int((first * (first + 1) // 2 + tail * shared + tail * (tail + 1) // 2).sum()),
+            targets=int((chosen + rejected - shared - prompt).sum()),
+            places=num_places,
+        )
+
     def _pair(self, pair: int) -> PairTokens:
         return PairTokens(
             chosen=self.arrays.sequence(pair, rejected=False),
@@ -172,18 +192,3 @@ def segment_lengths_of(arrays: TokenArrays) -> np.ndarray:
     """[N], places that each pair takes in a row."""
     num_chosen, num_rejected = arrays.sequence_lengths
     return segment_lengths(num_chosen=num_chosen, num_rejected=num_rejected, num_shared=arrays.shared_lengths)
-
-
-def _work(arrays: TokenArrays, pairs: np.ndarray, *, num_places: int) -> StepWork:
-    chosen, rejected = (lengths[pairs].astype(np.int64) for lengths in arrays.sequence_lengths)
-    shared, prompt = arrays.shared_lengths[pairs].astype(np.int64), arrays.prompt_lengths[pairs].astype(np.int64)
-    first = np.maximum(chosen - 1, shared)  # places of the shared tokens and the chosen tail
-    tail = np.maximum(rejected - 1 - shared, 0)
-    return StepWork(
-        pairs=len(pairs),
-        unique_tokens=int((first + tail).sum()),
-        equivalent_tokens=int((chosen + rejected).sum()),
-        attended=int((first * (first + 1) // 2 + tail * shared + tail * (tail + 1) // 2).sum()),
-        targets=int((chosen + rejected - shared - prompt).sum()),
-        places=num_places,
-    )
