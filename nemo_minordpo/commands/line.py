@@ -1,10 +1,17 @@
-"""How the commands of `minordpo` look and how they fail."""
+"""How the commands of `minordpo` look, how they end and how they fail."""
 
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
 
 import typer
 import typer.core
 
+from nemo_minordpo.records import Manifest
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+Tokenizer = Annotated[Path | None, typer.Option(help="Folder of the model's tokenizer.", show_default=False)]
+
+# typer puts groups behind commands
 _ORDER = (
     "doctor", "prepare", "gguf-to-hf", "import-hf", "verify", "reference", "train", "export-hf",
     "evaluate", "report", "pipeline",
@@ -36,7 +43,7 @@ class Commands(typer.core.TyperGroup):
         _as_written(self, formatter)
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [name for name in _ORDER if name in self.commands]
+        return sorted(self.commands, key=_ORDER.index)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -51,6 +58,12 @@ class Commands(typer.core.TyperGroup):
             )
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
+
+
+def done(manifest: Manifest, output: Path) -> None:
+    """The last line of a command that wrote `output`."""
+    counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in manifest.counts.items())
+    typer.echo(f"{counts} -> {output}")
 
 
 def _fail(message: str, *, code: int) -> NoReturn:

@@ -1,0 +1,1 @@
+"""The commands of `minordpo`, by subject; __main__ puts them in order."""

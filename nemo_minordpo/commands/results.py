@@ -1,0 +1,64 @@
+"""Commands that measure models and compare runs."""
+
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from nemo_minordpo.commands.line import Overwrite
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Hugging Face folder.")],
+    questions: Annotated[Path, typer.Argument(help="GSM8K's test.jsonl, or any jsonl with its two keys.")],
+    output: Annotated[Path, typer.Argument(help="Folder for predictions.jsonl and score.json.")],
+    template: Annotated[
+        str, typer.Option(help="plain, chat (the tokenizer's template), or auto: chat if there is one.")
+    ] = "auto",
+    system: Annotated[str | None, typer.Option(help="System turn; not given = the template's own.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at a time.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="An answer is cut here.")] = 512,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask the first so many questions; not given = all.")] = None,
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16, or auto: as stored; float32 on a CPU.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ..., or auto: cuda if there is one.")] = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Answer questions and score the answers.
+
+    Greedy, with the paper's prompt; a stopped call goes on where it was.
+
+    Example:
+      minordpo evaluate hf/minordpo gsm8k/test.jsonl runs/minordpo/evaluation --limit 200
+    """
+    from nemo_minordpo.evaluate.run import evaluate
+
+    score = evaluate(
+        model, questions, output,
+        template=cast(Any, template), system=system, batch_size=batch_size, max_new_tokens=max_new_tokens,
+        limit=limit, dtype=dtype, device=device, overwrite=overwrite,
+    )  # fmt: skip
+    low, high = score.strict_interval_95
+    typer.echo(
+        f"{score.num_questions} questions: strict {score.strict_accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}), "
+        f"flexible {score.flexible_accuracy:.1%}, degenerate {score.degenerate_rate:.1%} -> {output}"
+    )
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; a run's score is RUN/evaluation/score.json.")],
+    output: Annotated[Path, typer.Option(help="Folder for report.md, report.csv and rewards.png.")],
+    base: Annotated[Path | None, typer.Option(help="Folder with the base model's score.json.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare runs in one table and one figure.
+
+    The table: accuracy, degenerate answers, rewards. The figure: the reward curves, a panel a run.
+
+    Example:
+      minordpo report runs/dpo runs/minordpo --base evaluation/base --output report
+    """
+    from nemo_minordpo.report import report
+
+    report(runs, base=base, output=output, overwrite=overwrite)

@@ -1,0 +1,59 @@
+"""Commands of a training run."""
+
+import typer
+
+
+def reference(context: typer.Context) -> None:
+    r"""Evaluate the reference of a run once, and stop before its first step.
+
+    The same settings as `train`. Log-probabilities of every response under the starting weights are kept beside the
+    run folder (or in model.dpo.reference_cache) and are read by every run with the same weights, tokenizer, pairs,
+    length limit, precision and code, whatever its loss, beta, learning rate or layout. `train` does the same where
+    nothing is kept yet; runs that start together wait for the first of them.
+
+    Example: once, before a sweep
+      minordpo reference \
+        pretrained_checkpoint.restore_from_path=base.nemo \
+        'model.data.data_prefix.train=[pairs/train.jsonl]' \
+        model.dpo.ref_policy_kl_penalty=0.1 \
+        exp_manager.explicit_log_dir=runs/beta_0.1
+    """
+    from nemo_minordpo.train.launch import main as launch
+
+    launch(context.args, only_reference=True)
+
+
+def train(context: typer.Context) -> None:
+    r"""Train on one machine, by key=value settings.
+
+    Everything behind `train` is a Hydra override of conf/train.yaml. On a cluster, torchrun and srun start
+    `python -m nemo_minordpo.train` with the same overrides, rank by rank.
+
+    Example: MinorDPO on 2 processes of one machine
+      minordpo train \
+        pretrained_checkpoint.restore_from_path=base.nemo \
+        'model.data.data_prefix.train=[pairs/train.jsonl]' \
+        model.dpo.preference_loss=minordpo model.dpo.ref_policy_kl_penalty=0.1 \
+        trainer.devices=2 model.tensor_model_parallel_size=2 \
+        exp_manager.explicit_log_dir=runs/minordpo
+
+    What is set most often:
+      model.dpo.preference_loss=NAME            dpo, dpop, minordpo, ipo, rpo_sq, rpo_bwd_kl, rpo_fwd_kl
+      model.dpo.ref_policy_kl_penalty=BETA      > 0: the smaller, the further from the reference
+      model.optim.lr=RATE
+      model.global_batch_size=N                 pairs in a step
+      trainer.dpo.max_steps=N
+      trainer.devices=N trainer.num_nodes=N     processes of a node, nodes
+      model.tensor_model_parallel_size=N        TP
+      model.pipeline_model_parallel_size=N      PP
+      model.data.packed_sequence_size=TOKENS    of a row, in which many pairs lie: more = faster, up to the memory
+      model.peft.peft_scheme=lora               train adapters instead of the weights
+
+    Where results go: exp_manager.explicit_log_dir, one folder a run:
+      metrics.jsonl (a line a step), config.yaml, manifest.json, checkpoints, the .nemo.
+    The same command again goes on where a stopped run was.
+    Next: minordpo export-hf runs/minordpo hf/minordpo
+    """
+    from nemo_minordpo.train.launch import main as launch
+
+    launch(context.args)
