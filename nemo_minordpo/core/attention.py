@@ -12,79 +12,34 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 # Row structures whose masks are kept: those of the micro-batches that a pipeline has in flight.
-_BLOCK_MASKS, _TAIL_MASKS = 64, 16
+_STRUCTURES = 64
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: float, scale: float | None) -> Tensor:
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None) -> Tensor:
     """Plain causal attention of [B, heads, S, D] on keys and values [B, groups, S, D]."""
     return scaled_dot_product_attention(
-        query, key, value, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+        query, key, value, is_causal=True, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
     )
 
 
-def pair_attention(
-    query: Tensor, key: Tensor, value: Tensor, segments: Tensor, *, dropout: float, scale: float | None
-) -> Tensor:
+def pair_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, *, scale: float | None) -> Tensor:
     """Attention within pairs, of a row [1, heads, S, D] on keys and values [1, groups, S, D].
 
-    On a CPU a pair is two calls of torch's scaled_dot_product_attention: shared tokens with the chosen tail, causal;
-    and the rejected tail on shared tokens and itself, masked. On CUDA the whole row is one FlexAttention.
+    On a CPU a pair is two calls of torch's flash attention: shared tokens with the chosen tail, causal; and the
+    rejected tail on shared tokens and itself, masked. On CUDA the whole row is one FlexAttention.
 
     Returns:
         [1, heads, S, D]; padding at the end of the row attends to nothing of a pair, and what it holds has no meaning.
     """
+    structure = tuple(map(tuple, segments.tolist()))
     if query.is_cuda:
-        if dropout:
-            raise ValueError("attention dropout is not supported by FlexAttention")
-        return _flex_attention(query, key, value, segments, scale)
-    length = query.shape[2]
-    structure = tuple(map(tuple, segments.tolist()))
-    used = structure[-1][-1] if structure else 0
-    sizes = [end - start for start, *_, end in structure]
-    # split, not slices: its gradient is one concatenation, that of a slice a row of zeros each
-    parts = zip(*(tensor.split([*sizes, length - used], dim=2) for tensor in (query, key, value)), strict=True)
-    attended = []
-    for (start, branch, chosen_end, _), mask, (q, k, v) in zip(structure, _tail_masks(structure), parts, strict=False):
-        attended += _one_pair(q, k, v, branch - start, chosen_end - branch, mask, dropout=dropout, scale=scale)
-    padding, *_ = next(parts)
-    return torch.cat([*attended, padding * 0.0], dim=2)
+        return _flex_attention(query, key, value, structure, scale)
+    return _PairAttention.apply(query, key, value, structure, scale)
 
 
-def _one_pair(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    shared: int,
-    chosen: int,
-    tail_mask: Tensor,
-    *,
-    dropout: float,
-    scale: float | None,
-) -> list[Tensor]:
-    rejected = len(tail_mask)
-    if not rejected:
-        return [causal_attention(query, key, value, dropout=dropout, scale=scale)]
-    with_chosen = shared + chosen
-    first, tail = query.split([with_chosen, rejected], dim=2)
-    (key_first, key_tail), (value_first, value_tail) = (
-        tensor.split([with_chosen, rejected], dim=2) for tensor in (key, value)
-    )
-    return [
-        causal_attention(first, key_first, value_first, dropout=dropout, scale=scale),
-        scaled_dot_product_attention(
-            tail,
-            torch.cat([key_first[:, :, :shared], key_tail], dim=2),
-            torch.cat([value_first[:, :, :shared], value_tail], dim=2),
-            attn_mask=tail_mask,
-            dropout_p=dropout,
-            scale=scale,
-            enable_gqa=query.shape[1] != key.shape[1],
-        ),
-    ]
-
-
-def _flex_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, scale: float | None) -> Tensor:
-    structure = tuple(map(tuple, segments.tolist()))
+def _flex_attention(
+    query: Tensor, key: Tensor, value: Tensor, structure: tuple[tuple[int, ...], ...], scale: float | None
+) -> Tensor:
     return _compiled_flex_attention()(
         query, key, value,
         block_mask=block_mask(structure, query.shape[2], str(query.device)),
@@ -92,13 +47,78 @@ def _flex_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor,
     )  # fmt: skip
 
 
-@lru_cache(maxsize=_TAIL_MASKS)
-def _tail_masks(segments: tuple[tuple[int, ...], ...]) -> list[Tensor]:
-    """What each rejected tail sees of the shared tokens and itself, [rejected, shared + rejected]; for all layers."""
-    return [
-        torch.ones(end - chosen_end, branch - start + end - chosen_end, dtype=torch.bool).tril(branch - start)
-        for start, branch, chosen_end, end in segments
-    ]
+class _PairAttention(torch.autograd.Function):
+    """Flash attention call by call, each reading from and writing into its places of the row.
+
+    As a composition of slices and concatenations the same is an eighth of a step of a small model.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, structure: tuple[tuple[int, ...], ...], scale: float | None
+    ) -> Tensor:
+        attended = torch.empty_like(query)
+        _padding(attended, structure).zero_()
+        normalisers = []
+        for queries, seen, mask in _calls(structure, query.dtype):
+            result, normaliser = _FLASH(
+                _at(query, [queries]), _at(key, seen), _at(value, seen), 0.0, mask is None, attn_mask=mask, scale=scale
+            )
+            _at(attended, [queries]).copy_(result)
+            normalisers.append(normaliser)
+        ctx.save_for_backward(query, key, value, attended, *normalisers)
+        ctx.structure, ctx.scale = structure, scale
+        return attended
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        query, key, value, attended, *normalisers = ctx.saved_tensors
+        grads = [torch.empty_like(tensor) for tensor in (query, key, value)]
+        for tensor in grads:
+            _padding(tensor, ctx.structure).zero_()
+        calls = _calls(ctx.structure, query.dtype)
+        for (queries, seen, mask), normaliser in zip(calls, normalisers, strict=True):
+            of_query, *of_seen = _FLASH_BACKWARD(
+                _at(grad, [queries]), _at(query, [queries]), _at(key, seen), _at(value, seen),
+                _at(attended, [queries]), normaliser, 0.0, mask is None, attn_mask=mask, scale=ctx.scale,
+            )  # fmt: skip
+            _at(grads[0], [queries]).copy_(of_query)
+            for whole, part in zip(grads[1:], of_seen, strict=True):
+                # its own keys and values are the last ones that a call sees; others were written by the call before
+                *before, own = part.split([places.stop - places.start for places in seen], dim=2)
+                _at(whole, [seen[-1]]).copy_(own)
+                for places, more in zip(seen, before, strict=False):
+                    _at(whole, [places]).add_(more)
+        return *grads, None, None
+
+
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+@lru_cache(maxsize=_STRUCTURES)
+def _calls(
+    structure: tuple[tuple[int, ...], ...], dtype: torch.dtype
+) -> list[tuple[slice, list[slice], Tensor | None]]:
+    """Of each call: places of queries, places that they see, mask to add to the scores (None: causal)."""
+    calls: list[tuple[slice, list[slice], Tensor | None]] = []
+    for start, branch, chosen_end, end in structure:
+        calls.append((slice(start, chosen_end), [slice(start, chosen_end)], None))
+        if end > chosen_end:
+            shared, rejected = branch - start, end - chosen_end
+            mask = torch.full((rejected, shared + rejected), -torch.inf, dtype=dtype).triu(shared + 1)
+            calls.append((slice(chosen_end, end), [slice(start, branch), slice(chosen_end, end)], mask))
+    return calls
+
+
+def _at(row: Tensor, places: list[slice]) -> Tensor:
+    """[1, heads, places, D]: a view of one slice, a copy of several."""
+    parts = [row[:, :, part] for part in places]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _padding(row: Tensor, structure: tuple[tuple[int, ...], ...]) -> Tensor:
+    return row[:, :, structure[-1][-1] if structure else 0 :]
 
 
 @lru_cache(maxsize=1)
@@ -108,7 +128,7 @@ def _compiled_flex_attention() -> Any:
     return torch.compile(flex_attention)  # without it FlexAttention builds the S x S scores
 
 
-@lru_cache(maxsize=_BLOCK_MASKS)
+@lru_cache(maxsize=_STRUCTURES)
 def block_mask(segments: tuple[tuple[int, ...], ...], length: int, device: str) -> Any:
     """FlexAttention's mask of a row; one for all layers, and for their recomputation.
 

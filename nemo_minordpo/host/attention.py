@@ -59,7 +59,8 @@ class PairAttention(MegatronModule):
             raise ValueError("context parallelism and sliding windows are not supported by the attention of pairs")
         if attn_mask_type != AttnMaskType.causal:
             raise ValueError(f"causal attention only, not {attn_mask_type}")
-        self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        if config.attention_dropout if attention_dropout is None else attention_dropout:
+            raise ValueError("attention dropout is not supported by the attention of pairs")
         self.softmax_scale = softmax_scale
 
     def forward(
@@ -76,11 +77,10 @@ class PairAttention(MegatronModule):
             [S, B, heads * D].
         """
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
-        dropout = self.dropout if self.training else 0.0
         if attention_mask is None:
-            attended = causal_attention(query, key, value, dropout=dropout, scale=self.softmax_scale)
+            attended = causal_attention(query, key, value, scale=self.softmax_scale)
         else:
-            attended = pair_attention(query, key, value, attention_mask, dropout=dropout, scale=self.softmax_scale)
+            attended = pair_attention(query, key, value, attention_mask, scale=self.softmax_scale)
         return attended.permute(2, 0, 1, 3).flatten(start_dim=2)
 
 

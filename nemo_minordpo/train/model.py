@@ -174,7 +174,7 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
     @property
     def has_dropout(self) -> bool:
         """Whether the policy in training differs from the same weights in evaluation."""
-        own = any(self.cfg.get(key) for key in ("hidden_dropout", "attention_dropout", "ffn_dropout"))
+        own = any(self.cfg.get(key) for key in ("hidden_dropout", "ffn_dropout"))
         return own or (self.use_peft and self.cfg.peft.lora_tuning.adapter_dropout > 0)
 
     @property

@@ -194,8 +194,8 @@ def _packing_problems(config: TrainConfig, model: DictConfig, *, cuda: bool) -> 
                 f"model.data.seq_length={config.model.data.seq_length}; give model.data.seq_length={window}",
             ),
             (
-                cuda and bool(model.get("attention_dropout")),
-                "model.attention_dropout: FlexAttention has none; give +model.attention_dropout=0",
+                bool(model.get("attention_dropout")),
+                "model.attention_dropout: the attention of packed pairs has none; give +model.attention_dropout=0",
             ),
             (
                 bool(model.get("enable_cuda_graph")),

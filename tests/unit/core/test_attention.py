@@ -1,7 +1,6 @@
 """Attention of packed pairs against a softmax with the dense mask of may_attend, and against sequences on their own."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,7 +55,7 @@ def test_same_as_the_dense_mask_in_value_and_gradient(name, heads, groups, scale
     segments, length = ROWS[name]
     used = segments[-1][-1]
     leaves = tensors(length, heads=heads, groups=groups)
-    ours = pair_attention(*leaves, torch.tensor(segments), dropout=0.0, scale=scale)
+    ours = pair_attention(*leaves, torch.tensor(segments), scale=scale)
     assert ours.shape == (1, heads, length, SIZE)
     mask = may_attend(np.asarray(segments), used)
     expected = naive(*(leaf[:, :, :used] for leaf in leaves), mask, scale=scale)
@@ -69,11 +68,11 @@ def test_same_as_the_dense_mask_in_value_and_gradient(name, heads, groups, scale
 def test_same_as_each_sequence_on_its_own(name):
     segments, length = ROWS[name]
     leaves = tensors(length, heads=4)
-    ours = pair_attention(*leaves, torch.tensor(segments), dropout=0.0, scale=None)
+    ours = pair_attention(*leaves, torch.tensor(segments), scale=None)
     for start, branch, chosen_end, end in segments:
         for tail in (range(branch, chosen_end), range(chosen_end, end)):
             places = [*range(start, branch), *tail]
-            alone = causal_attention(*(leaf[:, :, places] for leaf in leaves), dropout=0.0, scale=None)
+            alone = causal_attention(*(leaf[:, :, places] for leaf in leaves), scale=None)
             assert_close(ours[:, :, places], alone)
 
 
@@ -81,7 +80,7 @@ def test_same_as_each_sequence_on_its_own(name):
 def test_a_rejected_tail_that_saw_the_chosen_one_would_be_noticed(name):
     segments, length = ROWS[name]
     leaves = tensors(length)
-    ours = pair_attention(*leaves, torch.tensor(segments), dropout=0.0, scale=None)
+    ours = pair_attention(*leaves, torch.tensor(segments), scale=None)
     for start, branch, chosen_end, end in segments:
         here = [leaf[:, :, start:end] for leaf in leaves]
         difference = (ours[:, :, start:end] - naive(*here, np.tri(end - start, dtype=bool))).abs().amax(dim=(0, 1, 3))
@@ -94,12 +93,12 @@ def test_padding_has_no_influence_and_no_gradient():
     segments, length = ROWS["several pairs and padding"]
     used = segments[-1][-1]
     leaves = tensors(length)
-    clean = pair_attention(*leaves, torch.tensor(segments), dropout=0.0, scale=None)
+    clean = pair_attention(*leaves, torch.tensor(segments), scale=None)
     clean_grads = gradients(clean[:, :, :used], leaves)
     with torch.no_grad():
         for leaf in leaves:
             leaf[:, :, used:] = torch.nan
-    spoilt = pair_attention(*leaves, torch.tensor(segments), dropout=0.0, scale=None)
+    spoilt = pair_attention(*leaves, torch.tensor(segments), scale=None)
     assert torch.equal(spoilt[:, :, :used], clean[:, :, :used])
     for grad, clean_grad in zip(gradients(spoilt[:, :, :used], leaves), clean_grads, strict=True):
         assert torch.equal(grad[:, :, :used], clean_grad[:, :, :used])
@@ -108,24 +107,23 @@ def test_padding_has_no_influence_and_no_gradient():
 
 def test_a_row_without_pairs():
     leaves = tensors(5, heads=4)
-    attended = pair_attention(*leaves, torch.zeros(0, 4, dtype=torch.int64), dropout=0.0, scale=None)
+    attended = pair_attention(*leaves, torch.zeros(0, 4, dtype=torch.int64), scale=None)
     assert attended.shape == (1, 4, 5, SIZE)
     assert attended.isfinite().all()
     attended.sum().backward()
     assert not leaves[0].grad.any()
 
 
-def test_dropout_reaches_every_place_that_sees_another():
+def test_gradients_of_strided_rows():
+    """Megatron's queries, keys and values are slices of one projection, [S, B, groups, heads + 2, D]."""
     segments, length = ROWS["several pairs and padding"]
-    leaves = tensors(length)
-    torch.manual_seed(0)
-    whole, dropped = (pair_attention(*leaves, torch.tensor(segments), dropout=p, scale=None) for p in (0.0, 0.5))
-    assert ((whole - dropped).abs().amax(dim=(0, 1, 3))[: segments[-1][-1]] > 1e-3).all()
-
-
-def test_dropout_is_refused_where_flex_attention_runs():
-    with pytest.raises(ValueError, match="dropout is not supported"):
-        pair_attention(SimpleNamespace(is_cuda=True), None, None, None, dropout=0.1, scale=None)
+    mixed = torch.randn(length, 1, 2, 4, SIZE, dtype=torch.float64, requires_grad=True)
+    strided = [part.flatten(2, 3).permute(1, 2, 0, 3) for part in mixed.split([2, 1, 1], dim=3)]
+    copied = [part.detach().contiguous().requires_grad_() for part in strided]
+    ours, expected = (pair_attention(*leaves, torch.tensor(segments), scale=None) for leaves in (strided, copied))
+    assert torch.equal(ours, expected)
+    for grad, expected_grad in zip(gradients(ours, strided), gradients(expected, copied), strict=True):
+        assert torch.equal(grad, expected_grad)
 
 
 def flex_mask(segments, length):
@@ -168,7 +166,7 @@ def test_flex_attention_gives_the_same_values(monkeypatch, name, scale):
     segments, length = ROWS[name]
     used = segments[-1][-1]
     leaves = [leaf.detach() for leaf in tensors(length, heads=4)]
-    ours = pair_attention(*leaves, torch.tensor(segments), dropout=0.0, scale=scale)
-    flexible = attention._flex_attention(*leaves, torch.tensor(segments), scale)
+    ours = pair_attention(*leaves, torch.tensor(segments), scale=scale)
+    flexible = attention._flex_attention(*leaves, tuple(map(tuple, segments)), scale)
     assert flexible.isfinite().all()
     assert_close(flexible[:, :, :used], ours[:, :, :used])

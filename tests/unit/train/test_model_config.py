@@ -123,12 +123,11 @@ def test_what_works_with_packed_pairs(settings, cuda):
           cuda=cuda, te=cuda, checkpoint={**CHECKPOINT, **settings})  # fmt: skip
 
 
-def test_attention_dropout_where_flex_attention_runs():
+def test_attention_dropout():
     dropout = {**CHECKPOINT, "attention_dropout": 0.1}
-    assert build(checkpoint=dropout).attention_dropout == 0.1
-    with pytest.raises(ValueError, match=r"FlexAttention has none; give \+model.attention_dropout=0"):
-        build(cuda=True, te=True, checkpoint=dropout)
-    assert build("+model.attention_dropout=0", cuda=True, te=True, checkpoint=dropout).attention_dropout == 0
+    with pytest.raises(ValueError, match=r"attention of packed pairs has none; give \+model.attention_dropout=0"):
+        build(checkpoint=dropout)
+    assert build("+model.attention_dropout=0", checkpoint=dropout).attention_dropout == 0
 
 
 @pytest.mark.parametrize(("seq_length", "fits"), [(63, True), (64, True), (65, False)])
