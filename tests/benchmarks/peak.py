@@ -1,0 +1,112 @@
+"""How much of the machine's matmul peak a training step reaches, and what the rest of its time goes into.
+
+    python -m tests.benchmarks.peak               # writes docs/peak.json and .md
+    python -m tests.benchmarks.peak --profile     # prints the operators of one step by their time, instead
+
+The peak is measured before and after every step, so that what slows the machine down slows both. The operations are
+those that the model needs (core/flops.py): what is computed a second time does not count.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from nemo_minordpo import host
+from tests.benchmarks import Settings
+from tests.benchmarks.inputs import Inputs, make_inputs
+
+# (model, pairs a step)
+CASES = (("30M", 64), ("135M", 8), ("135M", 32))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/gsm8k"), help="folder of GSM8K's train.jsonl")
+    parser.add_argument("--work", type=Path, default=Path("runs/bench"), help="folder for models and pairs")
+    parser.add_argument("--output", type=Path, default=Path("docs/peak"), help="name of the results, no suffix")
+    parser.add_argument("--steps", type=int, default=5, help="that count; one more warms up")
+    parser.add_argument("--model", choices=["30M", "135M"], help="not given = both")
+    parser.add_argument("--profile", action="store_true")
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    inputs = make_inputs(given.data, given.work.absolute())
+    rows = []
+    for model, pairs in CASES:
+        if given.model in (None, model):
+            # a process each: NeMo sets a process up for one model
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+                row = process.submit(run_case, inputs, model, pairs, given.steps, given.profile).result()
+            rows.append({"model": model, "pairs": pairs, **row})
+    if not given.profile:
+        given.output.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+        given.output.with_suffix(".md").write_text(table(rows))
+
+
+def run_case(inputs: Inputs, model: str, pairs: int, steps: int, with_profile: bool) -> dict[str, Any]:
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "peak"}
+    host.prepare()
+    from tests.benchmarks.ours_worker import build_trainer
+
+    settings = Settings(
+        hf=str(inputs.hf[model]), nemo=str(inputs.nemo[model]), pairs=str(inputs.pairs["zero-shot"]),
+        global_batch_size=pairs, micro_batch_size=1, seq_length=4096, beta=0.1, lr=1e-6, tensor_parallel=1,
+        threads=len(os.sched_getaffinity(0)), steps=steps + 1,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build_trainer(settings, Path(folder))
+        if not with_profile:
+            return measure(trainer)
+        profile(trainer)
+        return {}
+
+
+def measure(trainer: Any) -> dict[str, Any]:
+    """Seconds, peak and share of each step but the first."""
+    import torch
+
+    from nemo_minordpo.train.throughput import measure_matmul_peak
+    from tests.benchmarks.ours_worker import batches_in_file_order
+
+    seconds, shares, peaks = [], [], [measure_matmul_peak(torch.float32)]
+    for coming in batches_in_file_order(trainer):
+        values = trainer._train_step(coming).values
+        peaks.append(measure_matmul_peak(torch.float32))
+        seconds.append(values["step_s"])
+        shares.append(values["model_tflops"] * 1e12 / statistics.mean(peaks[-2:]))
+        print(f"{seconds[-1]:.2f} s, {shares[-1]:.1%} of {peaks[-1] / 1e9:.0f} GFLOP/s", file=sys.stderr)
+    return {"seconds": seconds[1:], "shares": shares[1:], "peak_gflops": statistics.median(peaks) / 1e9}
+
+
+def profile(trainer: Any) -> None:
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as torch_profile
+
+    from tests.benchmarks.ours_worker import batches_in_file_order
+
+    batches = batches_in_file_order(trainer)
+    trainer._train_step(next(batches))
+    with torch_profile(activities=[ProfilerActivity.CPU], record_shapes=True) as record:
+        trainer._train_step(next(batches))
+    print(record.key_averages().table(sort_by="self_cpu_time_total", row_limit=40, max_name_column_width=60))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| model | pairs a step | s a step | share of the peak (lowest-highest) |", "|---|---:|---:|---:|"]
+    lines += [
+        f"| {row['model']} | {row['pairs']} | {statistics.median(row['seconds']):.2f} "
+        f"| {statistics.median(row['shares']):.0%} ({min(row['shares']):.0%}-{max(row['shares']):.0%}) |"
+        for row in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
