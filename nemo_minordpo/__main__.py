@@ -16,7 +16,9 @@ The road in order; each command reads files and writes files:
   minordpo import-hf hf/base base.nemo                     Hugging Face -> .nemo
   minordpo verify hf/base base.nemo                        the two give the same logits
   minordpo reference KEY=VALUE ...                         what the reference says of the pairs, once for many runs
+  minordpo plan KEY=VALUE ...                              layout, memory, time, before anything waits in a queue
   minordpo train model.dpo.preference_loss=minordpo ...    .nemo + pairs -> a run folder
+  minordpo status runs/minordpo                            where a run is, and what happened to it
   minordpo export-hf runs/minordpo hf/minordpo             run folder -> Hugging Face
   minordpo evaluate hf/minordpo gsm8k/test.jsonl runs/minordpo/evaluation
   minordpo report runs/dpo runs/minordpo --output report   one table, one figure
@@ -47,7 +49,9 @@ _add(app, "gguf-to-hf", models.gguf_to_hf)
 _add(app, "import-hf", models.import_hf)
 _add(app, "verify", models.verify)
 _add(app, "reference", training.reference, **_OVERRIDES)
+_add(app, "plan", training.plan, **_OVERRIDES)
 _add(app, "train", training.train, **_OVERRIDES)
+_add(app, "status", training.status)
 _add(app, "export-hf", models.export_hf)
 _add(app, "evaluate", results.evaluate)
 _add(app, "report", results.report)

@@ -100,6 +100,39 @@ class StepMetrics:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunEvent:
+    """One line of a run's `events.jsonl`: started, saved, not_saved, damaged, stopped, complete."""
+
+    time: str  # UTC
+    attempt: int
+    job: str
+    event: str
+    step: int  # optimizer steps done
+    detail: str = ""
+    max_steps: int = 0  # of the whole run; `started` alone says it
+
+    @classmethod
+    def from_json(cls, text: str) -> "RunEvent":
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """What broke on a rank; a file of a run's `failures/`."""
+
+    time: str  # UTC
+    job: str
+    rank: int
+    node: str
+    error: str  # one line
+    traceback: str
+
+    @classmethod
+    def from_json(cls, text: str) -> "Failure":
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prediction:
     """One answered question; a line of `predictions.jsonl`. Numbers are strings as core/gsm8k.py normalises them."""
 
@@ -228,6 +261,11 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
     exists = any(path.iterdir()) if path.is_dir() else path.exists()
     if exists and not overwrite:
         raise ValueError(f"{path} exists already: choose another place, or pass --overwrite to replace it")
+
+
+def utc_now() -> str:
+    """ISO 8601, to the microsecond: texts that sort as times do."""
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
 
 
 def installed_versions() -> dict[str, str]:

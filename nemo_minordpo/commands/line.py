@@ -13,7 +13,8 @@ Tokenizer = Annotated[Path | None, typer.Option(help="Folder of the model's toke
 
 # typer puts groups behind commands
 _ORDER = (
-    "doctor", "prepare", "gguf-to-hf", "import-hf", "verify", "reference", "train", "export-hf",
+    "doctor", "prepare", "gguf-to-hf", "import-hf", "verify", "reference", "plan", "train", "status",
+    "export-hf",
     "evaluate", "report", "pipeline",
 )  # fmt: skip
 PLAIN: dict[str, Any] = {

@@ -7,10 +7,18 @@ knows.
 
 from nemo_minordpo.config.checks import closest, duration_in_seconds
 from nemo_minordpo.config.loading import CONF, compose, identity, load
-from nemo_minordpo.config.sections import DataSection, ModelSection, OptimSection, ScheduleSection, TrainConfig
+from nemo_minordpo.config.sections import (
+    CheckpointSection,
+    DataSection,
+    ModelSection,
+    OptimSection,
+    ScheduleSection,
+    TrainConfig,
+)
 
 __all__ = [
     "CONF",
+    "CheckpointSection",
     "DataSection",
     "ModelSection",
     "OptimSection",

@@ -2,7 +2,14 @@
 
 import difflib
 
-from nemo_minordpo.config.sections import DPOSection, OptimSection, PeftSection, TrainConfig
+from nemo_minordpo.config.sections import (
+    CheckpointSection,
+    DPOSection,
+    OptimSection,
+    PeftSection,
+    RunSection,
+    TrainConfig,
+)
 
 LORA_TARGETS = ("attention_qkv", "attention_dense", "mlp_fc1", "mlp_fc2", "attention", "mlp", "all")
 OPTIMIZERS = ("adam", "adamw", "sgd", "fused_adam", "mcore_distributed_optim", "distributed_fused_adam")
@@ -19,6 +26,7 @@ def problems_of(config: TrainConfig, *, loss_names: tuple[str, ...]) -> list[str
             *_optimizer_checks(model.optim),
             *_layout_checks(config),
             *_peft_checks(model.peft, model.optim),
+            *_checkpoint_checks(config.exp_manager.checkpoint_callback_params),
             (model.data.seq_length < 2, "model.data.seq_length must be >= 2 tokens"),
             (model.data.packed_sequence_size < 2, "model.data.packed_sequence_size must be >= 2 tokens"),
             (not model.data.data_prefix.train, "model.data.data_prefix.train is empty: name at least one jsonl file"),
@@ -31,7 +39,6 @@ def problems_of(config: TrainConfig, *, loss_names: tuple[str, ...]) -> list[str
             (loop.max_steps < -1 or loop.max_steps == 0, "trainer.dpo.max_steps must be >= 1, or -1 for no limit"),
             (loop.val_check_interval < 0, "trainer.dpo.val_check_interval must be >= 0 steps"),
             (loop.save_interval < 0, "trainer.dpo.save_interval must be >= 0 steps"),
-            (loop.keep_checkpoints < 1, "trainer.dpo.keep_checkpoints must be >= 1"),
             (loop.gradient_clip_val < 0, "trainer.dpo.gradient_clip_val must be >= 0"),
             (
                 loop.limit_val_batches is not None and loop.limit_val_batches < 1,
@@ -39,7 +46,7 @@ def problems_of(config: TrainConfig, *, loss_names: tuple[str, ...]) -> list[str
             ),
         )
         if wrong
-    ] + _duration_problem(config.exp_manager.max_time_per_run)
+    ] + _duration_problems(config.exp_manager)
 
 
 def _objective_checks(dpo: DPOSection, loss_names: tuple[str, ...]) -> list[tuple[bool, str]]:
@@ -152,22 +159,28 @@ def _layout_checks(config: TrainConfig) -> list[tuple[bool, str]]:
             f"trainer.precision={trainer.precision!r} is unknown; known: {', '.join(PRECISIONS)}",
         ),
     ]
-    if any(wrong for wrong, _ in checks):
-        return checks
-    ranks = trainer.num_nodes * trainer.devices
-    model_ranks = model.tensor_model_parallel_size * model.pipeline_model_parallel_size
-    split = f"tensor_model_parallel_size x pipeline_model_parallel_size = {model_ranks}"
-    checks.append((ranks % model_ranks != 0, f"{ranks} ranks (num_nodes x devices) cannot be divided by {split}"))
     return checks
 
 
-def _duration_problem(text: str | None) -> list[str]:
-    try:
-        if text is not None:
-            duration_in_seconds(text)
-    except ValueError as error:
-        return [str(error)]
-    return []
+def _checkpoint_checks(section: CheckpointSection) -> list[tuple[bool, str]]:
+    prefix = "exp_manager.checkpoint_callback_params"
+    return [
+        (section.keep_last < 1, f"{prefix}.keep_last must be >= 1"),
+        (section.save_top_k < 0, f"{prefix}.save_top_k must be >= 0"),
+        (section.mode not in ("min", "max"), f"{prefix}.mode={section.mode!r}: min or max expected"),
+    ]
+
+
+def _duration_problems(section: RunSection) -> list[str]:
+    problems = []
+    for name in ("max_time_per_run", "max_time_without_progress"):
+        text = getattr(section, name)
+        try:
+            if text is not None and duration_in_seconds(text) == 0 and name == "max_time_without_progress":
+                problems.append(f"exp_manager.{name} must be longer than 0; null = no limit")
+        except ValueError as error:
+            problems.append(f"exp_manager.{name}={error}")
+    return problems
 
 
 def duration_in_seconds(text: str) -> int:
@@ -178,7 +191,7 @@ def duration_in_seconds(text: str) -> int:
     """
     parts = text.split(":")
     if len(parts) != 4 or not all(part.isdigit() for part in parts):
-        raise ValueError(f"exp_manager.max_time_per_run={text!r}: DD:HH:MM:SS expected, such as 00:03:50:00")
+        raise ValueError(f"{text!r}: DD:HH:MM:SS expected, such as 00:03:50:00")
     days, hours, minutes, seconds = map(int, parts)
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 

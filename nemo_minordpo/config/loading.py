@@ -14,9 +14,10 @@ CONF = Path(__file__).parent.parent / "conf"
 # What may differ between the runs of one run folder: where it runs, how it reports and how often it saves.
 NOT_IDENTITY = (
     "trainer.num_nodes", "trainer.devices", "trainer.accelerator", "trainer.dpo.save_interval",
-    "trainer.dpo.keep_checkpoints", "trainer.dpo.val_check_interval", "trainer.dpo.limit_val_batches",
+    "trainer.dpo.val_check_interval", "trainer.dpo.limit_val_batches",
     "trainer.dpo.save_nemo", "exp_manager.explicit_log_dir", "exp_manager.create_tensorboard_logger",
     "exp_manager.create_wandb_logger", "exp_manager.wandb_logger_kwargs", "exp_manager.max_time_per_run",
+    "exp_manager.max_time_without_progress", "exp_manager.checkpoint_callback_params",
     "model.data.packed_sequence_size", "model.dpo.reference_cache", "model.peft.restore_from_path",
     "model.tensor_model_parallel_size", "model.pipeline_model_parallel_size",
     "model.sequence_parallel", "model.activations_checkpoint_granularity", "model.activations_checkpoint_method",

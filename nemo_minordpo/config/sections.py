@@ -112,7 +112,6 @@ class TrainerDPOSection:
     val_check_interval: int = 0  # steps; 0 = once, at the end
     limit_val_batches: int | None = None  # null = the whole validation set
     save_interval: int = 0  # steps; 0 = once, at the end
-    keep_checkpoints: int = 2  # newest ones that stay on disk
     gradient_clip_val: float = 1.0  # norm over all parameters; 0 = no clipping
     save_nemo: bool = True  # write model.nemo at the end
 
@@ -129,14 +128,27 @@ class TrainerSection:
 
 
 @dataclass
+class CheckpointSection:
+    """`exp_manager.checkpoint_callback_params`: which checkpoints stay on the disk."""
+
+    keep_last: int = 2  # the newest; the last but one is there in case that the last is damaged
+    save_top_k: int = 0  # beside them, the best ones by `monitor`
+    monitor: str = "loss"  # a metric of the validation after the step of the checkpoint
+    mode: str = "min"  # or "max"
+
+
+@dataclass
 class RunSection:
-    """`exp_manager`: the run folder and the loggers."""
+    """`exp_manager`: the run folder, the loggers, and what ends a run early."""
 
     explicit_log_dir: str = MISSING  # the run folder; the same command resumes it
     create_tensorboard_logger: bool = True
     create_wandb_logger: bool = False
     wandb_logger_kwargs: dict[str, Any] = field(default_factory=dict)
     max_time_per_run: str | None = None  # DD:HH:MM:SS; then a checkpoint is saved and the run can be resumed
+    # DD:HH:MM:SS; a rank ends when no step, validation batch or checkpoint ended for so long; null = never
+    max_time_without_progress: str | None = "00:01:00:00"
+    checkpoint_callback_params: CheckpointSection = field(default_factory=CheckpointSection)
 
 
 @dataclass

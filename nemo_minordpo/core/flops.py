@@ -48,12 +48,16 @@ class ModelSize:
         """Forward and backward: three times the forward pass; linear layers twice where they are ``frozen`` (LoRA)."""
         return (2 if frozen else 3) * self._linear_flops(work) + 3 * self._attention_flops(work)
 
-    def _linear_flops(self, work: StepWork) -> int:
+    @property
+    def weights_of_layer(self) -> int:
+        """Of its linear layers: attention's four and the MLP's two, or three where it is gated."""
         hidden, projected = self.hidden_size, self.num_heads * self.head_size
         attention_weights = hidden * (2 * projected + 2 * self.num_query_groups * self.head_size)
-        mlp_weights = (3 if self.gated else 2) * hidden * self.ffn_hidden_size
-        layers = self.num_layers * 2 * (attention_weights + mlp_weights) * work.unique_tokens
-        return layers + 2 * hidden * self.vocab_size * work.targets
+        return attention_weights + (3 if self.gated else 2) * hidden * self.ffn_hidden_size
+
+    def _linear_flops(self, work: StepWork) -> int:
+        layers = self.num_layers * 2 * self.weights_of_layer * work.unique_tokens
+        return layers + 2 * self.hidden_size * self.vocab_size * work.targets
 
     def _attention_flops(self, work: StepWork) -> int:
         return self.num_layers * 4 * self.num_heads * self.head_size * work.attended

@@ -1,10 +1,12 @@
-"""Checkpoints of a run: distributed, complete or absent, readable at any layout.
+"""Checkpoints of a run: distributed, complete or absent, verified, readable at any layout.
 
 `checkpoints/step_000120/` holds model, optimizer and counters in Megatron's torch_dist format. It is written under a
-temporary name and renamed by rank 0 when every rank is done.
+temporary name with the attempt's number in it, forced to the disk, and renamed by rank 0 when every rank is done.
+`files.json` in it has size and sha256 of every file; what does not match it is set aside when a run goes on.
 """
 
 import json
+import os
 import re
 import shutil
 from dataclasses import asdict, dataclass
@@ -19,8 +21,16 @@ from megatron.core.dist_checkpointing.optimizer import get_param_id_to_sharded_p
 from nemo.core.optim.optimizers import init_optimizer_states
 from torch.distributed.checkpoint.api import CheckpointException
 
+from nemo_minordpo.config import CheckpointSection
+from nemo_minordpo.records import sha256_of_file, write_json
+from nemo_minordpo.train.attempt import Attempt
+from nemo_minordpo.train.stopping import signals_kept_from_children
+
 _NAME = re.compile(r"step_(\d+)")
+_FILES = "files.json"
 _TORCH_OPTIMIZERS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+# What reading or writing a checkpoint raises, torch's, Megatron's and the system's.
+_FAULTS = (OSError, EOFError, KeyError, RuntimeError, UnpicklingError, CheckpointException, CheckpointingException)
 
 
 @dataclass(frozen=True)
@@ -31,34 +41,97 @@ class Progress:
     consumed_pairs: int = 0
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the most steps, if there is one."""
-    found = _all(folder)
-    return found[-1] if found else None
+def newest_intact_checkpoint(folder: Path, attempt: Attempt) -> Path | None:
+    """The checkpoint with the most steps whose files are what was written; collective.
+
+    A damaged one is renamed to `damaged_step_*`, noted, and the one before it is looked at.
+    """
+    while True:
+        paths = _all(folder)
+        if not paths:
+            return None
+        path = paths[-1]
+        fault = _first_of_ranks(_damage(path))
+        if not fault:
+            return path
+        if _is_first_rank():
+            attempt.check()
+            aside = path.with_name(f"damaged_{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            attempt.note("damaged", step=_step_of(path), detail=f"{path}: {fault}; set aside as {aside.name}")
+        torch.distributed.barrier()
 
 
-def save_checkpoint(folder: Path, *, strategy: Any, model: Any, optimizer: Any, progress: Progress, keep: int) -> Path:
-    """Write a checkpoint with every rank, then remove those beyond the newest ``keep``."""
+def save_checkpoint(
+    folder: Path,
+    *,
+    strategy: Any,
+    model: Any,
+    optimizer: Any,
+    progress: Progress,
+    attempt: Attempt,
+    keep: CheckpointSection,
+    monitored: float | None,
+) -> Path:
+    """Write a checkpoint with every rank, then remove those that are not to be kept.
+
+    Args:
+        folder: of all checkpoints.
+        strategy, model, optimizer, progress: what is saved.
+        attempt: whose files they are.
+        keep: which of the checkpoints stay.
+        monitored: `keep.monitor` of the last validation, if there was one after this step.
+
+    Raises:
+        RuntimeError: it could not be written; those before it are what they were.
+        ReplacedError: another attempt has the run.
+    """
     path = folder / f"step_{progress.step:06d}"
-    temporary = folder / f".{path.name}.tmp"
+    temporary = folder / f".{path.name}.attempt_{attempt.number}.tmp"
     if _is_first_rank():
+        attempt.check()
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     torch.distributed.barrier()
-    state, steps = _sharded_state(strategy, model, optimizer, is_loading=False)
-    state["progress"] = asdict(progress)
-    state["optimizer_steps"] = steps
-    strategy.unwrapped_checkpoint_io.save_checkpoint(state, str(temporary))
-    torch.distributed.barrier()
-    if _is_first_rank():
-        # for people and tools; what resumes a run is inside the checkpoint
-        (temporary / "progress.json").write_text(json.dumps(asdict(progress)) + "\n")
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.rename(path)
-        for old in _all(folder)[:-keep]:
-            shutil.rmtree(old)
+    try:
+        state, steps = _sharded_state(strategy, model, optimizer, is_loading=False)
+        state["progress"] = asdict(progress)
+        state["optimizer_steps"] = steps
+        with signals_kept_from_children():
+            strategy.unwrapped_checkpoint_io.save_checkpoint(state, str(temporary))
+        torch.distributed.barrier()
+        if _is_first_rank():
+            # for people and tools; what resumes a run is inside the checkpoint
+            (temporary / "progress.json").write_text(json.dumps({**asdict(progress), "monitored": monitored}) + "\n")
+        torch.distributed.barrier()
+        files = _digests_to_disk(temporary)
+        if _is_first_rank():
+            write_json(temporary / _FILES, files)
+            for item in (temporary / _FILES, temporary):
+                _to_disk(item)
+            attempt.check()
+            shutil.rmtree(path, ignore_errors=True)
+            temporary.rename(path)
+            _to_disk(folder)
+            attempt.note("saved", step=progress.step)
+            for old in _not_kept(folder, keep):
+                shutil.rmtree(old)
+    except _FAULTS as error:
+        # the other ranks are stopped by whoever started them; none of them can go on without this one
+        intact = [other.name for other in _all(folder) if other != path]
+        raise RuntimeError(
+            f"{path} cannot be written: {_reason(error)}; intact: {', '.join(intact) or 'none before it'}"
+        ) from error
     torch.distributed.barrier()
     return path
+
+
+def remove_leftovers(folder: Path, attempt: Attempt) -> None:
+    """Take away what attempts before this one did not finish; of the first rank. They would fill the disk."""
+    attempt.check()
+    for path in folder.glob(".step_*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def load_checkpoint(path: Path, *, strategy: Any, model: Any, optimizer: Any) -> Progress:
@@ -68,22 +141,13 @@ def load_checkpoint(path: Path, *, strategy: Any, model: Any, optimizer: Any) ->
         ValueError: the folder cannot be read as a checkpoint of this model.
     """
     state, _ = _sharded_state(strategy, model, optimizer, is_loading=True)
-    unreadable = (
-        OSError,
-        EOFError,
-        KeyError,
-        RuntimeError,
-        UnpicklingError,
-        CheckpointException,
-        CheckpointingException,
-    )
     try:
         common = dist_checkpointing.load_common_state_dict(path)
         loaded = strategy.unwrapped_checkpoint_io.load_checkpoint(str(path), sharded_state_dict=state)
         progress = Progress(**common["progress"])
-    except unreadable as error:
+    except _FAULTS as error:
         raise ValueError(
-            f"{path} is damaged, or no checkpoint of this run ({type(error).__name__}: {error}); "
+            f"{path} is no checkpoint of this run ({type(error).__name__}: {error}); "
             "take the folder away, and the run goes on from the one before it"
         ) from error
     for module in model.get_model_module_list():
@@ -120,6 +184,75 @@ def _sharded_state(strategy: Any, model: Any, optimizer: Any, *, is_loading: boo
     )
     optim_state_to_sharding_state(state, by_id)
     return {"model": weights, "optimizer": state}, next(iter(steps), None)
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with this rank's share of the files of a checkpoint; empty: nothing."""
+    try:
+        written = json.loads((path / _FILES).read_text(encoding="utf-8"))
+        found = {file.name for file in path.iterdir()} - {_FILES}
+        if found != written.keys():
+            return f"other files than were written: {', '.join(sorted(found ^ written.keys()))}"
+        for name in _share(sorted(written)):
+            size, digest = written[name]
+            if (path / name).stat().st_size != size:
+                return f"{name} has {(path / name).stat().st_size} bytes, {size} were written"
+            if sha256_of_file(path / name) != digest:
+                return f"{name} is not what was written"
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _digests_to_disk(path: Path) -> dict[str, tuple[int, str]]:
+    """{file: (bytes, sha256)}; each rank reads its share, and forces it to the disk."""
+    own = {}
+    for name in _share(sorted(file.name for file in path.iterdir())):
+        _to_disk(path / name)
+        own[name] = ((path / name).stat().st_size, sha256_of_file(path / name))
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, own)
+    return dict(sorted(item for part in parts for item in part.items()))
+
+
+def _share(names: list[str]) -> list[str]:
+    return names[torch.distributed.get_rank() :: torch.distributed.get_world_size()]
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until the system has written a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _first_of_ranks(fault: str) -> str:
+    """The first rank's fault that has one; the same on every rank."""
+    faults: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(faults, fault)
+    return next((text for text in faults if text), "")
+
+
+def _not_kept(folder: Path, keep: CheckpointSection) -> list[Path]:
+    """All but the newest `keep_last` and, by the monitored metric, the best `save_top_k`."""
+    paths = _all(folder)
+    values = {path: json.loads((path / "progress.json").read_text()).get("monitored") for path in paths}
+    sign = 1 if keep.mode == "min" else -1
+    ranked = sorted((path for path in paths if values[path] is not None), key=lambda path: sign * values[path])
+    kept = {*paths[-keep.keep_last :], *ranked[: keep.save_top_k]}
+    return [path for path in paths if path not in kept]
+
+
+def _reason(error: BaseException) -> str:
+    """The system's own words where they are hidden in a chain of exceptions: "No space left on device"."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.strerror:
+            return f"{link.strerror} ({link.filename or 'while writing'})"
+        link = link.__cause__ or link.__context__
+    return f"{type(error).__name__}: {error}"
 
 
 def _all(folder: Path) -> list[Path]:

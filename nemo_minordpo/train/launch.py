@@ -9,12 +9,13 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from nemo_minordpo import host
-from nemo_minordpo.config import DataSection, TrainConfig, compose, load
+from nemo_minordpo.config import DataSection, TrainConfig, closest, compose, load
 from nemo_minordpo.core.losses import LOSSES
+from nemo_minordpo.core.metrics import PAIR_METRICS
 from nemo_minordpo.records import write_text
 from nemo_minordpo.train.dataset import segment_lengths_of
 from nemo_minordpo.train.model_config import build_model_config, read_checkpoint_config
-from nemo_minordpo.train.run_folder import RunFolder, is_first_process
+from nemo_minordpo.train.run_folder import RunFolder, rank_of_process
 from nemo_minordpo.train.tokens import expand_files, load_arrays, tokenize_files
 
 # How the ranks that torchrun starts are told to stop before the first step.
@@ -38,11 +39,11 @@ def main(overrides: list[str], *, only_reference: bool = False) -> None:
             f"trainer.num_nodes={config.trainer.num_nodes}: start one process a rank with srun or torchrun: "
             "torchrun --nnodes=... --nproc-per-node=... -m nemo_minordpo.train KEY=VALUE ..."
         )
-    if is_first_process():
+    if rank_of_process() == 0:
         prepare_run(config)
     folder = RunFolder(Path(config.exp_manager.explicit_log_dir))
     if folder.nemo.exists():
-        if is_first_process():
+        if rank_of_process() == 0:
             Console(stderr=True).print(f"this run is complete: {folder.nemo}", highlight=False, soft_wrap=True)
         return
     if started_by_launcher or config.trainer.num_nodes * config.trainer.devices == 1:
@@ -59,6 +60,7 @@ def prepare_run(config: TrainConfig) -> None:
     model_config = build_model_config(
         config, read_checkpoint_config(checkpoint), cuda=host.has_cuda(), te=host.has_transformer_engine()
     )
+    _check_monitor(config)
     data = config.model.data
     files = {
         split: expand_files(patterns)
@@ -85,6 +87,16 @@ def prepare_run(config: TrainConfig) -> None:
     )
     # for export-hf, which may be asked for a checkpoint of a run that is not finished
     write_text(folder.path / "model_config.yaml", OmegaConf.to_yaml(model_config))
+
+
+def _check_monitor(config: TrainConfig) -> None:
+    section = config.exp_manager.checkpoint_callback_params
+    name = f"exp_manager.checkpoint_callback_params.monitor={section.monitor}"
+    if section.monitor not in PAIR_METRICS:
+        hint = closest(section.monitor, list(PAIR_METRICS))
+        raise ValueError(f"{name}: validation gives {', '.join(PAIR_METRICS)}{hint}")
+    if section.save_top_k and not config.model.data.data_prefix.validation:
+        raise ValueError(f"{name}: there are no validation pairs (model.data.data_prefix.validation)")
 
 
 def _weights(config: TrainConfig) -> list[Path]:

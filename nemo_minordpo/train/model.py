@@ -25,6 +25,7 @@ from nemo_minordpo.core.metrics import PAIR_METRICS, means_of, pair_metric_sums
 from nemo_minordpo.host.attention import with_pair_attention
 from nemo_minordpo.train.adapters import sharded_adapters
 from nemo_minordpo.train.dataset import MicroBatch, StepBatch, split_pairs
+from nemo_minordpo.train.model_config import model_size
 
 
 class PackedPairsGPTModel(MCoreGPTModel):
@@ -180,17 +181,7 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
     @property
     def size(self) -> ModelSize:
         """What the model's floating-point operations are counted from."""
-        cfg = self.cfg
-        return ModelSize(
-            num_layers=cfg.num_layers,
-            hidden_size=cfg.hidden_size,
-            ffn_hidden_size=cfg.ffn_hidden_size,
-            num_heads=cfg.num_attention_heads,
-            num_query_groups=cfg.get("num_query_groups") or cfg.num_attention_heads,
-            head_size=cfg.get("kv_channels") or cfg.hidden_size // cfg.num_attention_heads,
-            vocab_size=cfg.get("unpadded_vocab_size") or cfg.get("override_vocab_size") or self.padded_vocab_size,
-            gated=self.transformer_config.gated_linear_unit,
-        )
+        return model_size(self.cfg, vocab_size=self.padded_vocab_size)
 
     def _run_schedule(self, batch: StepBatch, *, forward_only: bool, logprobs_only: bool) -> list[Tensor]:
         set_sync_funcs(self, forward_only)

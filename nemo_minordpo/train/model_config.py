@@ -9,6 +9,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_minordpo.config import ModelSection, TrainConfig, closest
+from nemo_minordpo.core.flops import ModelSize
+from nemo_minordpo.train.layout import layout_problems
 
 _CONFIG_NAME = "model_config.yaml"
 # Kernels that need CUDA; and weights are made where they stay.
@@ -22,8 +24,6 @@ _WITHOUT_CUDA = {
 }
 # What NeMo's DPO model reads of `model.data`, though our own dataset takes its place.
 _UNUSED_DATA = {"data_impl": "jsonl", "splits_string": None, "index_mapping_dir": None, "skip_warmup": True}
-# Sizes that a layer is split by; a layout that does not divide them is refused before anything is built.
-_SPLIT_BY_TENSOR_PARALLEL = ("num_attention_heads", "num_query_groups", "ffn_hidden_size", "override_vocab_size")
 
 
 def read_checkpoint_config(path: Path) -> DictConfig:
@@ -95,6 +95,25 @@ def build_model_config(config: TrainConfig, checkpoint: DictConfig, *, cuda: boo
     return model
 
 
+def model_size(model: Any, *, vocab_size: int) -> ModelSize:
+    """Sizes that operations and memory are counted from.
+
+    Args:
+        model: a model configuration as :func:`build_model_config` gives it.
+        vocab_size: of the tokenizer, for a configuration that names none itself.
+    """
+    return ModelSize(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_heads=model.num_attention_heads,
+        num_query_groups=model.get("num_query_groups") or model.num_attention_heads,
+        head_size=model.get("kv_channels") or model.hidden_size // model.num_attention_heads,
+        vocab_size=model.get("unpadded_vocab_size") or model.get("override_vocab_size") or vocab_size,
+        gated=str(model.get("activation", "gelu")).removeprefix("fast-") in ("swiglu", "geglu", "reglu"),
+    )
+
+
 def _peft_settings(config: TrainConfig) -> dict[str, Any]:
     settings = asdict(config.model.peft)
     lora = settings["lora_tuning"]
@@ -134,24 +153,7 @@ def _optimizer_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def _check(config: TrainConfig, model: DictConfig, *, cuda: bool, te: bool) -> None:
-    problems = []
-    tp, pp = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
-    for key in _SPLIT_BY_TENSOR_PARALLEL:
-        size = model.get(key)
-        if size is not None and size % tp:
-            fitting = [
-                n for n in range(1, size + 1) if all((model.get(k) or n) % n == 0 for k in _SPLIT_BY_TENSOR_PARALLEL)
-            ]
-            problems.append(
-                f"model.tensor_model_parallel_size={tp} does not divide the model's {key}={size}; "
-                f"possible: {', '.join(map(str, fitting))}"
-            )
-    if model.num_layers % pp:
-        fitting = [n for n in range(1, model.num_layers + 1) if model.num_layers % n == 0]
-        problems.append(
-            f"model.pipeline_model_parallel_size={pp} does not divide the model's num_layers={model.num_layers}; "
-            f"possible: {', '.join(map(str, fitting))}"
-        )
+    problems = layout_problems(model, num_nodes=config.trainer.num_nodes, devices=config.trainer.devices)
     if model.tokenizer.library != "huggingface":
         problems.append(f"model.tokenizer.library={model.tokenizer.library}: huggingface expected")
     if not cuda and config.trainer.precision != "32-true":

@@ -9,7 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nemo_minordpo.config import TrainConfig
 from nemo_minordpo.host import StandIn
-from nemo_minordpo.records import StepMetrics
+from nemo_minordpo.records import StepMetrics, to_json_line
+from nemo_minordpo.train.attempt import Attempt
 from nemo_minordpo.train.run_folder import RunFolder
 
 
@@ -17,10 +18,16 @@ class RunLog:
     """Takes each line of metrics; does nothing on other ranks than the first."""
 
     def __init__(
-        self, config: TrainConfig, folder: RunFolder, *, stand_ins: list[StandIn], is_first_rank: bool
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        attempt: Attempt,
+        *,
+        stand_ins: list[StandIn],
+        is_first_rank: bool,
     ) -> None:
         """`stand_ins`: named once, so that a run without a GPU says so."""
-        self._config, self._folder, self._active = config, folder, is_first_rank
+        self._config, self._folder, self._attempt, self._active = config, folder, attempt, is_first_rank
         self._console = Console(stderr=True)
         self._loggers = _loggers(config, folder) if is_first_rank else []
         self._bar: Progress | None = None
@@ -35,14 +42,17 @@ class RunLog:
         if not self._active:
             yield
             return
-        self._folder.forget_after(resumed)
+        self._attempt.check()
         if resumed:
             self._say(f"going on at step {resumed} of {max_steps}")
         columns = (
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[values]}"),
         )  # fmt: skip
-        with Progress(*columns, console=self._console, redirect_stdout=False) as bar:
+        with (
+            self._folder.open_metrics(after=resumed) as self._metrics,
+            Progress(*columns, console=self._console, redirect_stdout=False) as bar,
+        ):
             title = f"training {self._config.model.dpo.preference_loss}"
             self._task = bar.add_task(title, total=max_steps, completed=resumed, values="")
             self._bar = bar
@@ -51,7 +61,8 @@ class RunLog:
     def __call__(self, line: StepMetrics) -> None:
         if not self._active:
             return
-        self._folder.append(line)
+        self._attempt.check()
+        self._metrics.write(to_json_line(line))
         for logger in self._loggers:
             logger.log_metrics({f"{line.split}/{name}": value for name, value in line.values.items()}, line.step)
         shown = _summary(line)
@@ -62,15 +73,13 @@ class RunLog:
             if not self._console.is_terminal:
                 self._say(f"step {line.step}: {shown}")
 
-    def finish(self, *, complete: bool) -> None:
-        """Close the loggers and say where things are."""
+    def finish(self, *, reason: str) -> None:
+        """Close the loggers and say where things are; `reason` why the run was stopped, empty: it is complete."""
         for logger in self._loggers:
             logger.finalize("success")
         if self._active:
             where = self._folder.nemo if self._config.trainer.dpo.save_nemo else self._folder.checkpoints
-            self._say(
-                f"done: {where}" if complete else "time limit reached: a checkpoint is saved, the same command goes on"
-            )
+            self._say(f"{reason}: a checkpoint is saved, the same command goes on" if reason else f"done: {where}")
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True)

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from nemo_minordpo import host
-from nemo_minordpo.config import TrainConfig
+from nemo_minordpo.config import TrainConfig, duration_in_seconds
+from nemo_minordpo.train.attempt import Attempt, ReplacedError, record_failure
 from nemo_minordpo.train.model_config import build_model_config, read_checkpoint_config
-from nemo_minordpo.train.run_folder import RunFolder
+from nemo_minordpo.train.run_folder import RunFolder, rank_of_process
+from nemo_minordpo.train.stopping import StallWatch, StopRequest
 from nemo_minordpo.train.tokens import load_arrays
 
 
@@ -21,6 +23,19 @@ def run_rank(config: TrainConfig, *, only_reference: bool = False) -> bool:
         config: the run's.
         only_reference: stop before the first step: the reference log-probabilities are kept then.
     """
+    folder = RunFolder(Path(config.exp_manager.explicit_log_dir))
+    stop = StopRequest(max_seconds=_seconds(config.exp_manager.max_time_per_run))
+    stop.listen()
+    try:
+        return _run_rank(config, folder, stop, only_reference=only_reference)
+    except ReplacedError:
+        raise
+    except Exception as error:
+        record_failure(folder.path, error, rank=rank_of_process())
+        raise
+
+
+def _run_rank(config: TrainConfig, folder: RunFolder, stop: StopRequest, *, only_reference: bool) -> bool:
     # the checkpoint writer forks, at which the threads of tokenizers warn
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     stand_ins = host.prepare()
@@ -29,20 +44,45 @@ def run_rank(config: TrainConfig, *, only_reference: bool = False) -> bool:
     from nemo_minordpo.train.progress import RunLog
 
     _quiet_nemo()
-    folder = RunFolder(Path(config.exp_manager.explicit_log_dir))
     trainer = set_up(config, folder)
     if only_reference:
         torch.distributed.destroy_process_group()
         return False
-    log = RunLog(config, folder, stand_ins=stand_ins, is_first_rank=torch.distributed.get_rank() == 0)
-    resumed = trainer.resume().step
-    with log.training(resumed=resumed, max_steps=trainer.max_steps):
-        complete = trainer.fit(log)
-    if complete and config.trainer.dpo.save_nemo:
-        _save_nemo(trainer.model, folder)
-    log.finish(complete=complete)
+    attempt, is_first = _claim(folder), torch.distributed.get_rank() == 0
+    watch = StallWatch(
+        max_seconds=_seconds(config.exp_manager.max_time_without_progress),
+        on_stall=lambda reason: record_failure(folder.path, reason, rank=rank_of_process()),
+    )
+    log = RunLog(config, folder, attempt, stand_ins=stand_ins, is_first_rank=is_first)
+    resumed = trainer.resume(attempt).step
+    if is_first:
+        attempt.note("started", step=resumed, detail=_layout(config), max_steps=trainer.max_steps)
+    try:
+        with log.training(resumed=resumed, max_steps=trainer.max_steps):
+            reason = trainer.fit(log, attempt=attempt, stop=stop, watch=watch)
+        if not reason and config.trainer.dpo.save_nemo:
+            watch.beat("model.nemo")
+            _save_nemo(trainer.model, folder, attempt)
+    finally:
+        watch.rest()
+    if is_first:
+        attempt.note("stopped" if reason else "complete", step=trainer.progress.step, detail=reason)
+    log.finish(reason=reason)
     torch.distributed.destroy_process_group()
-    return complete
+    return not reason
+
+
+def _seconds(duration: str | None) -> int | None:
+    return None if duration is None else duration_in_seconds(duration)
+
+
+def _layout(config: TrainConfig) -> str:
+    trainer, model = config.trainer, config.model
+    split = model.tensor_model_parallel_size * model.pipeline_model_parallel_size
+    return (
+        f"{trainer.num_nodes} nodes x {trainer.devices} ranks: TP={model.tensor_model_parallel_size} x "
+        f"PP={model.pipeline_model_parallel_size} x DP={trainer.num_nodes * trainer.devices // split}"
+    )
 
 
 def set_up(config: TrainConfig, folder: RunFolder) -> Any:
@@ -86,6 +126,20 @@ def set_up(config: TrainConfig, folder: RunFolder) -> Any:
         checkpoints=folder.checkpoints,
         throughput=_throughput(model),
     )
+
+
+def _claim(folder: RunFolder) -> Attempt:
+    """The run is this attempt's from now on; every rank knows its number."""
+    import torch
+
+    from nemo_minordpo.train.checkpoints import remove_leftovers
+
+    claimed: list[Any] = [None]
+    if torch.distributed.get_rank() == 0:
+        claimed = [Attempt.claim(folder.path)]
+        remove_leftovers(folder.checkpoints, claimed[0])
+    torch.distributed.broadcast_object_list(claimed)
+    return claimed[0]
 
 
 def _lightning_trainer(config: TrainConfig, model_config: Any) -> Any:
@@ -175,13 +229,13 @@ def _throughput(model: Any) -> Any:
     return Throughput(size=model.size, matmul_peak=peak.item(), frozen=model.use_peft)
 
 
-def _save_nemo(model: Any, folder: RunFolder) -> None:
+def _save_nemo(model: Any, folder: RunFolder, attempt: Attempt) -> None:
     """`model.nemo`, through a folder of its own: NeMo stages beside the file and trips over leftovers."""
     import shutil
 
     import torch
 
-    staging = folder.path / ".model.nemo.tmp"
+    staging = folder.path / f".model.nemo.attempt_{attempt.number}.tmp"
     if torch.distributed.get_rank() == 0:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
@@ -189,6 +243,7 @@ def _save_nemo(model: Any, folder: RunFolder) -> None:
     model.save_to(str(staging / "model.nemo"))
     torch.distributed.barrier()
     if torch.distributed.get_rank() == 0:
+        attempt.check()
         os.replace(staging / "model.nemo", folder.nemo)
         shutil.rmtree(staging)
     torch.distributed.barrier()

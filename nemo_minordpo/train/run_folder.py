@@ -4,6 +4,7 @@ config.yaml            the resolved configuration
 manifest.json          inputs with sha256, versions, commit
 data/train, data/validation   token arrays, `left_out_pairs.jsonl`, `counts.json`
 metrics.jsonl          one line a step (records.StepMetrics)
+events.jsonl, failures/, attempt.json   what happened to the run, and who writes it (attempt.py)
 checkpoints/step_*     what a stopped run goes on from
 model.nemo             the trained model, at the end
 """
@@ -15,7 +16,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from omegaconf import OmegaConf
 
@@ -26,7 +27,6 @@ from nemo_minordpo.records import (
     differences,
     read_lines,
     sha256_of_file,
-    to_json_line,
     write_text,
 )
 
@@ -75,7 +75,7 @@ class RunFolder:
             self._refuse_another_run(settings)
             make_data()
             return
-        leftovers = {"data", "manifest.json"}  # of a run that never started
+        leftovers = {"data", "manifest.json", "logs", "failures"}  # of a run that never started
         if self.path.exists() and any(item.name not in leftovers for item in self.path.iterdir()):
             raise ValueError(
                 f"exp_manager.explicit_log_dir={self.path} is not empty and holds no run: choose another folder"
@@ -96,15 +96,16 @@ class RunFolder:
         settings = Manifest.read(self.path).settings
         return {key.removeprefix(_DIGEST_OF): value for key, value in settings.items() if key.startswith(_DIGEST_OF)}
 
-    def append(self, line: StepMetrics) -> None:
-        with self.metrics.open("a", encoding="utf-8") as out:
-            out.write(to_json_line(line))
+    def open_metrics(self, *, after: int) -> TextIO:
+        """`metrics.jsonl` for more lines, without those of steps after ``after``, which a resumed run does again.
 
-    def forget_after(self, step: int) -> None:
-        """Take metrics of steps out that a resumed run does again."""
+        It is a new file in place of the old one: an attempt that was replaced and still runs has the old one open.
+        """
+        kept = []
         if self.metrics.exists():
-            kept = [text for _, text in read_lines(self.metrics) if _step_of(text, step) <= step]
-            write_text(self.metrics, "".join(kept))
+            kept = [text for _, text in read_lines(self.metrics) if _step_of(text, after) <= after]
+        write_text(self.metrics, "".join(kept))
+        return self.metrics.open("a", encoding="utf-8", buffering=1)
 
     def _refuse_another_run(self, settings: dict[str, Any]) -> None:
         changes = differences(Manifest.read(self.path).settings, json.loads(json.dumps(settings)))
@@ -136,6 +137,6 @@ def _digest(hashes: Iterable[str]) -> str:
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def is_first_process() -> bool:
+def rank_of_process() -> int:
     """Before torch.distributed is up: torchrun sets RANK, srun SLURM_PROCID."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))

@@ -116,6 +116,21 @@ def tokenize_files(files: list[Path], folder: Path, *, tokenizer: Any, data: Dat
     _say_counts(split, counts, folder)
 
 
+def sample_pairs(files: list[Path], *, tokenizer: Any, data: DataSection) -> tuple[TokenArrays, int]:
+    """The first pairs that can be used, tokenised, and how many lines all files have; for estimates.
+
+    Raises:
+        ValueError: none of the first pairs can be used.
+    """
+    writer = _ArrayWriter()
+    for chunk in _chunks(files, [], advance=lambda size: None):
+        _encode(chunk, tokenizer=tokenizer, data=data, writer=writer, left_out=[])
+        break
+    if not writer.count:
+        raise ValueError(f"none of the first {_CHUNK} pairs of {files[0]} can be used: `minordpo train` says why")
+    return TokenArrays(**writer.arrays()), sum(1 for file in files for _ in read_lines(file))
+
+
 def _say_counts(split: str, counts: Counter[str], folder: Path) -> None:
     text = f"{split}: {counts['used']} pairs"
     if left_out := [f"{number} {reason}" for reason, number in counts.items() if reason != "used"]:
@@ -219,9 +234,15 @@ class _ArrayWriter:
         self._shared_lengths.append(num_shared_tokens(*self._tokens[-2:]))
         self._reward_margins.append(reward_margin)
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {
+            "tokens": np.concatenate(self._tokens),
+            "starts": np.concatenate([[0], np.cumsum(self._lengths, dtype=np.int64)]),
+            "prompt_lengths": np.asarray(self._prompt_lengths, dtype=np.int32),
+            "shared_lengths": np.asarray(self._shared_lengths, dtype=np.int32),
+            "reward_margins": np.asarray(self._reward_margins, dtype=np.float32),
+        }
+
     def save(self, folder: Path) -> None:
-        np.save(folder / "tokens.npy", np.concatenate(self._tokens))
-        np.save(folder / "starts.npy", np.concatenate([[0], np.cumsum(self._lengths, dtype=np.int64)]))
-        np.save(folder / "prompt_lengths.npy", np.asarray(self._prompt_lengths, dtype=np.int32))
-        np.save(folder / "shared_lengths.npy", np.asarray(self._shared_lengths, dtype=np.int32))
-        np.save(folder / "reward_margins.npy", np.asarray(self._reward_margins, dtype=np.float32))
+        for name, array in self.arrays().items():
+            np.save(folder / f"{name}.npy", array)

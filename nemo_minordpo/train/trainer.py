@@ -1,4 +1,4 @@
-"""The loop: steps, validation, checkpoints, time limit."""
+"""The loop: steps, validation, checkpoints, and what stops it."""
 
 import math
 import time
@@ -12,12 +12,14 @@ import torch
 from megatron.core import parallel_state, tensor_parallel
 from nemo_aligner.utils.train_utils import clip_gradients
 
-from nemo_minordpo.config import TrainConfig, duration_in_seconds
+from nemo_minordpo.config import TrainConfig
 from nemo_minordpo.core.metrics import PAIR_METRICS, means_of
 from nemo_minordpo.records import StepMetrics
-from nemo_minordpo.train.checkpoints import Progress, load_checkpoint, newest_checkpoint, save_checkpoint
+from nemo_minordpo.train.attempt import Attempt
+from nemo_minordpo.train.checkpoints import Progress, load_checkpoint, newest_intact_checkpoint, save_checkpoint
 from nemo_minordpo.train.dataset import PairBatches, StepBatch, steps_per_epoch
 from nemo_minordpo.train.schedule import learning_rate
+from nemo_minordpo.train.stopping import StallWatch, StopRequest
 from nemo_minordpo.train.throughput import Throughput
 
 
@@ -46,6 +48,7 @@ class MinorDPOTrainer:
     checkpoints: Path
     throughput: Throughput
     progress: Progress = field(default_factory=Progress)
+    _validation: StepMetrics | None = field(default=None, init=False)
 
     @property
     def max_steps(self) -> int:
@@ -53,34 +56,40 @@ class MinorDPOTrainer:
         steps = loop.max_epochs * self._steps_per_epoch
         return steps if loop.max_steps < 0 else min(steps, loop.max_steps)
 
-    def resume(self) -> Progress:
-        """Go on from the newest checkpoint of the run folder, if there is one."""
-        newest = newest_checkpoint(self.checkpoints)
+    def resume(self, attempt: Attempt) -> Progress:
+        """Go on from the newest checkpoint of the run folder that is intact, if there is one."""
+        newest = newest_intact_checkpoint(self.checkpoints, attempt)
         if newest is not None:
             self.progress = load_checkpoint(newest, strategy=self.strategy, model=self.model, optimizer=self.optimizer)
         return self.progress
 
-    def fit(self, log: Callable[[StepMetrics], None]) -> bool:
-        """Train to the end or to the time limit.
+    def fit(self, log: Callable[[StepMetrics], None], *, attempt: Attempt, stop: StopRequest, watch: StallWatch) -> str:
+        """Train to the end, or until something asks to stop.
 
         Args:
             log: called on every rank with each line of metrics.
+            attempt: whose checkpoints are written.
+            stop: what may end the run before its last step.
+            watch: is told of whatever moves.
 
         Returns:
-            Whether the run is complete. If not, a checkpoint was saved and the same command goes on.
+            Why the run was stopped: a checkpoint was saved and the same command goes on. Empty: it is complete.
         """
-        deadline = self._deadline()
+        loop = self.config.trainer.dpo
         for batch in self._coming_batches():
+            watch.beat(f"step {self.progress.step + 1}")
             log(self._train_step(batch))
             done = self.progress.step == self.max_steps
-            stop = not done and self._agree_on_stop(deadline)
-            if self.validation is not None and self._is_due(self.config.trainer.dpo.val_check_interval, done):
-                log(self._validate())
-            if stop or self._is_due(self.config.trainer.dpo.save_interval, done):
-                self._save()
-            if stop:
-                return False
-        return True
+            reason = "" if done else stop.agreed()
+            if self.validation is not None and self._is_due(loop.val_check_interval, done):
+                self._validation = self._validate(watch)
+                log(self._validation)
+            if reason or self._is_due(loop.save_interval, done):
+                watch.beat(f"the checkpoint of step {self.progress.step}")
+                self._save(attempt)
+            if reason:
+                return reason
+        return ""
 
     def _coming_batches(self) -> Iterator["Future[StepBatch]"]:
         """The batches of the steps that are left; the next one is laid out while a step computes."""
@@ -125,14 +134,15 @@ class MinorDPOTrainer:
             return batch.with_references(self.model.get_ref_policy_logprobs(batch))
         return batch
 
-    def _validate(self) -> StepMetrics:
+    def _validate(self, watch: StallWatch) -> StepMetrics:
         started = time.perf_counter()
         assert self.validation is not None
         self.model.prepare_for_validation_step()
         limit = self.config.trainer.dpo.limit_val_batches
         batches = self.validation.in_file_order(limit_batches=limit)
         sums = torch.zeros(len(PAIR_METRICS) + 1, dtype=torch.float64, device=torch.cuda.current_device())
-        for batch in batches:
+        for number, batch in enumerate(batches, start=1):
+            watch.beat(f"validation batch {number} after step {self.progress.step}")
             if self.validation.reference_log_probs is None:
                 batch = batch.with_references(self.model.get_ref_policy_logprobs(batch))
             with torch.no_grad():
@@ -141,14 +151,18 @@ class MinorDPOTrainer:
         metrics = means_of(self.model.gathered(sums))
         return self._line("validation", {**metrics, "step_s": time.perf_counter() - started})
 
-    def _save(self) -> None:
+    def _save(self, attempt: Attempt) -> None:
+        keep = self.config.exp_manager.checkpoint_callback_params
+        last = self._validation
         save_checkpoint(
             self.checkpoints,
             strategy=self.strategy,
             model=self.model,
             optimizer=self.optimizer,
             progress=self.progress,
-            keep=self.config.trainer.dpo.keep_checkpoints,
+            attempt=attempt,
+            keep=keep,
+            monitored=None if last is None or last.step != self.progress.step else last.values[keep.monitor],
         )
 
     def _line(self, split: str, values: dict[str, float]) -> StepMetrics:
@@ -162,18 +176,6 @@ class MinorDPOTrainer:
 
     def _is_due(self, interval: int, done: bool) -> bool:
         return done or (interval > 0 and self.progress.step % interval == 0)
-
-    def _deadline(self) -> float:
-        limit = self.config.exp_manager.max_time_per_run
-        return math.inf if limit is None else time.monotonic() + duration_in_seconds(limit)
-
-    def _agree_on_stop(self, deadline: float) -> bool:
-        """Whether any rank's time is over: ranks that disagree would wait for one another for ever."""
-        if deadline == math.inf:
-            return False
-        over = torch.tensor([time.monotonic() > deadline], dtype=torch.int32, device=torch.cuda.current_device())
-        torch.distributed.all_reduce(over, op=torch.distributed.ReduceOp.MAX)
-        return bool(over.item())
 
     @property
     def _steps_per_epoch(self) -> int:

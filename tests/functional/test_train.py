@@ -78,7 +78,10 @@ def run(place, reference):
         (["model.dpo.ref_policy_kl_penalty=null"], "ref_policy_kl_penalty"),
         (["model.data.data_prefix.train=[nowhere.jsonl]"], "'nowhere.jsonl' matches no file"),
         (["pretrained_checkpoint.restore_from_path=nowhere.nemo"], "no such file or folder"),
-        (["trainer.devices=3", "model.tensor_model_parallel_size=3", "model.global_batch_size=3"], "possible: 1, 2"),
+        (
+            ["trainer.devices=3", "model.tensor_model_parallel_size=3", "model.global_batch_size=3"],
+            "nearest layouts of 3 ranks",
+        ),
         (["trainer.num_nodes=2"], "start one process a rank with srun or torchrun"),
         (["+model.tokenizer.type=/nowhere"], "give +model.tokenizer.type=FOLDER"),
         (["+model.hiden_dropout=0.1"], "did you mean 'hidden_dropout'"),

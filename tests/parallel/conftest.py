@@ -27,6 +27,11 @@ ADAM = [
 ]  # fmt: skip
 # Of another layout goes on what has no dropout: its masks belong to a rank.
 ADAM_WITHOUT_DROPOUT = ADAM[:-1]
+BEST = [
+    "trainer.dpo.save_interval=1", "trainer.dpo.val_check_interval=1",
+    "exp_manager.checkpoint_callback_params.keep_last=1", "exp_manager.checkpoint_callback_params.save_top_k=2",
+    "exp_manager.checkpoint_callback_params.monitor=rewards/margin",
+]  # fmt: skip
 RECOMPUTE = [
     "model.activations_checkpoint_granularity=full", "model.activations_checkpoint_method=uniform",
     "model.activations_checkpoint_num_layers=1",
@@ -159,6 +164,7 @@ def runs(workspace) -> Runs:
             job(workspace, "cosine", [*SGD, "model.optim.sched.name=cosine", "model.optim.sched.warmup_steps=2"]),
             job(workspace, "small", [*SGD, "model.global_batch_size=64", "trainer.dpo.max_steps=2"]),
             job(workspace, "whole", ADAM),
+            job(workspace, "best", [*ADAM, *BEST]),
             *stop_resume,
             *[{**stopped, "dies_after": None} for stopped in stop_resume],
             job(workspace, "moved", ADAM_WITHOUT_DROPOUT),

@@ -7,7 +7,7 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from nemo_minordpo.records import StepMetrics
+from nemo_minordpo.records import RunEvent, StepMetrics, sha256_of_file
 
 TIMINGS = (
     "step_s", "pairs_per_s", "tokens_per_s", "tokens_per_s_equivalent", "model_tflops", "matmul_peak_fraction",
@@ -70,10 +70,33 @@ def test_checkpoint_of_another_layout(runs):
 
 
 @pytest.mark.parametrize("file", ["common.pt", ".metadata", "__0_0.distcp"])
-def test_a_damaged_checkpoint_is_named(runs, file):
-    message = (runs.path / f"damaged_{file}/refusal.txt").read_text()
-    assert "checkpoints/step_000008 is damaged" in message
-    assert "goes on from the one before it" in message
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_goes_on(runs, file):
+    run, whole = runs.path / f"damaged_{file}", runs.path / "whole"
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "damaged_step_000008", "step_000006", "step_000008",
+    ]  # fmt: skip
+    events = [RunEvent.from_json(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    (damaged,) = (event for event in events if event.event == "damaged")
+    assert f"step_000008: {file} has " in damaged.detail
+    assert "set aside as damaged_step_000008" in damaged.detail
+    assert [event.step for event in events if event.event == "started"] == [0, 6]
+    ours, theirs = (checkpoint_tensors(folder / "checkpoints/step_000008") for folder in (run, whole))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_every_file_of_a_checkpoint_is_listed_with_its_digest(runs):
+    checkpoint = runs.path / "whole/checkpoints/step_000008"
+    files = json.loads((checkpoint / "files.json").read_text())
+    assert files.keys() == {path.name for path in checkpoint.iterdir()} - {"files.json"}
+    for name, (size, digest) in files.items():
+        assert (size, digest) == ((checkpoint / name).stat().st_size, sha256_of_file(checkpoint / name))
+
+
+def test_the_best_checkpoints_stay_beside_the_newest(runs):
+    lines = {line.step: line.values["rewards/margin"] for line in runs.metrics("best", "validation")}
+    kept = [int(path.name[-6:]) for path in sorted((runs.path / "best/checkpoints").iterdir())]
+    assert set(lines) == set(range(1, 9))
+    assert kept == sorted({8, *sorted(lines, key=lines.__getitem__)[:2]})
 
 
 def test_old_checkpoints_go(runs):
@@ -86,6 +109,7 @@ def test_time_limit_saves_and_stops(runs):
     assert json.loads((runs.path / "time_limit/checkpoints/step_000001/progress.json").read_text()) == {
         "step": 1,
         "consumed_pairs": 8,
+        "monitored": None,
     }
     assert not (runs.path / "time_limit/model.nemo").exists()
 

@@ -35,9 +35,7 @@ def main(jobs_file: Path) -> None:
                 damage(Path(config.exp_manager.explicit_log_dir), job["damaged"])
             prepare_run(config)
         try:
-            if "damaged" in job:
-                write_refusal(config)
-            elif job["separate"]:
+            if job["separate"]:
                 compare_with_separate(config, job["separate"])
             elif job.get("log_probs"):
                 write_log_probs(config, Path(job["log_probs"]))
@@ -75,17 +73,6 @@ def damage(run_folder: Path, file: str) -> None:
     """The newest checkpoint loses the second half of a file."""
     path = run_folder / "checkpoints/step_000008" / file
     os.truncate(path, path.stat().st_size // 2)
-
-
-def write_refusal(config) -> None:
-    """What a run says that cannot go on from its checkpoint."""
-    import torch
-
-    try:
-        run(config, None)
-    except ValueError as error:
-        (Path(config.exp_manager.explicit_log_dir) / "refusal.txt").write_text(str(error))
-        torch.distributed.destroy_process_group()
 
 
 def write_log_probs(config, path: Path) -> None:

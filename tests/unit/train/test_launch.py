@@ -68,3 +68,16 @@ def test_a_run_that_goes_on_with_smaller_rows_is_checked_again(prepare):
     prepare()
     with pytest.raises(ValueError, match="the largest of the train pairs needs"):
         prepare("model.data.packed_sequence_size=8")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["monitor=rewards/accurcy"], r"did you mean 'rewards/accuracy'"),
+        (["save_top_k=1"], r"there are no validation pairs"),
+    ],
+)
+def test_checkpoints_by_a_metric_that_validation_does_not_give(prepare, settings, message):
+    with pytest.raises(ValueError, match=message):
+        prepare(*(f"exp_manager.checkpoint_callback_params.{setting}" for setting in settings))
+    prepare("exp_manager.checkpoint_callback_params.save_top_k=1", splits=("train", "validation"))

@@ -63,12 +63,17 @@ def test_one_key_of_a_nested_setting():
         (["+model.hiden_dropout=0.1"], "model.hiden_dropout; did you mean 'hidden_dropout'"),
         (
             ["trainer.devices=4", "model.tensor_model_parallel_size=4"],
-            "tensor_model_parallel_size=4 does not divide the model's num_query_groups=2; possible: 1, 2",
+            "tensor_model_parallel_size=4 does not divide the model's num_query_groups=2\n"
+            "nearest layouts of 4 ranks that work: model.tensor_model_parallel_size=2 "
+            "model.pipeline_model_parallel_size=1 (DP=2)",
         ),
         (
             ["trainer.devices=3", "model.pipeline_model_parallel_size=3", "model.global_batch_size=3"],
-            "pipeline_model_parallel_size=3 does not divide the model's num_layers=4; possible: 1, 2, 4",
+            "pipeline_model_parallel_size=3 does not divide the model's num_layers=4\n"
+            "nearest layouts of 3 ranks that work: model.tensor_model_parallel_size=1 "
+            "model.pipeline_model_parallel_size=1 (DP=3)",
         ),
+        (["model.tensor_model_parallel_size=2"], "1 ranks (trainer.num_nodes=1 x trainer.devices=1) cannot be divided"),
         (["precision=bf16"], "needs a GPU"),
         (["trainer.accelerator=gpu"], "no CUDA device"),
         (["+model.tokenizer.library=sentencepiece"], "huggingface expected"),

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from nemo_minordpo.config import compose, load
-from nemo_minordpo.records import StepMetrics
+from nemo_minordpo.records import StepMetrics, to_json_line
 from nemo_minordpo.train.run_folder import RunFolder
 
 
@@ -105,11 +105,22 @@ def line(step, split="train"):
 
 def test_metrics_of_steps_that_are_done_again_go(folder):
     folder.path.mkdir()
-    for step in (1, 2, 3, 4):
-        folder.append(line(step))
-    with folder.metrics.open("a") as out:
-        out.write('{"split": "train", "ste')  # killed while writing
-    folder.forget_after(2)
-    folder.append(line(3))
+    with folder.open_metrics(after=0) as metrics:
+        for step in (1, 2, 3, 4):
+            metrics.write(to_json_line(line(step)))
+        metrics.write('{"split": "train", "ste')  # killed while writing
+    with folder.open_metrics(after=2) as metrics:
+        metrics.write(to_json_line(line(3)))
     steps = [json.loads(text)["step"] for text in folder.metrics.read_text().splitlines()]
     assert steps == [1, 2, 3]
+
+
+def test_an_attempt_that_was_replaced_writes_no_metrics_into_the_new_file(folder):
+    folder.path.mkdir()
+    old = folder.open_metrics(after=0)
+    old.write(to_json_line(line(1)))
+    with folder.open_metrics(after=1) as new:
+        new.write(to_json_line(line(2)))
+        old.write(to_json_line(line(7)))
+        old.close()
+    assert [json.loads(text)["step"] for text in folder.metrics.read_text().splitlines()] == [1, 2]

@@ -1,0 +1,236 @@
+"""What a run needs, from its settings, its model and its pairs alone: layout, memory, operations, time."""
+
+import os
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from nemo_minordpo import host
+from nemo_minordpo.config import TrainConfig, compose, load
+from nemo_minordpo.core.flops import ModelSize, StepWork
+from nemo_minordpo.core.losses import LOSSES
+from nemo_minordpo.core.memory import GIB, Layout, Numerics, RankMemory, fullest_rank
+from nemo_minordpo.core.pair_packing import row_multiple
+from nemo_minordpo.train.dataset import PairBatches, steps_per_epoch
+from nemo_minordpo.train.launch import load_tokenizer
+from nemo_minordpo.train.layout import possible_layouts
+from nemo_minordpo.train.model_config import build_model_config, model_size, read_checkpoint_config
+from nemo_minordpo.train.throughput import measure_matmul_peak
+from nemo_minordpo.train.tokens import expand_files, sample_pairs
+
+
+@dataclass(frozen=True)
+class Device:
+    """What one rank computes on.
+
+    memory: bytes. flops: peak of matrix products, a second. efficiency: the share of it that a step reaches.
+    """
+
+    memory: float
+    flops: float
+    efficiency: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Of a run at one layout; `work` and `num_rows` of a typical step, `num_rows` of a data-parallel rank."""
+
+    size: ModelSize
+    ranks: int
+    data_parallel: int
+    layout: Layout
+    memory: RankMemory
+    work: StepWork
+    num_steps: int
+    flops: int
+
+    def step_seconds(self, device: Device) -> float:
+        """``operations / (ranks * peak * efficiency) * (m + P - 1) / m``.
+
+        A pipeline of P stages idles at both ends of the m rows of a step.
+        """
+        rows = max(self.layout.num_rows, 1)
+        bubble = (rows + self.layout.pipeline_parallel - 1) / rows
+        return self.flops / (self.ranks * device.flops * device.efficiency) * bubble
+
+
+def main(
+    overrides: list[str],
+    *,
+    device_memory_gib: float | None,
+    device_tflops: float | None,
+    efficiency: float,
+    launcher: bool,
+) -> None:
+    """Check the settings, and print the plan; for a launcher ranks of a node and run folder alone, a line each.
+
+    Args:
+        overrides: as of `minordpo train`.
+        device_memory_gib, device_tflops: None = this machine's.
+        efficiency: share of the peak that a step reaches.
+        launcher: print what launchers/common.sh reads.
+
+    Raises:
+        ValueError: the settings cannot work, or the model does not fit; with what would.
+    """
+    config = load(compose(overrides), loss_names=tuple(LOSSES))
+    plan = make_plan(config)
+    if launcher:
+        Console(soft_wrap=True, highlight=False, markup=False).print(
+            f"{config.trainer.devices}\n{Path(config.exp_manager.explicit_log_dir).absolute()}"
+        )
+        return
+    device = _device(config, device_memory_gib, device_tflops, efficiency)
+    _print(plan, config, device)
+    if plan.memory.total > device.memory:
+        raise ValueError(
+            f"the fullest rank needs {plan.memory.total / GIB:.1f} GiB, a device has {device.memory / GIB:.1f} GiB; "
+            + _what_fits(config, plan, device)
+        )
+
+
+def make_plan(config: TrainConfig) -> Plan:
+    """The plan of a run, its pairs sampled.
+
+    Raises:
+        ValueError: as `minordpo train` would, before a rank is started.
+    """
+    cuda = host.has_cuda() or config.trainer.precision != "32-true"  # may be made where the run will not be
+    te = host.has_transformer_engine() or cuda
+    checkpoint = read_checkpoint_config(Path(config.pretrained_checkpoint.restore_from_path))
+    model = build_model_config(config, checkpoint, cuda=cuda, te=te)
+    tokenizer = load_tokenizer(Path(model.tokenizer.type))
+    size = model_size(model, vocab_size=len(tokenizer))
+    section = config.model
+    arrays, num_pairs = sample_pairs(
+        expand_files(section.data.data_prefix.train), tokenizer=tokenizer, data=section.data
+    )
+    ranks = config.trainer.num_nodes * config.trainer.devices
+    data_parallel = ranks // (section.tensor_model_parallel_size * section.pipeline_model_parallel_size)
+    batches = PairBatches(
+        arrays,
+        global_batch_size=min(section.global_batch_size, len(arrays)),
+        row_capacity=section.data.packed_sequence_size,
+        row_multiple=row_multiple(
+            tensor_parallel=section.tensor_model_parallel_size,
+            sequence_parallel=section.sequence_parallel,
+            fp8=bool(model.get("fp8", False)),
+        ),
+        data_parallel_rank=0,
+        data_parallel_size=data_parallel,
+        pad_id=tokenizer.eos_token_id,
+    )
+    batch = batches.training_step(0, seed=section.seed)
+    scale = section.global_batch_size / batch.num_global_pairs
+    work = StepWork(**{name: round(count * scale) for name, count in vars(batch.work).items()})
+    layout = Layout(
+        tensor_parallel=section.tensor_model_parallel_size,
+        pipeline_parallel=section.pipeline_model_parallel_size,
+        sequence_parallel=section.sequence_parallel,
+        recompute=section.activations_checkpoint_granularity == "full",
+        row_length=batch.row_length,
+        num_rows=max(round(len(batch.micro_batches) * scale), 1),
+        num_targets=max(len(part.targets) for part in batch.micro_batches),
+    )
+    epoch = steps_per_epoch(num_pairs, section.global_batch_size)
+    steps = config.trainer.dpo.max_epochs * epoch
+    if config.trainer.dpo.max_steps > 0:
+        steps = min(steps, config.trainer.dpo.max_steps)
+    frozen = section.peft.peft_scheme != "none"
+    numerics = numerics_of(config, data_parallel=data_parallel)
+    tied = bool(model.get("share_embeddings_and_output_weights", True))
+    return Plan(
+        size=size,
+        ranks=ranks,
+        data_parallel=data_parallel,
+        layout=layout,
+        memory=fullest_rank(size, layout, numerics, tied=tied, cuda=cuda),
+        work=work,
+        num_steps=steps,
+        flops=size.training_flops(work, frozen=frozen),
+    )
+
+
+def numerics_of(config: TrainConfig, *, data_parallel: int) -> Numerics:
+    """Bytes of a weight and of what belongs to it, by precision and optimizer."""
+    section, low = config.model, config.trainer.precision != "32-true"
+    frozen = section.peft.peft_scheme != "none"
+    moments = {"sgd": 4 if section.optim.momentum else 0}.get(section.optim.name, 8)
+    distributed = section.optim.name in ("mcore_distributed_optim", "distributed_fused_adam")
+    masters = 4 if low and (section.megatron_amp_O2 or distributed) else 0
+    # autocast keeps float32 weights, and copies of them in the lower precision
+    weight = (2 if masters else 6) if low else 4
+    return Numerics(
+        weight=weight,
+        gradient=0 if frozen else 4,
+        optimizer=0 if frozen else (moments + masters) / (data_parallel if distributed else 1),
+        activation=2 if low else 4,
+    )
+
+
+def _device(config: TrainConfig, memory_gib: float | None, tflops: float | None, efficiency: float) -> Device:
+    """What was said, or what this machine is; ranks on its processors share memory and cores."""
+    if host.has_cuda():
+        memory = float(torch.cuda.get_device_properties(0).total_memory)
+        sharing = 1
+    else:
+        memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        sharing = config.trainer.devices
+    if tflops is None:
+        host.prepare()
+        dtype = torch.float32 if config.trainer.precision == "32-true" else torch.bfloat16
+        flops = measure_matmul_peak(dtype) / sharing
+    else:
+        flops = tflops * 1e12
+    return Device(memory / sharing if memory_gib is None else memory_gib * GIB, flops, efficiency)
+
+
+def _what_fits(config: TrainConfig, plan: Plan, device: Device) -> str:
+    """The nearest layouts that fit, or what else makes a run smaller."""
+    model = read_checkpoint_config(Path(config.pretrained_checkpoint.restore_from_path))
+    tied = bool(model.get("share_embeddings_and_output_weights", True))
+    fitting = []
+    now = (plan.layout.tensor_parallel, plan.layout.pipeline_parallel)
+    for tensor, pipeline in possible_layouts(model, ranks=plan.ranks, near=now):
+        data_parallel = plan.ranks // (tensor * pipeline)
+        rows = max(plan.layout.num_rows * plan.data_parallel // data_parallel, 1)
+        layout = replace(plan.layout, tensor_parallel=tensor, pipeline_parallel=pipeline, num_rows=rows)
+        numerics = numerics_of(config, data_parallel=data_parallel)
+        memory = fullest_rank(plan.size, layout, numerics, tied=tied, cuda=host.has_cuda())
+        if memory.total <= device.memory:
+            fitting.append(
+                f"model.tensor_model_parallel_size={tensor} model.pipeline_model_parallel_size={pipeline} "
+                f"({memory.total / GIB:.1f} GiB)"
+            )
+    if fitting:
+        return f"nearest layouts that fit: {'; '.join(fitting[:3])}"
+    return (
+        "no layout of these ranks fits: take more ranks, model.activations_checkpoint_granularity=full, a smaller "
+        "model.data.packed_sequence_size, or model.optim.name=mcore_distributed_optim"
+    )
+
+
+def _print(plan: Plan, config: TrainConfig, device: Device) -> None:
+    layout, memory = plan.layout, plan.memory
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(
+        f"{config.trainer.num_nodes} nodes x {config.trainer.devices} ranks: TP={layout.tensor_parallel} x "
+        f"PP={layout.pipeline_parallel} x DP={plan.data_parallel}; {layout.num_rows} rows of {layout.row_length} "
+        f"places a rank and step; {memory.parameters:,} weights on the fullest rank"
+    )
+    table = Table("memory of the fullest rank", "GiB")
+    for name in ("weights", "gradients", "optimizer", "activations", "head", "overhead", "total"):
+        table.add_row(name, f"{getattr(memory, name) / GIB:.2f}")
+    table.add_row("a device has", f"{device.memory / GIB:.2f}")
+    console.print(table)
+    seconds = plan.step_seconds(device)
+    console.print(
+        f"{plan.flops / 1e12:.3g} TFLOP a step of {plan.work.pairs} pairs ({plan.work.unique_tokens:,} unique tokens); "
+        f"at {device.efficiency:.0%} of {device.flops / 1e12:.3g} TFLOP/s a rank: {seconds:.3g} s a step, "
+        f"{timedelta(seconds=round(seconds * plan.num_steps))} for {plan.num_steps} steps, "
+        "and the reference once before, about a third of an epoch"
+    )

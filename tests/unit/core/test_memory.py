@@ -1,0 +1,103 @@
+"""Memory of a rank against counts by hand, and against what is published."""
+
+import pytest
+
+from nemo_minordpo.core.flops import ModelSize
+from nemo_minordpo.core.memory import GIB, Layout, Numerics, fullest_rank, num_parameters
+
+LLAMA_2_7B = ModelSize(
+    num_layers=32, hidden_size=4096, ffn_hidden_size=11008, num_heads=32, num_query_groups=32, head_size=128,
+    vocab_size=32000, gated=True,
+)  # fmt: skip
+LLAMA_3_70B = ModelSize(
+    num_layers=80, hidden_size=8192, ffn_hidden_size=28672, num_heads=64, num_query_groups=8, head_size=128,
+    vocab_size=128256, gated=True,
+)  # fmt: skip
+GPT_22B = ModelSize(  # table 3 of Korthikanti et al.
+    num_layers=48, hidden_size=6144, ffn_hidden_size=4 * 6144, num_heads=64, num_query_groups=64, head_size=96,
+    vocab_size=51200, gated=False,
+)  # fmt: skip
+BF16 = Numerics(weight=2, gradient=4, optimizer=12, activation=2)
+
+
+def layout(**changes):
+    return Layout(
+        **{
+            "tensor_parallel": 1, "pipeline_parallel": 1, "sequence_parallel": False, "recompute": False,
+            "row_length": 4096, "num_rows": 8, "num_targets": 1000, **changes,
+        }
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "published"), [(LLAMA_2_7B, 6_738_415_616), (LLAMA_3_70B, 70_553_706_496)])
+def test_parameters_are_those_of_the_model_cards(size, published):
+    assert num_parameters(size, stage=0, tensor_parallel=1, pipeline_parallel=1, tied=False) == published
+
+
+@pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (8, 1), (1, 4), (8, 4), (8, 16)])
+def test_all_ranks_together_hold_the_model_and_replicas_of_its_norms(tensor, pipeline):
+    whole = num_parameters(LLAMA_3_70B, stage=0, tensor_parallel=1, pipeline_parallel=1, tied=False)
+    norms = (2 * 80 + 1) * 8192
+    stages = sum(
+        num_parameters(LLAMA_3_70B, stage=stage, tensor_parallel=tensor, pipeline_parallel=pipeline, tied=False)
+        for stage in range(pipeline)
+    )
+    assert stages * tensor == whole + (tensor - 1) * norms
+
+
+def test_tied_weights_lie_on_both_ends_of_a_pipeline():
+    one = num_parameters(LLAMA_2_7B, stage=0, tensor_parallel=1, pipeline_parallel=1, tied=True)
+    ends = sum(
+        num_parameters(LLAMA_2_7B, stage=stage, tensor_parallel=1, pipeline_parallel=2, tied=True) for stage in (0, 1)
+    )
+    assert ends - one == 32000 * 4096
+
+
+def test_18_bytes_a_weight_with_adam_in_mixed_precision():
+    memory = fullest_rank(LLAMA_2_7B, layout(), BF16, tied=False, cuda=True)
+    states = memory.weights + memory.gradients + memory.optimizer
+    assert states == 18 * 6_738_415_616
+    assert memory.total > states
+
+
+@pytest.mark.parametrize("tensor", [1, 2, 8])
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_activations_against_korthikanti_et_al(tensor, sequence_parallel):
+    """Bytes of a layer without its scores: s b h (10 + 24 / t), and s b h 34 / t under sequence parallelism.
+
+    Theirs has dropout masks (2 s b h before the residual sums, 1 byte a number, twice) and no rotated copies of queries
+    and keys: ours has 2 h / t numbers more in its place.
+    """
+    memory = fullest_rank(
+        GPT_22B, layout(tensor_parallel=tensor, sequence_parallel=sequence_parallel, num_rows=1), BF16,
+        tied=False, cuda=True,
+    )  # fmt: skip
+    tokens = 4096 * 6144
+    whole = (10 - 2) / (tensor if sequence_parallel else 1)
+    theirs = 48 * tokens * (whole + 24 / tensor)
+    rotated = 48 * tokens * 2 * 2 / tensor
+    assert memory.activations == pytest.approx(theirs + rotated, rel=0.01)
+
+
+def test_recomputation_keeps_one_number_a_place_and_layer():
+    kept = fullest_rank(LLAMA_2_7B, layout(recompute=True, num_rows=1), BF16, tied=False, cuda=True).activations
+    whole = fullest_rank(LLAMA_2_7B, layout(num_rows=1), BF16, tied=False, cuda=True).activations
+    assert kept == pytest.approx(32 * 4096 * 4096 * 2 + whole / 32)
+
+
+def test_the_first_stage_holds_as_many_rows_as_there_are_stages():
+    def stage(rows, pipeline):
+        return fullest_rank(
+            LLAMA_3_70B, layout(num_rows=rows, pipeline_parallel=pipeline), BF16, tied=False, cuda=True
+        ).activations
+
+    assert stage(8, 4) == pytest.approx(stage(1, 1))  # a quarter of the layers, four rows
+    assert stage(2, 4) == pytest.approx(stage(1, 1) / 2)
+
+
+def test_70b_on_64_h100_fits_with_a_distributed_optimizer_only():
+    shape = layout(tensor_parallel=8, pipeline_parallel=4, sequence_parallel=True, row_length=4096)
+    sharded = Numerics(weight=2, gradient=4, optimizer=12 / 2, activation=2)
+    assert fullest_rank(LLAMA_3_70B, shape, sharded, tied=False, cuda=True).total < 80 * GIB
+    one_node = layout(tensor_parallel=8)
+    assert fullest_rank(LLAMA_3_70B, one_node, BF16, tied=False, cuda=True).total > 80 * GIB

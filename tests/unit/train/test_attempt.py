@@ -1,0 +1,61 @@
+"""Who writes a run folder, and what is written down of its fate."""
+
+import json
+
+import pytest
+
+from nemo_minordpo.records import Failure, RunEvent
+from nemo_minordpo.train.attempt import Attempt, ReplacedError, record_failure
+
+
+def test_attempts_are_counted(tmp_path):
+    assert [Attempt.claim(tmp_path).number for _ in range(3)] == [1, 2, 3]
+
+
+def test_an_attempt_that_was_replaced_is_told_by_which(tmp_path, monkeypatch):
+    first = Attempt.claim(tmp_path)
+    first.check()
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    second = Attempt.claim(tmp_path)
+    with pytest.raises(ReplacedError, match=r"attempt 1 \(local on .*\) was replaced by attempt 2 \(job_12.3 on "):
+        first.check()
+    second.check()
+
+
+def test_a_folder_that_was_taken_away(tmp_path):
+    attempt = Attempt.claim(tmp_path)
+    (tmp_path / "attempt.json").unlink()
+    with pytest.raises(ReplacedError, match="another process took the run folder away"):
+        attempt.check()
+
+
+def test_events_are_lines(tmp_path):
+    attempt = Attempt.claim(tmp_path)
+    attempt.note("started", step=3, detail="2 nodes", max_steps=9)
+    attempt.note("saved", step=6)
+    lines = [RunEvent.from_json(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [(line.event, line.step, line.max_steps, line.attempt) for line in lines] == [
+        ("started", 3, 9, 1),
+        ("saved", 6, 0, 1),
+    ]
+    assert lines[0].time < lines[1].time
+
+
+def test_a_failure_has_its_traceback(tmp_path):
+    try:
+        json.loads("{")
+    except ValueError as error:
+        record_failure(tmp_path, error, rank=5)
+    (file,) = (tmp_path / "failures").iterdir()
+    failure = Failure.from_json(file.read_text())
+    assert failure.rank == 5
+    assert failure.error.startswith("JSONDecodeError: Expecting property name")
+    assert "\n" not in failure.error
+    assert "json.loads" in failure.traceback
+
+
+def test_a_failure_that_cannot_be_written_is_said(tmp_path, capsys):
+    (tmp_path / "failures").write_text("in the way")
+    record_failure(tmp_path, "out of space", rank=1, node="node7")
+    assert "rank 1 on node7: out of space (not written down" in capsys.readouterr().err
