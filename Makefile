@@ -15,7 +15,7 @@ VENV_25_02 := .venv-25-02
 VENV_TRL := .venv-trl
 PYTEST_ARGS ?=
 
-.PHONY: help demo real test test-stacks bench lint doctor
+.PHONY: help demo real test test-stacks faults bench lint doctor
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -26,8 +26,11 @@ demo: $(VENV)/.installed  ## a small model trained with DPO, DPOP and MinorDPO, 
 real: $(VENV)/.installed  ## the same road with GSM8K and SmolLM2-135M-Instruct
 	$(VENV)/bin/python -m nemo_minordpo pipeline real
 
-test: $(VENV)/.installed  ## all tests that need no GPU and no cluster (PYTEST_ARGS="-k name" for some)
-	$(VENV)/bin/python -m pytest tests/unit tests/parallel tests/functional $(PYTEST_ARGS)
+test: $(VENV)/.installed  ## all tests that need no GPU; those of the launchers where Slurm is (PYTEST_ARGS="-k name")
+	$(VENV)/bin/python -m pytest tests/unit tests/parallel tests/functional tests/slurm $(PYTEST_ARGS)
+
+faults: $(VENV)/.installed  ## 20 jobs on a Slurm of virtual nodes, each hurt once; results in docs/ (root, an hour)
+	$(VENV)/bin/python -m tests.slurm.faults
 
 test-stacks: $(VENV)/.installed $(VENV_25_02)/.installed  ## the parallel tests on both NeMo and Megatron-Core pairs
 	$(VENV)/bin/python -m pytest tests/parallel $(PYTEST_ARGS)

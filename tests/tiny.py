@@ -23,19 +23,18 @@ def write_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def write_model(folder: Path, *, tied: bool = False, seed: int = 0) -> None:
+def write_model(folder: Path, *, tied: bool = False, seed: int = 0, **sizes: int) -> None:
     """Grouped-query attention, biases that are not zero, an odd vocabulary: what conversions get wrong."""
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=403,
-            hidden_size=64,
-            intermediate_size=128,
             num_hidden_layers=4,
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=512,
             tie_word_embeddings=tied,
+            **{"hidden_size": 64, "intermediate_size": 128, **sizes},
         )
     )
     for name, parameter in model.named_parameters():

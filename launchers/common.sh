@@ -1,0 +1,237 @@
+# shellcheck shell=bash
+# What the job scripts share; sourced by them, inside a job.
+#
+# Set by the site or the user, through the environment or the file $MINORDPO_SITE (launchers/site.example.sh):
+#   MINORDPO_PYTHON          Python that has nemo_minordpo; default: .venv/bin/python of this checkout, else python3
+#   MINORDPO_CONTAINER       image for pyxis; then MINORDPO_PYTHON is a command inside it (default: python3)
+#   MINORDPO_MOUNTS          host:container,... for pyxis; this checkout and the working folder are mounted anyway
+#   MINORDPO_SRUN_ARGS       more arguments of srun, separated by spaces
+#   MINORDPO_MAX_CRASHES     ends without a new checkpoint in between, crashes above all, before the job fails (3)
+#   MINORDPO_NODE_WAIT       seconds that Slurm gets to replace a node that does not answer (900)
+#   MINORDPO_REQUEUE         scontrol (default), exit = end with MINORDPO_REQUEUE_EXIT (85), no = end and stay ended
+set -euo pipefail
+
+launchers=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+checkout=$(dirname "$launchers")
+site=${MINORDPO_SITE:-$launchers/site.sh}
+if [ -e "$site" ]; then
+  # shellcheck source=/dev/null
+  source "$site"
+elif [ -n "${MINORDPO_SITE:-}" ]; then
+  echo "error: MINORDPO_SITE=$site: no such file" >&2
+  exit 2
+fi
+
+job=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
+received='' # the last signal that reached this script
+tries=0     # steps of this attempt of the job
+python=${MINORDPO_PYTHON:-}
+if [ -z "$python" ]; then
+  python=python3
+  if [ -z "${MINORDPO_CONTAINER:-}" ] && [ -x "$checkout/.venv/bin/python" ]; then
+    python=$checkout/.venv/bin/python
+  fi
+fi
+export PYTHONUNBUFFERED=1 PYTHONPATH=$checkout${PYTHONPATH:+:$PYTHONPATH}
+
+say() {
+  printf '%s job %s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%S.%3NZ)" "$job" "$*"
+}
+
+on_exit() {
+  local code=$?
+  say "end, exit code $code${received:+, after SIG$received}"
+}
+trap on_exit EXIT
+trap 'received=USR1' USR1
+trap 'received=TERM' TERM
+
+# Arguments of every srun: the container, where there is one, and what the site wants.
+step_args=(--export=ALL)
+if [ -n "${MINORDPO_CONTAINER:-}" ]; then
+  step_args+=(
+    "--container-image=$MINORDPO_CONTAINER"
+    "--container-mounts=$checkout,$PWD${MINORDPO_MOUNTS:+,$MINORDPO_MOUNTS}"
+    "--container-workdir=$PWD"
+  )
+fi
+read -ra more_args <<< "${MINORDPO_SRUN_ARGS:-}"
+step_args+=(${more_args[@]+"${more_args[@]}"})
+
+# Python as one process of the first node.
+python_here() {
+  if [ -n "${MINORDPO_CONTAINER:-}" ]; then
+    srun "${step_args[@]}" --nodes=1 --ntasks=1 "$python" "$@"
+  else
+    "$python" "$@"
+  fi
+}
+
+minordpo() {
+  python_here -m nemo_minordpo "$@"
+}
+
+report_environment() {
+  say "$(uname -srm), $(scontrol --version), ${SLURM_JOB_NUM_NODES} nodes: $SLURM_JOB_NODELIST"
+  say "checkout $(git -C "$checkout" rev-parse HEAD 2> /dev/null || echo 'without git'), $python" \
+    "${MINORDPO_CONTAINER:+in $MINORDPO_CONTAINER}"
+  if command -v nvidia-smi > /dev/null; then nvidia-smi -L; fi
+  minordpo doctor 2>&1
+}
+
+# Waits for a process through signals, which only interrupt the waiting; a signal is passed on to all ranks.
+wait_for() {
+  local pid=$1 passed='' code
+  while :; do
+    code=0
+    wait "$pid" || code=$?
+    if [ -n "$received" ] && [ "$received" != "$passed" ]; then
+      passed=$received
+      say "SIG$received: the ranks are told to save and stop"
+      scancel --signal="$received" "$SLURM_JOB_ID" 2> /dev/null || true
+    elif ! kill -0 "$pid" 2> /dev/null; then
+      return "$code"
+    fi
+  done
+}
+
+# All ranks of a run: srun_ranks RUN RANKS_OF_A_NODE ARGUMENTS_OF_TRAIN...
+# Writes RUN/logs/JOB.TRY/: rank_*.log, and what srun itself says.
+srun_ranks() {
+  local run=$1 ranks=$2 code=0 pid follower logs
+  shift 2
+  tries=$((tries + 1))
+  logs=$run/logs/job_$job.$tries
+  mkdir -p "$logs"
+  MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  # an attempt's own: the one before may still hold its port
+  MASTER_PORT=$((10000 + (SLURM_JOB_ID * 97 + ${SLURM_RESTART_COUNT:-0} * 13 + tries) % 20000))
+  export MASTER_ADDR MASTER_PORT
+  say "start $tries: $SLURM_JOB_NUM_NODES x $ranks ranks, $MASTER_ADDR:$MASTER_PORT, logs in $logs"
+  : > "$logs/rank_0.log"
+  srun "${step_args[@]}" --nodes="$SLURM_JOB_NUM_NODES" \
+    --ntasks=$((SLURM_JOB_NUM_NODES * ranks)) --ntasks-per-node="$ranks" \
+    --cpus-per-task=$((SLURM_CPUS_ON_NODE > ranks ? SLURM_CPUS_ON_NODE / ranks : 1)) \
+    --kill-on-bad-exit=1 --wait=60 --open-mode=append --output="$logs/rank_%t.log" --error="$logs/rank_%t.log" \
+    "$python" -m nemo_minordpo.train "$@" 2> "$logs/srun.log" &
+  pid=$!
+  tail -n +1 -F --pid=$pid "$logs/rank_0.log" 2> /dev/null &
+  follower=$!
+  wait_for "$pid" || code=$?
+  wait "$follower" 2> /dev/null || true
+  cat "$logs/srun.log"
+  if [ "$code" -ne 0 ] && [ -z "$received" ]; then note_killed_rank "$run" "$logs/srun.log"; fi
+  return "$code"
+}
+
+# A rank that is killed writes nothing down; srun says so first: "srun: error: node2: task 3: Killed".
+note_killed_rank() {
+  local first node task what
+  first=$(grep -m 1 -E '^srun: error: [^ ]+: tasks? [0-9]' "$2" || true)
+  if [ -z "$first" ] || [[ $first == *"Exited with"* ]]; then return 0; fi
+  IFS=: read -r _ _ node task what <<< "$first"
+  task=${task##* }
+  node=${node# }
+  task=${task%%[-,]*}
+  say "rank $task on $node ended without a word:$what"
+  python_here -m nemo_minordpo.train.attempt "$1" "$node" "$task" "the process ended without a word:$what" || true
+}
+
+# Whether every node of the job still starts processes; a dead one is Slurm's to replace.
+nodes_answer() {
+  timeout 60 srun --export=ALL --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --kill-on-bad-exit=1 --wait=10 true \
+    2> /dev/null
+}
+
+# Ends this attempt of the job so that the next one goes on.
+requeue() {
+  say "requeue: $1"
+  case ${MINORDPO_REQUEUE:-scontrol} in
+    scontrol)
+      if scontrol requeue "$SLURM_JOB_ID"; then exit 0; fi
+      exit "${MINORDPO_REQUEUE_EXIT:-85}"
+      ;;
+    exit) exit "${MINORDPO_REQUEUE_EXIT:-85}" ;;
+    no) exit 75 ;;
+    *)
+      echo "error: MINORDPO_REQUEUE=$MINORDPO_REQUEUE: scontrol, exit or no expected" >&2
+      exit 2
+      ;;
+  esac
+}
+
+# Nodes that do not answer are Slurm's: it ends and requeues the job. If it does not, we ask for it.
+wait_for_nodes() {
+  local since=$SECONDS
+  until nodes_answer; do
+    if [ -n "$received" ]; then return; fi
+    if [ $((SECONDS - since)) -gt "${MINORDPO_NODE_WAIT:-900}" ]; then requeue "a node does not answer"; fi
+    say "a node does not answer; waiting for Slurm to replace it"
+    sleep 5 &
+    wait $! || true
+  done
+}
+
+newest_checkpoint() {
+  find "$1/checkpoints" -maxdepth 1 -name 'step_*' 2> /dev/null | sort | tail -n 1 || true
+}
+
+# Counts ends without a new checkpoint since the last one, over all attempts; gives up when there are too many. A run
+# whose time limit is too short for a step would be requeued for ever.
+count_end() {
+  local run=$1 file=$1/logs/ends newest last='' count=0
+  newest=$(newest_checkpoint "$run")
+  if [ -e "$file" ]; then { read -r count; read -r last; } < "$file" || true; fi
+  if [ "$newest" != "$last" ]; then count=0; fi
+  count=$((count + 1))
+  printf '%s\n%s\n' "$count" "$newest" > "$file"
+  if [ "$count" -gt "${MINORDPO_MAX_CRASHES:-3}" ]; then
+    say "$count ends without a new checkpoint ($2): given up; $run/failures and $run/logs say more"
+    exit 1
+  fi
+}
+
+# `minordpo train` until it is complete: go on after crashes, requeue before the time limit and on preemption.
+train() {
+  local plan run ranks code
+  say "start, $# arguments"
+  report_environment
+  plan=$(minordpo plan --launcher "$@" "trainer.num_nodes=$SLURM_JOB_NUM_NODES") || exit 2
+  { read -r ranks; read -r run; } <<< "$plan"
+  while :; do
+    code=0
+    srun_ranks "$run" "$ranks" "$@" "trainer.num_nodes=$SLURM_JOB_NUM_NODES" || code=$?
+    if minordpo status "$run"; then
+      say "complete"
+      exit 0
+    fi
+    case $received in
+      USR1)
+        count_end "$run" "the time limit is too short, or SIGUSR1 comes too early"
+        requeue "the time limit is near"
+        ;;
+      TERM)
+        # of scancel, requeue and time limit the end is decided; another SIGTERM leaves the job running
+        if [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then requeue "SIGTERM"; fi
+        exit 143
+        ;;
+    esac
+    if [ "$code" -eq 0 ]; then
+      count_end "$run" "exp_manager.max_time_per_run is too short"
+      requeue "stopped before the end"
+    fi
+    count_end "$run" "crashes"
+    wait_for_nodes
+    if [ "$received" = TERM ]; then exit 143; fi
+    say "crash: going on from $(newest_checkpoint "$run")"
+  done
+}
+
+# `minordpo reference` on all nodes of the job.
+reference() {
+  local plan run ranks
+  say "start, $# arguments"
+  plan=$(minordpo plan --launcher "$@" "trainer.num_nodes=$SLURM_JOB_NUM_NODES") || exit 2
+  { read -r ranks; read -r run; } <<< "$plan"
+  srun_ranks "$run" "$ranks" --only-reference "$@" "trainer.num_nodes=$SLURM_JOB_NUM_NODES"
+}

@@ -1,0 +1,34 @@
+#!/bin/bash
+# Submits the whole road as a chain of jobs, each when the one before it has succeeded, and prints it:
+#   launchers/pipeline.sh HF QUESTIONS RUN KEY=VALUE ...
+# HF: Hugging Face folder of the base model, imported into RUN.nemo; QUESTIONS: jsonl for the evaluation; RUN: the run
+# folder, with RUN/hf and RUN/evaluation at the end. KEY=VALUE are `minordpo train`'s, the pairs among them.
+# Options of sbatch: SBATCH_* (launchers/site.example.sh); nodes of the training: MINORDPO_NODES (2).
+set -euo pipefail
+if [ $# -lt 4 ]; then
+  sed -n '2,6s/^# //p' "$0" >&2
+  exit 2
+fi
+launchers=$(cd "$(dirname "$0")" && pwd)
+hf=$1 questions=$2 run=$3
+shift 3
+settings=("pretrained_checkpoint.restore_from_path=$run.nemo" "exp_manager.explicit_log_dir=$run" "$@")
+
+# submit NAME AFTER SBATCH_ARGUMENTS...: prints the job's number, and on stderr what was submitted
+submit() {
+  local name=$1 after=$2 job
+  shift 2
+  job=$(sbatch --parsable ${after:+--dependency=afterok:"$after" --kill-on-invalid-dep=yes} "$@")
+  printf '%-10s job %s%s\n' "$name" "$job" "${after:+, after $after}" >&2
+  echo "$job"
+}
+
+before=
+if [ ! -e "$run.nemo" ]; then
+  before=$(submit import "" "$launchers/import_hf.sub" "$hf" "$run.nemo")
+fi
+before=$(submit reference "$before" "$launchers/reference.sub" "${settings[@]}")
+before=$(submit train "$before" --nodes="${MINORDPO_NODES:-2}" "$launchers/minordpo.sub" "${settings[@]}")
+before=$(submit export "$before" "$launchers/export_hf.sub" "$run" "$run/hf")
+before=$(submit evaluate "$before" "$launchers/evaluate.sub" "$run/hf" "$questions" "$run/evaluation")
+echo "last job: $before; squeue shows the chain, minordpo status $run the training"

@@ -1,0 +1,256 @@
+"""A throw-away Slurm cluster of virtual nodes on this machine, and what can be done to it.
+
+Every node is a set of namespaces (network, processes, host name, mounts) with a slurmd in it, on a bridge of its own;
+the file system is shared. Power cuts, network partitions and full disks are real ones. Needs root and Debian's
+packages slurmctld, slurmd, slurm-client, munge and iproute2; changes nothing outside of its folder but a bridge.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_BRIDGE, _NETWORK = "minordpobr0", "10.214.0"
+_NEEDED = ("slurmctld", "slurmd", "sbatch", "munged", "unshare", "ip")
+_CONF = """\
+ClusterName=test
+SlurmctldHost={controller}({network}.254)
+SlurmctldPort=16817
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+CredType=cred/munge
+# cred_expire is also the wait before a requeued job may start again; 120 s if nothing is said
+AuthInfo=socket={folder}/munge/munge.sock,cred_expire=5
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool/%n
+SlurmctldPidFile={folder}/pid/slurmctld.pid
+SlurmdPidFile={folder}/pid/slurmd-%n.pid
+SlurmctldLogFile={folder}/log/slurmctld.log
+SlurmdLogFile={folder}/log/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/linux
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/filetxt
+JobCompLoc={folder}/log/jobcomp.log
+MailProg=/bin/true
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
+SchedulerParameters=sched_interval=2,bf_interval=2
+JobRequeue=1
+ReturnToService=2
+SlurmctldTimeout=10
+SlurmdTimeout=6
+TCPTimeout=2
+MessageTimeout=5
+BatchStartTimeout=10
+KillWait=15
+InactiveLimit=0
+RequeueExit=85
+MinJobAge=3600
+"""
+# PID 1 of a node: a shell that reaps orphans. Killing it is a power cut.
+_NODE = """
+hostname "$1"; mount --bind "$2/hosts" /etc/hosts; mount -t tmpfs tmpfs /dev/shm
+while [ ! -e "$2/pid/$1.ready" ]; do sleep 0.05; done
+ip link set lo up; ip addr add "$3/24" dev eth0; ip link set eth0 up
+trap 'kill -TERM $d; wait $d; exit 0' TERM
+slurmd -D -N "$1" & d=$!
+while :; do wait || true; sleep 3600 & wait $! || true; done
+"""
+
+
+def why_not() -> str:
+    """What a cluster lacks on this machine; empty: nothing."""
+    if os.geteuid() != 0:
+        return "a cluster of virtual nodes needs root (namespaces, a network bridge)"
+    missing = [name for name in _NEEDED if shutil.which(name) is None]
+    return (
+        f"not installed: {', '.join(missing)} (apt-get install slurmctld slurmd slurm-client munge iproute2)"
+        if missing
+        else ""
+    )
+
+
+@dataclass
+class Cluster:
+    """Started with :meth:`start`; jobs and commands go through :meth:`run`."""
+
+    folder: Path
+    num_nodes: int
+    cpus: int = 2
+    _processes: list[subprocess.Popen] = field(default_factory=list)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "SLURM_CONF": str(self.folder / "slurm.conf")}
+
+    def start(self) -> None:
+        for name in ("munge", "state", "spool", "log", "pid"):
+            (self.folder / name).mkdir(parents=True)
+        (self.folder / "munge").chmod(0o711)
+        controller = os.uname().nodename
+        hosts = f"127.0.0.1 localhost\n{_NETWORK}.254 {controller}\n"
+        conf = _CONF.format(controller=controller, network=_NETWORK, folder=self.folder)
+        for number in range(1, self.num_nodes + 1):
+            address = f"{_NETWORK}.{number}"
+            # the second line is for reverse lookups of mapped addresses
+            hosts += f"{address} node{number}\n::ffff:{address} node{number}\n"
+            conf += (
+                f"NodeName=node{number} NodeHostname=node{number} NodeAddr={address} Port=16818 CPUs={self.cpus} "
+                "RealMemory=8000 State=UNKNOWN\n"
+            )
+        conf += "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP\n"
+        (self.folder / "hosts").write_text(hosts)
+        (self.folder / "slurm.conf").write_text(conf)
+        key = self.folder / "munge/munge.key"
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o600)
+        _shell(f"ip link add {_BRIDGE} type bridge")
+        _shell(f"ip addr add {_NETWORK}.254/24 dev {_BRIDGE}")
+        _shell(f"ip link set {_BRIDGE} up")
+        munge = self.folder / "munge"
+        self._spawn(
+            "munged", "--foreground", f"--key-file={key}", f"--socket={munge}/munge.sock",
+            f"--pid-file={self.folder}/pid/munged.pid", f"--log-file={munge}/log", f"--seed-file={munge}/seed",
+        )  # fmt: skip
+        _wait(lambda: (munge / "munge.sock").exists(), 10, "munged")
+        self._spawn(
+            "unshare", "--mount", "--kill-child", "--fork", "bash", "-c",
+            'mount --bind "$0" /etc/hosts; exec slurmctld -D -i', self.folder / "hosts",
+        )  # fmt: skip
+        for number in range(1, self.num_nodes + 1):
+            self.power_on(f"node{number}")
+        _wait(lambda: len(self._idle()) == self.num_nodes, 30, "idle nodes")
+        self.run("srun", "-N", str(self.num_nodes), "true")
+
+    def stop(self) -> None:
+        """Everything that was started; twice is no harm."""
+        for number in range(1, self.num_nodes + 1):
+            self.power_cut(f"node{number}")
+        for process in self._processes:
+            if process.poll() is None:
+                process.terminate()
+        for process in self._processes:
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        subprocess.run(["ip", "link", "del", _BRIDGE], check=False, capture_output=True)
+
+    def run(self, *command: str, cwd: Path | None = None, check: bool = True, **environment: str) -> str:
+        """A client's command, such as sbatch; its output."""
+        done = subprocess.run(
+            list(command),
+            env={**self.environment, "MINORDPO_PYTHON": sys.executable, **environment},
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            check=False,
+        )
+        if check and done.returncode:
+            raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+        return done.stdout.strip()
+
+    def state(self, job: str) -> str:
+        """PENDING, RUNNING, COMPLETING, COMPLETED, FAILED, ..."""
+        return _field(self.run("scontrol", "show", "job", job), "JobState")
+
+    def nodes(self, job: str) -> list[str]:
+        """Of a running job, the batch script's node first."""
+        names = _field(self.run("scontrol", "show", "job", job), "NodeList")
+        return self.run("scontrol", "show", "hostnames", names).split()
+
+    def ranks(self, job: str) -> dict[int, int]:
+        """{rank: process} of the training of a job, as this machine sees them."""
+        found: dict[int, tuple[int, int]] = {}  # process: (rank, parent)
+        for process in Path("/proc").iterdir():
+            if not process.name.isdigit():
+                continue
+            try:
+                command = (process / "cmdline").read_bytes().split(b"\0")
+                lines = (process / "environ").read_bytes().split(b"\0")
+                parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue  # gone meanwhile
+            variables = dict(line.split(b"=", 1) for line in lines if b"=" in line)
+            is_rank = b"nemo_minordpo.train" in command and b"python" in command[0] and b"SLURM_PROCID" in variables
+            if is_rank and variables.get(b"SLURM_JOB_ID", b"").decode() == job:
+                found[int(process.name)] = int(variables[b"SLURM_PROCID"]), parent
+        # without the children that write checkpoints
+        return {rank: process for process, (rank, parent) in found.items() if parent not in found}
+
+    def power_on(self, node: str) -> None:
+        """Start a node; one that was cut comes back."""
+        address = f"{_NETWORK}.{int(node.removeprefix('node'))}"
+        pid, ready = self.folder / f"pid/{node}.pid", self.folder / f"pid/{node}.ready"
+        (self.folder / "spool" / node).mkdir(exist_ok=True)
+        ready.unlink(missing_ok=True)
+        outer = self._spawn(
+            "unshare", "--net", "--pid", "--uts", "--ipc", "--mount", "--fork", "--kill-child", "--mount-proc",
+            "bash", "-c", _NODE, "_", node, self.folder, address,
+        )  # fmt: skip
+        children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
+        _wait(lambda: bool(children.read_text().split()), 5, f"{node}'s first process")
+        inner = children.read_text().split()[0]
+        pid.write_text(inner)
+        _shell(f"ip link add v{node} type veth peer name eth0 netns {inner}")
+        _shell(f"ip link set v{node} master {_BRIDGE} up")
+        ready.touch()
+
+    def power_cut(self, node: str) -> None:
+        pid = self.folder / f"pid/{node}.pid"
+        if pid.exists():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid.read_text()), signal.SIGKILL)
+            pid.unlink()
+            _wait(lambda: not Path(f"/sys/class/net/v{node}").exists(), 10, f"{node}'s network to go")
+
+    def cut_off(self, node: str) -> None:
+        """A network partition: the node computes on, and nobody hears it."""
+        _shell(f"ip link set v{node} down")
+
+    def connect(self, node: str) -> None:
+        _shell(f"ip link set v{node} up")
+
+    def _idle(self) -> set[str]:
+        return set(self.run("sinfo", "-h", "-N", "-t", "idle", "-o", "%N", check=False).split())
+
+    def _spawn(self, *command: object) -> subprocess.Popen:
+        log = (self.folder / "log" / f"{command[0]}.out").open("a")
+        process = subprocess.Popen(
+            list(map(str, command)), env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+        self._processes.append(process)
+        return process
+
+
+def _field(text: str, name: str) -> str:
+    for word in text.split():
+        key, _, value = word.partition("=")
+        if key == name:
+            return value
+    return ""
+
+
+def _shell(command: str) -> None:
+    done = subprocess.run(command.split(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command}: {done.stderr}")
+
+
+def _wait(condition, seconds: float, what: str) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            raise TimeoutError(f"waited {seconds} s for {what}")
+        time.sleep(0.05)

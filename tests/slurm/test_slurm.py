@@ -1,0 +1,129 @@
+"""The launchers on a real Slurm: two of three virtual nodes, two ranks a node.
+
+The full table of injected faults is made by `python -m tests.slurm.faults`; here are those that need least time.
+"""
+
+import json
+import time
+
+import pytest
+
+from tests.slurm.cluster import why_not
+from tests.slurm.faults import ROOT, STEPS, Job, prepared, run_hurt
+
+LAUNCHERS = sorted((ROOT / "launchers").glob("*.sub"))
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    with prepared(tmp_path_factory.mktemp("slurm"), num_nodes=3) as (cluster, inputs):
+        yield cluster, inputs
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    """A run that nothing happens to, in a folder whose name a shell could trip over."""
+    job = Job(*place, 'it\'s a "whole" run', "tp2pp2")
+    assert job.wait_for_end() == "COMPLETED", job.log.read_text()[-4000:]
+    return job
+
+
+def test_every_script_is_one_that_sbatch_takes(place):
+    cluster, _ = place
+    assert len(LAUNCHERS) == 7
+    for script in LAUNCHERS:
+        extra = ["--array=0-3%2"] if script.stem == "sweep" else []
+        cluster.run("sbatch", "--test-only", *extra, str(script), "KEY=VALUE")
+
+
+def test_arguments_arrive_as_they_were_typed(whole):
+    assert (whole.run / "model.nemo").exists()
+    config = (whole.run / "config.yaml").read_text()
+    assert "whole" in config
+    assert [line.step for line in whole.steps()] == list(range(1, STEPS + 1))
+
+
+def test_the_log_says_what_happened(whole):
+    log = whole.log.read_text()
+    for text in (": start, ", "start 1: 2 x 2 ranks, node1:", f"step {STEPS}: loss", ": complete", "end, exit code 0"):
+        assert text in log
+    assert "nodes x 2 ranks: TP=2 x PP=2 x DP=1" in log
+    ranks = sorted(path.name for path in (whole.run / "logs").glob("*/rank_*.log"))
+    assert ranks == [f"rank_{rank}.log" for rank in range(4)]
+
+
+@pytest.mark.parametrize("kind", ["rank killed", "scontrol requeue", "truncated checkpoint"])
+def test_a_run_that_is_hurt_ends_with_the_same_bits(place, whole, kind):
+    outcome = run_hurt(*place, kind, "tp2pp2", whole, seed=1)
+    assert outcome.state == "COMPLETED", outcome
+    assert outcome.bits_equal, outcome
+    assert outcome.attempts == 2
+    if kind != "scontrol requeue":
+        assert "the process ended without a word: Killed" in outcome.cause
+
+
+def test_settings_that_cannot_work_do_not_start_ranks(place):
+    job = Job(*place, "refused", "tp2pp2", more=["model.tensor_model_parallel_size=3"])
+    assert job.wait_for_end() == "FAILED"
+    log = job.log.read_text()
+    assert "nearest layouts of 4 ranks that work" in log
+    assert "start 1" not in log
+    assert "end, exit code 2" in log
+
+
+def wait_for_jobs(cluster, *, seconds=420):
+    """Until the queue is empty; {job: state}."""
+    until = time.monotonic() + seconds
+    while cluster.run("squeue", "-h"):
+        assert time.monotonic() < until, cluster.run("squeue")
+        time.sleep(0.5)
+    lines = cluster.run("scontrol", "show", "job", "--oneliner").splitlines()
+    fields = [dict(word.partition("=")[::2] for word in line.split()) for line in lines]
+    return {job["JobId"]: job["JobState"] for job in fields}
+
+
+def test_the_whole_road_as_a_chain_of_jobs(place, tmp_path):
+    cluster, inputs = place
+    questions = [{"question": f"What is {n} plus 1?", "answer": f"#### {n + 1}"} for n in range(2)]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    submitted = cluster.run(
+        str(ROOT / "launchers/pipeline.sh"), str(inputs.nemo.parent / "hf"), "questions.jsonl", "run",
+        *few_steps(inputs), cwd=tmp_path, MINORDPO_NODES="1",
+    )  # fmt: skip
+    last = submitted.partition("last job: ")[2].partition(";")[0]
+    states = wait_for_jobs(cluster)
+    logs = "".join(log.read_text() for log in tmp_path.glob("*.log"))
+    assert [states[str(int(last) - before)] for before in range(5)] == ["COMPLETED"] * 5, logs[-4000:]
+    assert json.loads((tmp_path / "run/evaluation/score.json").read_text())["num_questions"] == 2
+    assert (tmp_path / "run.nemo").exists()
+
+
+def test_a_sweep_has_one_reference_and_a_report(place, tmp_path):
+    cluster, inputs = place
+    (tmp_path / "runs.txt").write_text(
+        "# two losses\n"
+        "model.dpo.preference_loss=dpo exp_manager.explicit_log_dir=runs/dpo\n\n"
+        "model.dpo.preference_loss=minordpo exp_manager.explicit_log_dir=runs/minordpo\n"
+    )
+    cluster.run(
+        str(ROOT / "launchers/sweep.sh"), "runs.txt", "2", "report",
+        f"pretrained_checkpoint.restore_from_path={inputs.nemo}", *few_steps(inputs), cwd=tmp_path,
+    )  # fmt: skip
+    wait_for_jobs(cluster)
+    logs = "".join(log.read_text() for log in tmp_path.glob("*.log"))
+    assert len(list((tmp_path / "runs/reference_cache").glob("*.safetensors"))) == 1, logs[-4000:]
+    assert logs.count("pairs are evaluated") == 1
+    table = (tmp_path / "report/report.md").read_text()
+    assert "| dpo |" in table
+    assert "| minordpo |" in table
+    assert all((tmp_path / f"runs/{loss}/model.nemo").exists() for loss in ("dpo", "minordpo"))
+
+
+def few_steps(inputs):
+    return [
+        f"model.data.data_prefix.train=[{inputs.pairs}]",
+        "model.dpo.ref_policy_kl_penalty=0.1", "model.global_batch_size=8", "trainer.dpo.max_steps=2",
+        "exp_manager.create_tensorboard_logger=false",
+    ]  # fmt: skip
