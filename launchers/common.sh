@@ -7,7 +7,7 @@
 #   MINORDPO_MOUNTS          host:container,... for pyxis; this checkout and the working folder are mounted anyway
 #   MINORDPO_SRUN_ARGS       more arguments of srun, separated by spaces
 #   MINORDPO_MAX_CRASHES     ends without a new checkpoint in between, crashes above all, before the job fails (3)
-#   MINORDPO_NODE_WAIT       seconds that Slurm gets to replace a node that does not answer (900)
+#   MINORDPO_NODE_WAIT       seconds to wait for a node that does not answer, or for room on a full disk (900)
 #   MINORDPO_REQUEUE         scontrol (default), exit = end with MINORDPO_REQUEUE_EXIT (85), no = end and stay ended
 set -euo pipefail
 
@@ -184,11 +184,30 @@ count_end() {
   if [ -e "$file" ]; then { read -r count; read -r last; } < "$file" || true; fi
   if [ "$newest" != "$last" ]; then count=0; fi
   count=$((count + 1))
-  printf '%s\n%s\n' "$count" "$newest" > "$file"
+  printf '%s\n%s\n' "$count" "$newest" > "$file" || true # the disk may be full
   if [ "$count" -gt "${MINORDPO_MAX_CRASHES:-3}" ]; then
     say "$count ends without a new checkpoint ($2): given up; $run/failures and $run/logs say more"
     exit 1
   fi
+}
+
+# Whether a checkpoint as large as the newest one fits on the disk; where not, someone has to make room.
+wait_for_disk() {
+  local run=$1 since=$SECONDS newest needed=1024 free
+  rm -rf "$run"/checkpoints/.step_*.tmp # of the ranks that have just ended
+  newest=$(newest_checkpoint "$run")
+  if [ -n "$newest" ]; then needed=$(du -sk "$newest" | cut -f 1); fi
+  while :; do
+    free=$(df -Pk "$run" | awk 'NR == 2 { print $4 }')
+    if [ "$free" -gt "$needed" ] || [ -n "$received" ]; then return; fi
+    if [ $((SECONDS - since)) -gt "${MINORDPO_NODE_WAIT:-900}" ]; then
+      say "given up: a checkpoint needs $needed KiB"
+      exit 1
+    fi
+    say "the disk of $run is full: $free KiB are free, a checkpoint needs $needed KiB; waiting"
+    sleep 5 &
+    wait $! || true
+  done
 }
 
 # `minordpo train` until it is complete: go on after crashes, requeue before the time limit and on preemption.
@@ -222,6 +241,7 @@ train() {
     fi
     count_end "$run" "crashes"
     wait_for_nodes
+    wait_for_disk "$run"
     if [ "$received" = TERM ]; then exit 143; fi
     say "crash: going on from $(newest_checkpoint "$run")"
   done

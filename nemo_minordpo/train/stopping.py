@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 
 import torch
@@ -55,6 +56,7 @@ def signals_kept_from_children() -> Iterator[None]:
 
     Megatron's checkpoint writer starts helpers: the signal that asks for a checkpoint would end them.
     """
+    resource_tracker.ensure_running()  # its start, which the first helper causes, would unblock SIGTERM
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield

@@ -170,7 +170,7 @@ def _fill_disk(job: Job, draw: random.Random) -> Mend | None:
     ballast = job.run.parent / "ballast"
     with ballast.open("wb") as out:
         out.write(b"\0" * max(shutil.disk_usage(ballast.parent).free - 300_000, 0))
-    job.wait(lambda: bool(job.told(": crash: ")), "the full disk")
+    job.wait(lambda: bool(job.told(": the disk of ")), "the full disk")
     ballast.unlink()
 
 
