@@ -27,7 +27,7 @@ real: $(VENV)/.installed  ## the same road with GSM8K and SmolLM2-135M-Instruct
 	$(VENV)/bin/python -m nemo_minordpo pipeline real
 
 test: $(VENV)/.installed  ## all tests that need no GPU; those of the launchers where Slurm is (PYTEST_ARGS="-k name")
-	$(VENV)/bin/python -m pytest tests/unit tests/parallel tests/functional tests/slurm $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest tests/unit tests/slurm tests/parallel tests/functional $(PYTEST_ARGS)
 
 faults: $(VENV)/.installed  ## 20 jobs on a Slurm of virtual nodes, each hurt once; results in docs/ (root, an hour)
 	$(VENV)/bin/python -m tests.slurm.faults
