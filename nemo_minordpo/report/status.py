@@ -30,11 +30,12 @@ def print_status(folder: Path) -> bool:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     for line in _lines(run, events, _failures(folder), now=datetime.now(timezone.utc)):
         console.print(line)
-    return is_complete(events)
+    return _is_complete(run, events)
 
 
-def is_complete(events: Sequence[RunEvent]) -> bool:
-    return bool(events) and events[-1].event == "complete"
+def _is_complete(run: Run, events: Sequence[RunEvent]) -> bool:
+    """The model is put in place last but for the event, before which a rank may be killed."""
+    return (run.folder / "model.nemo").exists() or (bool(events) and events[-1].event == "complete")
 
 
 def first_failure(failures: Sequence[Failure]) -> Failure | None:
@@ -71,7 +72,7 @@ def _lines(run: Run, events: list[RunEvent], failures: list[Failure], *, now: da
     early = [failure for failure in failures if not starts or failure.time < starts[0].time]
     if (first := first_failure(early)) is not None:
         lines.append(f"before the first step: {_named(first)}")
-    lines.append(_state(events, failures))
+    lines.append(_state(run, events, failures))
     return lines
 
 
@@ -106,8 +107,8 @@ def _end(start: RunEvent, until: str, events: list[RunEvent], failures: list[Fai
     return ", ended without a word (killed, or its node was lost)" if went_on else ""
 
 
-def _state(events: list[RunEvent], failures: list[Failure]) -> str:
-    if is_complete(events):
+def _state(run: Run, events: list[RunEvent], failures: list[Failure]) -> str:
+    if _is_complete(run, events):
         return "complete"
     last = next((event for event in reversed(events) if event.event in ("started", "stopped")), None)
     if last is not None and last.event == "stopped":

@@ -78,6 +78,14 @@ def test_stopped_and_gone_on_with_and_complete(folder, capsys):
     assert said.endswith("complete\n")
 
 
+def test_killed_between_the_model_and_the_event(folder, capsys):
+    folder.event("started", max_steps=9)
+    (folder.path / "model.nemo").touch()
+    complete, said = folder.status(capsys)
+    assert complete
+    assert said.endswith("complete\n")
+
+
 def test_the_first_failure_is_named_and_not_its_consequences(folder, capsys):
     folder.event("started", max_steps=9)
     folder.failure("RuntimeError: [gloo] Connection closed by peer [10.0.0.2]:1234", rank=0)
