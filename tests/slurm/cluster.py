@@ -119,7 +119,8 @@ class Cluster:
         _shell(f"ip link set {_BRIDGE} up")
         munge = self.folder / "munge"
         self._spawn(
-            "munged", "--foreground", f"--key-file={key}", f"--socket={munge}/munge.sock",
+            # forced: a test folder may be closed to other users, which is all that munged minds here
+            "munged", "--foreground", "--force", f"--key-file={key}", f"--socket={munge}/munge.sock",
             f"--pid-file={self.folder}/pid/munged.pid", f"--log-file={munge}/log", f"--seed-file={munge}/seed",
         )  # fmt: skip
         _wait(lambda: (munge / "munge.sock").exists(), 10, "munged")
