@@ -32,9 +32,8 @@ def write_model(folder: Path, *, tied: bool = False, seed: int = 0, **sizes: int
             num_hidden_layers=4,
             num_attention_heads=4,
             num_key_value_heads=2,
-            max_position_embeddings=512,
             tie_word_embeddings=tied,
-            **{"hidden_size": 64, "intermediate_size": 128, **sizes},
+            **{"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 512, **sizes},
         )
     )
     for name, parameter in model.named_parameters():

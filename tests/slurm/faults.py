@@ -271,7 +271,7 @@ def prepared(folder: Path, *, num_nodes: int) -> Iterator[tuple[Cluster, Inputs]
 
     for name in ("runs", "disk"):
         (folder / name).mkdir(parents=True)
-    write_model(folder / "hf", hidden_size=256, intermediate_size=768)
+    write_model(folder / "hf", hidden_size=256, intermediate_size=768, max_position_embeddings=1024)
     import_hf(folder / "hf", folder / "base.nemo")
     write_pairs(folder / "pairs.jsonl", count=200)
     inputs = Inputs(folder / "base.nemo", folder / "pairs.jsonl", folder / "runs", folder / "disk")
