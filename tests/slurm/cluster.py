@@ -73,11 +73,13 @@ def why_not() -> str:
     if os.geteuid() != 0:
         return "a cluster of virtual nodes needs root (namespaces, a network bridge)"
     missing = [name for name in _NEEDED if shutil.which(name) is None]
-    return (
-        f"not installed: {', '.join(missing)} (apt-get install slurmctld slurmd slurm-client munge iproute2)"
-        if missing
-        else ""
-    )
+    if missing:
+        return f"not installed: {', '.join(missing)} (apt-get install slurmctld slurmd slurm-client munge iproute2)"
+    try:
+        _shell("unshare --net --pid --uts --ipc --mount --fork --mount-proc ip link add minordpotry type bridge")
+    except RuntimeError as error:
+        return f"this root may not make namespaces and network bridges: {error}"
+    return ""
 
 
 @dataclass

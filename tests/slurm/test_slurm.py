@@ -13,7 +13,8 @@ from tests.slurm.faults import ROOT, STEPS, Job, prepared, run_hurt
 
 LAUNCHERS = sorted((ROOT / "launchers").glob("*.sub"))
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
+_LACKING = why_not()
+pytestmark = pytest.mark.skipif(bool(_LACKING), reason=_LACKING)
 
 
 @pytest.fixture(scope="module")
