@@ -15,9 +15,11 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nemo_minordpo import __version__
+
+_R = TypeVar("_R", bound="_Record")
 
 # The packages whose version can change a result; a manifest names those that are installed.
 _RESULT_PACKAGES = (
@@ -81,8 +83,17 @@ class Manifest:
         return cls(**json.loads((folder / "manifest.json").read_text()))
 
 
+class _Record:
+    """A record that is read back as it was written."""
+
+    @classmethod
+    def from_json(cls: type[_R], text: str) -> _R:
+        """Raises ValueError or TypeError where ``text`` is not one."""
+        return cls(**json.loads(text))
+
+
 @dataclass(frozen=True, kw_only=True)
-class StepMetrics:
+class StepMetrics(_Record):
     """One line of a run's `metrics.jsonl`.
 
     `values` holds the names of core/metrics.py (rewards are beta-free log-ratios in nats) and the loop's own.
@@ -94,14 +105,10 @@ class StepMetrics:
     consumed_pairs: int
     values: dict[str, float]
 
-    @classmethod
-    def from_json(cls, text: str) -> "StepMetrics":
-        return cls(**json.loads(text))
-
 
 @dataclass(frozen=True, kw_only=True)
-class RunEvent:
-    """One line of a run's `events.jsonl`: started, saved, not_saved, damaged, stopped, complete."""
+class RunEvent(_Record):
+    """One line of a run's `events.jsonl`: started, saved, damaged, stopped, complete."""
 
     time: str  # UTC
     attempt: int
@@ -111,13 +118,9 @@ class RunEvent:
     detail: str = ""
     max_steps: int = 0  # of the whole run; `started` alone says it
 
-    @classmethod
-    def from_json(cls, text: str) -> "RunEvent":
-        return cls(**json.loads(text))
-
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
+class Failure(_Record):
     """What broke on a rank; a file of a run's `failures/`."""
 
     time: str  # UTC
@@ -126,10 +129,6 @@ class Failure:
     node: str
     error: str  # one line
     traceback: str
-
-    @classmethod
-    def from_json(cls, text: str) -> "Failure":
-        return cls(**json.loads(text))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nemo_minordpo.records import Failure, RunEvent, StepMetrics, read_lines
+from nemo_minordpo.records import Failure, RunEvent, read_lines
 from nemo_minordpo.report.runs import Run, read_run
 
 # What a rank says when another one is gone: the consequence, not the cause.
@@ -17,6 +17,7 @@ _CONSEQUENCES = (
 )  # fmt: skip
 # Steps whose median says how long the others will take.
 _RECENT = 20
+_RATES = ("pairs_per_s", "tokens_per_s")
 
 
 def print_status(folder: Path) -> bool:
@@ -60,7 +61,7 @@ def _lines(run: Run, events: list[RunEvent], failures: list[Failure], *, now: da
     if not starts:
         lines.append("no step yet")
     else:
-        lines += _progress(run, starts[-1].max_steps, now=now)
+        lines += _progress(run, starts[-1].max_steps)
     saved = [event for event in events if event.event == "saved"]
     if saved:
         lines.append(f"last checkpoint: step {saved[-1].step}, {_ago(saved[-1].time, now)}")
@@ -76,7 +77,7 @@ def _lines(run: Run, events: list[RunEvent], failures: list[Failure], *, now: da
     return lines
 
 
-def _progress(run: Run, max_steps: int, *, now: datetime) -> list[str]:
+def _progress(run: Run, max_steps: int) -> list[str]:
     if not run.steps:
         return [f"step 0 of {max_steps}"]
     last = run.steps[-1]
@@ -87,13 +88,9 @@ def _progress(run: Run, max_steps: int, *, now: datetime) -> list[str]:
     if seconds:
         typical = statistics.median(seconds)
         left = timedelta(seconds=round(typical * (max_steps - last.step)))
-        rates = ", ".join(f"{values[n]:.3g} {n.replace('_per_s', '')}/s" for n in _rates(last))
+        rates = ", ".join(f"{values[n]:.3g} {n.replace('_per_s', '')}/s" for n in _RATES if n in values)
         lines.append(f"{typical:.3g} s a step, {rates}; left: {left}")
     return lines
-
-
-def _rates(step: StepMetrics) -> list[str]:
-    return [name for name in ("pairs_per_s", "tokens_per_s") if name in step.values]
 
 
 def _end(start: RunEvent, until: str, events: list[RunEvent], failures: list[Failure]) -> str:

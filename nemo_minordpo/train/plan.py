@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
@@ -40,6 +41,9 @@ class Plan:
     """Of a run at one layout; `work` and `num_rows` of a typical step, `num_rows` of a data-parallel rank."""
 
     size: ModelSize
+    model: DictConfig
+    tied: bool
+    cuda: bool
     ranks: int
     data_parallel: int
     layout: Layout
@@ -145,6 +149,9 @@ def make_plan(config: TrainConfig) -> Plan:
     tied = bool(model.get("share_embeddings_and_output_weights", True))
     return Plan(
         size=size,
+        model=model,
+        tied=tied,
+        cuda=cuda,
         ranks=ranks,
         data_parallel=data_parallel,
         layout=layout,
@@ -191,16 +198,14 @@ def _device(config: TrainConfig, memory_gib: float | None, tflops: float | None,
 
 def _what_fits(config: TrainConfig, plan: Plan, device: Device) -> str:
     """The nearest layouts that fit, or what else makes a run smaller."""
-    model = read_checkpoint_config(Path(config.pretrained_checkpoint.restore_from_path))
-    tied = bool(model.get("share_embeddings_and_output_weights", True))
     fitting = []
     now = (plan.layout.tensor_parallel, plan.layout.pipeline_parallel)
-    for tensor, pipeline in possible_layouts(model, ranks=plan.ranks, near=now):
+    for tensor, pipeline in possible_layouts(plan.model, ranks=plan.ranks, near=now):
         data_parallel = plan.ranks // (tensor * pipeline)
         rows = max(plan.layout.num_rows * plan.data_parallel // data_parallel, 1)
         layout = replace(plan.layout, tensor_parallel=tensor, pipeline_parallel=pipeline, num_rows=rows)
         numerics = numerics_of(config, data_parallel=data_parallel)
-        memory = fullest_rank(plan.size, layout, numerics, tied=tied, cuda=host.has_cuda())
+        memory = fullest_rank(plan.size, layout, numerics, tied=plan.tied, cuda=plan.cuda)
         if memory.total <= device.memory:
             fitting.append(
                 f"model.tensor_model_parallel_size={tensor} model.pipeline_model_parallel_size={pipeline} "
