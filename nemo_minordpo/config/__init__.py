@@ -14,6 +14,7 @@ from nemo_minordpo.config.sections import (
     OptimSection,
     ScheduleSection,
     TrainConfig,
+    TrainerDPOSection,
 )
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "OptimSection",
     "ScheduleSection",
     "TrainConfig",
+    "TrainerDPOSection",
     "closest",
     "compose",
     "duration_in_seconds",

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nemo_minordpo.config import TrainerDPOSection
 from nemo_minordpo.core.flops import StepWork
 from nemo_minordpo.core.pair_packing import PairTokens, lay_out, pack, segment_lengths
 from nemo_minordpo.train.tokens import TokenArrays
@@ -78,6 +79,12 @@ def split_pairs(responses: Tensor) -> tuple[Tensor, Tensor]:
 def steps_per_epoch(num_pairs: int, global_batch_size: int) -> int:
     """The last batch of an epoch may be a partial one."""
     return math.ceil(num_pairs / global_batch_size)
+
+
+def steps_of_run(loop: TrainerDPOSection, *, num_pairs: int, global_batch_size: int) -> int:
+    """Optimizer steps of a whole run: its epochs, or `max_steps` where that is less."""
+    steps = loop.max_epochs * steps_per_epoch(num_pairs, global_batch_size)
+    return steps if loop.max_steps < 0 else min(steps, loop.max_steps)
 
 
 def pairs_of_step(step: int, *, num_pairs: int, global_batch_size: int, seed: int) -> np.ndarray:

@@ -3,9 +3,27 @@
 import math
 from typing import Any
 
+from nemo_minordpo.config import TrainConfig
+
 # Sizes that a layer is split by.
 _SPLIT_BY_TENSOR_PARALLEL = ("num_attention_heads", "num_query_groups", "ffn_hidden_size", "override_vocab_size")
 _NUM_HINTS = 3
+
+
+def layout_in_words(config: TrainConfig) -> str:
+    """Such as "2 nodes x 8 ranks: TP=8 x PP=2 x DP=1"."""
+    trainer, model = config.trainer, config.model
+    return (
+        f"{trainer.num_nodes} nodes x {trainer.devices} ranks: TP={model.tensor_model_parallel_size} x "
+        f"PP={model.pipeline_model_parallel_size} x DP={data_parallel_size(config)}"
+    )
+
+
+def data_parallel_size(config: TrainConfig) -> int:
+    """What is left of the ranks; at least 1, also where the layout does not divide them."""
+    model = config.model
+    ranks = config.trainer.num_nodes * config.trainer.devices
+    return max(ranks // (model.tensor_model_parallel_size * model.pipeline_model_parallel_size), 1)
 
 
 def layout_problems(model: Any, *, num_nodes: int, devices: int) -> list[str]:

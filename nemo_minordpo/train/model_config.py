@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_minordpo.config import ModelSection, TrainConfig, closest
 from nemo_minordpo.core.flops import ModelSize
-from nemo_minordpo.train.layout import layout_problems
+from nemo_minordpo.core.pair_packing import row_multiple
+from nemo_minordpo.train.layout import data_parallel_size, layout_problems
 
 _CONFIG_NAME = "model_config.yaml"
 # Kernels that need CUDA; and weights are made where they stay.
@@ -75,9 +76,7 @@ def build_model_config(config: TrainConfig, checkpoint: DictConfig, *, cuda: boo
         model.data = {**_UNUSED_DATA, "seq_length": config.model.data.seq_length}
         model.dpo = asdict(config.model.dpo)
         # NeMo's counter of micro-batches, which packing does not use, wants a multiple of the data-parallel size
-        data_parallel = max(
-            _num_ranks(config) // (model.tensor_model_parallel_size * model.pipeline_model_parallel_size), 1
-        )
+        data_parallel = data_parallel_size(config)
         model.global_batch_size = math.ceil(config.model.global_batch_size / data_parallel) * data_parallel
         model.optim = _optimizer_settings(config)
         model.peft = _peft_settings(config)
@@ -93,6 +92,15 @@ def build_model_config(config: TrainConfig, checkpoint: DictConfig, *, cuda: boo
         model.encoder_seq_length = max(model.encoder_seq_length, config.model.data.seq_length)
     _check(config, model, cuda=cuda, te=te)
     return model
+
+
+def row_multiple_of(model: Any) -> int:
+    """What the length of a row is divisible by, for a configuration of :func:`build_model_config`."""
+    return row_multiple(
+        tensor_parallel=model.tensor_model_parallel_size,
+        sequence_parallel=model.sequence_parallel,
+        fp8=bool(model.get("fp8", False)),
+    )
 
 
 def model_size(model: Any, *, vocab_size: int) -> ModelSize:
@@ -121,10 +129,6 @@ def _peft_settings(config: TrainConfig) -> dict[str, Any]:
     # new adapters change nothing: the second of the two matrices is zero
     lora |= {"column_init_method": "xavier", "row_init_method": "zero", "layer_selection": None, "weight_tying": False}
     return settings
-
-
-def _num_ranks(config: TrainConfig) -> int:
-    return config.trainer.num_nodes * config.trainer.devices
 
 
 def _window(model: DictConfig) -> int:

@@ -15,11 +15,10 @@ from nemo_minordpo.config import TrainConfig, compose, load
 from nemo_minordpo.core.flops import ModelSize, StepWork
 from nemo_minordpo.core.losses import LOSSES
 from nemo_minordpo.core.memory import GIB, Layout, Numerics, RankMemory, fullest_rank
-from nemo_minordpo.core.pair_packing import row_multiple
-from nemo_minordpo.train.dataset import PairBatches, steps_per_epoch
+from nemo_minordpo.train.dataset import PairBatches, steps_of_run
 from nemo_minordpo.train.launch import load_tokenizer
-from nemo_minordpo.train.layout import possible_layouts
-from nemo_minordpo.train.model_config import build_model_config, model_size, read_checkpoint_config
+from nemo_minordpo.train.layout import data_parallel_size, layout_in_words, possible_layouts
+from nemo_minordpo.train.model_config import build_model_config, model_size, read_checkpoint_config, row_multiple_of
 from nemo_minordpo.train.throughput import measure_matmul_peak
 from nemo_minordpo.train.tokens import expand_files, sample_pairs
 
@@ -114,16 +113,12 @@ def make_plan(config: TrainConfig) -> Plan:
         expand_files(section.data.data_prefix.train), tokenizer=tokenizer, data=section.data
     )
     ranks = config.trainer.num_nodes * config.trainer.devices
-    data_parallel = ranks // (section.tensor_model_parallel_size * section.pipeline_model_parallel_size)
+    data_parallel = data_parallel_size(config)
     batches = PairBatches(
         arrays,
         global_batch_size=min(section.global_batch_size, len(arrays)),
         row_capacity=section.data.packed_sequence_size,
-        row_multiple=row_multiple(
-            tensor_parallel=section.tensor_model_parallel_size,
-            sequence_parallel=section.sequence_parallel,
-            fp8=bool(model.get("fp8", False)),
-        ),
+        row_multiple=row_multiple_of(model),
         data_parallel_rank=0,
         data_parallel_size=data_parallel,
         pad_id=tokenizer.eos_token_id,
@@ -140,10 +135,7 @@ def make_plan(config: TrainConfig) -> Plan:
         num_rows=max(round(len(batch.micro_batches) * scale), 1),
         num_targets=max(len(part.targets) for part in batch.micro_batches),
     )
-    epoch = steps_per_epoch(num_pairs, section.global_batch_size)
-    steps = config.trainer.dpo.max_epochs * epoch
-    if config.trainer.dpo.max_steps > 0:
-        steps = min(steps, config.trainer.dpo.max_steps)
+    steps = steps_of_run(config.trainer.dpo, num_pairs=num_pairs, global_batch_size=section.global_batch_size)
     frozen = section.peft.peft_scheme != "none"
     numerics = numerics_of(config, data_parallel=data_parallel)
     tied = bool(model.get("share_embeddings_and_output_weights", True))
@@ -223,9 +215,8 @@ def _print(plan: Plan, config: TrainConfig, device: Device) -> None:
     layout, memory = plan.layout, plan.memory
     console = Console(soft_wrap=True, highlight=False)
     console.print(
-        f"{config.trainer.num_nodes} nodes x {config.trainer.devices} ranks: TP={layout.tensor_parallel} x "
-        f"PP={layout.pipeline_parallel} x DP={plan.data_parallel}; {layout.num_rows} rows of {layout.row_length} "
-        f"places a rank and step; {memory.parameters:,} weights on the fullest rank"
+        f"{layout_in_words(config)}; {layout.num_rows} rows of {layout.row_length} places a rank and step; "
+        f"{memory.parameters:,} weights on the fullest rank"
     )
     table = Table("memory of the fullest rank", "GiB")
     for name in ("weights", "gradients", "optimizer", "activations", "head", "overhead", "total"):

@@ -8,7 +8,8 @@ from typing import Any
 from nemo_minordpo import host
 from nemo_minordpo.config import TrainConfig, duration_in_seconds
 from nemo_minordpo.train.attempt import Attempt, ReplacedError, record_failure
-from nemo_minordpo.train.model_config import build_model_config, read_checkpoint_config
+from nemo_minordpo.train.layout import layout_in_words
+from nemo_minordpo.train.model_config import build_model_config, read_checkpoint_config, row_multiple_of
 from nemo_minordpo.train.run_folder import RunFolder, rank_of_process
 from nemo_minordpo.train.stopping import StallWatch, StopRequest
 from nemo_minordpo.train.tokens import load_arrays
@@ -56,7 +57,7 @@ def _run_rank(config: TrainConfig, folder: RunFolder, stop: StopRequest, *, only
     log = RunLog(config, folder, attempt, stand_ins=stand_ins, is_first_rank=is_first)
     resumed = trainer.resume(attempt).step
     if is_first:
-        attempt.note("started", step=resumed, detail=_layout(config), max_steps=trainer.max_steps)
+        attempt.note("started", step=resumed, detail=layout_in_words(config), max_steps=trainer.max_steps)
     try:
         with log.training(resumed=resumed, max_steps=trainer.max_steps):
             reason = trainer.fit(log, attempt=attempt, stop=stop, watch=watch)
@@ -74,15 +75,6 @@ def _run_rank(config: TrainConfig, folder: RunFolder, stop: StopRequest, *, only
 
 def _seconds(duration: str | None) -> int | None:
     return None if duration is None else duration_in_seconds(duration)
-
-
-def _layout(config: TrainConfig) -> str:
-    trainer, model = config.trainer, config.model
-    split = model.tensor_model_parallel_size * model.pipeline_model_parallel_size
-    return (
-        f"{trainer.num_nodes} nodes x {trainer.devices} ranks: TP={model.tensor_model_parallel_size} x "
-        f"PP={model.pipeline_model_parallel_size} x DP={trainer.num_nodes * trainer.devices // split}"
-    )
 
 
 def set_up(config: TrainConfig, folder: RunFolder) -> Any:
@@ -173,7 +165,6 @@ def _lightning_trainer(config: TrainConfig, model_config: Any) -> Any:
 
 def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any) -> Any:
     """The packed batches of a split, with what the reference says of its pairs where that is kept."""
-    from nemo_minordpo.core.pair_packing import row_multiple
     from nemo_minordpo.train.dataset import PairBatches
     from nemo_minordpo.train.reference import (
         ReferenceCache,
@@ -190,16 +181,11 @@ def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any) -> 
         raise ValueError(f"token id {largest} of the {split} pairs is beyond the model's vocabulary of {vocab_size}")
     rank, size = data_parallel_layout()
     section = config.model
-    multiple = row_multiple(
-        tensor_parallel=section.tensor_model_parallel_size,
-        sequence_parallel=section.sequence_parallel,
-        fp8=bool(model.cfg.get("fp8", False)),
-    )
     batches = PairBatches(
         arrays,
         global_batch_size=section.global_batch_size,
         row_capacity=section.data.packed_sequence_size,
-        row_multiple=multiple,
+        row_multiple=row_multiple_of(model.cfg),
         data_parallel_rank=rank,
         data_parallel_size=size,
         pad_id=model.tokenizer.eos_id,

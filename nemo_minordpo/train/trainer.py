@@ -17,7 +17,7 @@ from nemo_minordpo.core.metrics import PAIR_METRICS, means_of
 from nemo_minordpo.records import StepMetrics
 from nemo_minordpo.train.attempt import Attempt
 from nemo_minordpo.train.checkpoints import Progress, load_checkpoint, newest_intact_checkpoint, save_checkpoint
-from nemo_minordpo.train.dataset import PairBatches, StepBatch, steps_per_epoch
+from nemo_minordpo.train.dataset import PairBatches, StepBatch, steps_of_run, steps_per_epoch
 from nemo_minordpo.train.schedule import learning_rate
 from nemo_minordpo.train.stopping import StallWatch, StopRequest
 from nemo_minordpo.train.throughput import Throughput
@@ -52,9 +52,11 @@ class MinorDPOTrainer:
 
     @property
     def max_steps(self) -> int:
-        loop = self.config.trainer.dpo
-        steps = loop.max_epochs * self._steps_per_epoch
-        return steps if loop.max_steps < 0 else min(steps, loop.max_steps)
+        return steps_of_run(
+            self.config.trainer.dpo,
+            num_pairs=len(self.train.arrays),
+            global_batch_size=self.train.global_batch_size,
+        )
 
     def resume(self, attempt: Attempt) -> Progress:
         """Go on from the newest checkpoint of the run folder that is intact, if there is one."""

@@ -88,6 +88,12 @@ class Conversation:
             print(json.dumps(values), file=self._answers, flush=True)
 
 
+def be_the_only_rank() -> None:
+    """What torchrun would have set for a process alone."""
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "benchmark"}
+
+
 def peak_rss_gib() -> float:
     """Peak memory of this process so far. Not `ru_maxrss`: that one starts at the size of the parent process."""
     lines = Path("/proc/self/status").read_text().splitlines()

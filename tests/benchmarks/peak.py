@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_minordpo import host
-from tests.benchmarks import Settings
+from tests.benchmarks import Settings, be_the_only_rank
 from tests.benchmarks.inputs import Inputs, make_inputs
 
 # (model, pairs a step)
@@ -50,8 +50,7 @@ def main() -> None:
 
 
 def run_case(inputs: Inputs, model: str, pairs: int, steps: int, with_profile: bool) -> dict[str, Any]:
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "peak"}
+    be_the_only_rank()
     host.prepare()
     from tests.benchmarks.ours_worker import build_trainer
 

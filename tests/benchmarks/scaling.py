@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_minordpo import host
-from tests.benchmarks import Settings
+from tests.benchmarks import Settings, be_the_only_rank
 from tests.benchmarks.inputs import make_inputs
 
 REPEATS = 2
@@ -39,8 +39,7 @@ def main() -> None:
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     inputs = make_inputs(given.data, given.work.absolute())
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "scaling"}
+    be_the_only_rank()
     host.prepare()
     from tests.benchmarks.ours_worker import build_trainer
 

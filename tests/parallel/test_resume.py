@@ -7,11 +7,8 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from nemo_minordpo.records import RunEvent, StepMetrics, sha256_of_file
-
-TIMINGS = (
-    "step_s", "pairs_per_s", "tokens_per_s", "tokens_per_s_equivalent", "model_tflops", "matmul_peak_fraction",
-)  # fmt: skip
+from nemo_minordpo.records import RunEvent, sha256_of_file
+from tests.comparison import without_timings
 
 
 def checkpoint_tensors(folder):
@@ -24,10 +21,6 @@ def checkpoint_tensors(folder):
     }
     load(tensors, storage_reader=FileSystemReader(folder), no_dist=True)
     return tensors
-
-
-def without_timings(line: StepMetrics):
-    return {name: value for name, value in line.values.items() if name not in TIMINGS}
 
 
 @pytest.mark.parametrize("died_after", [1, 4, 7])

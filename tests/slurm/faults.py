@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_minordpo.records import RunEvent, StepMetrics
+from tests.comparison import without_timings
 from tests.slurm.cluster import Cluster, why_not
 
 ROOT = Path(__file__).parent.parent.parent
@@ -34,7 +35,6 @@ LAYOUTS = {
     "tp2pp2": ["model.tensor_model_parallel_size=2", "model.pipeline_model_parallel_size=2"],
     "tp2dp2": ["model.tensor_model_parallel_size=2"],
 }
-TIMINGS = ("step_s", "pairs_per_s", "tokens_per_s", "tokens_per_s_equivalent", "model_tflops", "matmul_peak_fraction")
 _PATIENCE = 420  # seconds for a whole hurt job
 
 
@@ -239,7 +239,7 @@ def same_bits(run: Path, other: Path) -> bool:
 
 def _metrics(run: Path) -> list[Any]:
     lines = [StepMetrics.from_json(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(line.split, line.step, {k: v for k, v in line.values.items() if k not in TIMINGS}) for line in lines]
+    return [(line.split, line.step, without_timings(line)) for line in lines]
 
 
 def _weights(run: Path) -> dict[str, bytes]:
