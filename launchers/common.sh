@@ -137,6 +137,12 @@ note_killed_rank() {
   python_here -m nemo_minordpo.train.attempt "$1" "$node" "$task" "the process ended without a word:$what" || true
 }
 
+# A few seconds that a signal may cut short.
+pause() {
+  sleep 5 &
+  wait $! || true
+}
+
 # Whether every node of the job still starts processes; a dead one is Slurm's to replace.
 nodes_answer() {
   timeout 60 srun --export=ALL --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --kill-on-bad-exit=1 --wait=10 true \
@@ -167,9 +173,15 @@ wait_for_nodes() {
     if [ -n "$received" ]; then return; fi
     if [ $((SECONDS - since)) -gt "${MINORDPO_NODE_WAIT:-900}" ]; then requeue "a node does not answer"; fi
     say "a node does not answer; waiting for Slurm to replace it"
-    sleep 5 &
-    wait $! || true
+    pause
   done
+}
+
+# Checks the settings, and sets the caller's `ranks` (of a node) and `run` (its folder).
+read_plan() {
+  local plan
+  plan=$(minordpo plan --launcher "$@" "trainer.num_nodes=$SLURM_JOB_NUM_NODES") || exit 2
+  { read -r ranks; read -r run; } <<< "$plan"
 }
 
 newest_checkpoint() {
@@ -205,18 +217,16 @@ wait_for_disk() {
       exit 1
     fi
     say "the disk of $run is full: $free KiB are free, a checkpoint needs $needed KiB; waiting"
-    sleep 5 &
-    wait $! || true
+    pause
   done
 }
 
 # `minordpo train` until it is complete: go on after crashes, requeue before the time limit and on preemption.
 train() {
-  local plan run ranks code
+  local run ranks code
   say "start, $# arguments"
   report_environment
-  plan=$(minordpo plan --launcher "$@" "trainer.num_nodes=$SLURM_JOB_NUM_NODES") || exit 2
-  { read -r ranks; read -r run; } <<< "$plan"
+  read_plan "$@"
   while :; do
     code=0
     srun_ranks "$run" "$ranks" "$@" "trainer.num_nodes=$SLURM_JOB_NUM_NODES" || code=$?
@@ -249,9 +259,8 @@ train() {
 
 # `minordpo reference` on all nodes of the job.
 reference() {
-  local plan run ranks
+  local run ranks
   say "start, $# arguments"
-  plan=$(minordpo plan --launcher "$@" "trainer.num_nodes=$SLURM_JOB_NUM_NODES") || exit 2
-  { read -r ranks; read -r run; } <<< "$plan"
+  read_plan "$@"
   srun_ranks "$run" "$ranks" --only-reference "$@" "trainer.num_nodes=$SLURM_JOB_NUM_NODES"
 }
