@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from omegaconf import DictConfig
@@ -21,6 +22,11 @@ from nemo_minordpo.train.layout import data_parallel_size, layout_in_words, poss
 from nemo_minordpo.train.model_config import build_model_config, model_size, read_checkpoint_config, row_multiple_of
 from nemo_minordpo.train.throughput import measure_matmul_peak
 from nemo_minordpo.train.tokens import expand_files, sample_pairs
+
+
+# Steps that are laid out: work is their mean, memory is of the longest row.
+_NUM_STEPS = 16
+_WORK = tuple(StepWork.__dataclass_fields__)
 
 
 @dataclass(frozen=True)
@@ -123,19 +129,20 @@ def make_plan(config: TrainConfig) -> Plan:
         data_parallel_size=data_parallel,
         pad_id=tokenizer.eos_token_id,
     )
-    batch = batches.training_step(0, seed=section.seed)
-    scale = section.global_batch_size / batch.num_global_pairs
-    work = StepWork(**{name: round(count * scale) for name, count in vars(batch.work).items()})
+    laid_out = [batches.training_step(step, seed=section.seed) for step in range(_NUM_STEPS)]
+    steps = [step for step in laid_out if step.num_global_pairs == batches.global_batch_size]  # whole ones
+    scale = section.global_batch_size / batches.global_batch_size
+    work = StepWork(**{name: round(scale * fmean(vars(step.work)[name] for step in steps)) for name in _WORK})
     layout = Layout(
         tensor_parallel=section.tensor_model_parallel_size,
         pipeline_parallel=section.pipeline_model_parallel_size,
         sequence_parallel=section.sequence_parallel,
         recompute=section.activations_checkpoint_granularity == "full",
-        row_length=batch.row_length,
-        num_rows=max(round(len(batch.micro_batches) * scale), 1),
-        num_targets=max(len(part.targets) for part in batch.micro_batches),
+        row_length=max(step.row_length for step in steps),
+        num_rows=max(round(scale * fmean(len(step.micro_batches) for step in steps)), 1),
+        num_targets=max(len(part.targets) for step in steps for part in step.micro_batches),
     )
-    steps = steps_of_run(config.trainer.dpo, num_pairs=num_pairs, global_batch_size=section.global_batch_size)
+    num_steps = steps_of_run(config.trainer.dpo, num_pairs=num_pairs, global_batch_size=section.global_batch_size)
     frozen = section.peft.peft_scheme != "none"
     numerics = numerics_of(config, data_parallel=data_parallel)
     tied = bool(model.get("share_embeddings_and_output_weights", True))
@@ -149,7 +156,7 @@ def make_plan(config: TrainConfig) -> Plan:
         layout=layout,
         memory=fullest_rank(size, layout, numerics, tied=tied, cuda=cuda),
         work=work,
-        num_steps=steps,
+        num_steps=num_steps,
         flops=size.training_flops(work, frozen=frozen),
     )
 

@@ -1,5 +1,7 @@
-"""What a step's seconds are made of: pairs, tokens, floating-point operations, and the share of the machine's peak."""
+"""What a step takes: seconds by pair, token and floating-point operation, the share of the machine's peak, memory."""
 
+import resource
+import sys
 import time
 from dataclasses import dataclass
 
@@ -43,6 +45,21 @@ class Throughput:
             "model_tflops": flops / 1e12,
             "matmul_peak_fraction": flops / self.matmul_peak,
         }
+
+
+def peak_memory_gib() -> float:
+    """GiB that the fullest rank has held at most so far: of its GPU, or of its process. Collective, one number.
+
+    On a GPU what torch's allocator reserved, without the CUDA context and NCCL's buffers.
+    """
+    if torch.cuda.is_available():
+        own = float(torch.cuda.max_memory_reserved())
+    else:
+        unit = 1 if sys.platform == "darwin" else 2**10
+        own = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    peak = torch.tensor([own], dtype=torch.float64, device=torch.cuda.current_device())
+    torch.distributed.all_reduce(peak, op=torch.distributed.ReduceOp.MAX)
+    return float(peak.item()) / 2**30
 
 
 def measure_matmul_peak(dtype: torch.dtype) -> float:

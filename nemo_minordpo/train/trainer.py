@@ -20,7 +20,7 @@ from nemo_minordpo.train.checkpoints import Progress, load_checkpoint, newest_in
 from nemo_minordpo.train.dataset import PairBatches, StepBatch, steps_of_run, steps_per_epoch
 from nemo_minordpo.train.schedule import learning_rate
 from nemo_minordpo.train.stopping import StallWatch, StopRequest
-from nemo_minordpo.train.throughput import Throughput
+from nemo_minordpo.train.throughput import Throughput, peak_memory_gib
 
 
 @dataclass
@@ -122,6 +122,7 @@ class MinorDPOTrainer:
         metrics |= {"lr": rate, **({} if grad_norm is None else {"grad_norm": float(grad_norm)})}
         torch.cuda.synchronize()
         metrics |= self.throughput.of(batch.work, time.perf_counter() - started)
+        metrics["peak_memory_gib"] = peak_memory_gib()
         return self._line("train", metrics)
 
     def _with_references(self, batch: StepBatch) -> StepBatch:

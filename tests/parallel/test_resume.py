@@ -8,7 +8,7 @@ from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from nemo_minordpo.records import RunEvent, sha256_of_file
-from tests.comparison import without_timings
+from tests.comparison import without_measured
 
 
 def checkpoint_tensors(folder):
@@ -28,9 +28,9 @@ def test_resumed_equals_uninterrupted_to_the_bit(runs, died_after):
     whole, resumed = runs.path / "whole", runs.path / f"stopped_{died_after}"
     lines, expected = runs.metrics(resumed.name), runs.metrics("whole")
     assert [line.step for line in lines] == list(range(1, 9))
-    assert list(map(without_timings, lines)) == list(map(without_timings, expected))
-    assert list(map(without_timings, runs.metrics(resumed.name, "validation"))) == list(
-        map(without_timings, runs.metrics("whole", "validation"))
+    assert list(map(without_measured, lines)) == list(map(without_measured, expected))
+    assert list(map(without_measured, runs.metrics(resumed.name, "validation"))) == list(
+        map(without_measured, runs.metrics("whole", "validation"))
     )
     ours, theirs = (checkpoint_tensors(folder / "checkpoints/step_000008") for folder in (resumed, whole))
     assert ours.keys() == theirs.keys()
@@ -53,7 +53,7 @@ def test_checkpoint_of_another_layout(runs):
     """Written at TP=2 x PP=2, gone on with on one rank."""
     lines, expected = runs.metrics("moved"), runs.metrics("moved_whole")
     assert [line.step for line in lines] == list(range(1, 9))
-    assert list(map(without_timings, lines[:3])) == list(map(without_timings, expected[:3]))
+    assert list(map(without_measured, lines[:3])) == list(map(without_measured, expected[:3]))
     for name in ("logps/chosen", "logps/rejected", "loss"):  # the same weights and pairs
         assert lines[3].values[name] == pytest.approx(expected[3].values[name], rel=1e-6)
     # the same moments and step count, too: Adam's next steps agree up to what it makes of rounding

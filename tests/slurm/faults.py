@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_minordpo.records import RunEvent, StepMetrics
-from tests.comparison import without_timings
+from tests.comparison import without_measured
 from tests.slurm.cluster import Cluster, why_not
 
 ROOT = Path(__file__).parent.parent.parent
@@ -219,11 +219,11 @@ def run_hurt(cluster: Cluster, inputs: Inputs, kind: str, layout: str, whole: Jo
         at_step=at_step,
         bits_equal=same_bits(job.run, whole.run),
         state=state,
-        steps_lost=at_step - resumed[0].step if resumed else -1,
+        steps_lost=max(at_step - resumed[0].step, 0) if resumed else at_step,
         slurm_seconds=starts[0] - time_of_fault if starts else float("nan"),
         our_seconds=first_step - starts[0] if starts else float("nan"),
         attempts=len(job.events("started")),
-        cause=next((line.partition(", failed: ")[2] or line for line in done if "attempt 1" in line), ""),
+        cause=next((_end_of(line) for line in done if line.startswith("attempt 1 ")), ""),
     )
 
 
@@ -239,7 +239,7 @@ def same_bits(run: Path, other: Path) -> bool:
 
 def _metrics(run: Path) -> list[Any]:
     lines = [StepMetrics.from_json(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(line.split, line.step, without_timings(line)) for line in lines]
+    return [(line.split, line.step, without_measured(line)) for line in lines]
 
 
 def _weights(run: Path) -> dict[str, bytes]:
@@ -257,6 +257,11 @@ def _status(job: Job) -> list[str]:
         [sys.executable, "-m", "nemo_minordpo", "status", str(job.run)], capture_output=True, text=True, check=False
     )
     return done.stdout.splitlines()
+
+
+def _end_of(line: str) -> str:
+    """Of "attempt 1 (JOB, LAYOUT): from step N, END"."""
+    return line.partition("): from step ")[2].partition(", ")[2]
 
 
 def _seconds(time_text: str) -> float:
