@@ -56,6 +56,7 @@ KillWait=15
 InactiveLimit=0
 RequeueExit=85
 MinJobAge=3600
+GresTypes=gpu
 """
 # PID 1 of a node: a shell that reaps orphans. Killing it is a power cut.
 _NODE = """
@@ -108,11 +109,12 @@ class Cluster:
             hosts += f"{address} node{number}\n::ffff:{address} node{number}\n"
             conf += (
                 f"NodeName=node{number} NodeHostname=node{number} NodeAddr={address} Port=16818 CPUs={self.cpus} "
-                "RealMemory=8000 State=UNKNOWN\n"
+                f"RealMemory=8000 Gres=gpu:{self.cpus} State=UNKNOWN\n"
             )
         conf += "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP\n"
         (self.folder / "hosts").write_text(hosts)
         (self.folder / "slurm.conf").write_text(conf)
+        (self.folder / "gres.conf").write_text(f"Name=gpu Count={self.cpus}\n")  # counted, not there
         key = self.folder / "munge/munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o600)

@@ -76,6 +76,7 @@ class Job:
         *options: str,
         disk: bool = False,
         more: Sequence[str] = (),
+        **environment: str,
     ) -> None:
         """`options` are sbatch's, `more` overrides; `disk`: on the file system that gets full."""
         self.cluster, self.layout = cluster, layout
@@ -83,7 +84,7 @@ class Job:
         self.log = inputs.runs / f"{re.sub(r'[^a-z0-9_]', '_', name)}.log"
         self.id = cluster.run(
             "sbatch", "--parsable", "--nodes=2", f"--output={self.log}", *options, str(ROOT / "launchers/minordpo.sub"),
-            *self.overrides(inputs), *more, cwd=inputs.runs, OMP_NUM_THREADS="1",
+            *self.overrides(inputs), *more, cwd=inputs.runs, OMP_NUM_THREADS="1", **environment,
         )  # fmt: skip
 
     def overrides(self, inputs: Inputs) -> list[str]:

@@ -4,12 +4,15 @@ The full table of injected faults is made by `python -m tests.slurm.faults`; her
 """
 
 import json
+import shutil
+import sys
+import tarfile
 import time
 
 import pytest
 
 from tests.slurm.cluster import why_not
-from tests.slurm.faults import ROOT, STEPS, Job, prepared, run_hurt
+from tests.slurm.faults import ROOT, STEPS, Job, prepared, run_hurt, same_bits
 
 LAUNCHERS = sorted((ROOT / "launchers").glob("*.sub"))
 
@@ -72,6 +75,57 @@ def test_settings_that_cannot_work_do_not_start_ranks(place):
     assert "nearest layouts of 4 ranks that work" in log
     assert "start 1" not in log
     assert "end, exit code 2" in log
+
+
+def test_a_run_that_crashes_at_once_is_given_up(place, tmp_path):
+    """The model's configuration is there, so that the plan finds nothing, its weights are not."""
+    cluster, inputs = place
+    with tarfile.open(inputs.nemo) as archive:
+        archive.extractall(tmp_path / "base", filter="data")
+    shutil.rmtree(tmp_path / "base/model_weights")
+    base = f"pretrained_checkpoint.restore_from_path={tmp_path}/base"
+    job = Job(*place, "crashes", "tp2pp2", more=[base], MINORDPO_MAX_CRASHES="1")
+    assert job.wait_for_end() == "FAILED"
+    log = job.log.read_text()
+    assert "start 2: " in log
+    assert "start 3: " not in log
+    assert "2 ends without a new checkpoint (crashes): given up" in log
+    status = cluster.run(sys.executable, "-m", "nemo_minordpo", "status", str(job.run), check=False)
+    assert "before the first step: rank " in status
+    assert "model_weights" in status
+
+
+SITE = """
+export MINORDPO_REQUEUE=exit MINORDPO_CONTAINER=registry#image:1 MINORDPO_MOUNTS=/data:/data
+srun() {  # as with pyxis: it takes its options, and the rest goes on
+  local arguments=() one
+  for one in "$@"; do
+    case $one in --container-*) echo "$one" >> %s ;; *) arguments+=("$one") ;; esac
+  done
+  command srun "${arguments[@]}"
+}
+"""
+
+
+def test_another_site(place, whole, tmp_path):
+    """GPUs, a container, and requeueing by exit code; all of it from the environment and a site file."""
+    (tmp_path / "site.sh").write_text(SITE % f"{tmp_path}/container")
+    job = Job(
+        *place, "another site", "tp2pp2",
+        SBATCH_GPUS_PER_NODE="2", SBATCH_PARTITION="main", MINORDPO_SITE=f"{tmp_path}/site.sh",
+    )  # fmt: skip
+    job.wait_for_step(6)
+    assert "gres/gpu=4" in place[0].run("scontrol", "show", "job", job.id)
+    job.cluster.run("scancel", "--batch", "--signal=USR1", job.id)
+    assert job.wait_for_end() == "COMPLETED", job.log.read_text()[-4000:]
+    assert "end, exit code 85, after SIGUSR1" in job.log.read_text()
+    assert same_bits(job.run, whole.run)
+    options = set((tmp_path / "container").read_text().splitlines())
+    assert options == {
+        "--container-image=registry#image:1",
+        f"--container-mounts={ROOT},{place[1].runs},/data:/data",
+        f"--container-workdir={place[1].runs}",
+    }
 
 
 def wait_for_jobs(cluster, *, seconds=420):
