@@ -1,6 +1,6 @@
 """What `minordpo plan` says beside what `minordpo train` then takes: memory of the fullest rank, seconds a step.
 
-    python -m tests.benchmarks.plan               # writes docs/plan.json and .md
+python -m tests.benchmarks.plan               # writes docs/plan.json and .md
 """
 
 import argparse

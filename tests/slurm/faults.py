@@ -7,6 +7,7 @@ a node. It must end complete, without a manual step, with the bits of the run th
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -19,9 +20,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +170,10 @@ def _term(job: Job, draw: random.Random) -> Mend | None:
 
 def _fill_disk(job: Job, draw: random.Random) -> Mend | None:
     ballast = job.run.parent / "ballast"
-    with ballast.open("wb") as out:
-        out.write(b"\0" * max(shutil.disk_usage(ballast.parent).free - 300_000, 0))
+    # a checkpoint may be taking the same room
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as out:
+        while (free := shutil.disk_usage(ballast.parent).free - 300_000) > 0:
+            out.write(bytes(min(free, 2**20)))
     job.wait(lambda: bool(job.told(": the disk of ")), "the full disk")
     ballast.unlink()
 
@@ -199,8 +202,9 @@ def run_hurt(cluster: Cluster, inputs: Inputs, kind: str, layout: str, whole: Jo
     draw = random.Random(seed)
     options = ["--time=2", "--signal=B:USR1@60"] if kind == "time limit" else []
     job = Job(cluster, inputs, f"{kind.replace(' ', '_')}_{layout}_{seed}", layout, *options, disk=kind == "disk full")
-    job.wait_for_step(draw.randint(SAVE_INTERVAL + 1 if kind == "truncated checkpoint" else 1, STEPS - 3))
-    time.sleep(draw.random() * 0.3)
+    if kind != "time limit":  # which chooses the moment itself
+        job.wait_for_step(draw.randint(SAVE_INTERVAL + 1 if kind == "truncated checkpoint" else 1, STEPS - 3))
+        time.sleep(draw.random() * 0.3)
     time_of_fault = time.time()
     mend = FAULTS[kind](job, draw)
     if kind == "time limit":
@@ -269,7 +273,7 @@ def _seconds(time_text: str) -> float:
     return datetime.fromisoformat(time_text.replace("Z", "+00:00")).timestamp()
 
 
-@contextmanager
+@contextlib.contextmanager
 def prepared(folder: Path, *, num_nodes: int) -> Iterator[tuple[Cluster, Inputs]]:
     """A started cluster, a model and pairs; all gone at the end but the runs."""
     from nemo_minordpo.convert.hf_to_nemo import import_hf
@@ -335,6 +339,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=20, help="hurt jobs; faults and layouts take turns")
     parser.add_argument("--fault", choices=[*FAULTS], help="this one only")
+    parser.add_argument("--resume", action="store_true", help="go on behind the outcomes that are written down")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("docs/faults"), help="name of the results, no suffix")
     parser.add_argument("--folder", type=Path, help="where runs and logs stay; not given = they go")
@@ -342,18 +347,23 @@ def main() -> None:
     if reason := why_not():
         raise SystemExit(reason)
     folder = given.folder or Path(tempfile.mkdtemp())
-    outcomes = []
+    results = given.output.with_suffix(".json")
+    outcomes = [Outcome(**row) for row in json.loads(results.read_text())] if given.resume else []
     with prepared(folder.absolute(), num_nodes=3) as (cluster, inputs):
         whole = {layout: Job(cluster, inputs, f"whole_{layout}", layout) for layout in LAYOUTS}
         for job in whole.values():
             job.wait_for_end()
-        for number in range(given.count):
+        for number in range(len(outcomes), given.count):
             kind = given.fault or list(FAULTS)[number % len(FAULTS)]
             layout = list(LAYOUTS)[number // len(FAULTS) % 2 if not given.fault else number % 2]
-            outcomes.append(run_hurt(cluster, inputs, kind, layout, whole[layout], seed=given.seed + number))
+            try:
+                outcomes.append(run_hurt(cluster, inputs, kind, layout, whole[layout], seed=given.seed + number))
+            except TimeoutError as error:
+                outcomes.append(Outcome(kind, layout, 0, False, str(error).splitlines()[0], 0, nan, nan, 0, ""))
+                cluster.run("scancel", "--user=root")
             print(outcomes[-1], file=sys.stderr, flush=True)
             given.output.parent.mkdir(parents=True, exist_ok=True)
-            given.output.with_suffix(".json").write_text(json.dumps([asdict(o) for o in outcomes], indent=1) + "\n")
+            results.write_text(json.dumps([asdict(o) for o in outcomes], indent=1) + "\n")
             given.output.with_suffix(".md").write_text(table(outcomes))
     if given.folder is None:
         shutil.rmtree(folder)
