@@ -109,12 +109,13 @@ class Cluster:
             hosts += f"{address} node{number}\n::ffff:{address} node{number}\n"
             conf += (
                 f"NodeName=node{number} NodeHostname=node{number} NodeAddr={address} Port=16818 CPUs={self.cpus} "
-                f"RealMemory=8000 Gres=gpu:{self.cpus} State=UNKNOWN\n"
+                f"RealMemory=8000 Gres=gpu:2 State=UNKNOWN\n"
             )
         conf += "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP\n"
         (self.folder / "hosts").write_text(hosts)
         (self.folder / "slurm.conf").write_text(conf)
-        (self.folder / "gres.conf").write_text(f"Name=gpu Count={self.cpus}\n")  # counted, not there
+        # Slurm looks whether the device files of GPUs exist, no further
+        (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
         key = self.folder / "munge/munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o600)
