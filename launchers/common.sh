@@ -5,6 +5,7 @@
 #   MINORDPO_PYTHON          Python that has nemo_minordpo; default: .venv/bin/python of this checkout, else python3
 #   MINORDPO_CONTAINER       image for pyxis; then MINORDPO_PYTHON is a command inside it (default: python3)
 #   MINORDPO_MOUNTS          host:container,... for pyxis; this checkout and the working folder are mounted anyway
+#   MINORDPO_PLAN_ARGS       options of `minordpo plan`, such as --device-memory 141, where it guesses wrongly
 #   MINORDPO_SRUN_ARGS       more arguments of srun, separated by spaces
 #   MINORDPO_MAX_CRASHES     ends without a new checkpoint in between, crashes above all, before the job fails (3)
 #   MINORDPO_NODE_WAIT       seconds to wait for a node that does not answer, or for room on a full disk (900)
@@ -179,8 +180,9 @@ wait_for_nodes() {
 
 # Checks the settings, and sets the caller's `ranks` (of a node) and `run` (its folder).
 read_plan() {
-  local plan
-  plan=$(minordpo plan --launcher "$@" "trainer.num_nodes=$SLURM_JOB_NUM_NODES") || exit 2
+  local plan more
+  read -ra more <<< "${MINORDPO_PLAN_ARGS:-}"
+  plan=$(minordpo plan --launcher ${more[@]+"${more[@]}"} "$@" "trainer.num_nodes=$SLURM_JOB_NUM_NODES") || exit 2
   { read -r ranks; read -r run; } <<< "$plan"
 }
 

@@ -3,15 +3,17 @@
 #   launchers/pipeline.sh HF QUESTIONS RUN KEY=VALUE ...
 # HF: Hugging Face folder of the base model, imported into RUN.nemo; QUESTIONS: jsonl for the evaluation; RUN: the run
 # folder, with RUN/hf and RUN/evaluation at the end. KEY=VALUE are `minordpo train`'s, the pairs among them.
-# Options of sbatch: SBATCH_* (launchers/site.example.sh); nodes of the training: MINORDPO_NODES (2).
+# Options of sbatch: SBATCH_* (launchers/site.example.sh), of import and export MINORDPO_CPU_SBATCH_ARGS besides; nodes
+# of the training: MINORDPO_NODES (2).
 set -euo pipefail
 if [ $# -lt 4 ]; then
-  sed -n '2,6s/^# //p' "$0" >&2
+  sed -n '2,7s/^# //p' "$0" >&2
   exit 2
 fi
 launchers=$(cd "$(dirname "$0")" && pwd)
 hf=$1 questions=$2 run=$3
 shift 3
+read -ra cpu_only <<< "${MINORDPO_CPU_SBATCH_ARGS:-}"
 settings=("pretrained_checkpoint.restore_from_path=$run.nemo" "exp_manager.explicit_log_dir=$run" "$@")
 
 # submit NAME AFTER SBATCH_ARGUMENTS...: prints the job's number, and on stderr what was submitted
@@ -25,10 +27,10 @@ submit() {
 
 before=
 if [ ! -e "$run.nemo" ]; then
-  before=$(submit import "" "$launchers/import_hf.sub" "$hf" "$run.nemo")
+  before=$(submit import "" ${cpu_only[@]+"${cpu_only[@]}"} "$launchers/import_hf.sub" "$hf" "$run.nemo")
 fi
 before=$(submit reference "$before" "$launchers/reference.sub" "${settings[@]}")
 before=$(submit train "$before" --nodes="${MINORDPO_NODES:-2}" "$launchers/minordpo.sub" "${settings[@]}")
-before=$(submit export "$before" "$launchers/export_hf.sub" "$run" "$run/hf")
+before=$(submit export "$before" ${cpu_only[@]+"${cpu_only[@]}"} "$launchers/export_hf.sub" "$run" "$run/hf")
 before=$(submit evaluate "$before" "$launchers/evaluate.sub" "$run/hf" "$questions" "$run/evaluation")
 echo "last job: $before; squeue shows the chain, minordpo status $run the training"

@@ -9,6 +9,8 @@ export SBATCH_ACCOUNT=my-project
 # export SBATCH_CONSTRAINT=h100
 # export SBATCH_TIMELIMIT=04:00:00
 export SBATCH_GPUS_PER_NODE=8
+# Jobs of pipeline.sh and sweep.sh that need no GPU (import, export, report), where these options win over those above.
+# export MINORDPO_CPU_SBATCH_ARGS="--partition=cpu --gpus-per-node=0"
 
 # Without a container: the environment that has nemo_minordpo.
 # export MINORDPO_PYTHON=/shared/venvs/minordpo/bin/python

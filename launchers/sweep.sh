@@ -2,10 +2,11 @@
 # Submits a sweep: the reference once, the runs as an array, the report when all of them have ended.
 #   launchers/sweep.sh RUNS LIMIT OUTPUT KEY=VALUE ...
 # RUNS: a file with a line of overrides a run, exp_manager.explicit_log_dir among them; LIMIT: runs at a time;
-# OUTPUT: folder of the report. KEY=VALUE are for all runs. Options of sbatch: SBATCH_* (launchers/site.example.sh).
+# OUTPUT: folder of the report. KEY=VALUE are for all runs. Options of sbatch: SBATCH_* (launchers/site.example.sh), of
+# the report MINORDPO_CPU_SBATCH_ARGS besides.
 set -euo pipefail
 if [ $# -lt 3 ]; then
-  sed -n '2,5s/^# //p' "$0" >&2
+  sed -n '2,6s/^# //p' "$0" >&2
   exit 2
 fi
 launchers=$(cd "$(dirname "$0")" && pwd)
@@ -21,10 +22,11 @@ if [ "${#folders[@]}" -ne "${#lines[@]}" ]; then
   echo "error: $runs: every line needs its own exp_manager.explicit_log_dir=FOLDER" >&2
   exit 2
 fi
+read -ra cpu_only <<< "${MINORDPO_CPU_SBATCH_ARGS:-}"
 mapfile -t first < <(xargs -n 1 printf '%s\n' <<< "${lines[0]}")
 reference=$(sbatch --parsable "$launchers/reference.sub" "$@" "${first[@]}")
 array=$(sbatch --parsable --dependency=afterok:"$reference" --kill-on-invalid-dep=yes \
   --array=0-$((${#lines[@]} - 1))%"$limit" "$launchers/sweep.sub" "$runs" "$@")
-report=$(sbatch --parsable --dependency=afterany:"$array" "$launchers/report.sub" "${folders[@]}" \
+report=$(sbatch --parsable --dependency=afterany:"$array" ${cpu_only[@]+"${cpu_only[@]}"} "$launchers/report.sub" "${folders[@]}" \
   --output "$output" --overwrite)
 echo "reference $reference -> ${#lines[@]} runs $array, $limit at a time -> report $report in $output"

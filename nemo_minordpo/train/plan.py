@@ -88,17 +88,18 @@ def main(
     """
     config = load(compose(overrides), loss_names=tuple(LOSSES))
     plan = make_plan(config)
+    memory = _memory_of_machine(config) if device_memory_gib is None else device_memory_gib * GIB
+    if not launcher:
+        flops = _peak_of_machine(config) if device_tflops is None else device_tflops * 1e12
+        _print(plan, config, Device(memory, flops, efficiency))
+    if plan.memory.total > memory:
+        raise ValueError(
+            f"the fullest rank needs about {plan.memory.total / GIB:.1f} GiB, a device has {memory / GIB:.1f} GiB; "
+            + _what_fits(config, plan, memory)
+        )
     if launcher:
         Console(soft_wrap=True, highlight=False, markup=False).print(
             f"{config.trainer.devices}\n{Path(config.exp_manager.explicit_log_dir).absolute()}"
-        )
-        return
-    device = _device(config, device_memory_gib, device_tflops, efficiency)
-    _print(plan, config, device)
-    if plan.memory.total > device.memory:
-        raise ValueError(
-            f"the fullest rank needs {plan.memory.total / GIB:.1f} GiB, a device has {device.memory / GIB:.1f} GiB; "
-            + _what_fits(config, plan, device)
         )
 
 
@@ -178,24 +179,21 @@ def numerics_of(config: TrainConfig, *, data_parallel: int) -> Numerics:
     )
 
 
-def _device(config: TrainConfig, memory_gib: float | None, tflops: float | None, efficiency: float) -> Device:
-    """What was said, or what this machine is; ranks on its processors share memory and cores."""
+def _memory_of_machine(config: TrainConfig) -> float:
+    """Bytes that a rank may have here: a GPU's, or its share of the machine's."""
     if host.has_cuda():
-        memory = float(torch.cuda.get_device_properties(0).total_memory)
-        sharing = 1
-    else:
-        memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-        sharing = config.trainer.devices
-    if tflops is None:
-        host.prepare()
-        dtype = torch.float32 if config.trainer.precision == "32-true" else torch.bfloat16
-        flops = measure_matmul_peak(dtype) / sharing
-    else:
-        flops = tflops * 1e12
-    return Device(memory / sharing if memory_gib is None else memory_gib * GIB, flops, efficiency)
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / config.trainer.devices
 
 
-def _what_fits(config: TrainConfig, plan: Plan, device: Device) -> str:
+def _peak_of_machine(config: TrainConfig) -> float:
+    """FLOP/s of a rank here: of a GPU, or of its share of the cores."""
+    host.prepare()
+    peak = measure_matmul_peak(torch.float32 if config.trainer.precision == "32-true" else torch.bfloat16)
+    return peak if host.has_cuda() else peak / config.trainer.devices
+
+
+def _what_fits(config: TrainConfig, plan: Plan, device_memory: float) -> str:
     """The nearest layouts that fit, or what else makes a run smaller."""
     fitting = []
     now = (plan.layout.tensor_parallel, plan.layout.pipeline_parallel)
@@ -205,7 +203,7 @@ def _what_fits(config: TrainConfig, plan: Plan, device: Device) -> str:
         layout = replace(plan.layout, tensor_parallel=tensor, pipeline_parallel=pipeline, num_rows=rows)
         numerics = numerics_of(config, data_parallel=data_parallel)
         memory = fullest_rank(plan.size, layout, numerics, tied=plan.tied, cuda=plan.cuda)
-        if memory.total <= device.memory:
+        if memory.total <= device_memory:
             fitting.append(
                 f"model.tensor_model_parallel_size={tensor} model.pipeline_model_parallel_size={pipeline} "
                 f"({memory.total / GIB:.1f} GiB)"

@@ -146,8 +146,12 @@ def test_the_whole_road_as_a_chain_of_jobs(place, tmp_path):
     submitted = cluster.run(
         str(ROOT / "launchers/pipeline.sh"), str(inputs.nemo.parent / "hf"), "questions.jsonl", "run",
         *few_steps(inputs), cwd=tmp_path, MINORDPO_NODES="1",
+        SBATCH_GPUS_PER_NODE="1", MINORDPO_CPU_SBATCH_ARGS="--gpus-per-node=0 --comment=cpu",
     )  # fmt: skip
     last = submitted.partition("last job: ")[2].partition(";")[0]
+    jobs = [cluster.run("scontrol", "show", "job", str(int(last) - before)) for before in range(4, -1, -1)]
+    assert ["Comment=cpu" in job for job in jobs] == [True, False, False, True, False]
+    assert ["gres:gpu:1" in job for job in jobs] == [False, True, True, False, True], jobs
     states = wait_for_jobs(cluster)
     logs = "".join(log.read_text() for log in tmp_path.glob("*.log"))
     assert [states[str(int(last) - before)] for before in range(5)] == ["COMPLETED"] * 5, logs[-4000:]

@@ -83,9 +83,10 @@ def test_for_the_launcher(overrides, tmp_path, capsys):
     assert not (tmp_path / "my runs").exists()  # nothing is written
 
 
-def test_too_large_for_the_device(overrides):
-    with pytest.raises(ValueError, match=r"needs 0.9 GiB, a device has 0.5 GiB; no layout of these ranks fits"):
-        run(overrides, memory=0.5)
+@pytest.mark.parametrize("launcher", [False, True])
+def test_too_large_for_the_device(overrides, launcher):
+    with pytest.raises(ValueError, match=r"needs about \d\.\d GiB, a device has 0.5 GiB; no layout of these ranks fits"):
+        run(overrides, memory=0.5, launcher=launcher)
 
 
 def test_the_nearest_layouts_that_fit(overrides):
