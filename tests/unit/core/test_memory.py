@@ -2,11 +2,15 @@
 
 import pytest
 
-from nemo_minordpo.core.flops import ModelSize
+from nemo_minordpo.core.flops import ModelSize, StepWork
 from nemo_minordpo.core.memory import GIB, Layout, Numerics, fullest_rank, num_parameters
 
 LLAMA_2_7B = ModelSize(
     num_layers=32, hidden_size=4096, ffn_hidden_size=11008, num_heads=32, num_query_groups=32, head_size=128,
+    vocab_size=32000, gated=True,
+)  # fmt: skip
+LLAMA_2_70B = ModelSize(
+    num_layers=80, hidden_size=8192, ffn_hidden_size=28672, num_heads=64, num_query_groups=8, head_size=128,
     vocab_size=32000, gated=True,
 )  # fmt: skip
 LLAMA_3_70B = ModelSize(
@@ -101,3 +105,35 @@ def test_70b_on_64_h100_fits_with_a_distributed_optimizer_only():
     assert fullest_rank(LLAMA_3_70B, shape, sharded, tied=False, cuda=True).total < 80 * GIB
     one_node = layout(tensor_parallel=8)
     assert fullest_rank(LLAMA_3_70B, one_node, BF16, tied=False, cuda=True).total > 80 * GIB
+
+
+# NeMo 24.07's performance summary: pretraining on DGX-H100 (80 GB), 4,096 tokens, micro-batch 1, distributed optimizer.
+PUBLISHED = [  # size, GPUs, pairs of TP and PP, sequences a step, tokens a second and GPU, model TFLOP/s a GPU
+    (LLAMA_2_7B, 8, (1, 1), 128, 16634, 767),
+    (LLAMA_2_70B, 64, (4, 4), 128, 1717, 763),
+]
+
+
+@pytest.mark.parametrize(("size", "gpus", "layout_of_model", "batch", "tokens", "tflops"), PUBLISHED)
+def test_what_nvidia_ran_on_80_gb_is_said_to_fit(size, gpus, layout_of_model, batch, tokens, tflops):
+    tensor, pipeline = layout_of_model
+    data_parallel = gpus // (tensor * pipeline)
+    memory = fullest_rank(
+        size,
+        layout(
+            tensor_parallel=tensor, pipeline_parallel=pipeline, sequence_parallel=tensor > 1,
+            num_rows=batch // data_parallel, num_targets=4096,
+        ),
+        Numerics(weight=2, gradient=4, optimizer=12 / data_parallel, activation=2), tied=False, cuda=True,
+    )  # fmt: skip
+    assert 55e9 < memory.total < 80e9
+
+
+@pytest.mark.parametrize(("size", "gpus", "layout_of_model", "batch", "tokens", "tflops"), PUBLISHED)
+def test_operations_are_those_that_nvidia_counts(size, gpus, layout_of_model, batch, tokens, tflops):
+    """Their attention counts every pair of places, seen or not; ours half of it."""
+    length = 4096
+    work = StepWork(
+        pairs=1, unique_tokens=length, equivalent_tokens=length, attended=length**2, targets=length, places=length
+    )
+    assert size.training_flops(work) / length == pytest.approx(tflops * 1e12 / tokens, rel=0.002)
