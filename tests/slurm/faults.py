@@ -200,7 +200,7 @@ FAULTS: dict[str, Callable[[Job, random.Random], Mend | None]] = {
 def run_hurt(cluster: Cluster, inputs: Inputs, kind: str, layout: str, whole: Job, *, seed: int) -> Outcome:
     """One job, hurt once, to its end."""
     draw = random.Random(seed)
-    options = ["--time=2", "--signal=B:USR1@60"] if kind == "time limit" else []
+    options = ["--time=2", "--signal=B:USR1@75"] if kind == "time limit" else []
     job = Job(cluster, inputs, f"{kind.replace(' ', '_')}_{layout}_{seed}", layout, *options, disk=kind == "disk full")
     if kind != "time limit":  # which chooses the moment itself
         job.wait_for_step(draw.randint(SAVE_INTERVAL + 1 if kind == "truncated checkpoint" else 1, STEPS - 3))
