@@ -117,8 +117,11 @@ class Job:
         self.wait(lambda: len(self.steps()) >= step, f"step {step}")
 
     def wait_for_end(self) -> str:
-        self.wait(lambda: self.cluster.state(self.id) in ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED"), "the end")
+        self.wait(self.has_ended, "the end")
         return self.cluster.state(self.id)
+
+    def has_ended(self) -> bool:
+        return self.cluster.state(self.id) in ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED")
 
     def told(self, event: str) -> list[float]:
         """Seconds since the epoch at which the launcher said `event`."""
@@ -200,7 +203,7 @@ FAULTS: dict[str, Callable[[Job, random.Random], Mend | None]] = {
 def run_hurt(cluster: Cluster, inputs: Inputs, kind: str, layout: str, whole: Job, *, seed: int) -> Outcome:
     """One job, hurt once, to its end."""
     draw = random.Random(seed)
-    options = ["--time=2", "--signal=B:USR1@75"] if kind == "time limit" else []
+    options = ["--time=2", "--signal=B:USR1@90"] if kind == "time limit" else []
     job = Job(cluster, inputs, f"{kind.replace(' ', '_')}_{layout}_{seed}", layout, *options, disk=kind == "disk full")
     if kind != "time limit":  # which chooses the moment itself
         job.wait_for_step(draw.randint(SAVE_INTERVAL + 1 if kind == "truncated checkpoint" else 1, STEPS - 3))
@@ -210,7 +213,7 @@ def run_hurt(cluster: Cluster, inputs: Inputs, kind: str, layout: str, whole: Jo
     if kind == "time limit":
         time_of_fault = job.told("SIGUSR1")[0]  # the fault is the waiting
     at_step = len(job.steps())
-    job.wait(lambda: len(job.told(": start ")) > 1, "a second start")
+    job.wait(lambda: len(job.told(": start ")) > 1 or job.has_ended(), "a second start")
     if mend is not None:
         mend()
     state = job.wait_for_end()
