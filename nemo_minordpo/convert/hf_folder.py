@@ -22,11 +22,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 # What a model folder holds beside its weights: how text becomes tokens, how chats become text, how to generate.
-SIDECARS = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "chat_template.jinja",
-    "chat_template.json", "LICENSE",
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
+SIDECARS = ("config.json", "generation_config.json", *TOKENIZER_FILES, "LICENSE")
 _SIDECAR_FOLDERS = ("additional_chat_templates",)
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 
@@ -158,9 +158,13 @@ def copy_sidecars(source: Path, target: Path) -> list[str]:
 
 def require_tokenizer(folder: Path) -> None:
     """Raise ValueError unless `folder` holds a tokenizer."""
-    if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS):
+    if not has_tokenizer(folder):
         wanted = ", ".join(" + ".join(names) for names in _TOKENIZERS)
         raise ValueError(f"{folder}: no tokenizer in it (one of: {wanted}); copy the model's tokenizer files there")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS)
 
 
 def parse_dtype(name: str | None) -> torch.dtype | None:
