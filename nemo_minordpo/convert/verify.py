@@ -193,7 +193,7 @@ def _settings_that_differ(source: NemoSource, facts: ModelFacts, hf: Path) -> li
     found = model_config.differences(facts, source.config)
     if any(difference.partition(":")[0] not in _NUMBERS for difference in found):
         raise ValueError(f"{source.origin} is not the model of {hf}: its {model_config.FILE} has {'; '.join(found)}")
-    return [f"settings: {model_config.FILE} has {difference}, as config.json says" for difference in found]
+    return [f"settings: {difference} ({model_config.FILE} against config.json)" for difference in found]
 
 
 def _weights_that_differ(source: NemoSource, hf: Path, facts: ModelFacts) -> list[str]:
