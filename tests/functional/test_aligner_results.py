@@ -1,7 +1,7 @@
 """The results of NeMo-Aligner's own DPO, full and LoRA: export-hf reads them, and transformers gives the same logits.
 
-One process (`python -m tests.functional.test_aligner_results FOLDER`) trains with upstream's trainer, experiment manager
-and checkpoints as its script does, asks the trained model for logits and then exports and verifies.
+One process (`python -m tests.functional.test_aligner_results FOLDER`) trains with upstream's trainer, experiment
+manager and checkpoints as its script does, asks the trained model for logits and then exports and verifies.
 """
 
 import json
