@@ -33,7 +33,7 @@ _PLAIN_FLOAT32 = {
 
 
 def restore(source: NemoSource, *, tokenizer: Path, scratch: Path) -> Any:
-    """Megatron's GPT model (`megatron.core`) with the weights and adapters of a source, in float32.
+    """NeMo's MegatronGPTModel with the weights and adapters of a source, in float32; `.model` is Megatron's.
 
     Args:
         source: what `open_source` found, with a config.
@@ -85,7 +85,7 @@ def restore(source: NemoSource, *, tokenizer: Path, scratch: Path) -> Any:
     )
     if source.adapters is not None:
         _add_adapters(model, read_adapters(source))
-    return model.eval().model
+    return model.eval()
 
 
 def _as_unpacked(source: NemoSource, folder: Path) -> Path:

@@ -128,7 +128,7 @@ def verify(
         problems += of_tokenizer or []
         wanted, trace, settings = _hf_run(hf, tokens)
         bounds = _bounds(hf, tokens, wanted, kind, tolerance)
-        model = restore(source, tokenizer=hf, scratch=unpacked).to(kind)
+        model = restore(source, tokenizer=hf, scratch=unpacked).model.to(kind)
         found = [logits[:, : facts.vocab_size] for logits in _nemo_logits(model, tokens)]
         result = replace(compare_logits(found, wanted, tolerance=bounds.pop("tolerance")), dtype=dtype, **bounds)
         problems += _live_differences(settings, model)

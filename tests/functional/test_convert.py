@@ -206,7 +206,9 @@ def _main(folder: Path) -> None:
     from nemo_minordpo.__main__ import app
     from nemo_minordpo.convert import verify as verification
     from nemo_minordpo.convert.hf_to_nemo import import_hf
+    from nemo_minordpo.convert.nemo_source import open_source
     from nemo_minordpo.convert.nemo_to_hf import export_hf
+    from nemo_minordpo.convert.restored import restore
 
     results: dict[str, Any] = {"verified": {}, "differing_tensors": {}, "num_tensors": {}, "refused": {}, "layout": {}}
     for name, (config_class, changes) in MODELS.items():
@@ -235,7 +237,11 @@ def _main(folder: Path) -> None:
 
     (folder / "saved").mkdir()
     saved = folder / "saved" / "nemo.nemo"
-    verification._restore(folder / "llama-gqa.nemo", hf).save_to(str(saved))
+    scratch = folder / "scratch", folder / "restored"
+    for path in scratch:
+        path.mkdir()
+    source = open_source(folder / "llama-gqa.nemo", scratch=scratch[0])
+    restore(source, tokenizer=hf, scratch=scratch[1]).save_to(str(saved))
     export_hf(saved, folder / "saved-back", tokenizer=hf)
     results["differing_tensors"]["saved by NeMo"] = _differing(hf, folder / "saved-back")
     for name, path in (("ours", folder / "llama-gqa.nemo"), ("NeMo's", saved)):
