@@ -197,6 +197,31 @@ def test_peft_folder(hf: Path, run: Path, tmp_path: Path) -> None:
         export_peft(run, tmp_path / "peft")
 
 
+def test_as_commands(hf: Path, base: Path, run: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from nemo_minordpo.__main__ import app
+
+    def command(*arguments: str | Path) -> str:
+        ran = CliRunner().invoke(app, ["export-hf", *map(str, arguments)])
+        assert ran.exit_code == 0, ran.output
+        return ran.output
+
+    assert "39 hf tensors" in command(run, tmp_path / "merged")
+    require_close(read_all(tmp_path / "merged"), merged_by_hand(hf, random_adapters()))
+    moved = base.rename(tmp_path / "moved.nemo")
+    assert "39 hf tensors" in command(run, tmp_path / "merged", "--base", moved, "--adapters", "merged", "--overwrite")
+    said = command(run, tmp_path / "peft", "--adapters", "peft")
+    assert "42 peft tensors" in said
+    assert load_file(tmp_path / "peft" / "adapter_model.safetensors").keys() == {
+        f"base_model.model.model.layers.{layer}.{block}.{name}.lora_{side}.weight"
+        for layer in range(LAYERS)
+        for block, names in (("self_attn", ("q_proj", "k_proj", "v_proj", "o_proj")), ("mlp", list(SIZES)[4:]))
+        for name in names
+        for side in "AB"
+    }
+
+
 def test_a_base_that_moved_is_asked_for(hf: Path, base: Path, run: Path, tmp_path: Path) -> None:
     moved = base.rename(tmp_path / "moved.nemo")
     with pytest.raises(ValueError, match=r"base\.nemo, on which they were trained, is not there: say with --base"):
