@@ -1,5 +1,6 @@
 """A checkpoint as NeMo's own model, in one process, whatever it is and at whatever layout it was trained."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def restore(source: NemoSource, *, tokenizer: Path, scratch: Path) -> Any:
     from nemo.collections.nlp.models.language_modeling.megatron_gpt_model import MegatronGPTModel
     from nemo.collections.nlp.parts.mixins.nlp_adapter_mixins import NLPAdapterModelMixin
     from nemo.collections.nlp.parts.nlp_overrides import NLPDDPStrategy, NLPSaveRestoreConnector
-    from nemo.utils import logging
+    from nemo.utils import logging as nemo_logging
     from omegaconf import OmegaConf
 
     class Restored(NLPAdapterModelMixin, MegatronGPTModel):
@@ -60,7 +61,9 @@ def restore(source: NemoSource, *, tokenizer: Path, scratch: Path) -> Any:
         def __init__(self, cfg: Any, trainer: Any) -> None:  # NeMo looks at the names of the arguments
             super().__init__(cfg, trainer=trainer)
 
-    logging.setLevel(logging.ERROR)  # NeMo warns of some sixty keys that no model config has
+    nemo_logging.setLevel(logging.ERROR)  # NeMo warns of some sixty keys that no model config has
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     trainer = Trainer(
         accelerator="gpu" if host.has_cuda() else "cpu",
         devices=1,

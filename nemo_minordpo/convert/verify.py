@@ -20,7 +20,7 @@ from torch import Tensor
 from nemo_minordpo.convert import diagnosis, model_config
 from nemo_minordpo.convert.adapters import open_weights
 from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_config
-from nemo_minordpo.convert.hf_folder import HfWeights, parse_dtype
+from nemo_minordpo.convert.hf_folder import HfWeights, parse_dtype, require_tokenizer
 from nemo_minordpo.convert.modules import Trace, compare_modules, trace_hf
 from nemo_minordpo.convert.nemo_source import NemoSource, open_source
 from nemo_minordpo.convert.restored import restore
@@ -113,6 +113,7 @@ def verify(
     if kind not in (torch.float32, torch.bfloat16):
         raise ValueError(f"dtype {dtype!r}: float32 or bfloat16 can be verified")
     facts = facts_from_config(read_config(hf), where=str(hf / "config.json"))
+    require_tokenizer(hf)
     # On GPUs, float32 means float32 on either side.
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     texts = list(texts or TEXTS) + ([] if pairs is None else _sample(pairs, num_samples, seed))
