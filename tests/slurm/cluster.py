@@ -2,8 +2,8 @@
 
 Every node is a set of namespaces (network, processes, host name, mounts) with a slurmd in it, on a bridge of its own;
 the file system is shared. Power cuts, network partitions and full disks are real ones. Needs root and Debian's
-packages slurmctld, slurmd, slurm-client, munge and iproute2; changes nothing outside of its folder but a bridge. Bridge,
-network and ports are ones that are free: clusters may run side by side, and beside what a killed one left.
+packages slurmctld, slurmd, slurm-client, munge and iproute2; changes nothing outside of its folder but a bridge.
+Bridge, network and port are ones that are free: clusters run side by side, and beside what a killed one left.
 """
 
 import contextlib
