@@ -82,10 +82,8 @@ class _Sweep:
                 self._run(stage, left=stages[number + 1 :])
         self._report(len(stages) + 1)
         if self.failures:
-            raise ValueError(
-                "\n".join([f"{len(self.failures)} of {len(runs_of(self.settings.sweep))} runs failed:"]
-                + list(self.failures.values()))
-            )  # fmt: skip
+            count = f"{len(self.failures)} of {len(runs_of(self.settings.sweep))} runs failed:"
+            raise ValueError("\n".join([count, *self.failures.values()]))
 
     def prepare_for_slurm(self) -> None:
         """What all runs need, but for what takes a model's time."""

@@ -21,8 +21,8 @@ from nemo_minordpo import sweep
 from nemo_minordpo.__main__ import app
 from nemo_minordpo.config import compose, load
 from nemo_minordpo.sweep.config import SHIPPED, load_experiment
-from nemo_minordpo.sweep.process import run_and_keep
 from nemo_minordpo.sweep.grid import PlannedRun, runs_of
+from nemo_minordpo.sweep.process import run_and_keep
 from nemo_minordpo.sweep.stages import Stage, _hydra_value, arguments_of, hydra, report_of, stages_of
 
 LOSSES = ("dpo", "dpop", "minordpo")
