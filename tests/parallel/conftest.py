@@ -43,6 +43,7 @@ LORA = [
     "model.peft.lora_tuning.adapter_dim=4", "model.optim.lr=0.1", "trainer.dpo.save_interval=3",
 ]  # fmt: skip
 LORA_LAYOUTS = ("one", "recompute", "tp2", "pp2", "pp2_recompute", "dp2")
+QWEN3_LAYOUTS = ("one", "tp2", "pp2", "sp2")
 LAYOUTS = {
     # name: (tensor-parallel, pipeline-parallel, data-parallel, tokens of a row, more)
     "one": (1, 1, 1, 4096, []),
@@ -78,8 +79,8 @@ def workspace(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("parallel")
     from nemo_minordpo.convert.hf_to_nemo import import_hf
 
-    for name, tied in (("hf", False), ("hf_tied", True)):
-        write_model(folder / name, tied=tied)
+    for name, kind in (("hf", {}), ("hf_tied", {"tied": True}), ("hf_qwen3", {"qwen3": True})):
+        write_model(folder / name, **kind)
         import_hf(folder / name, folder / f"{name}.nemo")
     write_pairs(folder / "train.jsonl", count=22, seed=0)
     write_pairs(folder / "validation.jsonl", count=5, seed=1)
@@ -129,6 +130,13 @@ def runs(workspace) -> Runs:
             *(job(workspace, name, SGD, layout=name) for name in LAYOUTS if ranks_of(name) == 2),
             job(workspace, "tied_tp2", SGD, layout="tp2", model="hf_tied"),
             job(workspace, "tied_pp2", SGD, layout="pp2", model="hf_tied"),
+            *(
+                job(workspace, f"qwen3_{name}", SGD, layout=name, model="hf_qwen3")
+                for name in QWEN3_LAYOUTS
+                if ranks_of(name) == 2
+            ),
+            job(workspace, "qwen3_lora", LORA, layout="tp2", model="hf_qwen3"),
+            job(workspace, "qwen3_lora_one", LORA, layout="tp2", model="hf_qwen3", dies_after=4),
             job(workspace, "live_pp2", [*SGD, "model.dpo.reference_log_probs=live"], layout="pp2"),
             job(workspace, "log_probs_tp2", SGD, layout="tp2", log_probs=True),
             job(workspace, "separate_tp2", SGD, layout="tp2", separate=15),
@@ -152,6 +160,8 @@ def runs(workspace) -> Runs:
             ),
             job(workspace, "live", [*SGD, "model.dpo.reference_log_probs=live"]),
             job(workspace, "tied_one", SGD, model="hf_tied"),
+            job(workspace, "qwen3_one", SGD, model="hf_qwen3"),
+            job(workspace, "qwen3_lora_one", LORA, model="hf_qwen3"),
             job(workspace, "log_probs_one", SGD, log_probs=True),
             job(workspace, "separate_one", SGD, separate=40),
             job(workspace, "separate_one_recompute", [*SGD, *RECOMPUTE, "model.dpo.preference_loss=dpo"], separate=10),

@@ -65,13 +65,14 @@ def test_log_probs_equal_transformers(runs, workspace, ranks):
     assert max(shifted) > 0.1  # control: shifted by one place
 
 
-def test_ten_steps_equal_a_loop_by_hand(runs, workspace):
+@pytest.mark.parametrize(("model", "run"), [("hf", "one"), ("hf_qwen3", "qwen3_tp2")])
+def test_ten_steps_equal_a_loop_by_hand(runs, workspace, model, run):
     """MinorDPO with SGD in plain PyTorch: same pairs, same learning rate, same clipping."""
-    policy, tokenizer = load(workspace)
-    reference, _ = load(workspace)
+    policy, tokenizer = load(workspace, model)
+    reference, _ = load(workspace, model)
     optimizer = torch.optim.SGD(policy.parameters(), lr=LR)
     optim = OptimSection(lr=LR, sched=ScheduleSection())
-    lines = runs.metrics("one")
+    lines = runs.metrics(run)
     assert len(lines) == NUM_STEPS
     worst = 0.0
     for step, line in enumerate(lines):
@@ -101,7 +102,7 @@ def test_ten_steps_equal_a_loop_by_hand(runs, workspace):
             "grad_norm": norm.item(),
         }
         worst = max(worst, *(abs(line.values[name] - value) / max(abs(value), 1.0) for name, value in by_hand.items()))
-    print(f"worst relative difference over {NUM_STEPS} steps: {worst:.1e}")
+    print(f"{run}: worst relative difference over {NUM_STEPS} steps: {worst:.1e}")
     assert worst < 1e-4
 
 
