@@ -164,9 +164,15 @@ def _check(config: TrainConfig, model: DictConfig, *, cuda: bool, te: bool) -> N
         problems.append(f"trainer.precision={config.trainer.precision} needs a GPU; on this machine: precision=fp32")
     if not cuda and config.trainer.accelerator == "gpu":
         problems.append("trainer.accelerator=gpu: this machine has no CUDA device")
-    if not te and config.model.sequence_parallel and config.model.peft.peft_scheme != "none":
+    adapters = config.model.peft.peft_scheme != "none"
+    if not te and config.model.sequence_parallel and adapters:
         problems.append(
             "model.sequence_parallel=true with model.peft.peft_scheme=lora needs Transformer Engine (NeMo's adapters)"
+        )
+    if adapters and model.get("qk_layernorm") and config.model.optim.name == "mcore_distributed_optim":
+        problems.append(
+            "model.optim.name=mcore_distributed_optim with model.peft.peft_scheme=lora: Megatron-Core would sum "
+            "gradients of the model's query and key norms, which are frozen; give model.optim.name=adamw"
         )
     problems += _packing_problems(config, model, cuda=cuda)
     if problems:

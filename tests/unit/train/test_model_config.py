@@ -105,6 +105,16 @@ def test_what_cannot_work_with_packed_pairs_is_refused(settings, message, cuda):
     assert len(str(error.value).splitlines()) == 1
 
 
+def test_megatron_would_sum_frozen_gradients_of_query_and_key_norms():
+    overrides = ["model.peft.peft_scheme=lora", "model.optim.name=mcore_distributed_optim"]
+    normed = {**CHECKPOINT, "qk_layernorm": True}
+    with pytest.raises(ValueError, match=r"model\.optim\.name=mcore_distributed_optim with model\.peft"):
+        build(*overrides, checkpoint=normed)
+    build(*overrides)
+    build(overrides[0], checkpoint=normed)
+    build(overrides[1], checkpoint=normed)
+
+
 def test_everything_that_cannot_work_is_told_at_once():
     wrong = {"context_parallel_size": 2, "num_moe_experts": 8, "position_embedding_type": "alibi"}
     with pytest.raises(ValueError, match="context_parallel_size") as error:
