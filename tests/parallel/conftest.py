@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from nemo_minordpo.records import StepMetrics
+from tests.parallel.round_trip import write_architectures
 from tests.tiny import write_model
 
 ROOT = Path(__file__).parent.parent.parent
@@ -82,6 +83,7 @@ def workspace(tmp_path_factory) -> Path:
     for name, kind in (("hf", {}), ("hf_tied", {"tied": True}), ("hf_qwen3", {"qwen3": True})):
         write_model(folder / name, **kind)
         import_hf(folder / name, folder / f"{name}.nemo")
+    write_architectures(folder / "architectures")
     write_pairs(folder / "train.jsonl", count=22, seed=0)
     write_pairs(folder / "validation.jsonl", count=5, seed=1)
     return folder
@@ -121,6 +123,8 @@ def runs(workspace) -> Runs:
             job(workspace, "lora", LORA, layout="tp2pp2"),
             job(workspace, "lora_died", LORA, layout="tp2pp2", dies_after=4),
             job(workspace, "separate_tp2pp2", SGD, layout="tp2pp2", separate=10),
+            round_trip(workspace, "tp2pp2"),
+            round_trip(workspace, "tp3"),
         ],
     )
     spawn(
@@ -135,6 +139,8 @@ def runs(workspace) -> Runs:
                 for name in QWEN3_LAYOUTS
                 if ranks_of(name) == 2
             ),
+            round_trip(workspace, "tp2"),
+            round_trip(workspace, "pp2"),
             job(workspace, "qwen3_lora", LORA, layout="tp2", model="hf_qwen3"),
             job(workspace, "qwen3_lora_one", LORA, layout="tp2", model="hf_qwen3", dies_after=4),
             job(workspace, "live_pp2", [*SGD, "model.dpo.reference_log_probs=live"], layout="pp2"),
@@ -160,6 +166,7 @@ def runs(workspace) -> Runs:
             ),
             job(workspace, "live", [*SGD, "model.dpo.reference_log_probs=live"]),
             job(workspace, "tied_one", SGD, model="hf_tied"),
+            round_trip(workspace, "one"),
             job(workspace, "qwen3_one", SGD, model="hf_qwen3"),
             job(workspace, "qwen3_lora_one", LORA, model="hf_qwen3"),
             job(workspace, "log_probs_one", SGD, log_probs=True),
@@ -227,6 +234,12 @@ def job(
         "copy_of": copy_of and str(workspace / copy_of),
         "log_probs": str(workspace / f"{name}.pt") if log_probs else None,
     }
+
+
+def round_trip(workspace: Path, layout: str) -> dict:
+    """NeMo loads and saves every architecture (round_trip.py) at a layout of its LAYOUTS."""
+    folder = workspace / "architectures"
+    return {"round_trip": {"folder": str(folder), "layout": layout, "tokenizer": str(workspace / "hf")}}
 
 
 def spawn(workspace: Path, *, ranks: int, jobs: list[dict], log: str | None = None) -> None:
