@@ -1,4 +1,4 @@
-"""Hugging Face model folders: weights read and written tensor by tensor, every other file copied byte for byte.
+"""Hugging Face model folders: weights read and written tensor by tensor.
 
 Neither way is there more in memory than the tensor at hand: a file is opened for each tensor that is read, because
 what was read through a memory map stays resident as long as the map; and files are laid out before there is anything
@@ -6,7 +6,6 @@ to write into them, which safetensors' own writer, that wants all tensors of a f
 """
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,15 +25,6 @@ MAX_SHARD_BYTES = 5 * 10**9  # transformers' own limit, "5GB"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _SAFETENSORS_NAMES = {dtype: name for name, dtype in _SAFETENSORS_DTYPES.items()}
-
-# What a model folder holds beside its weights: how text becomes tokens, how chats become text, how to generate.
-SIDECARS = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "chat_template.jinja",
-    "chat_template.json", "LICENSE",
-)  # fmt: skip
-_SIDECAR_FOLDERS = ("additional_chat_templates",)
-_TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 
 # Rotary frequencies that transformers before 4.32 saved although they follow from the config.
 _DERIVED_SUFFIX = ".rotary_emb.inv_freq"
@@ -182,30 +172,6 @@ def _plan_shards(folder: Path, described: Mapping[str, Tensor], *, max_shard_byt
         for number, shard in enumerate(shards, start=1):
             shard.path = folder / f"model-{number:05}-of-{len(shards):05}.safetensors"
     return shards
-
-
-def copy_sidecars(source: Path, target: Path) -> list[str]:
-    """Copy config, tokenizer, chat template and generation config byte for byte; returns the names copied.
-
-    Raises:
-        ValueError: `source` holds no tokenizer.
-    """
-    require_tokenizer(source)
-    copied = [name for name in SIDECARS if (source / name).is_file()]
-    for name in copied:
-        shutil.copyfile(source / name, target / name)
-    for name in _SIDECAR_FOLDERS:
-        if (source / name).is_dir():
-            shutil.copytree(source / name, target / name)
-            copied.append(name)
-    return copied
-
-
-def require_tokenizer(folder: Path) -> None:
-    """Raise ValueError unless `folder` holds a tokenizer."""
-    if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS):
-        wanted = ", ".join(" + ".join(names) for names in _TOKENIZERS)
-        raise ValueError(f"{folder}: no tokenizer in it (one of: {wanted}); copy the model's tokenizer files there")
 
 
 def parse_dtype(name: str | None) -> torch.dtype | None:

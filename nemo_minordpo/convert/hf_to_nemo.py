@@ -14,11 +14,12 @@ from torch import Tensor
 from nemo_minordpo.convert import model_config
 from nemo_minordpo.convert.checkpoint import Chunk, StoredTensor, write_checkpoint
 from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_config
-from nemo_minordpo.convert.hf_folder import HfWeights, copy_sidecars, dtype_name, parse_dtype, require_tokenizer
+from nemo_minordpo.convert.hf_folder import HfWeights, dtype_name, parse_dtype
 from nemo_minordpo.convert.mapping import Row, extra_state_keys, mapping_table
-from nemo_minordpo.convert.nemo_source import WEIGHTS_FOLDER, tokenizer_folder
+from nemo_minordpo.convert.nemo_source import WEIGHTS_FOLDER
 from nemo_minordpo.convert.staging import progress_bar, publish, require_room, staging_folder
 from nemo_minordpo.records import Manifest, refuse_existing, sha256_of_file, write_json
+from nemo_minordpo.sidecars import copy_sidecars, require_tokenizer, tokenizer_folder
 
 
 def manifest_path(nemo: Path) -> Path:

@@ -106,6 +106,11 @@ def test_our_checkpoint_is_laid_out_as_nemo_writes_it(results: dict[str, Any]) -
     assert set(theirs["objects"]) < set(ours["objects"])
 
 
+def test_norms_in_transformer_engines_spec(results: dict[str, Any]) -> None:
+    """Emulated: NeMo's own choice of a spec leaves the norms out, ours puts Transformer Engine's into it."""
+    assert results["specs"] == {"qwen3": ["TENorm", "TENorm"], "llama": ["IdentityOp", "IdentityOp"]}
+
+
 def test_verify_as_a_command(results: dict[str, Any]) -> None:
     right, wrong = results["command"]["right"], results["command"]["wrong"]
     assert right["exit_code"] == 0
@@ -211,6 +216,33 @@ def _layout(weights: Path) -> dict[str, Any]:
     }
 
 
+def _specs_with_transformer_engine() -> dict[str, list[str]]:
+    """Classes of the norms of queries and keys in what NeMo gets for a model with them, and without."""
+    import types
+    from unittest import mock
+
+    import megatron.core.models.gpt.gpt_layer_specs as layer_specs
+    import nemo.collections.nlp.models.language_modeling.megatron_gpt_model as gpt_model
+
+    from nemo_minordpo.host import upstream
+
+    def chosen_by_nemo(spec_name: str, transformer_config: Any, use_te: bool, *unused: Any) -> Any:
+        return layer_specs.get_gpt_layer_local_spec()
+
+    norm = type("TENorm", (), {})
+    found = {}
+    with (
+        mock.patch.object(gpt_model, "get_specs", chosen_by_nemo),
+        mock.patch.object(layer_specs, "TENorm", norm, create=True),
+    ):
+        upstream._query_key_norms(transformer_engine=True)
+        for name, has_norms in (("qwen3", True), ("llama", False)):
+            spec = gpt_model.get_specs("", types.SimpleNamespace(qk_layernorm=has_norms), True, None, False)
+            attention = spec.submodules.self_attention.submodules
+            found[name] = [attention.q_layernorm.__name__, attention.k_layernorm.__name__]
+    return found
+
+
 def _main(folder: Path) -> None:
     import tarfile
 
@@ -255,6 +287,7 @@ def _main(folder: Path) -> None:
         with tarfile.open(path) as archive:
             archive.extractall(folder / f"unpacked-{path.stem}")
         results["layout"][name] = _layout(folder / f"unpacked-{path.stem}" / "model_weights")
+    results["specs"] = _specs_with_transformer_engine()
     results["command"] = {}
     for what, path in (("right", hf), ("wrong", wrong["gate and up"])):
         ran = CliRunner().invoke(app, ["verify", str(hf), str(path.with_suffix(".nemo")), "--text", "1 plus 1 is 2"])

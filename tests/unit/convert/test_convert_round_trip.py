@@ -418,11 +418,31 @@ def test_every_kind_of_source(hf: Path, nemo: Path, tmp_path: Path, capsys: pyte
 
 
 def test_a_moved_nemo_finds_the_tokenizer_beside_it(hf: Path, nemo: Path, tmp_path: Path) -> None:
+    """Whatever lies where it was: on another machine another model may have that path."""
     (tmp_path / "elsewhere").mkdir()
     for name in ("base.nemo", "base.tokenizer"):
         (tmp_path / name).rename(tmp_path / "elsewhere" / name)
     export_hf(tmp_path / "elsewhere" / "base.nemo", tmp_path / "back")
     assert differing(read_all(hf), read_all(tmp_path / "back")) == []
+    write_hf(tmp_path / "base.tokenizer", "llama")
+    again = export_hf(tmp_path / "elsewhere" / "base.nemo", tmp_path / "again")
+    assert again.settings["tokenizer"] == str(tmp_path / "elsewhere" / "base.tokenizer")
+    for file in ("config.json", *TOKENIZER_FILES):
+        assert (tmp_path / "again" / file).read_bytes() == (hf / file).read_bytes()
+
+
+def test_a_moved_run_has_its_tokenizer_with_it(hf: Path, nemo: Path, tmp_path: Path) -> None:
+    """For its result and for its checkpoints, when nothing of the machine that it was trained on is there."""
+    run = tmp_path / "run"
+    shutil.copytree(unpack(nemo, tmp_path / "unpacked") / "model_weights", run / "checkpoints" / "step_000010")
+    shutil.copy(tmp_path / "unpacked" / "model_config.yaml", run / "model_config.yaml")
+    (tmp_path / "base.tokenizer").rename(run / "model.tokenizer")
+    export_hf(run, tmp_path / "of-checkpoint")
+    shutil.copy(nemo, run / "model.nemo")
+    export_hf(run, tmp_path / "of-result")
+    for folder in ("of-checkpoint", "of-result"):
+        assert differing(read_all(hf), read_all(tmp_path / folder)) == []
+        assert (tmp_path / folder / "generation_config.json").read_bytes() == TOKENIZER_FILES["generation_config.json"]
 
 
 def test_config_of_another_model_is_refused_by_key(nemo: Path, tmp_path: Path) -> None:

@@ -202,3 +202,14 @@ def test_checkpoint_as_file_and_as_folder(tmp_path):
         archive.add(tmp_path / "folder/model_config.yaml", arcname="./model_config.yaml")
     for name in ("folder", "model.nemo"):
         assert read_checkpoint_config(tmp_path / name) == CHECKPOINT
+
+
+@pytest.mark.parametrize("name", ["folder", "model.nemo"])
+def test_the_tokenizer_that_moved_with_the_checkpoint(tmp_path, name):
+    test_checkpoint_as_file_and_as_folder(tmp_path)
+    beside = tmp_path / f"{name.removesuffix('.nemo')}.tokenizer"
+    beside.mkdir()
+    assert read_checkpoint_config(tmp_path / name).tokenizer.type == str(beside)
+    assert build("+model.tokenizer.type=elsewhere", checkpoint=read_checkpoint_config(tmp_path / name)).tokenizer == {
+        "library": "huggingface", "type": "elsewhere", "use_fast": True
+    }  # fmt: skip
