@@ -5,7 +5,6 @@ everything and writes `results.json`; the tests read it.
 """
 
 import json
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -86,24 +85,6 @@ def test_another_rotary_base_is_named(results: dict[str, Any]) -> None:
 def test_the_comparison_of_tensors_notices_a_swap(results: dict[str, Any]) -> None:
     names = [f"model.layers.{layer}.{name}" for layer in range(LAYERS) for name in SWAPS["gate and up"]]
     assert results["differing_tensors"]["control: gate and up"] == sorted(names)
-
-
-def test_a_checkpoint_that_nemo_wrote_is_exported(results: dict[str, Any]) -> None:
-    assert results["differing_tensors"]["saved by NeMo"] == []
-
-
-def test_our_checkpoint_is_laid_out_as_nemo_writes_it(results: dict[str, Any]) -> None:
-    """As at TP=1, but for the tables of the vocabulary, which are cut as eight ranks would cut them."""
-    ours, theirs = results["layout"]["ours"], results["layout"]["NeMo's"]
-    tables = {"model.embedding.word_embeddings.weight", "model.output_layer.weight"}
-    for name in tables:
-        (size, chunks), (their_size, _) = ours["tensors"].pop(name), theirs["tensors"].pop(name)
-        assert size == their_size
-        assert chunks == [[[start, 0], [size[0] // 8, HIDDEN]] for start in range(0, size[0], size[0] // 8)]
-    assert ours["tensors"] == theirs["tensors"]
-    assert len(ours["tensors"]) == 7
-    # NeMo without Transformer Engine asks for fewer extra states than Transformer Engine does
-    assert set(theirs["objects"]) < set(ours["objects"])
 
 
 def test_norms_in_transformer_engines_spec(results: dict[str, Any]) -> None:
@@ -204,18 +185,6 @@ def _with_swapped(source: Path, target: Path, one: str, other: str) -> Path:
     return target
 
 
-def _layout(weights: Path) -> dict[str, Any]:
-    metadata = pickle.loads((weights / ".metadata").read_bytes()).state_dict_metadata
-    tensors = {key: value for key, value in metadata.items() if hasattr(value, "chunks")}
-    return {
-        "tensors": {
-            key: [list(value.size), sorted([list(c.offsets), list(c.sizes)] for c in value.chunks)]
-            for key, value in tensors.items()
-        },
-        "objects": sorted(set(metadata) - set(tensors)),
-    }
-
-
 def _specs_with_transformer_engine() -> dict[str, list[str]]:
     """Classes of the norms of queries and keys in what NeMo gets for a model with them, and without."""
     import types
@@ -244,8 +213,6 @@ def _specs_with_transformer_engine() -> dict[str, list[str]]:
 
 
 def _main(folder: Path) -> None:
-    import tarfile
-
     from typer.testing import CliRunner
 
     from nemo_minordpo.__main__ import app
@@ -253,7 +220,7 @@ def _main(folder: Path) -> None:
     from nemo_minordpo.convert.hf_to_nemo import import_hf
     from nemo_minordpo.convert.nemo_to_hf import export_hf
 
-    results: dict[str, Any] = {"verified": {}, "differing_tensors": {}, "num_tensors": {}, "refused": {}, "layout": {}}
+    results: dict[str, Any] = {"verified": {}, "differing_tensors": {}, "num_tensors": {}, "refused": {}}
     for name, (config_class, changes) in MODELS.items():
         hf, nemo, back = folder / name, folder / f"{name}.nemo", folder / f"{name}-back"
         _make_model(hf, config_class, changes)
@@ -278,15 +245,6 @@ def _main(folder: Path) -> None:
             results["refused"][what] = str(error)
     results["differing_tensors"]["control: gate and up"] = _differing(hf, wrong["gate and up"])
 
-    (folder / "saved").mkdir()
-    saved = folder / "saved" / "nemo.nemo"
-    verification._restore(folder / "llama-gqa.nemo", hf).save_to(str(saved))
-    export_hf(saved, folder / "saved-back", tokenizer=hf)
-    results["differing_tensors"]["saved by NeMo"] = _differing(hf, folder / "saved-back")
-    for name, path in (("ours", folder / "llama-gqa.nemo"), ("NeMo's", saved)):
-        with tarfile.open(path) as archive:
-            archive.extractall(folder / f"unpacked-{path.stem}")
-        results["layout"][name] = _layout(folder / f"unpacked-{path.stem}" / "model_weights")
     results["specs"] = _specs_with_transformer_engine()
     results["command"] = {}
     for what, path in (("right", hf), ("wrong", wrong["gate and up"])):

@@ -1,4 +1,7 @@
-"""What NeMo loaded and saved at a layout is exported with the bits that were imported."""
+"""What NeMo loaded and saved at a layout is exported with the bits that were imported; its files look like ours."""
+
+import pickle
+import tarfile
 
 import pytest
 import torch
@@ -26,3 +29,31 @@ def test_every_bit_comes_back(runs, tmp_path, layout, name):
         assert found[key].dtype == wanted[key].dtype
         assert torch.equal(found[key], wanted[key]), key
     assert (tmp_path / "back" / "config.json").read_bytes() == (folder / name / "config.json").read_bytes()
+
+
+def layout_of(nemo):
+    """{tensor: (shape, chunks)} and the objects beside them, of a `.nemo`."""
+    with tarfile.open(nemo) as archive:
+        metadata = pickle.load(archive.extractfile("./model_weights/.metadata")).state_dict_metadata
+    tensors = {key: value for key, value in metadata.items() if hasattr(value, "chunks")}
+    return {
+        key: (tuple(value.size), sorted((tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in value.chunks))
+        for key, value in tensors.items()
+    }, metadata.keys() - tensors.keys()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_our_checkpoint_is_laid_out_as_nemo_writes_it(runs, name):
+    """As at TP=1, but for the tables of the vocabulary, which are cut as eight ranks would cut them."""
+    folder = runs.path / "architectures"
+    (ours, our_objects), (theirs, their_objects) = (
+        layout_of(folder / part) for part in (f"{name}.nemo", f"one/{name}.nemo")
+    )
+    for table in ours.keys() & {"model.embedding.word_embeddings.weight", "model.output_layer.weight"}:
+        ((rows, width), chunks), (size, _) = ours.pop(table), theirs.pop(table)
+        assert (rows, width) == size
+        assert chunks == [((start, 0), (rows // 8, width)) for start in range(0, rows, rows // 8)]
+    assert ours == theirs
+    assert len(ours) >= 7
+    # NeMo without Transformer Engine asks for fewer extra states than Transformer Engine does
+    assert their_objects < our_objects

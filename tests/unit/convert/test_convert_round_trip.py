@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from tiny_hf import TOKENIZER_FILES, config_of, tensors_of, write_hf
 from torch import Tensor
 
+from nemo_minordpo.convert import model_config
 from nemo_minordpo.convert.checkpoint import Checkpoint
+from nemo_minordpo.convert.facts import facts_from_config
 from nemo_minordpo.convert.hf_folder import write_weights
 from nemo_minordpo.convert.hf_to_nemo import import_hf
 from nemo_minordpo.convert.nemo_to_hf import export_hf
@@ -142,6 +144,20 @@ def test_types_can_be_changed_on_either_side(hf: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match="is unknown; choose one of float32, bfloat16, float16"):
             call()
+
+
+def test_windows_and_norms_in_the_model_config(tmp_path: Path) -> None:
+    """Training drops a window that hides nothing from its pairs; norms that are missing would be another model."""
+    mistral, qwen3 = (facts_from_config(config_of(kind, sliding_window=32), where="x") for kind in ("mistral", "qwen3"))
+    windowed, normed = (
+        model_config.model_config(facts, tokenizer=tmp_path, dtype=torch.float32) for facts in (mistral, qwen3)
+    )
+    assert (windowed["window_size"], windowed["qk_layernorm"]) == ([32, 0], False)
+    assert (normed["window_size"], normed["qk_layernorm"]) == (None, True)
+    assert model_config.differences(mistral, {**windowed, "window_size": None}) == []
+    assert model_config.differences(qwen3, normed) == []
+    del normed["qk_layernorm"]
+    assert model_config.differences(qwen3, normed) == ["qk_layernorm: False instead of True"]
 
 
 def test_shards_are_read_and_written(hf: Path, tmp_path: Path) -> None:
