@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -31,7 +32,6 @@ from nemo_minordpo.convert.hf_to_nemo import import_hf
 from nemo_minordpo.convert.mapping import mapping_table
 from nemo_minordpo.convert.nemo_to_hf import export_hf
 from nemo_minordpo.convert.staging import progress_bar
-from tests.tiny import write_tokenizer
 
 MIB = 2**20
 CONFIG = {
@@ -60,21 +60,24 @@ def main() -> None:
     facts = facts_from_config(CONFIG, where="the benchmark's config")
     with tempfile.TemporaryDirectory(dir=given.work) as folder:
         hf, nemo, back = (Path(folder) / name for name in ("hf", "base.nemo", "back"))
-        generate(hf, facts)
-        stages: dict[str, Callable[[], object]] = {"import-hf": _Call(import_hf, hf, nemo)}
+        generate(hf, CONFIG)
+        costs = {"import-hf": in_process(import_hf, hf, nemo)}
         if given.verify:
-            stages["verify"] = _Call(_verify, hf, nemo)
-        stages["export-hf"] = _Call(export_hf, nemo, back)
-        costs = {name: in_process(stage) for name, stage in stages.items()}
+            costs["verify"] = in_process(_verify, hf, nemo)
+        costs["export-hf"] = in_process(export_hf, nemo, back)
         require_same_bits(hf, back)
     given.output.with_suffix(".json").write_text(json.dumps({k: asdict(v) for k, v in costs.items()}, indent=1) + "\n")
     given.output.with_suffix(".md").write_text(table(costs, facts))
 
 
-def generate(folder: Path, facts: ModelFacts) -> None:
+def generate(folder: Path, config: dict[str, Any]) -> None:
+    """A Hugging Face folder of random weights in shards of 1 GB."""
+    from tests.tiny import write_tokenizer  # with transformers, which the stages' processes do without
+
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps(config))
     write_tokenizer(folder)
+    facts = facts_from_config(config, where=str(folder))
     tensors = [(row, layer) for row in mapping_table(facts) for layer in row.layers(facts)]
     described = {
         name.format(layer): torch.empty(shape, dtype=torch.bfloat16, device="meta")
@@ -91,22 +94,13 @@ def generate(folder: Path, facts: ModelFacts) -> None:
     write_weights(folder, described, random(), max_shard_bytes=10**9)
 
 
-class _Call:
-    """A call that a process can be sent."""
-
-    def __init__(self, function: Callable[..., object], *arguments: Path) -> None:
-        self.function, self.arguments = function, arguments
-
-    def __call__(self) -> object:
-        return self.function(*self.arguments)
-
-
-def in_process(stage: Callable[[], object]) -> Cost:
+def in_process(stage: Callable[..., object], *paths: Path) -> Cost:
+    """Of a stage in a new process, whose memory no other stage has been in."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(measure, stage).result()
+        return process.submit(measure, stage, *paths).result()
 
 
-def measure(stage: Callable[[], object]) -> Cost:
+def measure(stage: Callable[..., object], *paths: Path) -> Cost:
     """The peak of resident memory is the kernel's own record; what is the process's own is looked at every 5 ms."""
     before, own = _status(), [0]
     done = threading.Event()
@@ -119,7 +113,7 @@ def measure(stage: Callable[[], object]) -> Cost:
     watcher.start()
     started = time.perf_counter()
     try:
-        stage()
+        stage(*paths)
     finally:
         seconds = time.perf_counter() - started
         done.set()
