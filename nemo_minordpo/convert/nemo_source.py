@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nemo_minordpo.convert import model_config
+from nemo_minordpo.sidecars import tokenizer_folder
 
 WEIGHTS_FOLDER = "model_weights"
 RUN_RESULT, RUN_CHECKPOINTS = "model.nemo", "checkpoints"
@@ -26,11 +27,6 @@ class NemoSource:
     weights: Path
     config: dict[str, Any] | None
     tokenizers: list[Path]
-
-
-def tokenizer_folder(nemo: Path) -> Path:
-    """Where import puts the tokenizer and config of a `.nemo`: into a folder beside it."""
-    return nemo.with_name(f"{nemo.stem}.tokenizer")
 
 
 def open_source(path: Path, *, scratch: Path) -> NemoSource:
@@ -94,10 +90,11 @@ def _unpacked(origin: Path, folder: Path) -> NemoSource:
 
 def _source(origin: Path, *, weights: Path, config: Path | None) -> NemoSource:
     content = model_config.read_model_config(config) if config else None
-    tokenizers = [tokenizer_folder(origin)]
+    # what lies beside a checkpoint came with it; the path in its config may be another machine's
+    runs = (folder / RUN_RESULT for folder in origin.absolute().parents[:2])
+    tokenizers = [folder for folder in map(tokenizer_folder, (origin, *runs)) if folder.is_dir()]
     named = ((content or {}).get("tokenizer") or {}).get("type")
-    if isinstance(named, str):
-        tokenizers.insert(0, Path(named))
+    tokenizers.append(Path(named) if isinstance(named, str) else tokenizer_folder(origin))
     return NemoSource(origin, weights, content, tokenizers)
 
 

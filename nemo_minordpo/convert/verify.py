@@ -40,6 +40,7 @@ _PLAIN_FLOAT32 = {
     "gradient_accumulation_fusion": False,
     "apply_rope_fusion": False,
     "persist_layer_norm": False,
+    "window_size": None,  # texts are cut where it begins
 }
 
 
@@ -87,7 +88,7 @@ def verify(hf: Path, nemo: Path, *, texts: list[str] | None = None, tolerance: f
     facts = facts_from_config(read_config(hf), where=str(hf / "config.json"))
     # On GPUs, float32 means float32 on either side.
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
-    tokens = _tokenize(hf, texts or list(TEXTS), limit=facts.max_positions)
+    tokens = _tokenize(hf, texts or list(TEXTS), limit=facts.whole_context)
     wanted = _hf_logits(hf, tokens)
     found = [logits[:, : facts.vocab_size] for logits in _nemo_logits(nemo, hf, tokens)]
     result = compare_logits(found, wanted, tolerance=tolerance)
