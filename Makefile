@@ -21,10 +21,10 @@ help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 demo: $(VENV)/.installed  ## a small model trained with DPO, DPOP and MinorDPO, evaluated and compared
-	$(VENV)/bin/python -m nemo_minordpo pipeline demo
+	$(VENV)/bin/python -m nemo_minordpo sweep demo
 
 real: $(VENV)/.installed  ## the same road with GSM8K and SmolLM2-135M-Instruct
-	$(VENV)/bin/python -m nemo_minordpo pipeline real
+	$(VENV)/bin/python -m nemo_minordpo sweep real
 
 test: $(VENV)/.installed  ## all tests that need no GPU; those of the launchers where Slurm is (PYTEST_ARGS="-k name")
 	$(VENV)/bin/python -m pytest tests/unit tests/slurm tests/parallel tests/functional $(PYTEST_ARGS)
@@ -41,6 +41,7 @@ bench: $(VENV)/.installed $(VENV_TRL)/.installed  ## beside NeMo-Aligner and TRL
 	$(VENV)/bin/python -m tests.benchmarks.head
 	$(VENV)/bin/python -m tests.benchmarks.scaling
 	$(VENV)/bin/python -m tests.benchmarks.peak
+	$(VENV)/bin/python -m tests.benchmarks.conversion
 
 lint: $(VENV)/.installed  ## style, types and the layers between the modules
 	$(VENV)/bin/ruff check

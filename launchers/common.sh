@@ -234,7 +234,7 @@ train() {
     srun_ranks "$run" "$ranks" "$@" "trainer.num_nodes=$SLURM_JOB_NUM_NODES" || code=$?
     if minordpo status "$run"; then
       say "complete"
-      exit 0
+      return
     fi
     case $received in
       USR1)
@@ -257,6 +257,17 @@ train() {
     if [ "$received" = TERM ]; then exit 143; fi
     say "crash: going on from $(newest_checkpoint "$run")"
   done
+}
+
+# A command of ours that goes on where it was: when the job has to end before it does, it is requeued.
+minordpo_or_requeue() {
+  local code=0
+  if [ -z "$received" ]; then
+    minordpo "$@" &
+    wait $! || code=$?
+    if [ -z "$received" ]; then return "$code"; fi
+  fi
+  requeue "SIG$received"
 }
 
 # `minordpo reference` on all nodes of the job.

@@ -2,11 +2,13 @@
 # Submits a sweep: the reference once, the runs as an array, the report when all of them have ended.
 #   launchers/sweep.sh RUNS LIMIT OUTPUT KEY=VALUE ...
 # RUNS: a file with a line of overrides a run, exp_manager.explicit_log_dir among them; LIMIT: runs at a time;
-# OUTPUT: folder of the report. KEY=VALUE are for all runs. Options of sbatch: SBATCH_* (launchers/site.example.sh), of
-# the report MINORDPO_CPU_SBATCH_ARGS besides.
+# OUTPUT: folder of the report. KEY=VALUE are for all runs. `minordpo sweep EXPERIMENT --slurm LIMIT` writes all that.
+# With MINORDPO_QUESTIONS every run is exported and evaluated, with the options in MINORDPO_EVALUATE_ARGS, and so is
+# MINORDPO_BASE_MODEL, where there is one, into MINORDPO_BASE_SCORE. Options of sbatch: SBATCH_*
+# (launchers/site.example.sh), of the report MINORDPO_CPU_SBATCH_ARGS besides.
 set -euo pipefail
 if [ $# -lt 3 ]; then
-  sed -n '2,6s/^# //p' "$0" >&2
+  sed -n '2,9s/^# //p' "$0" >&2
   exit 2
 fi
 launchers=$(cd "$(dirname "$0")" && pwd)
@@ -27,6 +29,14 @@ mapfile -t first < <(xargs -n 1 printf '%s\n' <<< "${lines[0]}")
 reference=$(sbatch --parsable "$launchers/reference.sub" "$@" "${first[@]}")
 array=$(sbatch --parsable --dependency=afterok:"$reference" --kill-on-invalid-dep=yes \
   --array=0-$((${#lines[@]} - 1))%"$limit" "$launchers/sweep.sub" "$runs" "$@")
-report=$(sbatch --parsable --dependency=afterany:"$array" ${cpu_only[@]+"${cpu_only[@]}"} "$launchers/report.sub" "${folders[@]}" \
-  --output "$output" --overwrite)
-echo "reference $reference -> ${#lines[@]} runs $array, $limit at a time -> report $report in $output"
+before=$array with_base=()
+if [ -n "${MINORDPO_QUESTIONS:-}" ] && [ -n "${MINORDPO_BASE_MODEL:-}" ]; then
+  mapfile -t options < <(xargs -rn 1 printf '%s\n' <<< "${MINORDPO_EVALUATE_ARGS:-}")
+  base=$(sbatch --parsable "$launchers/evaluate.sub" "$MINORDPO_BASE_MODEL" "$MINORDPO_QUESTIONS" \
+    "$MINORDPO_BASE_SCORE" ${options[@]+"${options[@]}"})
+  before=$array:$base
+  with_base=(--base "$MINORDPO_BASE_SCORE")
+fi
+report=$(sbatch --parsable --dependency=afterany:"$before" ${cpu_only[@]+"${cpu_only[@]}"} "$launchers/report.sub" \
+  "${folders[@]}" ${with_base[@]+"${with_base[@]}"} --output "$output" --overwrite)
+echo "reference $reference${base:+, base model $base} -> ${#lines[@]} runs $array, $limit at a time -> report $report in $output"

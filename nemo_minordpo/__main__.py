@@ -24,7 +24,7 @@ The road in order; each command reads files and writes files:
   minordpo report runs/dpo runs/minordpo --output report   one table, one figure
 
 All of it at once, on a small model that needs no download:
-  minordpo pipeline demo
+  minordpo sweep demo
 
 Nothing that exists is replaced without --overwrite. `minordpo COMMAND --help` explains a command by example.
 """
@@ -55,7 +55,7 @@ _add(app, "status", training.status)
 _add(app, "export-hf", models.export_hf)
 _add(app, "evaluate", results.evaluate)
 _add(app, "report", results.report)
-_add(app, "pipeline", whole.pipeline)
+_add(app, "sweep", whole.sweep)
 
 
 def main() -> None:

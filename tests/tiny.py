@@ -1,10 +1,10 @@
-"""A tiny Qwen2 model with a tokenizer of its own, as a Hugging Face folder."""
+"""A tiny Qwen2 or Qwen3 model with a tokenizer of its own, as a Hugging Face folder."""
 
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -23,21 +23,28 @@ def write_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def write_model(folder: Path, *, tied: bool = False, seed: int = 0, **sizes: int) -> None:
-    """Grouped-query attention, biases that are not zero, an odd vocabulary: what conversions get wrong."""
+def write_model(folder: Path, *, tied: bool = False, seed: int = 0, qwen3: bool = False, **sizes: int) -> None:
+    """Grouped-query attention, biases and norms that are not 0 and 1, an odd vocabulary: what conversions get wrong.
+
+    Qwen3 has norms of queries and keys in place of biases, and heads whose size does not follow from the hidden size.
+    """
     torch.manual_seed(seed)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
+    config_class = Qwen3Config if qwen3 else Qwen2Config
+    model = AutoModelForCausalLM.from_config(
+        config_class(
             vocab_size=403,
             num_hidden_layers=4,
             num_attention_heads=4,
             num_key_value_heads=2,
             tie_word_embeddings=tied,
+            **({"head_dim": 24} if qwen3 else {}),
             **{"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 512, **sizes},
         )
     )
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.1)
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            torch.nn.init.normal_(parameter, mean=1.0, std=0.3)
     model.save_pretrained(folder)
     write_tokenizer(folder)

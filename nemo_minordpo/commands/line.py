@@ -15,7 +15,7 @@ Tokenizer = Annotated[Path | None, typer.Option(help="Folder of the model's toke
 _ORDER = (
     "doctor", "prepare", "gguf-to-hf", "import-hf", "verify", "reference", "plan", "train", "status",
     "export-hf",
-    "evaluate", "report", "pipeline",
+    "evaluate", "report", "sweep",
 )  # fmt: skip
 PLAIN: dict[str, Any] = {
     "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 120},

@@ -46,7 +46,7 @@ def import_hf(
 ) -> None:
     """Convert a Hugging Face model to .nemo.
 
-    Llama (SmolLM2 too), Qwen1.5, Qwen2 and Qwen2.5; training can load the result at any TP and PP.
+    Llama (SmolLM2 too), Mistral, Qwen1.5 to Qwen2.5, dense Qwen3; training can load the result at any TP and PP.
 
     Example:
       minordpo import-hf hf/base base.nemo

@@ -17,18 +17,24 @@ def doctor() -> None:
     report()
 
 
-def pipeline(
-    config: Annotated[Path, typer.Argument(help="demo, real, or a YAML file like those in conf/pipeline.")],
+def sweep(
+    experiment: Annotated[Path, typer.Argument(help="demo, real, ..., or a YAML file like those in conf/experiment.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value over the YAML.")] = None,
+    slurm: Annotated[
+        int | None,
+        typer.Option(min=1, help="Hand the runs to Slurm, so many at a time; not given = run them here, in turn."),
+    ] = None,
 ) -> None:
-    """Walk the whole road, a command a stage.
+    """Walk the whole road for every run of an experiment, a command a stage.
 
-    Started again, it repeats only what is missing or has changed.
+    What the runs differ in stands under `sweep`, in the syntax of Hydra's sweeps. Started again, it repeats only what
+    is missing or has changed; a run that fails stops none of the others.
 
     Examples:
-      minordpo pipeline demo
-      minordpo pipeline demo work=runs/short train.trainer.dpo.max_steps=5 'losses=[minordpo]'
+      minordpo sweep demo
+      minordpo sweep demo work=runs/short train.trainer.dpo.max_steps=5 sweep.model.dpo.preference_loss=dpo,minordpo
+      minordpo sweep demo work=runs/rates sweep.model.optim.lr=1e-4,5e-4 'sweep.model.seed=range(1,4)'
     """
-    from nemo_minordpo.pipeline import run_pipeline
+    from nemo_minordpo.sweep import run_sweep
 
-    run_pipeline(config, overrides or [])
+    run_sweep(experiment, overrides or [], slurm=slurm)

@@ -34,11 +34,15 @@ BACKEND = "torch_dist"
 
 @dataclass(frozen=True)
 class Chunk:
-    """A block of a stored tensor. `load` is called once, when the block's turn comes, so one block is in memory."""
+    """A block of a stored tensor. `load` is called once, when the block's turn comes, so one block is in memory.
+
+    Blocks of a lower `turn` are written first, those of one turn in the order of their tensors.
+    """
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
     load: Callable[[], Tensor]
+    turn: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,12 @@ def write_checkpoint(folder: Path, tensors: list[StoredTensor], empty_objects: l
 
     Args:
         folder: created; must not exist or be empty.
-        tensors: what to write, in this order.
+        tensors: what to write.
         empty_objects: names (without prefix) of sharded objects with content None, as Megatron-Core packs it.
     """
-    loaders = {(PREFIX + t.name, chunk.offsets): chunk.load for t in tensors for chunk in t.chunks}
-    items = [_tensor_item(tensor, chunk) for tensor in tensors for chunk in tensor.chunks]
+    blocks = sorted(((t, chunk) for t in tensors for chunk in t.chunks), key=lambda block: block[1].turn)
+    loaders = {(PREFIX + tensor.name, chunk.offsets): chunk.load for tensor, chunk in blocks}
+    items = [_tensor_item(tensor, chunk) for tensor, chunk in blocks]
     items += [WriteItem(index=MetadataIndex(PREFIX + name), type=WriteItemType.BYTE_IO) for name in empty_objects]
     planner = _WritePlanner(loaders)
     # no copying ahead: with CUDA present torch would reorder the blocks by size

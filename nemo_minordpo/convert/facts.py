@@ -45,13 +45,19 @@ class Family:
     """What a `model_type` fixes by itself: the parts of the architecture that its config does not spell out."""
 
     architecture: str
-    qkv_bias: bool
-    kv_heads_default: int | None  # transformers' value when the key is missing; None = as many as attention heads
+    qkv_bias: bool = False
+    qk_norm: bool = False  # an RMSNorm of each head's queries and keys, before their rotation
+    # transformers' values when the key is missing
+    kv_heads_default: int | None = None  # None = as many as attention heads
+    head_dim_default: int | None = None  # None = hidden_size / num_attention_heads
+    window_default: int | None = None  # None = the family has no `sliding_window` of its own accord
 
 
 FAMILIES = {
-    "llama": Family(architecture="LlamaForCausalLM", qkv_bias=False, kv_heads_default=None),
+    "llama": Family(architecture="LlamaForCausalLM"),
+    "mistral": Family(architecture="MistralForCausalLM", kv_heads_default=8, window_default=4096),
     "qwen2": Family(architecture="Qwen2ForCausalLM", qkv_bias=True, kv_heads_default=32),
+    "qwen3": Family(architecture="Qwen3ForCausalLM", qk_norm=True, kv_heads_default=32, head_dim_default=128),
 }
 
 
@@ -73,12 +79,19 @@ class ModelFacts:
     rope_linear_factor: float | None  # positions are divided by it; None = not scaled
     rope_llama31: bool  # Llama 3.1's frequency scaling, LLAMA31_ROPE
     qkv_bias: bool
+    qk_norm: bool  # queries and keys are normalised head by head
+    sliding_window: int | None  # tokens that a token sees, itself included; None = all before it
     tied: bool  # the output layer is the embedding
     init_std: float
 
     @property
     def padded_vocab_size(self) -> int:
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    @property
+    def whole_context(self) -> int:
+        """Tokens of the longest text of which every token sees all that stands before it."""
+        return min(self.max_positions, self.sliding_window or self.max_positions)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -115,7 +128,8 @@ def facts_from_config(config: dict[str, Any], *, where: str) -> ModelFacts:
     model_type = keys.get("model_type", str)
     if model_type not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
-        raise keys.refusal("model_type", f"is not supported (supported: {known}, that is Llama and Qwen1.5/2/2.5)")
+        meant = "Llama, Mistral, Qwen1.5/2/2.5 and dense Qwen3"
+        raise keys.refusal("model_type", f"is not supported (supported: {known}, that is {meant})")
     family = FAMILIES[model_type]
     _refuse_unrepresentable(keys, family)
     hidden_size, num_heads = keys.positive("hidden_size"), keys.positive("num_attention_heads")
@@ -124,7 +138,7 @@ def facts_from_config(config: dict[str, Any], *, where: str) -> ModelFacts:
         raise ValueError(
             f"{where}: num_attention_heads={num_heads} is not a multiple of num_key_value_heads={kv_heads}"
         )
-    head_dim = keys.get("head_dim", int, None)
+    head_dim = keys.get("head_dim", int, family.head_dim_default)
     if head_dim is None:
         if hidden_size % num_heads:
             raise keys.refusal("hidden_size", f"is not a multiple of num_attention_heads={num_heads}")
@@ -147,6 +161,8 @@ def facts_from_config(config: dict[str, Any], *, where: str) -> ModelFacts:
         rope_linear_factor=linear_factor,
         rope_llama31=llama31,
         qkv_bias=family.qkv_bias,
+        qk_norm=family.qk_norm,
+        sliding_window=_window(keys, family),
         tied=keys.get("tie_word_embeddings", bool, False),
         init_std=keys.get("initializer_range", float, 0.02),
     )
@@ -192,6 +208,20 @@ def _refuse_unrepresentable(keys: _Keys, family: Family) -> None:
     architectures = keys.get("architectures", list, [family.architecture])
     if family.architecture not in architectures:
         raise keys.refusal("architectures", f"cannot be converted: {family.architecture} was expected")
+
+
+def _window(keys: _Keys, family: Family) -> int | None:
+    """Tokens that a sliding window shows a token; None where it never hides one.
+
+    Only Mistral reads `sliding_window` alone: missing it stands for transformers' default, null for none. Of other
+    families a window is refused by the key that turns it on.
+    """
+    if family.window_default is None or keys.config.get("sliding_window", family.window_default) is None:
+        return None
+    window = keys.get("sliding_window", int, family.window_default)
+    if window < 1:
+        raise keys.refusal("sliding_window", "must be positive, or null for none")
+    return window if window < keys.positive("max_position_embeddings") else None
 
 
 def _rope(keys: _Keys) -> tuple[float, float | None, bool]:

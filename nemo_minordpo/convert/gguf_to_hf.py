@@ -58,7 +58,8 @@ def gguf_to_hf(gguf: Path, output: Path, *, overwrite: bool = False) -> Manifest
     with staging_folder(output) as folder:
         staged = folder / "hf"
         staged.mkdir()
-        num_bytes = write_weights(staged, _tensors(reader, config))
+        described = {_hf_name(t.name): torch.empty(*reversed(t.shape.tolist()), device="meta") for t in reader.tensors}
+        num_bytes = write_weights(staged, described, _tensors(reader, config))
         _tokenizer(fields).save_pretrained(staged)
         write_json(staged / "config.json", config)
         tokens = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -122,13 +123,15 @@ def _tensors(reader: Any, config: dict[str, Any]) -> Iterator[tuple[str, Tensor]
     with progress_bar() as progress:
         for stored in progress.track(reader.tensors, description="dequantising tensors"):
             tensor = torch.from_numpy(dequantize(stored.data, stored.tensor_type).copy())
-            if stored.name in _OUTER:
-                yield _OUTER[stored.name], tensor
-                continue
-            _, layer, name, _ = stored.name.split(".")
-            if name in heads:
-                tensor = _halves_apart(tensor, heads[name])
-            yield f"model.layers.{layer}.{_INNER[name]}.weight", tensor
+            kind = stored.name.split(".")[-2]
+            yield _hf_name(stored.name), _halves_apart(tensor, heads[kind]) if kind in heads else tensor
+
+
+def _hf_name(stored: str) -> str:
+    if stored in _OUTER:
+        return _OUTER[stored]
+    _, layer, name, _ = stored.split(".")
+    return f"model.layers.{layer}.{_INNER[name]}.weight"
 
 
 def _halves_apart(weight: Tensor, num_heads: int) -> Tensor:

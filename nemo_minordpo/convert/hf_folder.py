@@ -1,15 +1,19 @@
-"""Hugging Face model folders: weights read and written tensor by tensor, every other file copied byte for byte."""
+"""Hugging Face model folders: weights read and written tensor by tensor.
+
+Neither way is there more in memory than the tensor at hand: a file is opened for each tensor that is read, because
+what was read through a memory map stays resident as long as the map; and files are laid out before there is anything
+to write into them, which safetensors' own writer, that wants all tensors of a file at once, cannot do.
+"""
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nemo_minordpo.convert.facts import ModelFacts
@@ -20,15 +24,7 @@ MAX_SHARD_BYTES = 5 * 10**9  # transformers' own limit, "5GB"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-
-# What a model folder holds beside its weights: how text becomes tokens, how chats become text, how to generate.
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "vocab.txt", "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
-SIDECARS = ("config.json", "generation_config.json", *TOKENIZER_FILES, "LICENSE")
-_SIDECAR_FOLDERS = ("additional_chat_templates",)
-_TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+_SAFETENSORS_NAMES = {dtype: name for name, dtype in _SAFETENSORS_DTYPES.items()}
 
 # Rotary frequencies that transformers before 4.32 saved although they follow from the config.
 _DERIVED_SUFFIX = ".rotary_emb.inv_freq"
@@ -46,19 +42,15 @@ class HfWeights:
         self.folder = folder
         self._files = _locate(folder)
         self.dtypes: dict[str, torch.dtype] = {}
-        self._handles: dict[Path, Any] = {}
         self._check(_expected_shapes(facts))
 
     def read(self, name: str) -> Tensor:
+        path = self._files[name]
         try:
-            return self._open(self._files[name]).get_tensor(name)
+            with _open_safetensors(path) as file:
+                return file.get_tensor(name)
         except SafetensorError as error:
-            raise ValueError(f"{self._files[name]}: {name} cannot be read ({error})") from error
-
-    def _open(self, path: Path) -> Any:
-        if path not in self._handles:
-            self._handles[path] = _open_safetensors(path)
-        return self._handles[path]
+            raise ValueError(f"{path}: {name} cannot be read ({error})") from error
 
     def _check(self, expected: dict[str, tuple[int, ...]]) -> None:
         missing = sorted(set(expected) - set(self._files))
@@ -69,10 +61,11 @@ class HfWeights:
             self._require_tied_head()
         elif unknown:
             raise ValueError(f"{self.folder}: {_some(unknown)} present, but such a model has no place for it")
+        files = {path: _open_safetensors(path) for path in {self._files[name] for name in expected}}
         for name, shape in expected.items():
             path = self._files[name]
             try:
-                header = self._open(path).get_slice(name)
+                header = files[path].get_slice(name)
             except SafetensorError as error:
                 raise ValueError(f"{path}: {name} is not in it, though {INDEX} says so ({error})") from error
             if tuple(header.get_shape()) != shape:
@@ -91,80 +84,94 @@ class HfWeights:
             )
 
 
+@dataclass
+class _Shard:
+    """A safetensors file to be: eight bytes with the header's length, the header, then the tensors one by one."""
+
+    path: Path
+    described: dict[str, Tensor] = field(default_factory=dict)  # on the meta device
+    places: dict[str, int] = field(default_factory=dict)  # first byte in the file
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.described.values())
+
+    def lay_out(self) -> None:
+        """Write the header."""
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        # wide types first: each tensor then begins at a multiple of its type's size
+        for name, tensor in sorted(self.described.items(), key=lambda item: -item[1].itemsize):
+            start, end = end, end + tensor.nbytes
+            dtype = _SAFETENSORS_NAMES[tensor.dtype]
+            header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+            self.places[name] = start
+        encoded = json.dumps(header, separators=(",", ":")).encode()
+        encoded += b" " * (-len(encoded) % 8)
+        self.path.write_bytes(len(encoded).to_bytes(8, "little") + encoded)
+        self.places = {name: 8 + len(encoded) + start for name, start in self.places.items()}
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        wanted = self.described[name]
+        if (tensor.dtype, tensor.shape) != (wanted.dtype, wanted.shape):
+            raise ValueError(
+                f"{name}: {tensor.dtype} {tuple(tensor.shape)} was read where {wanted.dtype} {tuple(wanted.shape)} "
+                "was announced"
+            )
+        with self.path.open("r+b") as file:
+            file.seek(self.places.pop(name))
+            file.write(tensor.contiguous().view(torch.uint8).numpy().data)
+
+
 def write_weights(
-    folder: Path, tensors: Iterable[tuple[str, Tensor]], *, max_shard_bytes: int = MAX_SHARD_BYTES
+    folder: Path,
+    described: Mapping[str, Tensor],
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> int:
     """Write tensors as `model.safetensors`, or as numbered shards with an index when they exceed one shard.
 
     Args:
         folder: where to; existing.
-        tensors: names and tensors; taken one by one, so that no more than a shard is in memory.
+        described: every tensor by its name, on the meta device: type and shape decide the layout of the files.
+        tensors: the same names and the tensors, in any order; one is in memory at a time.
         max_shard_bytes: a shard is closed before it would exceed this (one larger tensor makes one larger shard).
 
     Returns:
         Bytes of all tensors.
-    """
-    shards: list[dict[str, Tensor]] = [{}]
-    sizes, places, files = [0], {}, []
-
-    def close() -> None:
-        files.append(folder / f"shard-{len(files)}.safetensors")
-        files[-1].touch()
-        mode = files[-1].stat().st_mode  # safetensors would leave the file to its owner alone
-        save_file(shards[-1], files[-1], metadata={"format": "pt"})
-        files[-1].chmod(mode)
-        shards[-1].clear()
-
-    for name, tensor in tensors:
-        if sizes[-1] and sizes[-1] + tensor.nbytes > max_shard_bytes:
-            close()
-            shards.append({})
-            sizes.append(0)
-        # a slice shares its storage with its neighbours, which safetensors refuses
-        shards[-1][name] = tensor.clone(memory_format=torch.contiguous_format)
-        sizes[-1] += tensor.nbytes
-        places[name] = len(files)
-    close()
-    if len(files) == 1:
-        files[0].rename(folder / WEIGHTS)
-        return sizes[0]
-    names = [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
-    for path, name in zip(files, names, strict=True):
-        path.rename(folder / name)
-    index = {
-        "metadata": {"total_size": sum(sizes)},
-        "weight_map": {name: names[number] for name, number in places.items()},
-    }
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return sum(sizes)
-
-
-def copy_sidecars(source: Path, target: Path) -> list[str]:
-    """Copy config, tokenizer, chat template and generation config byte for byte; returns the names copied.
 
     Raises:
-        ValueError: `source` holds no tokenizer.
+        ValueError: `tensors` are not what was described.
     """
-    require_tokenizer(source)
-    copied = [name for name in SIDECARS if (source / name).is_file()]
-    for name in copied:
-        shutil.copyfile(source / name, target / name)
-    for name in _SIDECAR_FOLDERS:
-        if (source / name).is_dir():
-            shutil.copytree(source / name, target / name)
-            copied.append(name)
-    return copied
+    shards = _plan_shards(folder, described, max_shard_bytes=max_shard_bytes)
+    shard_of = {name: shard for shard in shards for name in shard.described}
+    for shard in shards:
+        shard.lay_out()
+    for name, tensor in tensors:
+        shard_of[name].write(name, tensor)
+        del tensor  # before the next one is read
+    missing = sorted(name for shard in shards for name in shard.places)
+    if missing:
+        raise ValueError(f"{folder}: {_some(missing)} announced, but never written")
+    total = sum(shard.num_bytes for shard in shards)
+    if len(shards) > 1:
+        places = {name: shard.path.name for name, shard in shard_of.items()}
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return total
 
 
-def require_tokenizer(folder: Path) -> None:
-    """Raise ValueError unless `folder` holds a tokenizer."""
-    if not has_tokenizer(folder):
-        wanted = ", ".join(" + ".join(names) for names in _TOKENIZERS)
-        raise ValueError(f"{folder}: no tokenizer in it (one of: {wanted}); copy the model's tokenizer files there")
-
-
-def has_tokenizer(folder: Path) -> bool:
-    return any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS)
+def _plan_shards(folder: Path, described: Mapping[str, Tensor], *, max_shard_bytes: int) -> list[_Shard]:
+    shards = [_Shard(folder / WEIGHTS)]
+    for name, tensor in described.items():
+        if shards[-1].described and shards[-1].num_bytes + tensor.nbytes > max_shard_bytes:
+            shards.append(_Shard(folder))
+        shards[-1].described[name] = tensor
+    if len(shards) > 1:
+        for number, shard in enumerate(shards, start=1):
+            shard.path = folder / f"model-{number:05}-of-{len(shards):05}.safetensors"
+    return shards
 
 
 def parse_dtype(name: str | None) -> torch.dtype | None:

@@ -2,9 +2,10 @@
 
 import math
 import tarfile
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,11 +14,12 @@ from torch import Tensor
 from nemo_minordpo.convert import model_config
 from nemo_minordpo.convert.checkpoint import Chunk, StoredTensor, write_checkpoint
 from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_config
-from nemo_minordpo.convert.hf_folder import HfWeights, copy_sidecars, dtype_name, parse_dtype, require_tokenizer
+from nemo_minordpo.convert.hf_folder import HfWeights, dtype_name, parse_dtype
 from nemo_minordpo.convert.mapping import Row, extra_state_keys, mapping_table
-from nemo_minordpo.convert.nemo_source import WEIGHTS_FOLDER, tokenizer_folder
+from nemo_minordpo.convert.nemo_source import WEIGHTS_FOLDER
 from nemo_minordpo.convert.staging import progress_bar, publish, require_room, staging_folder
 from nemo_minordpo.records import Manifest, refuse_existing, sha256_of_file, write_json
+from nemo_minordpo.sidecars import copy_sidecars, require_tokenizer, tokenizer_folder
 
 
 def manifest_path(nemo: Path) -> Path:
@@ -76,29 +78,25 @@ def _write_weights(folder: Path, weights: HfWeights, facts: ModelFacts, *, dtype
     with progress_bar() as progress:
         total = sum(len(row.layers(facts)) * row.layout.num_blocks for row in rows)
         task = progress.add_task("writing tensors", total=total)
+        blocks: deque[Tensor] = deque()
 
-        # A row with two blocks is joined once for both: the writer takes blocks in the order they are listed.
-        @lru_cache(maxsize=1)
-        def blocks(row_number: int, layer: int | None) -> tuple[Tensor, ...]:
-            row = rows[row_number]
-            whole = row.join([weights.read(name) for name in row.hf_names(layer)], facts)
-            return (whole if dtype is None else whole.to(dtype)).chunk(row.layout.num_blocks)
-
-        def load(row_number: int, layer: int | None, block: int) -> Tensor:
+        def load(row: Row, layer: int | None) -> Tensor:
+            # the writer takes the blocks of a tensor one after another: it is joined once for all of them
+            if not blocks:
+                whole = row.join([weights.read(name) for name in row.hf_names(layer)], facts)
+                blocks.extend((whole if dtype is None else whole.to(dtype)).chunk(row.layout.num_blocks))
             progress.advance(task)
-            return blocks(row_number, layer)[block]
+            return blocks.popleft()
 
         tensors = []
-        for number, row in enumerate(rows):
+        for row in rows:
             stored_dtype = dtype or weights.dtypes[row.hf_names(row.layers(facts)[0])[0]]
-            tensors.append(_stored(row, facts, dtype=stored_dtype, load=partial(load, number)))
+            tensors.append(_stored(row, facts, dtype=stored_dtype, load=partial(load, row)))
         write_checkpoint(folder, tensors, extra_state_keys(facts))
 
 
-def _stored(
-    row: Row, facts: ModelFacts, *, dtype: torch.dtype, load: Callable[[int | None, int], Tensor]
-) -> StoredTensor:
-    """One chunk a layer and block, as Megatron-Core itself writes them: a reader fetches whole chunks."""
+def _stored(row: Row, facts: ModelFacts, *, dtype: torch.dtype, load: Callable[[int | None], Tensor]) -> StoredTensor:
+    """One chunk a layer and block: a reader fetches whole chunks."""
     shape = row.shape(facts)
     layer_axis = (facts.num_layers,) if row.per_layer else ()
     block_rows = shape[0] // row.layout.num_blocks
@@ -106,7 +104,8 @@ def _stored(
         Chunk(
             offsets=(() if layer is None else (layer,)) + (block * block_rows,) + (0,) * (len(shape) - 1),
             sizes=(() if layer is None else (1,)) + (block_rows, *shape[1:]),
-            load=partial(load, layer, block),
+            load=partial(load, layer),
+            turn=row.turn(layer, facts),
         )
         for layer in row.layers(facts)
         for block in range(row.layout.num_blocks)

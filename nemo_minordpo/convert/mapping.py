@@ -18,6 +18,9 @@ from torch import Tensor
 
 from nemo_minordpo.convert.facts import ModelFacts
 
+# A table of the vocabulary is the largest tensor by far; the padded vocabulary is a multiple of this.
+VOCAB_BLOCKS = 8
+
 # What any version of Transformer Engine asks for when it loads a checkpoint: FP8 scales, which a converted model
 # does not have. Megatron's local layers ask for the first four of them; with Transformer Engine from 1.8 on
 # attention asks too, and from 1.13 on the norms. A strict load fails for one that is absent, none for one too many.
@@ -28,6 +31,10 @@ LAYER_EXTRA_STATES = (
     "decoder.layers.mlp.linear_fc2._extra_state",
     "decoder.layers.self_attention.core_attention._extra_state",
 )
+_QUERY_KEY_EXTRA_STATES = (
+    "decoder.layers.self_attention.q_layernorm._extra_state",
+    "decoder.layers.self_attention.k_layernorm._extra_state",
+)
 MODEL_EXTRA_STATES = ("decoder.final_layernorm._extra_state",)
 
 
@@ -35,8 +42,8 @@ MODEL_EXTRA_STATES = ("decoder.final_layernorm._extra_state",)
 class Layout:
     """How the parts (Hugging Face) lie in the whole (Megatron), both ways; `split(join(parts)) == parts`.
 
-    `blocks` cuts a whole along its rows into what the checkpoint stores as separate chunks, so that a
-    tensor-parallel rank reads no more than its share.
+    `num_blocks` cuts a whole along its rows into what the checkpoint stores as separate chunks. A reader holds a chunk
+    beside what it reads it for, and a tensor-parallel rank reads every chunk that it has a part of.
     """
 
     join: Callable[[list[Tensor], ModelFacts], Tensor]
@@ -76,7 +83,8 @@ def split_gate_up(whole: Tensor, facts: ModelFacts) -> list[Tensor]:
 def pad_vocab(parts: list[Tensor], facts: ModelFacts) -> Tensor:
     """Append zero rows up to the padded vocabulary; their logit is 0 before training."""
     (table,) = parts
-    return torch.cat([table, table.new_zeros(facts.padded_vocab_size - facts.vocab_size, *table.shape[1:])])
+    num_rows = facts.padded_vocab_size - facts.vocab_size
+    return torch.cat([table, table.new_zeros(num_rows, *table.shape[1:])]) if num_rows else table
 
 
 def unpad_vocab(whole: Tensor, facts: ModelFacts) -> list[Tensor]:
@@ -92,7 +100,7 @@ def _only(parts: list[Tensor], facts: ModelFacts) -> Tensor:
 SAME = Layout(_only, lambda whole, facts: [whole])
 QKV = Layout(join_qkv, split_qkv)
 GATE_UP = Layout(join_gate_up, split_gate_up, num_blocks=2)
-VOCAB = Layout(pad_vocab, unpad_vocab)
+VOCAB = Layout(pad_vocab, unpad_vocab, num_blocks=VOCAB_BLOCKS)
 
 
 @dataclass(frozen=True)
@@ -114,6 +122,15 @@ class Row:
     def layers(self, facts: ModelFacts) -> list[int | None]:
         """The layer indices that the row covers; [None] for a tensor outside the layers."""
         return list(range(facts.num_layers)) if self.per_layer else [None]
+
+    def turn(self, layer: int | None, facts: ModelFacts) -> int:
+        """When a forward pass meets the tensor: embedding, then layer by layer, then what stands behind the last.
+
+        In this order a conversion goes through neighbouring parts of the files on both sides.
+        """
+        if layer is not None:
+            return layer
+        return -1 if self.megatron.startswith("embedding.") else facts.num_layers
 
     def hf_names(self, layer: int | None) -> list[str]:
         return [name.format(layer) for name in self.hf]
@@ -157,6 +174,12 @@ def mapping_table(facts: ModelFacts) -> list[Row]:
     if facts.qkv_bias:
         biases: dict[str, tuple[int, ...]] = {f"{hf_attention}{name}.bias": (size,) for name, size in qkv_sizes.items()}
         rows.append(Row(attention + "linear_qkv.bias", biases, QKV))
+    if facts.qk_norm:
+        head = (facts.head_dim,)
+        rows += [
+            Row(f"{attention}{name}_layernorm.weight", {f"{hf_attention}{name}_norm.weight": head}, SAME)
+            for name in ("q", "k")
+        ]
     if not facts.tied:
         rows.append(Row("output_layer.weight", {"lm_head.weight": (vocab, h)}, VOCAB))
     return rows
@@ -165,5 +188,6 @@ def mapping_table(facts: ModelFacts) -> list[Row]:
 def extra_state_keys(facts: ModelFacts) -> list[str]:
     """Names, as Megatron-Core writes sharded objects (`/shard_<index>_<count>`), after the prefix `model.`."""
     count = facts.num_layers
-    layers = [f"{key}/shard_{index}_{count}" for key in LAYER_EXTRA_STATES for index in range(count)]
+    in_layers = LAYER_EXTRA_STATES + (_QUERY_KEY_EXTRA_STATES if facts.qk_norm else ())
+    layers = [f"{key}/shard_{index}_{count}" for key in in_layers for index in range(count)]
     return layers + [f"{key}/shard_0_1" for key in MODEL_EXTRA_STATES]

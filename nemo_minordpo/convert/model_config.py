@@ -29,6 +29,7 @@ def architecture_keys(facts: ModelFacts) -> dict[str, Any]:
         "layernorm_epsilon": facts.norm_epsilon,
         "bias": False,
         "qkv_bias": facts.qkv_bias,
+        "qk_layernorm": facts.qk_norm,
         "activation": "fast-swiglu",
         "position_embedding_type": "rope",
         "rotary_percentage": 1.0,
@@ -54,6 +55,8 @@ def model_config(facts: ModelFacts, *, tokenizer: Path, dtype: torch.dtype) -> d
         "encoder_seq_length": facts.max_positions,
         "max_position_embeddings": facts.max_positions,
         **architecture_keys(facts),
+        # as NeMo's own importer has it; Transformer Engine then shows one token more than Hugging Face does
+        "window_size": None if facts.sliding_window is None else [facts.sliding_window, 0],
         "share_embeddings_and_output_weights": facts.tied,
         # NeMo would otherwise count the tokenizer's tokens, which are fewer than the embedding's rows
         "override_vocab_size": facts.padded_vocab_size,
@@ -166,6 +169,7 @@ def differences(facts: ModelFacts, config: dict[str, Any]) -> list[str]:
         "scale_positional_embedding": False,
         "bias": True,
         "qkv_bias": config.get("bias", True),
+        "qk_layernorm": False,
     }
     found = []
     for key, wanted in architecture_keys(facts).items():

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_minordpo.convert import model_config
 from nemo_minordpo.convert.checkpoint import Checkpoint
+from nemo_minordpo.sidecars import tokenizer_folder
 
 WEIGHTS_FOLDER, RANK_FILE = "model_weights", "model_weights.ckpt"
 RUN_RESULT, RUN_CHECKPOINTS = "model.nemo", "checkpoints"
@@ -52,11 +53,6 @@ class _Found:
     config: dict[str, Any] | None
     tokenizers: list[Path]
     adapters: Path | None
-
-
-def tokenizer_folder(nemo: Path) -> Path:
-    """Where import puts the tokenizer and config of a `.nemo`: into a folder beside it."""
-    return nemo.with_name(f"{nemo.stem}.tokenizer")
 
 
 def open_source(path: Path, *, scratch: Path, base: Path | None = None, only_adapters: bool = False) -> NemoSource:
@@ -169,10 +165,11 @@ def _unpacked(origin: Path, folder: Path) -> _Found:
 
 
 def _found(origin: Path, weights: Path | None, config: dict[str, Any] | None) -> _Found:
-    tokenizers = [tokenizer_folder(origin)]
+    # what lies beside a checkpoint came with it; the path in its config may be another machine's
+    runs = (folder / RUN_RESULT for folder in origin.absolute().parents[:2])
+    tokenizers = [folder for folder in map(tokenizer_folder, (origin, *runs)) if folder.is_dir()]
     named = ((config or {}).get("tokenizer") or {}).get("type")
-    if isinstance(named, str):
-        tokenizers.insert(0, Path(named))
+    tokenizers.append(Path(named) if isinstance(named, str) else tokenizer_folder(origin))
     of_adapters = [] if weights is None else [ADAPTER in name for name in Checkpoint(weights).tensors]
     adapters = weights if any(of_adapters) else None
     return _Found(origin, None if all(of_adapters) else weights, config, tokenizers, adapters)

@@ -14,11 +14,12 @@ from nemo_minordpo.convert import model_config
 from nemo_minordpo.convert.adapters import open_weights
 from nemo_minordpo.convert.checkpoint import PREFIX, Checkpoint
 from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_config
-from nemo_minordpo.convert.hf_folder import copy_sidecars, dtype_name, parse_dtype, require_tokenizer, write_weights
+from nemo_minordpo.convert.hf_folder import dtype_name, parse_dtype, write_weights
 from nemo_minordpo.convert.mapping import VOCAB, Row, mapping_table
 from nemo_minordpo.convert.nemo_source import NemoSource, open_source, rank_files
 from nemo_minordpo.convert.staging import progress_bar, publish, staging_folder
 from nemo_minordpo.records import Manifest, refuse_existing, sha256_of_file, write_text
+from nemo_minordpo.sidecars import copy_sidecars, require_tokenizer
 
 _EMBEDDING, _HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
 
@@ -71,7 +72,8 @@ def export_hf(
         copy_sidecars(base, staged)
         main_dtype = target_dtype or checkpoint.dtype(_EMBEDDING)
         _write_config(staged / "config.json", config, dtype=main_dtype, tied=facts.tied)
-        num_bytes = write_weights(staged, _tensors(checkpoint, rows, facts, dtype=target_dtype))
+        described = _described(checkpoint, rows, facts, dtype=target_dtype)
+        num_bytes = write_weights(staged, described, _tensors(checkpoint, rows, facts, dtype=target_dtype))
         manifest = Manifest(
             stage="export-hf",
             inputs=inputs_of(opened),
@@ -146,17 +148,31 @@ def _require_tensors(checkpoint: Checkpoint, rows: list[Row], facts: ModelFacts,
             raise ValueError(f"{where}: {PREFIX}{name} has shape {found}, but config.json makes it {wanted}")
 
 
+def _described(
+    checkpoint: Checkpoint, rows: list[Row], facts: ModelFacts, *, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """Of every Hugging Face tensor its type and shape: a tensor on the meta device."""
+    return {
+        name.format(layer): torch.empty(shape, dtype=dtype or checkpoint.dtype(row.megatron), device="meta")
+        for row, layer in _in_order(rows, facts)
+        for name, shape in row.hf.items()
+    }
+
+
 def _tensors(
     checkpoint: Checkpoint, rows: list[Row], facts: ModelFacts, *, dtype: torch.dtype | None
 ) -> Iterator[tuple[str, Tensor]]:
-    """(Hugging Face name, tensor), outer tensors first, then layer by layer."""
-    outer = [(row, None) for row in rows if not row.per_layer]
-    inner = [(row, layer) for layer in range(facts.num_layers) for row in rows if row.per_layer]
+    """(Hugging Face name, tensor), one Megatron tensor of one layer after another."""
     with progress_bar() as progress:
-        for row, layer in progress.track([*outer, *inner], description="reading tensors"):
+        for row, layer in progress.track(_in_order(rows, facts), description="reading tensors"):
             whole = checkpoint.read(row.megatron, layer=layer)
             parts = row.split(whole if dtype is None else whole.to(dtype), facts)
             yield from zip(row.hf_names(layer), parts, strict=True)
+
+
+def _in_order(rows: list[Row], facts: ModelFacts) -> list[tuple[Row, int | None]]:
+    tensors = [(row, layer) for row in rows for layer in row.layers(facts)]
+    return sorted(tensors, key=lambda tensor: tensor[0].turn(tensor[1], facts))
 
 
 def _write_config(path: Path, config: dict[str, Any], *, dtype: torch.dtype, tied: bool) -> None:

@@ -30,6 +30,7 @@ _PLAIN_FLOAT32 = {
     "gradient_accumulation_fusion": False,
     "apply_rope_fusion": False,
     "persist_layer_norm": False,
+    "window_size": None,  # texts are cut where it begins
 }
 
 

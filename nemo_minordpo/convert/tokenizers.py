@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from nemo_minordpo.convert.hf_folder import TOKENIZER_FILES, has_tokenizer
+from nemo_minordpo.sidecars import TOKENIZER_FILES, has_tokenizer
 
 
 def tokenizer_problems(folders: list[Path], hf: Path, texts: list[str]) -> list[str] | None:

@@ -20,13 +20,14 @@ from torch import Tensor
 from nemo_minordpo.convert import diagnosis, model_config
 from nemo_minordpo.convert.adapters import open_weights
 from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_config
-from nemo_minordpo.convert.hf_folder import HfWeights, parse_dtype, require_tokenizer
+from nemo_minordpo.convert.hf_folder import HfWeights, parse_dtype
 from nemo_minordpo.convert.modules import Trace, compare_modules, trace_hf
 from nemo_minordpo.convert.nemo_source import NemoSource, open_source
 from nemo_minordpo.convert.restored import restore
 from nemo_minordpo.convert.staging import progress_bar
 from nemo_minordpo.convert.tokenizers import tokenizer_problems
 from nemo_minordpo.records import PreferencePair, read_lines
+from nemo_minordpo.sidecars import require_tokenizer
 
 TEXTS = (
     "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May.",
@@ -117,7 +118,7 @@ def verify(
     # On GPUs, float32 means float32 on either side.
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     texts = list(texts or TEXTS) + ([] if pairs is None else _sample(pairs, num_samples, seed))
-    tokens = _tokenize(hf, texts, limit=min(facts.max_positions, MAX_TOKENS))
+    tokens = _tokenize(hf, texts, limit=min(facts.whole_context, MAX_TOKENS))
     tokens.append(_random_tokens(facts, seed))
     with TemporaryDirectory() as folder:
         scratch, unpacked = Path(folder) / "source", Path(folder) / "restored"
@@ -234,7 +235,7 @@ def _sample(pairs: Path, num_samples: int, seed: int) -> list[str]:
 def _random_tokens(facts: ModelFacts, seed: int) -> Tensor:
     """Rows of the vocabulary and positions that no short text reaches."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(facts.vocab_size, (min(facts.max_positions, MAX_TOKENS // 2),), generator=generator)
+    return torch.randint(facts.vocab_size, (min(facts.whole_context, MAX_TOKENS // 2),), generator=generator)
 
 
 def _tokenize(hf: Path, texts: list[str], *, limit: int) -> list[Tensor]:

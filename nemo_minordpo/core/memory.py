@@ -67,7 +67,7 @@ def fullest_rank(size: ModelSize, layout: Layout, numerics: Numerics, *, tied: b
 
 
 def num_parameters(size: ModelSize, *, stage: int, tensor_parallel: int, pipeline_parallel: int, tied: bool) -> int:
-    """Weights of a rank. Biases, below a thousandth of them, do not count.
+    """Weights of a rank. Biases and norms of queries and keys, below a thousandth of them, do not count.
 
     ``L / P * ((2 A + 2 G) H + 3 F H) / T + 2 L H / P``, V H / T of the embedding on the first and of the head on the
     last stage; one for both where they are tied on one stage.

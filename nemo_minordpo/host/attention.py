@@ -27,7 +27,16 @@ def local_layer_spec(transformer_config: TransformerConfig) -> Any:
     spec = get_gpt_layer_local_spec()
     spec.submodules.input_layernorm = TorchNorm
     spec.submodules.pre_mlp_layernorm = TorchNorm
+    if transformer_config.qk_layernorm:
+        spec = with_query_key_norms(spec, TorchNorm)
     return with_pair_attention(spec)
+
+
+def with_query_key_norms(spec: Any, norm: Any) -> Any:
+    """A layer spec, local or Transformer Engine's, that normalises the queries and keys of each head with `norm`."""
+    attention = spec.submodules.self_attention.submodules
+    attention.q_layernorm = attention.k_layernorm = norm
+    return spec
 
 
 def with_pair_attention(spec: Any) -> Any:

@@ -1,4 +1,6 @@
-"""Adapters inside NeMo and Megatron-Core: for machines that lack something, and for torch newer than they are."""
+"""Adapters inside NeMo and Megatron-Core: for machines that lack something, for torch newer than they are, and for
+models with query and key norms, which Megatron-Core can build and NeMo passes over.
+"""
 
 import importlib
 import inspect
@@ -25,6 +27,7 @@ def install(*, cuda: bool, apex: bool, transformer_engine: bool) -> list[StandIn
         active.append(_strategy_without_apex())
     if not transformer_engine:
         active.append(_layers_without_transformer_engine())
+    _query_key_norms(transformer_engine=transformer_engine)
     return active
 
 
@@ -148,6 +151,45 @@ def _layers_without_transformer_engine() -> StandIn:
         "Transformer Engine",
         "Megatron-Core's local layer spec in float32, attention through torch's scaled_dot_product_attention",
     )
+
+
+def _query_key_norms(*, transformer_engine: bool) -> None:
+    """Norms of each head's queries and keys, where a model config says `qk_layernorm` (NeMo 2.1 - 2.4).
+
+    NeMo's layer spec leaves them out, and its attention with adapters does not call them: the model would load and
+    answer, and be another one.
+    """
+    import megatron.core.models.gpt.gpt_layer_specs as layer_specs
+    import nemo.collections.nlp.models.language_modeling.megatron_gpt_model as gpt_model
+    import nemo.collections.nlp.modules.common.megatron.adapters.mcore_mixins as mixins
+
+    from nemo_minordpo.host.attention import with_query_key_norms
+
+    if transformer_engine:
+        _require(gpt_model, "get_specs")
+        _require(layer_specs, "TENorm")
+        module: Any = gpt_model
+        original_specs, norm = module.get_specs, layer_specs.TENorm
+
+        def get_specs(spec_name: str, transformer_config: Any = None, *more: Any, **named: Any) -> Any:
+            spec = original_specs(spec_name, transformer_config, *more, **named)
+            wanted = transformer_config is not None and transformer_config.qk_layernorm
+            return with_query_key_norms(spec, norm) if wanted else spec
+
+        module.get_specs = get_specs
+    _require(mixins.MCoreSelfAttentionMixin, "get_query_key_value_tensors")
+    attention: Any = mixins.MCoreSelfAttentionMixin
+    original = attention.get_query_key_value_tensors
+    if "q_layernorm" in inspect.getsource(original):
+        return
+
+    def get_query_key_value_tensors(self: Any, hidden_states: Any, key_value_states: Any = None) -> Any:
+        query, key, value = original(self, hidden_states, key_value_states)
+        if self.config.qk_layernorm:
+            query, key = self.q_layernorm(query), self.k_layernorm(key)
+        return query, key, value
+
+    attention.get_query_key_value_tensors = get_query_key_value_tensors
 
 
 def _strategy_without_apex() -> StandIn:

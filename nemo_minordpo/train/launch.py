@@ -13,6 +13,7 @@ from nemo_minordpo.config import DataSection, TrainConfig, closest, compose, loa
 from nemo_minordpo.core.losses import LOSSES
 from nemo_minordpo.core.metrics import PAIR_METRICS
 from nemo_minordpo.records import write_text
+from nemo_minordpo.sidecars import copy_sidecars, has_tokenizer, tokenizer_folder
 from nemo_minordpo.train.dataset import segment_lengths_of
 from nemo_minordpo.train.model_config import build_model_config, read_checkpoint_config
 from nemo_minordpo.train.run_folder import RunFolder, rank_of_process
@@ -85,8 +86,19 @@ def prepare_run(config: TrainConfig) -> None:
         },
         make_data=make_data,
     )
-    # for export-hf, which may be asked for a checkpoint of a run that is not finished
+    # for export-hf, which may be asked for a checkpoint of a run that is not finished, on another machine
     write_text(folder.path / "model_config.yaml", OmegaConf.to_yaml(model_config))
+    _keep_tokenizer(tokenizer_path, tokenizer_folder(folder.nemo))
+
+
+def _keep_tokenizer(source: Path, target: Path) -> None:
+    """Into the run, where it is a folder and not a name on a hub; once."""
+    if target.exists() or not has_tokenizer(source):
+        return
+    staged = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    staged.mkdir()
+    copy_sidecars(source, staged)
+    os.replace(staged, target)
 
 
 def _check_monitor(config: TrainConfig) -> None:

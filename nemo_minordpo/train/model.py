@@ -71,6 +71,8 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
     - `get_logprob_batch`, `get_ref_policy_logprobs`: one number a response, evaluated in eval mode (upstream: a
       number a token, with dropout where the checkpoint has any). Training reads them from a cache (reference.py);
       upstream swaps whole weights for them at every step.
+    - `finish_training_step`: gradients of query and key norms are summed over the tensor-parallel ranks, each of which
+      knows those of its own heads (upstream: under sequence parallelism and Megatron's distributed optimizer alone).
     - `sharded_state_dict`: adapters are sharded, too (NeMo: one file a rank, for one layout).
     - `set_inference_config` and generation: not supported during training; export the model for it.
     """
@@ -90,7 +92,24 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
         finally:
             nemo_gpt.get_specs = specs
         model.__class__ = PackedPairsGPTModel
+        for name, parameter in model.named_parameters():
+            if name.endswith(("q_layernorm.weight", "k_layernorm.weight")):
+                # what NeMo and Megatron call a weight whose gradient is a sum over the tensor-parallel ranks
+                parameter.sequence_parallel = True
         return model
+
+    def finish_training_step(self) -> None:
+        """Reduce the gradients over the ranks that have a part of them."""
+        section = self.cfg
+        if (
+            section.get("qk_layernorm", False)
+            and section.tensor_model_parallel_size > 1
+            # in these two cases upstream does it
+            and not section.get("sequence_parallel", False)
+            and not self.use_mcore_dist_optim
+        ):
+            self.allreduce_sequence_parallel_gradients()
+        super().finish_training_step()
 
     def get_loss_and_metrics(self, batch: StepBatch, forward_only: bool) -> tuple[float, dict[str, float]]:
         """Forward (and backward) over a step's pairs.

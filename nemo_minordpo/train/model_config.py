@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from nemo_minordpo.config import ModelSection, TrainConfig, closest
 from nemo_minordpo.core.flops import ModelSize
 from nemo_minordpo.core.pair_packing import row_multiple
+from nemo_minordpo.sidecars import tokenizer_folder
 from nemo_minordpo.train.layout import data_parallel_size, layout_problems
 
 _CONFIG_NAME = "model_config.yaml"
@@ -28,11 +29,19 @@ _UNUSED_DATA = {"data_impl": "jsonl", "splits_string": None, "index_mapping_dir"
 
 
 def read_checkpoint_config(path: Path) -> DictConfig:
-    """`model_config.yaml` of a .nemo file or an extracted folder.
+    """`model_config.yaml` of a .nemo file or an extracted folder, its tokenizer where it is now.
 
     Raises:
         ValueError: it is missing, or what is there is no checkpoint.
     """
+    config = _read_config(path)
+    beside = tokenizer_folder(path)
+    if beside.is_dir() and "tokenizer" in config:
+        config.tokenizer.type = str(beside.absolute())  # moved with the checkpoint
+    return config
+
+
+def _read_config(path: Path) -> DictConfig:
     if path.is_dir():
         if not (path / _CONFIG_NAME).is_file():
             raise ValueError(f"{path} has no {_CONFIG_NAME}: a .nemo file or an extracted one was expected")
@@ -164,9 +173,15 @@ def _check(config: TrainConfig, model: DictConfig, *, cuda: bool, te: bool) -> N
         problems.append(f"trainer.precision={config.trainer.precision} needs a GPU; on this machine: precision=fp32")
     if not cuda and config.trainer.accelerator == "gpu":
         problems.append("trainer.accelerator=gpu: this machine has no CUDA device")
-    if not te and config.model.sequence_parallel and config.model.peft.peft_scheme != "none":
+    adapters = config.model.peft.peft_scheme != "none"
+    if not te and config.model.sequence_parallel and adapters:
         problems.append(
             "model.sequence_parallel=true with model.peft.peft_scheme=lora needs Transformer Engine (NeMo's adapters)"
+        )
+    if adapters and model.get("qk_layernorm") and config.model.optim.name == "mcore_distributed_optim":
+        problems.append(
+            "model.optim.name=mcore_distributed_optim with model.peft.peft_scheme=lora: Megatron-Core would sum "
+            "gradients of the model's query and key norms, which are frozen; give model.optim.name=adamw"
         )
     problems += _packing_problems(config, model, cuda=cuda)
     if problems:

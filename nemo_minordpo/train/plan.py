@@ -23,7 +23,6 @@ from nemo_minordpo.train.model_config import build_model_config, model_size, rea
 from nemo_minordpo.train.throughput import measure_matmul_peak
 from nemo_minordpo.train.tokens import expand_files, sample_pairs
 
-
 # Steps that are laid out: work is their mean, memory is of the longest row.
 _NUM_STEPS = 16
 _WORK = tuple(StepWork.__dataclass_fields__)

@@ -6,6 +6,7 @@ data/train, data/validation   token arrays, `left_out_pairs.jsonl`, `counts.json
 metrics.jsonl          one line a step (records.StepMetrics)
 events.jsonl, failures/, attempt.json   what happened to the run, and who writes it (attempt.py)
 checkpoints/step_*     what a stopped run goes on from
+model.tokenizer        tokenizer, config and chat template of the model that the run started from
 model.nemo             the trained model, at the end
 """
 

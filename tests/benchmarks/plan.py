@@ -56,17 +56,20 @@ def main() -> None:
 
 def run_case(inputs: Inputs, model: str, pairs: str, settings: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
+        batch = int(settings[0].removeprefix("model.global_batch_size="))
+        lines = inputs.pairs[pairs].read_text(encoding="utf-8").splitlines(keepends=True)
+        # no more pairs than are trained on: the reference is evaluated for each, once for all cases with the same pairs
+        (Path(folder) / "pairs.jsonl").write_text("".join(lines[: STEPS * batch]), encoding="utf-8")
         overrides = [
             f"pretrained_checkpoint.restore_from_path={inputs.nemo[model]}",
-            f"model.data.data_prefix.train=[{inputs.pairs[pairs]}]", f"exp_manager.explicit_log_dir={folder}/run",
+            f"model.data.data_prefix.train=[{folder}/pairs.jsonl]", f"exp_manager.explicit_log_dir={folder}/run",
+            f"model.dpo.reference_cache={inputs.nemo[model].parent}/reference_cache",
             "model.dpo.ref_policy_kl_penalty=0.1", "model.data.seq_length=4096", *settings,
         ]  # fmt: skip
         plan = make_plan(load(compose(overrides), loss_names=tuple(LOSSES)))
-        # the reference is evaluated for the first pairs alone: it takes no memory that training does not
-        stop = f"trainer.dpo.max_steps={STEPS}"
-        subprocess.run([sys.executable, "-m", "nemo_minordpo", "train", *overrides, stop], check=True)
-        lines = (Path(folder) / "run/metrics.jsonl").read_text().splitlines()
-    steps = [StepMetrics.from_json(line).values for line in lines]
+        subprocess.run([sys.executable, "-m", "nemo_minordpo", "train", *overrides], check=True)
+        metrics = (Path(folder) / "run/metrics.jsonl").read_text().splitlines()
+    steps = [StepMetrics.from_json(line).values for line in metrics]
     peak = steps[0]["model_tflops"] / steps[0]["matmul_peak_fraction"] * 1e12
     device = Device(memory=0, flops=peak / plan.ranks, efficiency=EFFICIENCY)
     return {

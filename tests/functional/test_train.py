@@ -156,6 +156,9 @@ def test_a_run_shows_its_steps_and_leaves_what_it_promises(place, run):
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step_000003", "step_000006"]
     assert list((folder / "tensorboard").glob("events.*"))
     assert (folder / "model.nemo").exists()
+    files = {path.name: path.read_bytes() for path in (place / "base.tokenizer").iterdir()}
+    assert {path.name: path.read_bytes() for path in (folder / "model.tokenizer").iterdir()} == files
+    assert {"config.json", "generation_config.json", "tokenizer.json"} <= files.keys()
     assert "preference_loss: dpop" in (folder / "config.yaml").read_text()
 
 

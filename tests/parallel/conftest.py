@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from nemo_minordpo.records import StepMetrics
+from tests.parallel.round_trip import write_architectures
 from tests.tiny import write_model
 
 ROOT = Path(__file__).parent.parent.parent
@@ -44,6 +45,7 @@ LORA = [
     "trainer.dpo.save_interval=3",
 ]  # fmt: skip
 LORA_LAYOUTS = ("one", "recompute", "tp2", "pp2", "pp2_recompute", "dp2")
+QWEN3_LAYOUTS = ("one", "tp2", "pp2", "sp2")
 LAYOUTS = {
     # name: (tensor-parallel, pipeline-parallel, data-parallel, tokens of a row, more)
     "one": (1, 1, 1, 4096, []),
@@ -79,9 +81,10 @@ def workspace(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("parallel")
     from nemo_minordpo.convert.hf_to_nemo import import_hf
 
-    for name, tied in (("hf", False), ("hf_tied", True)):
-        write_model(folder / name, tied=tied)
+    for name, kind in (("hf", {}), ("hf_tied", {"tied": True}), ("hf_qwen3", {"qwen3": True})):
+        write_model(folder / name, **kind)
         import_hf(folder / name, folder / f"{name}.nemo")
+    write_architectures(folder / "architectures")
     write_pairs(folder / "train.jsonl", count=22, seed=0)
     write_pairs(folder / "validation.jsonl", count=5, seed=1)
     return folder
@@ -121,6 +124,8 @@ def runs(workspace) -> Runs:
             job(workspace, "lora", LORA, layout="tp2pp2"),
             job(workspace, "lora_died", LORA, layout="tp2pp2", dies_after=4),
             job(workspace, "separate_tp2pp2", SGD, layout="tp2pp2", separate=10),
+            round_trip(workspace, "tp2pp2"),
+            round_trip(workspace, "tp3"),
         ],
     )
     spawn(
@@ -130,6 +135,15 @@ def runs(workspace) -> Runs:
             *(job(workspace, name, SGD, layout=name) for name in LAYOUTS if ranks_of(name) == 2),
             job(workspace, "tied_tp2", SGD, layout="tp2", model="hf_tied"),
             job(workspace, "tied_pp2", SGD, layout="pp2", model="hf_tied"),
+            *(
+                job(workspace, f"qwen3_{name}", SGD, layout=name, model="hf_qwen3")
+                for name in QWEN3_LAYOUTS
+                if ranks_of(name) == 2
+            ),
+            round_trip(workspace, "tp2"),
+            round_trip(workspace, "pp2"),
+            job(workspace, "qwen3_lora", LORA, layout="tp2", model="hf_qwen3"),
+            job(workspace, "qwen3_lora_one", LORA, layout="tp2", model="hf_qwen3", dies_after=4),
             job(workspace, "live_pp2", [*SGD, "model.dpo.reference_log_probs=live"], layout="pp2"),
             job(workspace, "log_probs_tp2", SGD, layout="tp2", log_probs=True),
             job(workspace, "separate_tp2", SGD, layout="tp2", separate=15),
@@ -153,6 +167,9 @@ def runs(workspace) -> Runs:
             ),
             job(workspace, "live", [*SGD, "model.dpo.reference_log_probs=live"]),
             job(workspace, "tied_one", SGD, model="hf_tied"),
+            round_trip(workspace, "one"),
+            job(workspace, "qwen3_one", SGD, model="hf_qwen3"),
+            job(workspace, "qwen3_lora_one", LORA, model="hf_qwen3"),
             job(workspace, "log_probs_one", SGD, log_probs=True),
             job(workspace, "separate_one", SGD, separate=40),
             job(workspace, "separate_one_recompute", [*SGD, *RECOMPUTE, "model.dpo.preference_loss=dpo"], separate=10),
@@ -218,6 +235,12 @@ def job(
         "copy_of": copy_of and str(workspace / copy_of),
         "log_probs": str(workspace / f"{name}.pt") if log_probs else None,
     }
+
+
+def round_trip(workspace: Path, layout: str) -> dict:
+    """NeMo loads and saves every architecture (round_trip.py) at a layout of its LAYOUTS."""
+    folder = workspace / "architectures"
+    return {"round_trip": {"folder": str(folder), "layout": layout, "tokenizer": str(workspace / "hf")}}
 
 
 def spawn(workspace: Path, *, ranks: int, jobs: list[dict], log: str | None = None) -> None:

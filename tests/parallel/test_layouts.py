@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.parallel.conftest import LAYOUTS, LORA_LAYOUTS, NUM_STEPS
+from tests.parallel.conftest import LAYOUTS, LORA_LAYOUTS, NUM_STEPS, QWEN3_LAYOUTS
 
 COMPARED = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margin", "logps/chosen", "grad_norm")
 
@@ -44,6 +44,25 @@ def test_tied_embeddings(runs, layout):
     """The gradient of a tied embedding comes from both ends of the pipeline."""
     one, other = runs.metrics("tied_one"), runs.metrics(f"tied_{layout}")
     assert max(worst_relative_difference(one, other, name) for name in COMPARED) < 1e-5
+
+
+@pytest.mark.parametrize("layout", [name for name in QWEN3_LAYOUTS if name != "one"])
+def test_norms_of_queries_and_keys(runs, layout):
+    """Every tensor-parallel rank knows the gradient of its own heads; the weights are one for all heads."""
+    one, other = runs.metrics("qwen3_one"), runs.metrics(f"qwen3_{layout}")
+    assert len(one) == len(other) == NUM_STEPS
+    assert one[-1].values["rewards/chosen"] > 1.0
+    assert max(worst_relative_difference(one, other, name) for name in COMPARED) < 1e-5
+
+
+def test_adapters_beside_norms_of_queries_and_keys(runs):
+    """NeMo's attention with adapters passes the norms over; stopped after step 4 at TP=2, the run goes on at TP=1."""
+    whole, moved = runs.metrics("qwen3_lora"), runs.metrics("qwen3_lora_one")
+    expected = runs.metrics("qwen3_one")[0].values["logps/chosen"]
+    assert whole[0].values["logps/chosen"] == pytest.approx(expected, rel=1e-6)
+    assert whole[-1].values["rewards/margin"] > 0.1
+    assert [line.step for line in whole] == [line.step for line in moved]
+    assert max(worst_relative_difference(whole, moved, name) for name in COMPARED) < 1e-5
 
 
 def test_a_partial_batch_is_a_mean_over_its_own_pairs(runs):
@@ -88,6 +107,6 @@ def test_runs_share_one_reference(runs):
     entries = [json.loads(path.read_text()) for path in (runs.path / "reference_cache").glob("*.json")]
     configurations = {(entry["key"]["weights"], entry["key"]["model"]) for entry in entries}
     assert len(entries) == 2 * len(configurations)  # train and validation
-    assert len(configurations) == 3  # two models, and one of them with dropout
+    assert len(configurations) == 4  # three models, and one of them with dropout
     folders = [path.parent for path in runs.path.glob("*/config.yaml") if "cached" in path.read_text()]
     assert len(folders) > 30

@@ -11,13 +11,15 @@ from nemo_minordpo.convert.peft_folder import export_peft
 from tests.parallel.test_reference_loop import rows_of, sequence, token_log_probs
 
 LAYOUTS = ("one", "tp2", "pp2")
+# run -> the model it started from
+RUNS = {"lora": "hf", **{f"lora_{layout}": "hf" for layout in LAYOUTS}, "qwen3_lora": "hf_qwen3"}
 
 
 @pytest.fixture(scope="module")
 def exported(runs, tmp_path_factory):
-    """The runs that go on from one checkpoint at different layouts, and the one at TP=2 x PP=2, merged."""
+    """Merged: runs that go on from one checkpoint at different layouts, one at TP=2 x PP=2, one with q and k norms."""
     folder = tmp_path_factory.mktemp("lora")
-    for name in ("lora", *(f"lora_{layout}" for layout in LAYOUTS)):
+    for name in RUNS:
         export_hf(runs.path / name, folder / name)
     export_peft(runs.path / "lora_tp2", folder / "peft")
     return folder
@@ -38,12 +40,12 @@ def load(folder):
     return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").float()
 
 
-@pytest.mark.parametrize("name", ["lora", *(f"lora_{layout}" for layout in LAYOUTS)])
+@pytest.mark.parametrize("name", RUNS)
 def test_the_merged_model_is_the_trained_one(runs, exported, name):
     """What the ranks measured after the last step, their adapters beside their weights."""
     model = load(exported / name)
     measured = runs.metrics(name, "validation")[-1].values
-    base = load(runs.path / "hf")
+    base = load(runs.path / RUNS[name])
     for side in ("chosen", "rejected"):
         found = mean_log_probs(model, runs.path, f"{side}_response")
         assert found == pytest.approx(measured[f"logps/{side}"], rel=1e-6)

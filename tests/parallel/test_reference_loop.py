@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_minordpo.config import OptimSection, ScheduleSection
+from nemo_minordpo.convert.nemo_to_hf import export_hf
 from nemo_minordpo.train.schedule import learning_rate
 from tests.parallel.conftest import NUM_STEPS
 
@@ -65,13 +66,14 @@ def test_log_probs_equal_transformers(runs, workspace, ranks):
     assert max(shifted) > 0.1  # control: shifted by one place
 
 
-def test_ten_steps_equal_a_loop_by_hand(runs, workspace):
-    """MinorDPO with SGD in plain PyTorch: same pairs, same learning rate, same clipping."""
-    policy, tokenizer = load(workspace)
-    reference, _ = load(workspace)
+@pytest.mark.parametrize(("model", "run"), [("hf", "one"), ("hf_qwen3", "qwen3_tp2")])
+def test_ten_steps_equal_a_loop_by_hand(runs, workspace, tmp_path, model, run):
+    """MinorDPO with SGD in plain PyTorch: same pairs, same learning rate, same clipping; then the same weights."""
+    policy, tokenizer = load(workspace, model)
+    reference, _ = load(workspace, model)
     optimizer = torch.optim.SGD(policy.parameters(), lr=LR)
     optim = OptimSection(lr=LR, sched=ScheduleSection())
-    lines = runs.metrics("one")
+    lines = runs.metrics(run)
     assert len(lines) == NUM_STEPS
     worst = 0.0
     for step, line in enumerate(lines):
@@ -101,8 +103,14 @@ def test_ten_steps_equal_a_loop_by_hand(runs, workspace):
             "grad_norm": norm.item(),
         }
         worst = max(worst, *(abs(line.values[name] - value) / max(abs(value), 1.0) for name, value in by_hand.items()))
-    print(f"worst relative difference over {NUM_STEPS} steps: {worst:.1e}")
+    print(f"{run}: worst relative difference over {NUM_STEPS} steps: {worst:.1e}")
     assert worst < 1e-4
+    export_hf(workspace / run, tmp_path / "trained")
+    trained, start = AutoModelForCausalLM.from_pretrained(tmp_path / "trained"), load(workspace, model)[0]
+    for name, expected in policy.named_parameters():
+        moved = (expected - start.get_parameter(name)).norm()
+        assert moved > 0
+        assert (trained.get_parameter(name) - expected).norm() < 1e-3 * moved, name
 
 
 def test_the_first_step_learns(runs):

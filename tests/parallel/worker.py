@@ -5,6 +5,7 @@ which the process "dies" (an exception between two steps, without a checkpoint).
 """
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -27,6 +28,9 @@ def main(jobs_file: Path) -> None:
     jobs = json.loads(jobs_file.read_text())
     for number, job in enumerate(jobs):
         os.environ["MASTER_PORT"] = str(int(job["port"]) + number)
+        if "round_trip" in job:
+            round_trip(**job["round_trip"])
+            continue
         config = load(compose(job["overrides"]), loss_names=tuple(LOSSES))
         if int(os.environ["RANK"]) == 0:
             if job["copy_of"]:
@@ -43,6 +47,21 @@ def main(jobs_file: Path) -> None:
                 run(config, job.get("dies_after"))
         finally:
             forget_run()
+
+
+def round_trip(folder: str, layout: str, tokenizer: str) -> None:
+    """On as many ranks as the layout needs; those beyond them look on."""
+    from tests.parallel.round_trip import LAYOUTS, save_again
+
+    started, needed = os.environ["WORLD_SIZE"], math.prod(LAYOUTS[layout])
+    if int(os.environ["RANK"]) >= needed:
+        return
+    os.environ |= {"WORLD_SIZE": str(needed), "LOCAL_WORLD_SIZE": str(needed)}
+    try:
+        save_again(Path(folder), layout, tokenizer=Path(tokenizer))
+    finally:
+        os.environ |= {"WORLD_SIZE": started, "LOCAL_WORLD_SIZE": started}
+        forget_run()
 
 
 def run(config, dies_after) -> None:

@@ -3,6 +3,7 @@
 Every node is a set of namespaces (network, processes, host name, mounts) with a slurmd in it, on a bridge of its own;
 the file system is shared. Power cuts, network partitions and full disks are real ones. Needs root and Debian's
 packages slurmctld, slurmd, slurm-client, munge and iproute2; changes nothing outside of its folder but a bridge.
+Bridge, network and port are ones that are free: clusters run side by side, and beside what a killed one left.
 """
 
 import contextlib
@@ -15,12 +16,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_BRIDGE, _NETWORK = "minordpobr0", "10.214.0"
+_MOST_CLUSTERS = 100
 _NEEDED = ("slurmctld", "slurmd", "sbatch", "munged", "unshare", "ip")
 _CONF = """\
 ClusterName=test
 SlurmctldHost={controller}({network}.254)
-SlurmctldPort=16817
+SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -90,21 +91,34 @@ class Cluster:
     folder: Path
     num_nodes: int
     cpus: int = 2
+    _number: int = -1  # which of the clusters of this machine
     _processes: list[subprocess.Popen] = field(default_factory=list)
 
     @property
     def environment(self) -> dict[str, str]:
         return {**os.environ, "SLURM_CONF": str(self.folder / "slurm.conf")}
 
+    @property
+    def _bridge(self) -> str:
+        return f"minordpo{self._number}"
+
+    @property
+    def _network(self) -> str:
+        return f"10.214.{self._number}"
+
+    def _link(self, node: str) -> str:
+        return f"mdpo{self._number}{node}"
+
     def start(self) -> None:
+        self._number = _take_bridge()
         for name in ("munge", "state", "spool", "log", "pid"):
             (self.folder / name).mkdir(parents=True)
         (self.folder / "munge").chmod(0o711)
         controller = os.uname().nodename
-        hosts = f"127.0.0.1 localhost\n{_NETWORK}.254 {controller}\n"
-        conf = _CONF.format(controller=controller, network=_NETWORK, folder=self.folder)
+        hosts = f"127.0.0.1 localhost\n{self._network}.254 {controller}\n"
+        conf = _CONF.format(controller=controller, port=16900 + self._number, network=self._network, folder=self.folder)
         for number in range(1, self.num_nodes + 1):
-            address = f"{_NETWORK}.{number}"
+            address = f"{self._network}.{number}"
             # the second line is for reverse lookups of mapped addresses
             hosts += f"{address} node{number}\n::ffff:{address} node{number}\n"
             conf += (
@@ -119,9 +133,8 @@ class Cluster:
         key = self.folder / "munge/munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o600)
-        _shell(f"ip link add {_BRIDGE} type bridge")
-        _shell(f"ip addr add {_NETWORK}.254/24 dev {_BRIDGE}")
-        _shell(f"ip link set {_BRIDGE} up")
+        _shell(f"ip addr add {self._network}.254/24 dev {self._bridge}")
+        _shell(f"ip link set {self._bridge} up")
         munge = self.folder / "munge"
         self._spawn(
             # forced: a test folder may be closed to other users, which is all that munged minds here
@@ -151,7 +164,7 @@ class Cluster:
                 process.wait(timeout=10)
             except subprocess.TimeoutExpired:
                 process.kill()
-        subprocess.run(["ip", "link", "del", _BRIDGE], check=False, capture_output=True)
+        subprocess.run(["ip", "link", "del", self._bridge], check=False, capture_output=True)
 
     def run(self, *command: str, cwd: Path | None = None, check: bool = True, **environment: str) -> str:
         """A client's command, such as sbatch; its output."""
@@ -197,7 +210,7 @@ class Cluster:
 
     def power_on(self, node: str) -> None:
         """Start a node; one that was cut comes back."""
-        address = f"{_NETWORK}.{int(node.removeprefix('node'))}"
+        address = f"{self._network}.{int(node.removeprefix('node'))}"
         pid, ready = self.folder / f"pid/{node}.pid", self.folder / f"pid/{node}.ready"
         (self.folder / "spool" / node).mkdir(exist_ok=True)
         ready.unlink(missing_ok=True)
@@ -209,8 +222,8 @@ class Cluster:
         _wait(lambda: bool(children.read_text().split()), 5, f"{node}'s first process")
         inner = children.read_text().split()[0]
         pid.write_text(inner)
-        _shell(f"ip link add v{node} type veth peer name eth0 netns {inner}")
-        _shell(f"ip link set v{node} master {_BRIDGE} up")
+        _shell(f"ip link add {self._link(node)} type veth peer name eth0 netns {inner}")
+        _shell(f"ip link set {self._link(node)} master {self._bridge} up")
         ready.touch()
 
     def power_cut(self, node: str) -> None:
@@ -219,14 +232,14 @@ class Cluster:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid.read_text()), signal.SIGKILL)
             pid.unlink()
-            _wait(lambda: not Path(f"/sys/class/net/v{node}").exists(), 10, f"{node}'s network to go")
+            _wait(lambda: not Path(f"/sys/class/net/{self._link(node)}").exists(), 10, f"{node}'s network to go")
 
     def cut_off(self, node: str) -> None:
         """A network partition: the node computes on, and nobody hears it."""
-        _shell(f"ip link set v{node} down")
+        _shell(f"ip link set {self._link(node)} down")
 
     def connect(self, node: str) -> None:
-        _shell(f"ip link set v{node} up")
+        _shell(f"ip link set {self._link(node)} up")
 
     def _idle(self) -> set[str]:
         return set(self.run("sinfo", "-h", "-N", "-t", "idle", "-o", "%N", check=False).split())
@@ -239,6 +252,15 @@ class Cluster:
         )  # fmt: skip
         self._processes.append(process)
         return process
+
+
+def _take_bridge() -> int:
+    """The number of the first bridge that could be made: that of no other cluster, nor of a killed one's remains."""
+    for number in range(_MOST_CLUSTERS):
+        with contextlib.suppress(RuntimeError):
+            _shell(f"ip link add minordpo{number} type bridge")
+            return number
+    raise RuntimeError(f"{_MOST_CLUSTERS} bridges of test clusters are there already: ip link del minordpo0, ...")
 
 
 def _field(text: str, name: str) -> str:

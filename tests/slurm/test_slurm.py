@@ -115,7 +115,7 @@ def test_another_site(place, whole, tmp_path):
         SBATCH_GPUS_PER_NODE="2", SBATCH_PARTITION="main", MINORDPO_SITE=f"{tmp_path}/site.sh",
     )  # fmt: skip
     job.wait_for_step(6)
-    assert "gres/gpu=4" in place[0].run("scontrol", "show", "job", job.id)
+    assert "TresPerNode=gres:gpu:2" in place[0].run("scontrol", "show", "job", job.id)
     job.cluster.run("scancel", "--batch", "--signal=USR1", job.id)
     assert job.wait_for_end() == "COMPLETED", job.log.read_text()[-4000:]
     assert "end, exit code 85, after SIGUSR1" in job.log.read_text()

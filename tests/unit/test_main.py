@@ -93,7 +93,7 @@ def test_every_command_is_listed_in_the_order_of_the_road(run):
     assert set(listed) == set(group.commands)
     assert listed == [
         "doctor", "prepare", "gguf-to-hf", "import-hf", "verify", "reference", "plan", "train", "status",
-        "export-hf", "evaluate", "report", "pipeline",
+        "export-hf", "evaluate", "report", "sweep",
     ]  # fmt: skip
     text = run("--help").output
     assert text.index("  train ") < text.index("  export-hf ") < text.index("  evaluate ")
@@ -185,7 +185,7 @@ def test_a_missing_module_of_ours_is_a_bug(run, stage):
         (["evaluate", "hf", "q", "out", "--limit", "0"], "'--limit'"),
         (["prepare", "arithmetic", "out", "--num-train", "many"], "'--num-train'"),
         (["report", "runs/dpo"], "Missing option '--output'"),
-        (["pipeline"], None),
+        (["sweep"], None),
     ],
 )
 def test_wrong_usage_is_exit_code_2(run, arguments, complaint):

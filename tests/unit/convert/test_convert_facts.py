@@ -39,6 +39,8 @@ def test_llama_by_hand() -> None:
         rope_linear_factor=None,
         rope_llama31=False,
         qkv_bias=False,
+        qk_norm=False,
+        sliding_window=None,
         tied=False,
         init_std=0.02,
     )
@@ -46,6 +48,37 @@ def test_llama_by_hand() -> None:
 
 def test_qwen2_has_a_bias_on_query_key_and_value() -> None:
     assert facts_of("qwen2") == replace(facts_of(), model_type="qwen2", qkv_bias=True)
+
+
+def test_qwen3_has_norms_of_queries_and_keys_instead() -> None:
+    assert facts_of("qwen3") == replace(facts_of(), model_type="qwen3", qk_norm=True)
+
+
+@pytest.mark.parametrize(
+    ("said", "window"),
+    [
+        ({}, 4096),  # transformers' default, which a config that says nothing has
+        ({"sliding_window": None}, None),
+        ({"sliding_window": 4096}, 4096),
+        ({"sliding_window": 32767}, 32767),
+        ({"sliding_window": 32768}, None),  # it never hides anything
+    ],
+)
+def test_mistrals_window(said: dict[str, Any], window: int | None) -> None:
+    config = {**config_of("mistral", max_position_embeddings=32768), **said}
+    facts = facts_from_config(config, where="test")
+    assert facts.sliding_window == window
+    assert facts.whole_context == (window or 32768)
+    assert replace(facts, sliding_window=None) == facts_of(
+        "mistral", max_position_embeddings=32768, sliding_window=32768
+    )
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
+def test_a_window_that_nothing_turns_on_is_none(model_type: str) -> None:
+    facts = facts_of(model_type, sliding_window=16, use_sliding_window=False)
+    assert facts.sliding_window is None
+    assert facts.whole_context == 64
 
 
 @pytest.mark.parametrize(
@@ -81,6 +114,11 @@ def test_defaults_are_transformers_own() -> None:
     assert facts_of("qwen2", num_attention_heads=64, head_dim=4, num_key_value_heads=None).num_kv_heads == 32
     assert facts_of(tie_word_embeddings=None).tied is False
     assert facts_of(head_dim=16).head_dim == 16
+    assert facts_of(head_dim=None, hidden_size=36).head_dim == 6
+    assert facts_of("mistral", head_dim=None, hidden_size=36).head_dim == 6
+    assert facts_of("mistral", num_attention_heads=16, num_key_value_heads=None).num_kv_heads == 8
+    assert facts_of("qwen3", head_dim=None).head_dim == 128
+    assert facts_of("qwen3", num_attention_heads=64, num_key_value_heads=None).num_kv_heads == 32
 
 
 @pytest.mark.parametrize(("size", "padded"), [(1, 128), (127, 128), (128, 128), (129, 256), (403, 512), (49152, 49152)])
@@ -89,9 +127,13 @@ def test_padded_vocabulary(size: int, padded: int) -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"model_type": "mistral"}, "model_type='mistral'"),
-    ({"model_type": "qwen3"}, "model_type='qwen3'"),
+    ({"model_type": "mixtral"}, "model_type='mixtral'"),
+    ({"model_type": "mistral3"}, "model_type='mistral3'"),
     ({"model_type": "qwen2_moe"}, "model_type='qwen2_moe'"),
+    ({"model_type": "qwen3_moe"}, "model_type='qwen3_moe'"),
+    ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "attention_bias": True}, "attention_bias=True"),
+    ({"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 0}, "sliding_window=0"),
+    ({"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": "4096"}, "must be int"),
     ({"architectures": ["LlamaForSequenceClassification"]}, "architectures="),
     ({"attention_bias": True}, "attention_bias=True"),
     ({"mlp_bias": True}, "mlp_bias=True"),
@@ -123,7 +165,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling: key 'factor' is missing"),
     ({"num_key_value_heads": 4}, "num_attention_heads=6 is not a multiple of num_key_value_heads=4"),
-    ({"hidden_size": 25}, "hidden_size=25 is not a multiple"),
+    ({"hidden_size": 25, "head_dim": None}, "hidden_size=25 is not a multiple"),
     ({"head_dim": 5}, "head_dim=5"),
     ({"hidden_size": 0}, "hidden_size=0 must be positive"),
     ({"hidden_size": "24"}, "hidden_size='24' must be int, not str"),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tiny_hf import config_of, tensors_of
 from torch import Tensor
 
-from nemo_minordpo.convert.facts import ModelFacts, facts_from_config
+from nemo_minordpo.convert.facts import FAMILIES, ModelFacts, facts_from_config
 from nemo_minordpo.convert.mapping import (
     extra_state_keys,
     join_gate_up,
@@ -77,7 +77,7 @@ def test_vocabulary_is_padded_with_zero_rows_and_cut_again() -> None:
     assert torch.equal(unpad_vocab(whole[:136], facts)[0], table)  # padded to another multiple by another tool
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+@pytest.mark.parametrize("model_type", FAMILIES)
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_table_covers_every_tensor_once_with_its_shape(model_type: str, tied: bool) -> None:
     config = config_of(model_type, tie_word_embeddings=tied)
@@ -107,6 +107,30 @@ def test_megatron_names_and_shapes_by_hand() -> None:
         "decoder.final_layernorm.weight": (24,),
         "output_layer.weight": (256, 24),
     }
+
+
+def test_norms_of_queries_and_keys() -> None:
+    """Qwen3 has two tensors more than Llama, and their extra states, which Transformer Engine asks for from 1.13 on."""
+    llama, qwen3 = facts_of(num_hidden_layers=2), facts_of("qwen3", num_hidden_layers=2)
+    attention = "decoder.layers.self_attention."
+    shapes = [{row.megatron: row.shape(facts) for row in mapping_table(facts)} for facts in (llama, qwen3)]
+    assert shapes[1] == {
+        **shapes[0],
+        f"{attention}q_layernorm.weight": (4,),
+        f"{attention}k_layernorm.weight": (4,),
+    }
+    assert set(extra_state_keys(qwen3)) - set(extra_state_keys(llama)) == {
+        f"{attention}{name}_layernorm._extra_state/shard_{layer}_2" for name in "qk" for layer in (0, 1)
+    }
+
+
+def test_tensors_come_in_the_order_of_a_forward_pass() -> None:
+    facts = facts_of(num_hidden_layers=2)
+    turns = {row.megatron: [row.turn(layer, facts) for layer in row.layers(facts)] for row in mapping_table(facts)}
+    assert turns.pop("embedding.word_embeddings.weight") == [-1]
+    assert turns.pop("decoder.final_layernorm.weight") == turns.pop("output_layer.weight") == [2]
+    assert len(turns) == 6
+    assert all(turn == [0, 1] for turn in turns.values())
 
 
 def test_extra_states_that_transformer_engine_asks_for() -> None:

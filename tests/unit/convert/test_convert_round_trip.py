@@ -3,17 +3,22 @@
 import json
 import shutil
 import tarfile
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_hf import TOKENIZER_FILES, config_of, tensors_of, write_hf
 from torch import Tensor
 
+from nemo_minordpo.convert import model_config
 from nemo_minordpo.convert.checkpoint import Checkpoint
+from nemo_minordpo.convert.facts import facts_from_config
 from nemo_minordpo.convert.hf_folder import write_weights
 from nemo_minordpo.convert.hf_to_nemo import import_hf
 from nemo_minordpo.convert.nemo_to_hf import export_hf
@@ -25,6 +30,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama-wide-heads": {"model_type": "llama", "head_dim": 8},
     "qwen2-gqa-tied": {"model_type": "qwen2", "tie_word_embeddings": True, "vocab_size": 128},
     "qwen15-mha": {"model_type": "qwen2", "num_key_value_heads": 6},
+    "mistral-wide-heads": {"model_type": "mistral", "head_dim": 8, "sliding_window": 32},
+    "qwen3-tied": {"model_type": "qwen3", "head_dim": 8, "tie_word_embeddings": True},
+    "qwen3": {"model_type": "qwen3"},
 }
 
 
@@ -38,6 +46,10 @@ def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
         for name in a.keys() | b.keys()
         if name not in a or name not in b or a[name].dtype != b[name].dtype or not torch.equal(a[name], b[name])
     )
+
+
+def described(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to("meta") for name, tensor in tensors.items()}
 
 
 def unpack(nemo: Path, folder: Path) -> Path:
@@ -134,11 +146,25 @@ def test_types_can_be_changed_on_either_side(hf: Path, tmp_path: Path) -> None:
             call()
 
 
+def test_windows_and_norms_in_the_model_config(tmp_path: Path) -> None:
+    """Training drops a window that hides nothing from its pairs; norms that are missing would be another model."""
+    mistral, qwen3 = (facts_from_config(config_of(kind, sliding_window=32), where="x") for kind in ("mistral", "qwen3"))
+    windowed, normed = (
+        model_config.model_config(facts, tokenizer=tmp_path, dtype=torch.float32) for facts in (mistral, qwen3)
+    )
+    assert (windowed["window_size"], windowed["qk_layernorm"]) == ([32, 0], False)
+    assert (normed["window_size"], normed["qk_layernorm"]) == (None, True)
+    assert model_config.differences(mistral, {**windowed, "window_size": None}) == []
+    assert model_config.differences(qwen3, normed) == []
+    del normed["qk_layernorm"]
+    assert model_config.differences(qwen3, normed) == ["qk_layernorm: False instead of True"]
+
+
 def test_shards_are_read_and_written(hf: Path, tmp_path: Path) -> None:
     tensors = read_all(hf)
     shutil.copytree(hf, tmp_path / "sharded")
     (tmp_path / "sharded" / "model.safetensors").unlink()
-    total = write_weights(tmp_path / "sharded", iter(tensors.items()), max_shard_bytes=8000)
+    total = write_weights(tmp_path / "sharded", described(tensors), tensors.items(), max_shard_bytes=8000)
     files = sorted(path.name for path in (tmp_path / "sharded").glob("*.safetensors"))
     assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
     assert len(files) > 3
@@ -153,6 +179,60 @@ def test_shards_are_read_and_written(hf: Path, tmp_path: Path) -> None:
     import_hf(tmp_path / "sharded", tmp_path / "base.nemo")
     export_hf(tmp_path / "base.nemo", tmp_path / "back")
     assert differing(read_all(tmp_path / "back"), tensors) == []
+
+
+@pytest.mark.parametrize("limit", [1, 60, 10**6], ids=["a tensor a file", "several", "one file"])
+def test_files_are_those_of_safetensors_own_writer(tmp_path: Path, limit: int) -> None:
+    """Types of several widths, sizes that are no multiples of them, slices, and tensors that come in any order."""
+    table = torch.randn(7, 3)
+    tensors = {
+        "odd": torch.randn(3).bfloat16(), "wide": table, "slice": table[2:5], "column": table[:, 1],
+        "half": torch.randn(5).half(), "empty": torch.zeros(0, 3), "b": torch.randn(2, 2),
+    }  # fmt: skip
+    backwards = reversed(list(tensors.items()))
+    total = write_weights(tmp_path, described(tensors), backwards, max_shard_bytes=limit)
+    assert total == sum(tensor.nbytes for tensor in tensors.values())
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) == {1: 7, 60: 4, 10**6: 1}[limit]
+    found = {}
+    for path in files:
+        content = load_file(path)
+        found |= content
+        save_file(
+            {name: tensor.contiguous() for name, tensor in content.items()}, tmp_path / "theirs", {"format": "pt"}
+        )
+        with safe_open(path, framework="pt") as ours, safe_open(tmp_path / "theirs", framework="pt") as theirs:
+            assert ours.metadata() == theirs.metadata()
+            assert sorted(ours.keys()) == sorted(theirs.keys())
+        assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0
+        assert path.stat().st_mode == files[0].stat().st_mode
+    assert differing(found, tensors) == []
+
+
+def test_what_was_not_announced_is_refused(tmp_path: Path) -> None:
+    wanted = described({"a": torch.zeros(4), "b": torch.zeros(2)})
+    with pytest.raises(ValueError, match="b is announced, but never written"):
+        write_weights(tmp_path, wanted, [("a", torch.zeros(4))])
+    for wrong in (torch.zeros(5), torch.zeros(4).half(), torch.zeros(4, 1)):
+        with pytest.raises(ValueError, match=r"a: .* was announced"):
+            write_weights(tmp_path, wanted, [("a", wrong)])
+
+
+def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:
+    """Whatever the size of a shard."""
+    alive: list[weakref.ref[Tensor]] = []
+
+    def made() -> Iterator[tuple[str, Tensor]]:
+        for name in "abc":
+            assert not [reference for reference in alive if reference() is not None]
+            tensor = torch.zeros(4)
+            alive.append(weakref.ref(tensor))
+            pair = [(name, tensor)]
+            del tensor
+            yield pair.pop()
+
+    write_weights(tmp_path, described({name: torch.zeros(4) for name in "abc"}), made())
+    assert len(alive) == 3
 
 
 def test_nothing_is_overwritten_unless_asked(hf: Path, nemo: Path, tmp_path: Path) -> None:
@@ -354,11 +434,31 @@ def test_every_kind_of_source(hf: Path, nemo: Path, tmp_path: Path, capsys: pyte
 
 
 def test_a_moved_nemo_finds_the_tokenizer_beside_it(hf: Path, nemo: Path, tmp_path: Path) -> None:
+    """Whatever lies where it was: on another machine another model may have that path."""
     (tmp_path / "elsewhere").mkdir()
     for name in ("base.nemo", "base.tokenizer"):
         (tmp_path / name).rename(tmp_path / "elsewhere" / name)
     export_hf(tmp_path / "elsewhere" / "base.nemo", tmp_path / "back")
     assert differing(read_all(hf), read_all(tmp_path / "back")) == []
+    write_hf(tmp_path / "base.tokenizer", "llama")
+    again = export_hf(tmp_path / "elsewhere" / "base.nemo", tmp_path / "again")
+    assert again.settings["tokenizer"] == str(tmp_path / "elsewhere" / "base.tokenizer")
+    for file in ("config.json", *TOKENIZER_FILES):
+        assert (tmp_path / "again" / file).read_bytes() == (hf / file).read_bytes()
+
+
+def test_a_moved_run_has_its_tokenizer_with_it(hf: Path, nemo: Path, tmp_path: Path) -> None:
+    """For its result and for its checkpoints, when nothing of the machine that it was trained on is there."""
+    run = tmp_path / "run"
+    shutil.copytree(unpack(nemo, tmp_path / "unpacked") / "model_weights", run / "checkpoints" / "step_000010")
+    shutil.copy(tmp_path / "unpacked" / "model_config.yaml", run / "model_config.yaml")
+    (tmp_path / "base.tokenizer").rename(run / "model.tokenizer")
+    export_hf(run, tmp_path / "of-checkpoint")
+    shutil.copy(nemo, run / "model.nemo")
+    export_hf(run, tmp_path / "of-result")
+    for folder in ("of-checkpoint", "of-result"):
+        assert differing(read_all(hf), read_all(tmp_path / folder)) == []
+        assert (tmp_path / folder / "generation_config.json").read_bytes() == TOKENIZER_FILES["generation_config.json"]
 
 
 def test_config_of_another_model_is_refused_by_key(nemo: Path, tmp_path: Path) -> None:

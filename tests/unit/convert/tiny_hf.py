@@ -17,16 +17,25 @@ TOKENIZER_FILES = {
 }
 
 
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+
+
 def config_of(model_type: str = "llama", **changes: Any) -> dict[str, Any]:
     """A valid config.json of transformers 4; a change to None takes the key out."""
     values = {
-        "architectures": ["LlamaForCausalLM" if model_type == "llama" else "Qwen2ForCausalLM"],
+        "architectures": [ARCHITECTURES[model_type]],
         "model_type": model_type,
         "hidden_size": 24,
         "intermediate_size": 20,
         "num_hidden_layers": 3,
         "num_attention_heads": 6,
         "num_key_value_heads": 2,
+        "head_dim": 4,
         "vocab_size": 131,
         "max_position_embeddings": 64,
         "rms_norm_eps": 1e-5,
@@ -64,6 +73,8 @@ def tensors_of(config: dict[str, Any], *, dtype: torch.dtype = torch.float32) ->
                 f"{layer}.self_attn.k_proj.bias": (g * d,),
                 f"{layer}.self_attn.v_proj.bias": (g * d,),
             }
+        if config["model_type"] == "qwen3":
+            shapes |= {f"{layer}.self_attn.q_norm.weight": (d,), f"{layer}.self_attn.k_norm.weight": (d,)}
     generator = torch.Generator().manual_seed(5)
     return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
 

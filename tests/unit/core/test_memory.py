@@ -17,6 +17,14 @@ LLAMA_3_70B = ModelSize(
     num_layers=80, hidden_size=8192, ffn_hidden_size=28672, num_heads=64, num_query_groups=8, head_size=128,
     vocab_size=128256, gated=True,
 )  # fmt: skip
+MISTRAL_NEMO = ModelSize(  # 12B; 32 heads of 128, hidden size 5120
+    num_layers=40, hidden_size=5120, ffn_hidden_size=14336, num_heads=32, num_query_groups=8, head_size=128,
+    vocab_size=131072, gated=True,
+)  # fmt: skip
+QWEN3_4B = ModelSize(
+    num_layers=36, hidden_size=2560, ffn_hidden_size=9728, num_heads=32, num_query_groups=8, head_size=128,
+    vocab_size=151936, gated=True,
+)  # fmt: skip
 GPT_22B = ModelSize(  # table 3 of Korthikanti et al.
     num_layers=48, hidden_size=6144, ffn_hidden_size=4 * 6144, num_heads=64, num_query_groups=64, head_size=96,
     vocab_size=51200, gated=False,
@@ -33,9 +41,17 @@ def layout(**changes):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("size", "published"), [(LLAMA_2_7B, 6_738_415_616), (LLAMA_3_70B, 70_553_706_496)])
+@pytest.mark.parametrize(
+    ("size", "published"),
+    [(LLAMA_2_7B, 6_738_415_616), (LLAMA_3_70B, 70_553_706_496), (MISTRAL_NEMO, 12_247_782_400)],
+)
 def test_parameters_are_those_of_the_model_cards(size, published):
     assert num_parameters(size, stage=0, tensor_parallel=1, pipeline_parallel=1, tied=False) == published
+
+
+def test_parameters_of_qwen3_but_for_its_norms_of_queries_and_keys():
+    found = num_parameters(QWEN3_4B, stage=0, tensor_parallel=1, pipeline_parallel=1, tied=True)
+    assert found == 4_022_468_096 - 36 * 2 * 128
 
 
 @pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (8, 1), (1, 4), (8, 4), (8, 16)])

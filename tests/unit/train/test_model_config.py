@@ -105,6 +105,16 @@ def test_what_cannot_work_with_packed_pairs_is_refused(settings, message, cuda):
     assert len(str(error.value).splitlines()) == 1
 
 
+def test_megatron_would_sum_frozen_gradients_of_query_and_key_norms():
+    overrides = ["model.peft.peft_scheme=lora", "model.optim.name=mcore_distributed_optim"]
+    normed = {**CHECKPOINT, "qk_layernorm": True}
+    with pytest.raises(ValueError, match=r"model\.optim\.name=mcore_distributed_optim with model\.peft"):
+        build(*overrides, checkpoint=normed)
+    build(*overrides)
+    build(overrides[0], checkpoint=normed)
+    build(overrides[1], checkpoint=normed)
+
+
 def test_everything_that_cannot_work_is_told_at_once():
     wrong = {"context_parallel_size": 2, "num_moe_experts": 8, "position_embedding_type": "alibi"}
     with pytest.raises(ValueError, match="context_parallel_size") as error:
@@ -192,3 +202,14 @@ def test_checkpoint_as_file_and_as_folder(tmp_path):
         archive.add(tmp_path / "folder/model_config.yaml", arcname="./model_config.yaml")
     for name in ("folder", "model.nemo"):
         assert read_checkpoint_config(tmp_path / name) == CHECKPOINT
+
+
+@pytest.mark.parametrize("name", ["folder", "model.nemo"])
+def test_the_tokenizer_that_moved_with_the_checkpoint(tmp_path, name):
+    test_checkpoint_as_file_and_as_folder(tmp_path)
+    beside = tmp_path / f"{name.removesuffix('.nemo')}.tokenizer"
+    beside.mkdir()
+    assert read_checkpoint_config(tmp_path / name).tokenizer.type == str(beside)
+    assert build("+model.tokenizer.type=elsewhere", checkpoint=read_checkpoint_config(tmp_path / name)).tokenizer == {
+        "library": "huggingface", "type": "elsewhere", "use_fast": True
+    }  # fmt: skip

@@ -85,7 +85,9 @@ def test_for_the_launcher(overrides, tmp_path, capsys):
 
 @pytest.mark.parametrize("launcher", [False, True])
 def test_too_large_for_the_device(overrides, launcher):
-    with pytest.raises(ValueError, match=r"needs about \d\.\d GiB, a device has 0.5 GiB; no layout of these ranks fits"):
+    with pytest.raises(
+        ValueError, match=r"needs about \d\.\d GiB, a device has 0.5 GiB; no layout of these ranks fits"
+    ):
         run(overrides, memory=0.5, launcher=launcher)
 
 

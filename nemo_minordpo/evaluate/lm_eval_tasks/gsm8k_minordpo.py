@@ -1,0 +1,55 @@
+"""What the YAML files beside this one call."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from nemo_minordpo.core.gsm8k import (
+    Problem,
+    flexible_answer,
+    gold_answer,
+    paper_prompt,
+    plain_prompt,
+    same_number,
+    strict_answer,
+)
+from nemo_minordpo.records import read_lines
+
+
+def questions(**_: Any) -> dict[str, datasets.Dataset]:
+    """The file that MINORDPO_QUESTIONS names, in GSM8K's format.
+
+    Raises:
+        ValueError: no such variable, or a line that is no question.
+    """
+    named = os.environ.get("MINORDPO_QUESTIONS")
+    if not named:
+        raise ValueError("MINORDPO_QUESTIONS is not set: it names GSM8K's test.jsonl, or any jsonl with its two keys")
+    rows = []
+    for number, text in read_lines(Path(named)):
+        try:
+            problem = Problem.from_json(text)
+        except ValueError as error:
+            raise ValueError(f"{named}:{number}: {error}") from error
+        rows.append({"question": problem.question, "answer": problem.answer})
+    return {"test": datasets.Dataset.from_list(rows)}
+
+
+def chat_text(row: dict[str, str]) -> str:
+    return paper_prompt(row["question"])
+
+
+def plain_text(row: dict[str, str]) -> str:
+    return plain_prompt(row["question"])
+
+
+def judge(row: dict[str, str], results: list[str]) -> dict[str, float]:
+    """As `minordpo evaluate` reads an answer; degeneration is not among it, for which tokens are needed."""
+    gold, strict = gold_answer(row["answer"]), strict_answer(results[0])
+    return {
+        "strict": float(same_number(strict, gold)),
+        "flexible": float(same_number(flexible_answer(results[0]), gold)),
+        "no_answer": float(strict is None),
+    }

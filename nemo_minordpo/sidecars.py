@@ -1,0 +1,49 @@
+"""What a model has beside its weights: how text becomes tokens, how chats become text, how to generate.
+
+NeMo keeps none of it in a checkpoint, only the path of a folder, which is another one on another machine. So it goes
+with the checkpoint: `base.nemo` has `base.tokenizer` beside it, and a run's `model.nemo` `model.tokenizer`.
+"""
+
+import shutil
+from pathlib import Path
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+SIDECARS = ("config.json", "generation_config.json", *TOKENIZER_FILES, "LICENSE")
+_SIDECAR_FOLDERS = ("additional_chat_templates",)
+_TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+
+
+def tokenizer_folder(nemo: Path) -> Path:
+    """Where the sidecars of a `.nemo` lie: in a folder beside it."""
+    return nemo.with_name(f"{nemo.stem}.tokenizer")
+
+
+def copy_sidecars(source: Path, target: Path) -> list[str]:
+    """Copy config, tokenizer, chat template and generation config byte for byte; returns the names copied.
+
+    Raises:
+        ValueError: `source` holds no tokenizer.
+    """
+    require_tokenizer(source)
+    copied = [name for name in SIDECARS if (source / name).is_file()]
+    for name in copied:
+        shutil.copyfile(source / name, target / name)
+    for name in _SIDECAR_FOLDERS:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name)
+            copied.append(name)
+    return copied
+
+
+def require_tokenizer(folder: Path) -> None:
+    """Raise ValueError unless `folder` holds a tokenizer."""
+    if not has_tokenizer(folder):
+        wanted = ", ".join(" + ".join(names) for names in _TOKENIZERS)
+        raise ValueError(f"{folder}: no tokenizer in it (one of: {wanted}); copy the model's tokenizer files there")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS)

