@@ -42,7 +42,7 @@ def test_every_config_file_composes():
     groups = {
         folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
         for folder in config.CONF.iterdir()
-        if folder.is_dir() and folder.name != "pipeline"
+        if folder.is_dir() and folder.name != "experiment"
     }
     composed = [load(f"{group}={name}") for group, names in groups.items() for name in names]
     assert set(groups) >= {"loss", "precision"}
