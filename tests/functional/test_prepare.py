@@ -20,7 +20,7 @@ def test_pairs_from_a_file_and_refusal_to_replace_them(tmp_path):
     rows = [{"question": f"Question {number}?", "answer": ANSWER} for number in range(5)]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken\n")
 
-    done = _prepare(source, out, "--num-validation", 2, "--seed", 7)
+    done = _prepare(source, out, "--num-validation", 2, "--seed", 7, "--max-rejected", 0.5)
     assert done.returncode == 0, done.stderr
     assert "6 rows: 5 pairs (3 train, 2 validation), 1 rejected" in done.stdout
     pairs = [
@@ -43,7 +43,7 @@ def test_pairs_from_a_file_and_refusal_to_replace_them(tmp_path):
     assert "exists already" in again.stderr
     assert "Traceback" not in again.stderr
     assert {path: path.read_bytes() for path in out.iterdir()} == before
-    assert _prepare(source, out, "--overwrite").returncode == 0
+    assert _prepare(source, out, "--overwrite", "--max-rejected", 0.5).returncode == 0
     assert len((out / "train.jsonl").read_text().splitlines()) == 5
 
 
