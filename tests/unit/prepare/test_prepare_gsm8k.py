@@ -8,7 +8,7 @@ from nemo_minordpo.prepare import gsm8k
 from nemo_minordpo.prepare.build import BuildOptions
 from nemo_minordpo.prepare.chat import Prompting
 from nemo_minordpo.records import Manifest, PreferencePair
-from tests.unit.prepare.tokenizers import save_tokenizer
+from tests.unit.prepare.templates import save_tokenizer
 
 CHAT = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}"
