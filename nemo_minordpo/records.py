@@ -193,8 +193,10 @@ def checked_text(row: dict[str, Any], name: str) -> str:
         raise ValueError(f"field {name!r} must be a string, not {type(row[name]).__name__}")
     if not row[name].strip():
         raise ValueError(f"empty field {name!r}")
-    if any("\ud800" <= character <= "\udfff" for character in row[name]):
-        raise ValueError(f"field {name!r} holds half a surrogate pair: not valid Unicode text")
+    try:
+        row[name].encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"field {name!r} holds half a surrogate pair: not valid Unicode text") from error
     return row[name]
 
 

@@ -131,10 +131,11 @@ def _first_of_each(digests: np.ndarray) -> np.ndarray:
 def _held_out(questions: np.ndarray, *, num_validation: int) -> np.ndarray:
     """[N] bool: the pairs for validation; all pairs of a question are on one side.
 
-    Questions are drawn in the order of their digests, which depends on the seed, and taken while they fit.
+    Questions are drawn in the order of their digests, which depends on the seed, and taken while they fit: fewer than
+    `num_validation` are held out where all questions that are left have more pairs than there is room for.
 
     Raises:
-        ValueError: `num_validation` pairs cannot be held out with at least one left to train on.
+        ValueError: no pair would be left to train on, or none could be held out.
     """
     digests, inverse, sizes = np.unique(questions, return_inverse=True, return_counts=True)
     taken = np.zeros(len(digests), dtype=bool)
@@ -145,7 +146,7 @@ def _held_out(questions: np.ndarray, *, num_validation: int) -> np.ndarray:
         if size <= room:
             taken[place] = True
             room -= size
-    if room or num_validation == len(questions):
+    if num_validation >= len(questions) or room == num_validation > 0:
         raise ValueError(
             f"num_validation is {num_validation}, but there are {len(questions)} pairs of {len(digests)} questions, "
             "and a question stays on one side: hold out fewer, or read more rows"

@@ -24,6 +24,7 @@ from nemo_minordpo.records import Manifest, PreferencePair, checked_text
 _CUE_WORDS = r"\b(?:answer|solution|response|output|a)[*\s]*:[*\s]*(?:let'?s think step by step[.:]?)?\s*$"
 _CUE = re.compile(r"[\s#*]*" + _CUE_WORDS, re.IGNORECASE)
 _LINE_CUE = re.compile(r"\n[ \t#*]*" + _CUE_WORDS, re.IGNORECASE)
+_LONGEST_CUE = 100
 _SOLVED = re.compile(r"####|the answer is\b", re.IGNORECASE)
 MAX_QUESTION_CHARACTERS = 4000
 _KEPT = "the question was not found: the prompt is kept as it was"
@@ -148,14 +149,19 @@ def question_of_response(prompt: str, chosen: str, *, index: QuestionIndex) -> t
     if not candidates:
         raise ValueError("the chosen response is not in MetaMathQA")
     ends = [squeezed(prompt)]
-    while (cut := _CUE.sub("", ends[-1])) != ends[-1]:
-        ends.append(cut.rstrip())
+    while (cut := _cut(ends[-1], _CUE)) != ends[-1]:
+        ends.append(cut)
     fitting = [
         (query, original) for query, original in candidates if any(_ends_with(end, squeezed(query)) for end in ends)
     ]
     if not fitting:
         raise ValueError("the prompt does not end with the question that MetaMathQA has for the chosen response")
     return max(fitting, key=lambda found: len(found[0]))
+
+
+def _cut(text: str, cue: re.Pattern[str]) -> str:
+    found = cue.search(text, max(0, len(text) - _LONGEST_CUE))
+    return text[: found.start()].rstrip() if found else text
 
 
 def _ends_with(text: str, question: str) -> bool:
@@ -174,8 +180,7 @@ def question_behind_marker(prompt: str, chosen: str, *, marker: re.Pattern[str])
     ]
     if not at_line_starts:
         raise ValueError("no marker at the start of a line of the prompt")
-    question = prompt[at_line_starts[-1].end() :]
-    question = _LINE_CUE.sub("", question).strip()
+    question = _cut(prompt[at_line_starts[-1].end() :], _LINE_CUE).strip()
     if not question:
         raise ValueError("nothing stands behind the last marker")
     if len(question) > MAX_QUESTION_CHARACTERS:

@@ -6,7 +6,6 @@ import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,17 @@ _REASON_CHARACTERS = 500
 
 def write_part(path: Path, rows: list[Row], *, make: MakePair, seed: int) -> tuple[int, int]:
     """Make what the rows give and write it, whole or not at all. Returns the numbers of pairs and of rejections."""
-    made = [_make(row, make) for row in rows]
+    made, lines = [], []
+    for row in rows:
+        try:
+            one = make(row.fields(), row.place, row.number)
+            line = _line(one)
+        except ValueError as error:
+            one = str(error)[:_REASON_CHARACTERS]
+            line = rejection_line(row.place, one)
+        made.append(one)
+        lines.append(line)
     pairs = [one for one in made if isinstance(one, Made)]
-    lines = [_line(row, one) for row, one in zip(rows, made, strict=True)]
     sources = list(dict.fromkeys(row.source for row in rows))
     summary = {
         "sources": sources,
@@ -105,27 +112,19 @@ def rejection_line(place: str, reason: str) -> bytes:
     return to_json_line({"source": place, "reason": reason}).encode(errors="backslashreplace")
 
 
-def _make(row: Row, make: MakePair) -> Made | str:
-    """What a row gives: a pair that training will accept, or the reason why not."""
-    try:
-        made = make(row.fields(), row.place, row.number)
-        _refuse_nul(made.pair)
-        PreferencePair.from_json(to_json_line(made.pair))
-    except ValueError as error:
-        return str(error)[:_REASON_CHARACTERS]
-    return made
+def _line(made: Made) -> bytes:
+    """The line of a pair.
 
-
-def _refuse_nul(pair: PreferencePair) -> None:
+    Raises:
+        ValueError: training would not accept it.
+    """
+    pair = made.pair
     if "\0" in pair.prompt or "\0" in pair.chosen_response or "\0" in pair.rejected_response:
         raise ValueError("NUL character in a text: tokenizers and other tools cut it there")
-
-
-def _line(row: Row, made: Made | str) -> bytes:
-    if isinstance(made, str):
-        return rejection_line(row.place, made)
+    line = to_json_line(vars(pair) | made.origin)
+    PreferencePair.from_json(line)
     # A file name may hold bytes that are no text; the texts of a pair may not.
-    return to_json_line(asdict(made.pair) | made.origin).encode(errors="backslashreplace")
+    return line.encode(errors="backslashreplace")
 
 
 def _pair_digest(pair: PreferencePair) -> bytes:

@@ -27,6 +27,9 @@ def show_data_set(output: Path, manifest: Manifest, samples: list[tuple[str, str
         f"{counts['rows']} rows: {counts['pairs']} pairs ({counts['train']} train, {counts['validation']} validation), "
         f"{counts['rejected']} rejected -> {output}"
     ]
+    if counts["validation"] < manifest.settings["num_validation"]:
+        asked = manifest.settings["num_validation"]
+        lines.append(f"  {asked} validation pairs were asked for: no question that is left has so few pairs")
     lines += _rejected(output, manifest)
     if counts["repeated_questions"]:
         lines.append(

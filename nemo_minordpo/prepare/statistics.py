@@ -78,20 +78,22 @@ def statistics_table(summary: dict[str, dict[str, Any]]) -> Table:
 
 
 def draw_histograms(measures: np.ndarray, path: Path) -> None:
-    """One histogram a measure; the last bin of lengths holds all above the 99th percentile."""
+    """One histogram a measure; the last bin holds all above the 99th percentile."""
     # Drawing loads seconds of modules, which workers do without.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.6 * len(MEASURES), 3.2), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(MEASURES), 3.0))
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(MEASURES), squeeze=False)[0]
+    figure.subplots_adjust(left=0.05, right=0.99, bottom=0.2, top=0.95)
     for column, (name, axes) in enumerate(zip(MEASURES, panels, strict=True)):
         values = measures[:, column]
         values = values[~np.isnan(values)]
-        top = 1.0 if name in _FRACTIONS else float(np.percentile(values, 99)) if len(values) else 1.0
-        axes.hist(np.minimum(values, top), bins=_BINS, range=(0, max(top, 1e-9)), color="#0072B2")
-        axes.set_xlabel(MEASURES[name], fontsize=8)
+        top = float(np.percentile(values, 99)) if len(values) else 1.0
+        heights, edges = np.histogram(np.minimum(values, top), bins=_BINS, range=(0, max(top, 1e-9)))
+        axes.stairs(heights, edges, fill=True, color="#0072B2")
+        axes.set_xlabel(MEASURES[name])
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("pairs")
     figure.savefig(path, format="png", dpi=110)
