@@ -167,7 +167,7 @@ class HubSet:
     def identity(self) -> str:
         """Digest of the files that the name stands for today: their addresses carry the revision."""
         files = self._builder().config.data_files
-        told = {split: list(map(str, found)) for split, found in (files or {}).items()}
+        told = {str(split): list(map(str, found)) for split, found in (files or {}).items()}
         return hashlib.sha256(json.dumps([self._builder().hash, self.split, told]).encode()).hexdigest()
 
     def rows(self) -> Iterator[Row]:
