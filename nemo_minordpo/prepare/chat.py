@@ -169,7 +169,7 @@ class ChatTemplate:
             )
         except self._template_error as error:
             raise ValueError(f"the chat template refuses the conversation: {error}") from error
-        except TypeError as error:  # of Python, in an expression of the template
+        except (TypeError, AttributeError, LookupError, ArithmeticError) as error:  # in an expression of the template
             raise ValueError(f"the chat template fails at the conversation: {error}") from error
 
     def _without_end(self, response: str) -> str:

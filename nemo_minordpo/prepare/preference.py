@@ -1,6 +1,7 @@
 """`minordpo prepare hf`: preference data as it is published, in pairs out."""
 
 import math
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -257,7 +258,10 @@ def _with_rewards(pair: PreferencePair, found: Preference) -> PreferencePair:
 
 
 def _question(prompt: str | list[Message]) -> str:
-    """What the rows of one question have in common: the user's turns."""
+    """What the rows of one question have in common, whatever their layout is: the user's turns."""
+    if isinstance(prompt, str) and is_hh(prompt):
+        with suppress(ValueError):
+            prompt = hh_messages(prompt)
     if isinstance(prompt, str):
         return prompt
     return "\n".join(message["content"] for message in prompt if message["role"] == "user")

@@ -88,10 +88,8 @@ def test_output_is_the_same_whatever_the_number_of_workers(mixed, tmp_path):
 
 
 def test_the_split_keeps_a_question_on_one_side_and_depends_on_the_seed(tmp_path):
-    rows = [
-        _row(number, question=f" Question\t{number % 17}? " if number % 2 else f"question {number % 17}?")
-        for number in range(100)
-    ]
+    written = ("question {}?", " Question\t{}? ")
+    rows = [_row(number, question=written[number % 2].format(number % 17)) for number in range(100)]
     source = _write(tmp_path / "rows.jsonl", rows)
     held_out = {}
     for seed in (1, 2):
@@ -259,7 +257,7 @@ def test_what_is_there_is_replaced_only_on_demand_and_only_if_a_build_made_it(tm
 
 def test_a_file_that_breaks_off_leaves_no_output(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps([_row(number) for number in range(30)])[:-20])
-    with pytest.raises(ValueError, match="rows.json: damaged at row 30"):
+    with pytest.raises(ValueError, match=r"rows\.json: damaged at row 30"):
         _prepare(tmp_path / "rows.json", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -288,10 +286,8 @@ def test_texts_that_tools_cut_are_rejected(tmp_path):
 
 def test_training_accepts_every_line_and_statistics_are_those_of_the_pairs(mixed, tmp_path):
     _prepare(mixed, tmp_path / "out", num_validation=20, max_rejected=0.1)
-    lines = [
-        line for name in ("train", "validation") for line in (tmp_path / f"out/{name}.jsonl").read_text().splitlines()
-    ]
-    pairs = [PreferencePair.from_json(line) for line in lines]
+    files = [tmp_path / "out" / f"{name}.jsonl" for name in ("train", "validation")]
+    pairs = [PreferencePair.from_json(line) for file in files for line in file.read_text().splitlines()]
     told = json.loads((tmp_path / "out/statistics.json").read_text())
     lengths = [len(pair.prompt) for pair in pairs]
     assert told["prompt_characters"]["mean"] == pytest.approx(np.mean(lengths), abs=1e-6)
