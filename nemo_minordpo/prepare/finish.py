@@ -40,6 +40,7 @@ class _Found:
     measures: np.ndarray  # [P, measures]
     kinds: Counter[str]
     notes: Counter[str]
+    doubts: list[tuple[str, str]]  # (place, reason) of pairs that are kept though they should be rejected
 
 
 def write_data_set(
@@ -61,7 +62,7 @@ def write_data_set(
     found = _look_through(paths)
     num_pairs, num_rejected = len(found.pair), num_rows - len(found.pair)
     assert len(found.is_pair) == num_rows, f"{num_rows} rows were read, {len(found.is_pair)} lie in parts"
-    if not num_pairs or num_rejected > finish.max_rejected * num_rows:
+    if not num_pairs or num_rejected + len(found.doubts) > finish.max_rejected * num_rows:
         raise ValueError(_refusal(paths, found, finish, scratch))
     fate, first = _fates(found, finish)
     staged.mkdir(exist_ok=True)
@@ -91,14 +92,18 @@ def _look_through(paths: list[Path]) -> _Found:
     columns: dict[str, list[np.ndarray]] = {"is_pair": [], "question": [], "pair": [], "measures": []}
     kinds: Counter[str] = Counter()
     notes: Counter[str] = Counter()
+    doubts: list[tuple[str, str]] = []
     for part in _opened(paths):
         for name, arrays in columns.items():
             arrays.append(part.array(name))
         kinds.update(part.summary["kinds"])
         notes.update(part.summary["notes"])
+        doubts += part.summary["doubts"]
     if not paths:
         raise ValueError("no rows: the sources are empty")
-    return _Found(**{name: np.concatenate(arrays) for name, arrays in columns.items()}, kinds=kinds, notes=notes)
+    return _Found(
+        **{name: np.concatenate(arrays) for name, arrays in columns.items()}, kinds=kinds, notes=notes, doubts=doubts
+    )
 
 
 def _opened(paths: list[Path]) -> Iterator[Part]:
@@ -198,7 +203,8 @@ def _refusal(paths: list[Path], found: _Found, finish: Finish, scratch: Path) ->
     """Why nothing is written: the most frequent reasons with the first row of each; all rows are left in a file."""
     rejected = scratch / "rejected_rows.jsonl"
     num_rows, num_pairs = len(found.is_pair), len(found.pair)
-    examples: dict[str, str] = {}
+    examples = {reason_kind(reason): f"{place}: {reason}" for place, reason in reversed(found.doubts)}
+    kinds = found.kinds + Counter(reason_kind(reason) for _, reason in found.doubts)
     with rejected.open("wb") as out:
         for part in _opened(paths):
             for line, is_pair in zip(part.lines(), part.array("is_pair").tolist(), strict=True):
@@ -206,16 +212,17 @@ def _refusal(paths: list[Path], found: _Found, finish: Finish, scratch: Path) ->
                     out.write(line)
                     row = json.loads(line)
                     examples.setdefault(reason_kind(row["reason"]), f"{row['source']}: {row['reason']}")
-    number = num_rows - num_pairs
+    number = num_rows - num_pairs + len(found.doubts)
     if num_pairs:
+        kept = " or are kept as they were" if found.doubts else ""
         told = (
-            f"{number:,} of {num_rows:,} rows ({number / num_rows:.1%}) cannot be used, "
+            f"{number:,} of {num_rows:,} rows ({number / num_rows:.1%}) cannot be used{kept}, "
             f"more than --max-rejected {finish.max_rejected:g} allows"
         )
     else:
         told = f"no pair can be made of any of the {num_rows:,} rows"
     lines = [f"{told}; the most frequent reasons, each with its first row:"]
-    lines += [f"  {count:,} x {examples[kind]}" for kind, count in found.kinds.most_common(_REASONS_SHOWN)]
+    lines += [f"  {count:,} x {examples[kind]}" for kind, count in kinds.most_common(_REASONS_SHOWN)]
     lines.append(f"all of them: {rejected}")
     if num_pairs:
         lines.append("mend the rows or the options, or go on without those rows: --max-rejected with a larger share")

@@ -126,11 +126,12 @@ class MetaMathRecipe(Recipe):
             origin = {"source": place, "original_prompt_sha256": digest}
             try:
                 question, original = find(prompt, chosen)
-            except ValueError:
+            except ValueError as error:
                 if not self.keep_few_shot:
                     raise
+                doubt = str(error)
                 pair = PreferencePair(prompt=prompt, chosen_response=chosen, rejected_response=rejected)
-                return Made(pair=pair, question=prompt, origin=origin, note=_KEPT)
+                return Made(pair=pair, question=prompt, origin=origin, note=_KEPT, doubt=doubt)
             pair, note = prompted(question, chosen, rejected)
             return Made(pair=pair, question=original, origin=origin, note=note, before=prompt)
 

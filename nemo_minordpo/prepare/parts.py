@@ -39,6 +39,9 @@ def write_part(path: Path, rows: list[Row], *, make: MakePair, seed: int) -> tup
         "sources": sources,
         "kinds": Counter(reason_kind(one) for one in made if isinstance(one, str)),
         "notes": Counter(one.note for one in pairs if one.note),
+        "doubts": [
+            (row.place, one.doubt) for row, one in zip(rows, made, strict=True) if isinstance(one, Made) and one.doubt
+        ],
         "samples": [
             (one.before, one.pair.prompt) for one in pairs[:: max(1, len(pairs) // _SAMPLES)][:_SAMPLES] if one.before
         ],

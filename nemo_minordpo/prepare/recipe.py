@@ -16,6 +16,7 @@ class Made:
     question: str  # all rows of one question stay on one side of the split
     origin: dict[str, str] = field(default_factory=dict)  # further keys of the line, from which the row is found again
     note: str = ""  # a peculiarity, counted in the manifest
+    doubt: str = ""  # why the row would have been rejected had the user not asked to keep it; counts as rejected, too
     before: str = ""  # the prompt as it was, for the samples that are shown
 
 

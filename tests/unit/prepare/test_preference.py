@@ -16,6 +16,8 @@ USER, GOOD, BAD = (
     {"role": "assistant", "content": "Blue."},
     {"role": "assistant", "content": "Green."},
 )
+WHOLE = {"chosen": [USER, GOOD], "rejected": [USER, BAD]}
+LONG_HH = "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant: D"
 SYSTEM = {"role": "system", "content": "Be brief."}
 FIRST = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 
@@ -37,7 +39,7 @@ def _share_gpt(*messages):
         ({"chosen": [*FIRST, USER, GOOD], "rejected": [*FIRST, USER, BAD]}, [*FIRST, USER], (None, None)),
         # UltraFeedback, binarized: the user's turn as a string, too, and scores
         (
-            {"prompt": "Sky?", "chosen": [USER, GOOD], "rejected": [USER, BAD], "score_chosen": 8.5, "score_rejected": 2},
+            {"prompt": "Sky?", **WHOLE, "score_chosen": 8.5, "score_rejected": 2},
             [USER], (8.5, 2),
         ),
         ({"prompt": [USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]}, [USER], (None, None)),
@@ -55,7 +57,10 @@ def _share_gpt(*messages):
         ),
         # NeMo-Aligner
         (
-            {"prompt": "Sky?", "chosen_response": "Blue.", "rejected_response": "Green.", "chosen_reward": 1.0, "rejected_reward": 0},
+            {
+                "prompt": "Sky?", "chosen_response": "Blue.", "rejected_response": "Green.",
+                "chosen_reward": 1.0, "rejected_reward": 0,
+            },
             "Sky?", (1.0, 0),
         ),
         ({"prompt": [SYSTEM, USER], "chosen_response": GOOD, "rejected_response": BAD}, [SYSTEM, USER], (None, None)),
@@ -96,7 +101,7 @@ def test_columns_are_mapped():
         ({"prompt": "P", "chosen": [{"role": "robot", "content": "C"}], "rejected": [BAD]}, "unknown role: 'robot'"),
         ({"prompt": "P", "chosen": [{"role": [], "content": "C"}], "rejected": [BAD]}, "unknown role"),
         ({"prompt": "P", "chosen": [{"role": "assistant", "content": None}], "rejected": [BAD]}, "not a text"),
-        ({"prompt": "P", "chosen": [{"role": "assistant", "content": [{"text": "C"}]}], "rejected": [BAD]}, "not a text"),
+        ({"prompt": "P", "chosen": {"role": "assistant", "content": [{}]}, "rejected": [BAD]}, "not a text"),
         ({"prompt": "P", "chosen": [{"role": "assistant", "content": " "}], "rejected": [BAD]}, "an empty message"),
         ({"chosen": [USER, GOOD], "rejected": [USER, GOOD]}, "both are equal"),
         ({"chosen": [USER, GOOD], "rejected": [USER]}, "only the beginning"),
@@ -112,11 +117,11 @@ def test_columns_are_mapped():
         ({"prompt": "P", "chosen": "C", "rejected": "R", "chosen_reward": float("nan")}, "a finite number"),
         ({"prompt": "P", "chosen": "C", "rejected": "R", "chosen_reward": 10**400}, "a finite number"),
         (
-            {"chosen": "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant: D", "rejected": "\n\nHuman: A\n\nAssistant: E"},
+            {"chosen": LONG_HH, "rejected": "\n\nHuman: A\n\nAssistant: E"},
             "differ before the assistant's last turn",
         ),
         (
-            {"chosen": "\n\nHuman: A\n\nAssistant: B", "rejected": "\n\nHuman: A\n\nAssistant: E\n\nHuman: C\n\nAssistant: D"},
+            {"chosen": "\n\nHuman: A\n\nAssistant: E", "rejected": LONG_HH},
             "differ before the assistant's last turn",
         ),
     ],
