@@ -82,6 +82,9 @@ def build(recipe: Recipe, sources: list[Source], output: Path, options: BuildOpt
             `max_rejected`, or another process that builds the same output.
     """
     _refuse_foreign(output, overwrite=options.overwrite)
+    chat = recipe.prompting.open()  # what is wrong with it is told before anything else
+    if chat is not None and chat.advice:
+        say(chat.advice)
     scratch = output.parent / f".{output.name}.parts"
     with _locked(scratch, output):
         refuse_existing(output, overwrite=options.overwrite)  # another build may just have ended

@@ -2,7 +2,7 @@
 
 import random
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,15 +52,7 @@ def prepare_choices(
 
 @dataclass(frozen=True, kw_only=True)
 class ChoicesRecipe(Recipe):
-    prompting: Prompting = field(default_factory=Prompting)
-
     stage = "prepare choices"
-
-    def settings(self) -> dict[str, Any]:
-        return self.prompting.settings() | {"seed": self.seed}
-
-    def input_files(self) -> list[Path]:
-        return self.prompting.input_files()
 
     def open(self, scratch: Path) -> MakePair:
         chat = self.prompting.open()

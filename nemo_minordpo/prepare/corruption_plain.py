@@ -21,7 +21,8 @@ _OPERATION = re.compile(
     r"[0-9)}\]%$A-Za-z]\s*(?:[-+*/^\u00d7\u00f7\u2212]|\\(?:times|cdot|div)(?![a-z]))\s*[-0-9({\[$\\A-Za-z.]"
     r"|[0-9)]\s*[xX]\s*[0-9(]|\\d?frac|\\sqrt|\\d?binom|[0-9)]!"
 )
-_SIDE_START = re.compile(r"[=\n;$]|[.:,]\s|\\\[|\\\(")
+# A dollar sign begins a formula, unless it stands before an amount within one.
+_SIDE_START = re.compile(r"[=\n;]|(?<![-+*/(])(?<![-+*/(] )\$|[.:,]\s|\\\[|\\\(")
 _STATED = re.compile(r"####.*|answer is\b.*", re.IGNORECASE)
 _BOXED = re.compile(r"\\f?boxed\s*\{")
 _FINAL = re.compile(rf"-?(?:{NUMBER})")

@@ -206,6 +206,7 @@ def _refusal(paths: list[Path], found: _Found, finish: Finish, scratch: Path) ->
     examples = {reason_kind(reason): f"{place}: {reason}" for place, reason in reversed(found.doubts)}
     kinds = found.kinds + Counter(reason_kind(reason) for _, reason in found.doubts)
     with rejected.open("wb") as out:
+        out.writelines(rejection_line(place, reason) for place, reason in found.doubts)
         for part in _opened(paths):
             for line, is_pair in zip(part.lines(), part.array("is_pair").tolist(), strict=True):
                 if not is_pair:

@@ -1,6 +1,6 @@
 """`minordpo prepare gsm8k`: questions with worked answers in, preference pairs with one wrong calculation out."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,7 @@ def prepare_gsm8k(
 
 @dataclass(frozen=True, kw_only=True)
 class Gsm8kRecipe(Recipe):
-    prompting: Prompting = field(default_factory=Prompting)
-
     stage = "prepare gsm8k"
-
-    def settings(self) -> dict[str, Any]:
-        return self.prompting.settings() | {"seed": self.seed}
-
-    def input_files(self) -> list[Path]:
-        return self.prompting.input_files()
 
     def open(self, scratch: Path) -> MakePair:
         prompted = question_prompts(self.prompting)

@@ -8,7 +8,7 @@ user gives. A prompt whose question is not found for certain gives no pair.
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,6 @@ def prepare_metamath(
 
 @dataclass(frozen=True, kw_only=True)
 class MetaMathRecipe(Recipe):
-    prompting: Prompting = field(default_factory=Prompting)
     metamathqa: tuple[Source, ...] | None = None
     marker: str | None = None
     keep_few_shot: bool = False
@@ -93,8 +92,7 @@ class MetaMathRecipe(Recipe):
     stage = "prepare metamath"
 
     def settings(self) -> dict[str, Any]:
-        return self.prompting.settings() | {
-            "seed": self.seed,
+        return super().settings() | {
             "metamathqa": None if self.metamathqa is None else [source.name for source in self.metamathqa],
             "marker": self.marker,
             "keep_few_shot": self.keep_few_shot,
@@ -102,9 +100,6 @@ class MetaMathRecipe(Recipe):
 
     def identities(self) -> dict[str, str]:
         return super().identities() | {source.name: source.identity() for source in self.metamathqa or ()}
-
-    def input_files(self) -> list[Path]:
-        return self.prompting.input_files()
 
     def begin(self, scratch: Path) -> dict[str, int]:
         return {} if self.metamathqa is None else build_index(self.metamathqa, scratch / INDEX_NAME)

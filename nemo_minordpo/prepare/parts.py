@@ -108,7 +108,8 @@ class Part:
 
 def question_digest(question: str, *, seed: int) -> bytes:
     """What is equal for one question, however its spaces and letters' case are; its order draws the split."""
-    return hashlib.sha256(f"{seed}:{' '.join(question.lower().split())}".encode()).digest()[:16]
+    text = f"{seed}:{' '.join(question.lower().split())}"
+    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:16]
 
 
 def rejection_line(place: str, reason: str) -> bytes:

@@ -108,16 +108,12 @@ def prepare_preference(
 @dataclass(frozen=True, kw_only=True)
 class PreferenceRecipe(Recipe):
     columns: Columns = field(default_factory=Columns)
-    prompting: Prompting = field(default_factory=Prompting)
 
     stage = "prepare hf"
 
     def settings(self) -> dict[str, Any]:
         columns = {f"{name}_column": value for name, value in asdict(self.columns).items()}
-        return self.prompting.settings() | columns | {"seed": self.seed}
-
-    def input_files(self) -> list[Path]:
-        return self.prompting.input_files()
+        return super().settings() | columns
 
     def open(self, scratch: Path) -> MakePair:
         chat = self.prompting.open()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nemo_minordpo.prepare.chat import Prompting
 from nemo_minordpo.records import PreferencePair, sha256_of_file
 
 
@@ -29,23 +30,21 @@ class Recipe:
     """One kind of data set; picklable, opened once in every process.
 
     seed: of everything that is drawn, the split included.
+    prompting: how prompts are written.
     """
 
     seed: int = 1234
+    prompting: Prompting = field(default_factory=Prompting)
 
     stage = "prepare"
 
     def settings(self) -> dict[str, Any]:
         """All that a pair depends on besides its row, by the names of the options."""
-        raise NotImplementedError
-
-    def input_files(self) -> list[Path]:
-        """Files that are read besides the rows."""
-        return []
+        return self.prompting.settings() | {"seed": self.seed}
 
     def identities(self) -> dict[str, str]:
         """Name and digest of everything that is read besides the rows."""
-        return {str(path): sha256_of_file(path) for path in self.input_files()}
+        return {str(path): sha256_of_file(path) for path in self.prompting.input_files()}
 
     def begin(self, scratch: Path) -> dict[str, int]:
         """What has to be made in `scratch` before the first row, once; returns counts for the manifest."""

@@ -19,7 +19,8 @@ ORIGINALS = ["Ann has {n} eggs. How many?", "What is\n\n{n} + $\\sqrt{{4}}$?", "
 def _qa(number, *, rewrite=0):
     original = ORIGINALS[number % 3].format(n=number)
     query = original if rewrite == 0 else f"{original} (Rewrite {rewrite}.)"
-    response = f"We count {number} + {rewrite} = {number + rewrite}.\n#### {number + rewrite}\nThe answer is: {number + rewrite}"
+    total = number + rewrite
+    response = f"We count {number} + {rewrite} = {total}.\n#### {total}\nThe answer is: {total}"
     return {"query": query, "response": response, "type": "MATH_Rephrased", "original_question": original}
 
 
@@ -113,7 +114,7 @@ def test_the_longest_of_several_questions_counts(tmp_path):
             "the prompt does not end with the question",
         ),
         (
-            {"prompt": "Question: DiAnn has 0 eggs. How many?"[:12] + "Ann has 0 eggs. How many?"},
+            {"prompt": "Question: DiAnn has 0 eggs. How many?"},
             "the prompt does not end",
         ),
         ({"rejected": _qa(0)["response"]}, "are equal"),
@@ -164,12 +165,13 @@ def test_prompts_can_be_kept_and_are_counted(tmp_path, qa):
 def test_more_rows_without_a_question_than_allowed_are_refused(tmp_path, qa):
     rows = [_row(one) for one in qa]
     rows[7]["prompt"] = "Other?"
-    with pytest.raises(
-        ValueError, match=r"1 of 48 rows \(2.1%\) cannot be used.*\n  1 x .*rows.jsonl:8: the prompt does not end"
-    ):
-        _prepare(tmp_path, rows, qa=qa, max_rejected=0.02)
-    with pytest.raises(ValueError, match=r"1 of 48 rows \(2.1%\) have a peculiarity"):
-        _prepare(tmp_path, rows, qa=qa, max_rejected=0.02, keep_few_shot=True)
+    for keep, told in ((False, "cannot be used,"), (True, "cannot be used or are kept as they were,")):
+        with pytest.raises(
+            ValueError, match=rf"1 of 48 rows \(2.1%\) {told}.*\n  1 x .*jsonl:8: the prompt does not end"
+        ):
+            _prepare(tmp_path, rows, qa=qa, max_rejected=0.02, keep_few_shot=keep)
+        (line,) = (tmp_path / ".out.parts/rejected_rows.jsonl").read_text().splitlines()
+        assert json.loads(line)["source"].endswith("rows.jsonl:8")
 
 
 def test_damaged_rows_of_metamathqa_are_counted(tmp_path, qa):
