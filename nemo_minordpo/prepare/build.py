@@ -32,7 +32,7 @@ from nemo_minordpo import core
 from nemo_minordpo.prepare.finish import OUTPUT_FILES, Finish, write_data_set
 from nemo_minordpo.prepare.parts import Part, write_part
 from nemo_minordpo.prepare.recipe import MakePair, Recipe
-from nemo_minordpo.prepare.show import samples_of, say, show_data_set
+from nemo_minordpo.prepare.show import report_of, say, show
 from nemo_minordpo.prepare.sources import Row, Source
 from nemo_minordpo.records import Manifest, differences, installed_versions, refuse_existing, write_json
 
@@ -85,7 +85,8 @@ def build(recipe: Recipe, sources: list[Source], output: Path, options: BuildOpt
     chat = recipe.prompting.open()  # what is wrong with it is told before anything else
     if chat is not None and chat.advice:
         say(chat.advice)
-    scratch = output.parent / f".{output.name}.parts"
+    place = Path(os.path.realpath(output))
+    scratch = place.parent / f".{place.name}.parts"
     with _locked(scratch, output):
         refuse_existing(output, overwrite=options.overwrite)  # another build may just have ended
         inputs = {source.name: source.identity() for source in sources} | recipe.identities()
@@ -106,10 +107,10 @@ def build(recipe: Recipe, sources: list[Source], output: Path, options: BuildOpt
             max_rejected=options.max_rejected,
         )
         write_data_set(paths, staged, manifest=manifest, finish=finish, num_rows=num_rows, scratch=scratch)
-        samples = samples_of(paths)
-        _publish(staged, output, replaced=scratch / "replaced")
+        report = report_of(staged, output, manifest=manifest, paths=paths)
+        _publish(staged, place, replaced=scratch / "replaced")
         shutil.rmtree(scratch)
-    show_data_set(output, manifest, samples)
+    show(report)
     return manifest
 
 
@@ -187,17 +188,23 @@ def _make_parts(recipe: Recipe, sources: list[Source], scratch: Path, options: B
         workers = 1
     paths: list[Path] = []
     num_rows = num_found = 0
-    with _progress() as progress, _Makers(recipe, scratch, workers=workers) as makers:
-        task = progress.add_task("making pairs", total=sum(source.num_bytes for source in sources) or None, rows=0)
-        for number, rows in enumerate(itertools.chain(first, chunks)):
-            path = scratch / f"{number:06}.npz"
-            paths.append(path)
-            num_rows += len(rows)
-            if _is_whole(path, len(rows)):
-                num_found += 1
-            else:
-                makers.make(path, rows)
-            progress.update(task, completed=sum(source.read_bytes for source in sources), rows=num_rows)
+    try:
+        with _progress() as progress, _Makers(recipe, scratch, workers=workers) as makers:
+            task = progress.add_task("making pairs", total=sum(source.num_bytes for source in sources) or None, rows=0)
+            for number, rows in enumerate(itertools.chain(first, chunks)):
+                path = scratch / f"{number:06}.npz"
+                paths.append(path)
+                num_rows += len(rows)
+                if _is_whole(path, len(rows)):
+                    num_found += 1
+                else:
+                    makers.make(path, rows)
+                progress.update(task, completed=sum(source.read_bytes for source in sources), rows=num_rows)
+    except BrokenProcessPool:
+        raise ValueError(
+            "a worker process ended unexpectedly (out of memory?): start the same command again, perhaps with fewer "
+            "--workers; what is made already is kept"
+        ) from None
     if num_found:
         say(f"went on with an interrupted build: {num_found} of {len(paths)} chunks were there")
     return paths, num_rows
@@ -265,21 +272,12 @@ class _Makers:
             )
         self._pending.append(self._pool.submit(_make_in_worker, path, rows))
         if len(self._pending) > 2 * self._workers:
-            self._wait()
-
-    def _wait(self) -> None:
-        try:
             self._pending.popleft().result()
-        except BrokenProcessPool:
-            raise ValueError(
-                "a worker process ended unexpectedly (out of memory?): start the same command again, perhaps with "
-                "fewer --workers; what is made already is kept"
-            ) from None
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         try:
             while self._pending and kind is None:
-                self._wait()
+                self._pending.popleft().result()
         finally:
             if self._pool is not None:
                 self._pool.shutdown(cancel_futures=True)

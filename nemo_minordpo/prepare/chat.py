@@ -118,6 +118,7 @@ class ChatTemplate:
         if any(message["content"] not in prompt for message in conversation):
             raise ValueError(f"{name}: the chat template leaves out {turns}, or parts of it")
         end = self._render([*conversation, _assistant(answer)]).rpartition(answer)[2]
+        self._ends = (tokenizer.eos_token or "", end.strip())
         self.advice = ""  # for the user, when it is not empty
         if tokenizer.eos_token and tokenizer.eos_token not in end:
             self.advice = (
@@ -173,8 +174,10 @@ class ChatTemplate:
             raise ValueError(f"the chat template fails at the conversation: {error}") from error
 
     def _without_end(self, response: str) -> str:
-        """A response may be written with its end; training puts none behind it then."""
-        return response.removesuffix(self._tokenizer.eos_token or "")
+        """A response may be written with its end: EOS, behind which training puts no other, or the template's."""
+        for end in self._ends:
+            response = response.removesuffix(end)
+        return response
 
 
 def _assistant(response: str) -> Message:

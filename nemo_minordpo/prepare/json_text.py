@@ -27,24 +27,27 @@ class GrowingText:
         return True
 
     def take_value(self, number: int) -> Any:
+        """The next value; `number` names it in errors.
+
+        Raises:
+            ValueError: it is damaged, cut off, too long or nested too deeply.
+        """
         self._pass_space()
-        wanted = 0
+        characters = _BLOCK
         while True:
             try:
                 value, end = self._scan(self._text, self._start)
+                fault = "the text ends with it"
             except RecursionError as error:
                 raise ValueError(f"{self._name}: row {number} is nested too deeply") from error
-            except ValueError as error:
-                value, end, fault = None, len(self._text), error
-            else:
-                fault = None
+            except ValueError as error:  # damaged, or to be continued
+                value, end, fault = None, len(self._text), str(error)
             if end < len(self._text):  # what ends with the text may go on behind it: 12|34
                 self._start = end
                 return value
-            wanted = max(_BLOCK, 2 * wanted)
-            if len(self._text) - self._start > self._max_characters or not self._grow(wanted):
-                told = fault or "the text ends with it"
-                raise ValueError(f"{self._name}: damaged at row {number}, nothing behind it can be read: {told}")
+            if len(self._text) - self._start > self._max_characters or not self._grow(characters):
+                raise ValueError(f"{self._name}: damaged at row {number}, nothing behind it can be read: {fault}")
+            characters *= 2  # a long value is tried again a few times only
 
     def is_at_end(self) -> bool:
         self._pass_space()

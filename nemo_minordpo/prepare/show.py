@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from nemo_minordpo.prepare.parts import Part
@@ -20,8 +21,21 @@ def say(text: str) -> None:
     Console(stderr=True).print(Text(text), soft_wrap=True)
 
 
-def show_data_set(output: Path, manifest: Manifest, samples: list[tuple[str, str]]) -> None:
-    """Counts, reasons, statistics, and what the pairs look like."""
+def show(report: list[Text | Table]) -> None:
+    console = Console()
+    for piece in report:
+        console.print(piece, soft_wrap=True)  # a path stays whole for copying
+
+
+def report_of(folder: Path, output: Path, *, manifest: Manifest, paths: list[Path]) -> list[Text | Table]:
+    """Counts, reasons, statistics, and what the pairs look like.
+
+    Args:
+        folder: where the data set lies now.
+        output: where it will be.
+        manifest: its own.
+        paths: the parts that it was made of.
+    """
     counts = manifest.counts
     lines = [
         f"{counts['rows']} rows: {counts['pairs']} pairs ({counts['train']} train, {counts['validation']} validation), "
@@ -30,7 +44,7 @@ def show_data_set(output: Path, manifest: Manifest, samples: list[tuple[str, str
     if counts["validation"] < manifest.settings["num_validation"]:
         asked = manifest.settings["num_validation"]
         lines.append(f"  {asked} validation pairs were asked for: no question that is left has so few pairs")
-    lines += _rejected(output, manifest)
+    lines += _rejected(folder, output, manifest)
     if counts["repeated_questions"]:
         lines.append(
             f"  {counts['repeated_questions']} pairs repeat a question; its pairs are on one side of the split"
@@ -38,16 +52,17 @@ def show_data_set(output: Path, manifest: Manifest, samples: list[tuple[str, str
     lines += [
         f"  {number} pairs: {name[len('note: ') :]}" for name, number in counts.items() if name.startswith("note: ")
     ]
-    # Text: brackets in paths and prompts are no markup. soft_wrap: a path stays whole for copying.
-    console = Console()
-    console.print(Text("\n".join(lines)), soft_wrap=True)
-    console.print(statistics_table(json.loads((output / "statistics.json").read_text())))
-    console.print(Text("\n".join([*_shown(samples), *_first_pair(output)])), soft_wrap=True)
+    # Text: brackets in paths and prompts are no markup.
+    return [
+        Text("\n".join(lines)),
+        statistics_table(json.loads((folder / "statistics.json").read_text())),
+        Text("\n".join([*_samples(paths), *_first_pair(folder)])),
+    ]
 
 
-def _rejected(output: Path, manifest: Manifest) -> list[str]:
+def _rejected(folder: Path, output: Path, manifest: Manifest) -> list[str]:
     lines = [f"  rejected: {number} x {kind}" for kind, number in list(manifest.rejected.items())[:_REASONS_SHOWN]]
-    with (output / "rejected_rows.jsonl").open(encoding="utf-8") as rows:
+    with (folder / "rejected_rows.jsonl").open(encoding="utf-8") as rows:
         for _, line in zip(range(_REASONS_SHOWN), rows, strict=False):
             row = json.loads(line)
             lines.append(f"  rejected {row['source']}: {row['reason']}")
@@ -56,19 +71,15 @@ def _rejected(output: Path, manifest: Manifest) -> list[str]:
     return lines
 
 
-def samples_of(paths: list[Path]) -> list[tuple[str, str]]:
-    """Prompts (before, after) from all over the data set; none where prompts are not changed."""
+def _samples(paths: list[Path]) -> list[str]:
+    """Prompts before and after, from all over the data set; none where prompts are not changed."""
     samples = []
     for path in paths:
         part = Part(path)
         samples += part.summary["samples"]
         part.close()
-    return samples[:: max(1, len(samples) // _SAMPLES_SHOWN)][:_SAMPLES_SHOWN]
-
-
-def _shown(samples: list[tuple[str, str]]) -> list[str]:
     lines = []
-    for before, after in samples:
+    for before, after in samples[:: max(1, len(samples) // _SAMPLES_SHOWN)][:_SAMPLES_SHOWN]:
         lines += ["--- a prompt before", _tail(before), "--- after", after.rstrip("\n")]
     return lines
 
@@ -78,8 +89,8 @@ def _tail(text: str) -> str:
     return text.rstrip("\n") if cut <= 0 else f"[{cut:,} characters] ...{text[cut:]}".rstrip("\n")
 
 
-def _first_pair(output: Path) -> list[str]:
-    with (output / "train.jsonl").open(encoding="utf-8") as lines:
+def _first_pair(folder: Path) -> list[str]:
+    with (folder / "train.jsonl").open(encoding="utf-8") as lines:
         pair = PreferencePair.from_json(next(lines))
     return [
         "--- prompt of the first pair", pair.prompt.rstrip("\n"),

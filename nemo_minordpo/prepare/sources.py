@@ -67,7 +67,11 @@ class LocalFile:
         return self.path.stat().st_size
 
     def identity(self) -> str:
-        return sha256_of_file(self.path)
+        """Raises ValueError where the file cannot be read."""
+        try:
+            return sha256_of_file(self.path)
+        except OSError as error:
+            raise ValueError(f"{self.path}: cannot be read: {error}") from error
 
     def rows(self) -> Iterator[Row]:
         """The rows in the order of the file; blank lines are no rows.
@@ -166,9 +170,10 @@ class HubSet:
 
     def identity(self) -> str:
         """Digest of the files that the name stands for today: their addresses carry the revision."""
-        files = self._builder().config.data_files
+        builder = self._builder()
+        files = builder.config.data_files
         told = {str(split): list(map(str, found)) for split, found in (files or {}).items()}
-        return hashlib.sha256(json.dumps([self._builder().hash, self.split, told]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([builder.hash, self.split, told]).encode()).hexdigest()
 
     def rows(self) -> Iterator[Row]:
         number = 0

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -253,6 +254,20 @@ def test_what_is_there_is_replaced_only_on_demand_and_only_if_a_build_made_it(tm
     assert (tmp_path / "out/notes.txt").read_text() == "mine"
     with pytest.raises(ValueError, match="is a file"):
         _prepare(source, source, overwrite=True)
+
+
+def test_the_output_may_be_the_present_folder_or_a_link(tmp_path, monkeypatch):
+    source = _write(tmp_path / "rows.jsonl", map(_row, range(5)))
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    _prepare(source, Path("."))
+    for _ in range(2):
+        _prepare(source, tmp_path / "link", overwrite=True)
+    assert len(_lines(tmp_path / "here/train.jsonl")) == len(_lines(tmp_path / "there/train.jsonl")) == 5
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "link", "rows.jsonl", "there"]
 
 
 def test_a_file_that_breaks_off_leaves_no_output(tmp_path):

@@ -125,7 +125,9 @@ def test_texts_that_a_template_has_rendered_already_are_refused(messages, chosen
 
 
 def test_a_response_may_be_written_with_its_end():
-    assert _pair(templates.CHATML, [USER], chosen="Two.<|im_end|>")[0].chosen_response == "Two.<|im_end|>"
+    for eos in ("<|im_end|>", "<|endoftext|>"):
+        pair, _ = _pair(templates.CHATML, [USER], chosen="Two.<|im_end|>", eos=eos)
+        assert pair.chosen_response == "Two.<|im_end|>"
 
 
 def test_an_end_of_turn_that_is_not_eos_is_told():

@@ -32,12 +32,12 @@ SEEDS = {
         {"query": "How many?", "response": "3 + 4 = 7, 7 - 2 = 5.\nThe answer is: 5", "original_question": "How many?"},
         {"problem": "Find x.", "solution": r"$2 \cdot 3 = 6$ and $6 + 1 = \boxed{7}$."},
     ],
-    "metamath": [{"prompt": "Question: A?\nAnswer: 1\n\nQuestion: B?\nAnswer:", "chosen": "1 + 1 = 2", "rejected": "1 + 1 = 3"}],
+    "metamath": [{"prompt": "Question: A?\nAnswer: 1\nQuestion: B?\nA:", "chosen": "It is 2", "rejected": "It is 3"}],
     "hf": [
         {"prompt": "Sky?", "chosen": "Blue.", "rejected": "Red.", "chosen_reward": 2.5, "rejected_reward": 1},
         {"prompt": [_TURN], "chosen": [_GOOD], "rejected": [_BAD]},
         {"chosen": [_TURN, _GOOD], "rejected": [_TURN, _BAD]},
-        {"instruction": "Sky?", "completions": [{"response": "Blue.", "overall_score": 9}, {"response": "Red.", "overall_score": 1}]},
+        {"instruction": "Sky?", "completions": [{"response": "x" * n, "overall_score": n} for n in (3, 9)]},
         {"chosen": f"{_HH}Blue.", "rejected": f"{_HH}Red."},
         {"prompt": [_TURN], "chosen_response": _GOOD, "rejected_response": _BAD},
     ],
@@ -47,10 +47,11 @@ SEEDS = {
     ],
 }  # fmt: skip
 _VALUES = [
-    None, True, 0, -1, 10**30, 1e308, float("nan"), float("inf"), "", " ", "\0", "a\0b", "\ud800", "\udfff x", "\x07\x1b[31m", "\u202e\ufeff",
-    "\u2028", "x" * 200_000, "=" * 5000, "[" * 5000, "{{ 1/0 }}", "{% raise %}", "<|im_end|>", "<think>", "</think>", "\\boxed{" * 500,
-    "1 + 1 = " * 500, "####", "The answer is: ", "9" * 6000, "A: " * 3000, "\n" * 3000, [], {}, [[]], [{}], {"": None}, [None] * 50,
-    {"role": None, "content": None}, [{"role": "user"}], [[[[[[None]]]]]], {"text": None, "label": None}, {"a": {"b": {"c": [None, {}]}}},
+    None, True, 0, -1, 10**30, 1e308, float("nan"), float("inf"), "", " ", "\0", "a\0b", "\ud800", "\udfff x", "\u2028",
+    "\x07\x1b[31m", "\u202e\ufeff", "x" * 200_000, "=" * 5000, "[" * 5000, "{{ 1/0 }}", "{% raise %}", "<|im_end|>",
+    "<think>", "</think>", "\\boxed{" * 500, "1 + 1 = " * 500, "####", "The answer is: ", "9" * 6000, "A: " * 3000,
+    "\n" * 3000, [], {}, [[]], [{}], {"": None}, [None] * 50, {"role": None, "content": None}, [{"role": "user"}],
+    [[[[[[None]]]]]], {"text": None, "label": None}, {"a": {"b": {"c": [None, {}]}}},
 ]  # fmt: skip
 
 
@@ -165,6 +166,14 @@ def test_mutated_rows(tmp_path, prompting, case):
     assert len(reasons) > 20
 
 
+def _result(call):
+    """(what a call returns, its ValueError as text)."""
+    try:
+        return call(), ""
+    except ValueError as error:
+        return None, str(error) or "no reason"
+
+
 def _files(draw, rows):
     """(suffix, bytes) of good files of every kind."""
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
@@ -182,7 +191,7 @@ def test_mutated_files(tmp_path):
     """1,000 damaged files, read to their end or to an error that names them."""
     draw = random.Random(9)
     read = refused = 0
-    for number in range(200):
+    for _ in range(200):
         rows = [
             {"prompt": f"P{n}?", "chosen": f"C{n}.", "rejected": f"R{n}.", "more": [{"a": None}] * n}
             for n in range(draw.randint(1, 30))
@@ -190,21 +199,17 @@ def test_mutated_files(tmp_path):
         for suffix, data in _files(draw, rows):
             path = tmp_path / f"file{suffix}"
             path.write_bytes(_mutated_bytes(draw, data))
-            found = []
-            try:
-                for source in find_sources([path]):
-                    found = list(source.rows())
-            except ValueError as error:
-                assert str(path) in str(error), error
+            (source,) = find_sources([path])
+            found, error = _result(lambda source=source: list(source.rows()))
+            if error:
+                assert str(path) in error
                 refused += 1
                 continue
             read += 1
             assert [row.number for row in found] == sorted({row.number for row in found})
             for row in found:
-                try:
-                    assert isinstance(row.fields(), dict)
-                except ValueError as error:
-                    assert str(error)
+                fields, reason = _result(row.fields)
+                assert reason or isinstance(fields, dict)
     assert read + refused == 1000
     assert min(read, refused) > 200, (read, refused)
 
@@ -217,10 +222,13 @@ def test_damaged_files_through_the_whole_build(tmp_path):
         for kind, (suffix, data) in enumerate(_files(draw, rows)):
             source, output = tmp_path / f"file{suffix}", tmp_path / f"out{number}_{kind}"
             source.write_bytes(_mutated_bytes(draw, data))
-            try:
-                manifest = build(PreferenceRecipe(), find_sources([source]), output, BuildOptions(max_rejected=1))
-            except ValueError as error:
-                assert str(source) in str(error) or "no rows" in str(error), error
+            manifest, error = _result(
+                lambda source=source, output=output: build(
+                    PreferenceRecipe(), find_sources([source]), output, BuildOptions(max_rejected=1)
+                )
+            )
+            if error:
+                assert str(source) in error or "no rows" in error
                 refused += 1
                 continue
             _check(output, manifest, manifest.counts["rows"])
