@@ -9,14 +9,9 @@ memory; of every pair a few numbers are kept at the end, for the split.
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -30,8 +25,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 import nemo_minordpo.prepare
 from nemo_minordpo import core
 from nemo_minordpo.prepare.finish import OUTPUT_FILES, Finish, write_data_set
-from nemo_minordpo.prepare.parts import Part, write_part
-from nemo_minordpo.prepare.recipe import MakePair, Recipe
+from nemo_minordpo.prepare.makers import Makers
+from nemo_minordpo.prepare.parts import Part
+from nemo_minordpo.prepare.recipe import Recipe
 from nemo_minordpo.prepare.show import report_of, say, show
 from nemo_minordpo.prepare.sources import Row, Source
 from nemo_minordpo.records import Manifest, differences, installed_versions, refuse_existing, write_json
@@ -189,7 +185,7 @@ def _make_parts(recipe: Recipe, sources: list[Source], scratch: Path, options: B
     paths: list[Path] = []
     num_rows = num_found = 0
     try:
-        with _progress() as progress, _Makers(recipe, scratch, workers=workers) as makers:
+        with _progress() as progress, Makers(recipe, scratch, workers=workers) as makers:
             task = progress.add_task("making pairs", total=sum(source.num_bytes for source in sources) or None, rows=0)
             for number, rows in enumerate(itertools.chain(first, chunks)):
                 path = scratch / f"{number:06}.npz"
@@ -243,68 +239,6 @@ def _progress() -> Progress:
         TimeRemainingColumn(),
     )  # fmt: skip
     return Progress(*columns, console=Console(stderr=True), transient=True)
-
-
-class _Makers:
-    """The processes that make parts; with one worker this process itself."""
-
-    def __init__(self, recipe: Recipe, scratch: Path, *, workers: int):
-        self._recipe, self._scratch, self._workers = recipe, scratch, workers
-        self._pool: ProcessPoolExecutor | None = None
-        self._make: MakePair | None = None
-        self._pending: deque[Future[Any]] = deque()
-
-    def __enter__(self) -> "_Makers":
-        return self
-
-    def make(self, path: Path, rows: list[Row]) -> None:
-        if self._workers <= 1:
-            self._make = self._make or self._recipe.open(self._scratch)
-            write_part(path, rows, make=self._make, seed=self._recipe.seed)
-            return
-        if self._pool is None:
-            # spawn: forked children of a process with threads can hang
-            self._pool = ProcessPoolExecutor(
-                self._workers,
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_open_in_worker,
-                initargs=(self._recipe, self._scratch),
-            )
-        self._pending.append(self._pool.submit(_make_in_worker, path, rows))
-        if len(self._pending) > 2 * self._workers:
-            self._pending.popleft().result()
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        try:
-            while self._pending and kind is None:
-                self._pending.popleft().result()
-        finally:
-            if self._pool is not None:
-                self._pool.shutdown(cancel_futures=True)
-
-
-_worker: tuple[MakePair, int] | None = None
-
-
-def _open_in_worker(recipe: Recipe, scratch: Path) -> None:
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker = (recipe.open(scratch), recipe.seed)
-
-
-def _end_with_parent() -> None:
-    """A parent that is killed cannot end its workers, and they would wait for rows for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _make_in_worker(path: Path, rows: list[Row]) -> tuple[int, int]:
-    assert _worker is not None
-    make, seed = _worker
-    return write_part(path, rows, make=make, seed=seed)
 
 
 def _publish(staged: Path, output: Path, *, replaced: Path) -> None:

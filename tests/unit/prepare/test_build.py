@@ -14,6 +14,7 @@ import pytest
 from filelock import FileLock
 
 from nemo_minordpo.prepare import build as build_module
+from nemo_minordpo.prepare import makers
 from nemo_minordpo.prepare.build import BuildOptions
 from nemo_minordpo.prepare.preference import prepare_preference
 from nemo_minordpo.records import Manifest, PreferencePair
@@ -227,12 +228,12 @@ def _make_or_die(path, rows):
     return _real_make_in_worker(path, rows)
 
 
-_real_make_in_worker = build_module._make_in_worker
+_real_make_in_worker = makers._make_in_worker
 
 
 def test_a_dying_worker_is_told_and_what_is_made_is_kept(tmp_path, monkeypatch):
     source = _write(tmp_path / "rows.jsonl", map(_row, range(70)))
-    monkeypatch.setattr(build_module, "_make_in_worker", _make_or_die)
+    monkeypatch.setattr(makers, "_make_in_worker", _make_or_die)
     with pytest.raises(ValueError, match="a worker process ended unexpectedly"):
         _prepare(source, tmp_path / "out", workers=2)
     assert not (tmp_path / "out").exists()
