@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, SavePlan, T
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 PREFIX = "model."
+_NEMO_2_PREFIX = "module."  # of NeMo 2's checkpoints; the names behind it are the same
 BACKEND = "torch_dist"
 
 
@@ -83,7 +84,7 @@ def write_checkpoint(folder: Path, tensors: list[StoredTensor], empty_objects: l
 class Checkpoint:
     """The model part of a distributed checkpoint, read tensor by tensor, whatever layout it was written at.
 
-    `tensors` maps names (without the prefix) to their shapes, the layer axis included.
+    `tensors` maps names (without `prefix`) to their shapes, the layer axis included.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -100,16 +101,18 @@ class Checkpoint:
         except (OSError, EOFError, pickle.UnpicklingError, AttributeError, ImportError) as error:
             raise ValueError(f"{folder / '.metadata'}: unreadable ({error}); is the checkpoint complete?") from error
         self._reader.set_up_storage_reader(metadata, is_coordinator=True)
+        keys = metadata.state_dict_metadata
+        self.prefix = PREFIX if any(key.startswith(PREFIX) for key in keys) else _NEMO_2_PREFIX
         self._described: dict[str, TensorStorageMetadata] = {
-            key.removeprefix(PREFIX): value
-            for key, value in metadata.state_dict_metadata.items()
-            if key.startswith(PREFIX) and isinstance(value, TensorStorageMetadata)
+            key.removeprefix(self.prefix): value
+            for key, value in keys.items()
+            if key.startswith(self.prefix) and isinstance(value, TensorStorageMetadata)
         }
         if not self._described:
-            first = ", ".join(sorted(metadata.state_dict_metadata)[:3])
+            first = ", ".join(sorted(keys)[:3])
             raise ValueError(
-                f"{folder}: no tensor's name starts with {PREFIX!r} (found: {first}, ...); "
-                "a checkpoint of NeMo 2.1's MegatronGPTModel was expected"
+                f"{folder}: no tensor's name starts with {PREFIX!r} or {_NEMO_2_PREFIX!r} (found: {first}, ...); "
+                "a checkpoint of NeMo's GPT model was expected"
             )
         self.tensors = {name: tuple(value.size) for name, value in self._described.items()}
 
@@ -127,15 +130,15 @@ class Checkpoint:
         if layer is not None:
             offsets[0], sizes[0] = layer, 1
         region = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
-        items = create_read_items_for_chunk_list(PREFIX + name, described, [region])
+        items = create_read_items_for_chunk_list(self.prefix + name, described, [region])
         if sum(item.lengths.numel() for item in items) != torch.Size(sizes).numel():
-            raise ValueError(f"{self.folder}: {PREFIX}{name}: the stored chunks do not cover the tensor exactly")
+            raise ValueError(f"{self.folder}: {self.prefix}{name}: the stored chunks do not cover the tensor exactly")
         target = torch.empty(sizes, dtype=described.properties.dtype)
         try:
             self._reader.read_data(LoadPlan(items), _ReadPlanner(target)).wait()
         except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, AssertionError) as error:
             reason = f"{type(error).__name__}: {error}"
-            raise ValueError(f"{self.folder}: {PREFIX}{name}: a file is missing or damaged ({reason})") from error
+            raise ValueError(f"{self.folder}: {self.prefix}{name}: a file is missing or damaged ({reason})") from error
         return target if layer is None else target[0]
 
 

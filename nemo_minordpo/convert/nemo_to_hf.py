@@ -11,11 +11,12 @@ from rich.console import Console
 from torch import Tensor
 
 from nemo_minordpo.convert import model_config
+from nemo_minordpo.convert.adapters import open_weights
 from nemo_minordpo.convert.checkpoint import PREFIX, Checkpoint
 from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_config
 from nemo_minordpo.convert.hf_folder import dtype_name, parse_dtype, write_weights
 from nemo_minordpo.convert.mapping import VOCAB, Row, mapping_table
-from nemo_minordpo.convert.nemo_source import NemoSource, open_source
+from nemo_minordpo.convert.nemo_source import NemoSource, open_source, rank_files
 from nemo_minordpo.convert.staging import progress_bar, publish, staging_folder
 from nemo_minordpo.records import Manifest, refuse_existing, sha256_of_file, write_text
 from nemo_minordpo.sidecars import copy_sidecars, require_tokenizer
@@ -24,19 +25,27 @@ _EMBEDDING, _HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
 
 
 def export_hf(
-    source: Path, output: Path, *, tokenizer: Path | None = None, dtype: str | None = None, overwrite: bool = False
+    source: Path,
+    output: Path,
+    *,
+    tokenizer: Path | None = None,
+    dtype: str | None = None,
+    base_nemo: Path | None = None,
+    overwrite: bool = False,
 ) -> Manifest:
     """Convert to a Hugging Face folder: safetensors (sharded at 5 GB), config, tokenizer and chat template.
 
     Config, tokenizer, chat template and generation config are those of the model that was imported, byte for byte;
-    in config.json only the type of the weights changes, and `tie_word_embeddings` where training untied them.
+    in config.json only the type of the weights changes, and `tie_word_embeddings` where training untied them. LoRA
+    adapters are merged into the weights that they are on.
 
     Args:
-        source: a `.nemo`, its unpacked folder, a distributed checkpoint's folder, or a run's folder (which stands
-            for its `model.nemo`, or else for its newest checkpoint).
+        source: a `.nemo`, its unpacked folder, a distributed checkpoint's folder, a run's folder (which stands for
+            its `model.nemo`, or else for its newest checkpoint), or NeMo-Aligner's results (for their newest one).
         output: the folder to write.
         tokenizer: Hugging Face folder with config.json and tokenizer; None = the one that the checkpoint names.
         dtype: float32, bfloat16 or float16; None = as the checkpoint has it.
+        base_nemo: of adapters: the model that they were trained on; None = the one that the run names.
         overwrite: replace what is there.
 
     Returns:
@@ -51,12 +60,12 @@ def export_hf(
         scratch, staged = folder / "unpacked", folder / "hf"
         scratch.mkdir()
         staged.mkdir()
-        opened = open_source(source, scratch=scratch)
-        base = _base_folder(opened, tokenizer)
+        opened = open_source(source, scratch=scratch, base=base_nemo)
+        base = base_folder(opened, tokenizer)
         config = read_config(base)
         facts = facts_from_config(config, where=str(base / "config.json"))
-        _require_agreement(opened, facts, base)
-        checkpoint = Checkpoint(opened.weights)
+        require_agreement(opened, facts, base)
+        checkpoint = open_weights(opened, dtype=target_dtype)
         facts = _with_actual_tie(checkpoint, facts, opened.origin)
         rows = mapping_table(facts)
         _require_tensors(checkpoint, rows, facts, opened.origin)
@@ -67,7 +76,7 @@ def export_hf(
         num_bytes = write_weights(staged, described, _tensors(checkpoint, rows, facts, dtype=target_dtype))
         manifest = Manifest(
             stage="export-hf",
-            inputs=_inputs(opened),
+            inputs=inputs_of(opened),
             settings={"dtype": dtype_name(main_dtype), "tokenizer": str(base), "source": str(opened.origin)},
             counts={"hf_tensors": sum(len(row.layers(facts)) * len(row.hf) for row in rows), "bytes": num_bytes},
         )
@@ -76,7 +85,7 @@ def export_hf(
     return manifest
 
 
-def _base_folder(source: NemoSource, tokenizer: Path | None) -> Path:
+def base_folder(source: NemoSource, tokenizer: Path | None) -> Path:
     """The Hugging Face folder whose config and tokenizer go into the output."""
     candidates = source.tokenizers if tokenizer is None else [tokenizer]
     for folder in candidates:
@@ -89,7 +98,7 @@ def _base_folder(source: NemoSource, tokenizer: Path | None) -> Path:
     )
 
 
-def _require_agreement(source: NemoSource, facts: ModelFacts, base: Path) -> None:
+def require_agreement(source: NemoSource, facts: ModelFacts, base: Path) -> None:
     if source.config is None:
         _tell(f"{source.origin}: no {model_config.FILE} in or above it; {base / 'config.json'} is taken at its word")
         return
@@ -174,11 +183,17 @@ def _write_config(path: Path, config: dict[str, Any], *, dtype: torch.dtype, tie
         write_text(path, json.dumps({**config, **changed}, indent=2, ensure_ascii=False) + "\n")
 
 
-def _inputs(source: NemoSource) -> dict[str, str]:
+def inputs_of(source: NemoSource) -> dict[str, str]:
+    """{file: sha256} of what identifies a source."""
     # Of a checkpoint only its table of contents is hashed, which carries an identity of its own: a training run's
     # files hold the optimizer's state as well and may be a hundred times larger than what is read here.
-    path = source.origin if source.origin.is_file() else source.weights / ".metadata"
-    return {str(path): sha256_of_file(path)}
+    places = [(source.origin, source.adapters or source.weights)]
+    if source.base is not None:
+        places.append((source.base, source.weights))
+    paths = []
+    for origin, folder in places:
+        paths += [origin] if origin.is_file() else rank_files(folder) or [folder / ".metadata"]
+    return {str(path): sha256_of_file(path) for path in paths}
 
 
 def _tell(line: str) -> None:

@@ -1,22 +1,32 @@
-"""Verification: one text through Hugging Face and through NeMo, in float32; the logits must be the same.
+"""Verification: the same text through Hugging Face and through NeMo; the logits must be the same.
 
 Logits and not losses are compared, tightly and in float32: a wrong rotary base can lower the loss of a text, and a
-wrong epsilon leaves every argmax as it was.
+wrong epsilon leaves every argmax as it was. In bfloat16 rounding alone moves logits by whole units: there NeMo must be
+no further from the float32 model than transformers itself is in bfloat16. When something differs, diagnosis.py and
+modules.py say what.
 """
 
 import os
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nemo_minordpo import host
-from nemo_minordpo.convert import model_config
-from nemo_minordpo.convert.facts import facts_from_config, read_config
-from nemo_minordpo.convert.nemo_source import WEIGHTS_FOLDER, resolve_run
+from nemo_minordpo.convert import diagnosis, model_config
+from nemo_minordpo.convert.adapters import open_weights
+from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_config
+from nemo_minordpo.convert.hf_folder import HfWeights, parse_dtype, require_tokenizer
+from nemo_minordpo.convert.modules import Trace, compare_modules, trace_hf
+from nemo_minordpo.convert.nemo_source import NemoSource, open_source
+from nemo_minordpo.convert.restored import restore
 from nemo_minordpo.convert.staging import progress_bar
+from nemo_minordpo.convert.tokenizers import tokenizer_problems
+from nemo_minordpo.records import PreferencePair, read_lines
 
 TEXTS = (
     "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May.",
@@ -24,24 +34,17 @@ TEXTS = (
     "Tom reads 15 pages a day. In 2 weeks he reads 15 * 14 = 210 pages. The answer is: 210",
     "def total(prices):\n    return sum(prices) * 1.19  # with tax, in euros",
 )
+# Of a text. Every logit of one model is kept until the other has run: 0.6 MB a token at 152,064 tokens.
+MAX_TOKENS = 512
+TOLERANCE = 1e-4  # of a logit in float32
+# In bfloat16: times what transformers' own rounding does to the logits.
+_NOISE_FACTOR = 2.0
 
-_PLAIN_FLOAT32 = {
-    "precision": "32-true",
-    "megatron_amp_O2": False,
-    "fp8": False,
-    "tensor_model_parallel_size": 1,
-    "pipeline_model_parallel_size": 1,
-    "virtual_pipeline_model_parallel_size": None,
-    "context_parallel_size": 1,
-    "sequence_parallel": False,
-    "masked_softmax_fusion": False,
-    "bias_activation_fusion": False,
-    "bias_dropout_add_fusion": False,
-    "gradient_accumulation_fusion": False,
-    "apply_rope_fusion": False,
-    "persist_layer_norm": False,
-    "window_size": None,  # texts are cut where it begins
-}
+# What changes numbers and no shapes: such a model can be run although its settings are wrong.
+_NUMBERS = (
+    "layernorm_epsilon", "rotary_percentage", "rotary_base", "rotary_interleaved", "seq_len_interpolation_factor",
+    "scale_positional_embedding",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,62 +55,186 @@ class Verification:
     mean_difference: float
     argmax_agreement: float  # fraction of tokens
     num_tokens: int
-    tolerance: float
+    tolerance: float  # of max_difference
+    mean_tolerance: float = float("inf")
+    dtype: str = "float32"
+    why_tolerance: str = ""
+    note: str = ""
 
     @property
     def passed(self) -> bool:
-        return self.max_difference <= self.tolerance
+        return self.max_difference <= self.tolerance and self.mean_difference <= self.mean_tolerance
 
     def __str__(self) -> str:
         return (
             f"logits differ by at most {self.max_difference:.2e} (mean {self.mean_difference:.2e}, "
-            f"tolerance {self.tolerance:.0e}), argmax equal for {self.argmax_agreement:.2%} of {self.num_tokens} tokens"
+            f"{self.dtype}, tolerance {self.tolerance:.2g}{self.why_tolerance}), "
+            f"argmax equal for {self.argmax_agreement:.2%} of {self.num_tokens} tokens{self.note}"
         )
 
 
-def verify(hf: Path, nemo: Path, *, texts: list[str] | None = None, tolerance: float = 1e-4) -> Verification:
-    """Compare a Hugging Face folder with a `.nemo` that NeMo's MegatronGPTModel restores in this process.
+def verify(
+    hf: Path,
+    nemo: Path,
+    *,
+    texts: list[str] | None = None,
+    pairs: Path | None = None,
+    num_samples: int = 8,
+    seed: int = 0,
+    dtype: str = "float32",
+    tolerance: float | None = None,
+    base_nemo: Path | None = None,
+) -> Verification:
+    """Compare a Hugging Face folder with what NeMo's MegatronGPTModel restores from a checkpoint in this process.
 
-    Transformer Engine runs where it is installed, Megatron's local layers elsewhere.
+    Transformer Engine runs where it is installed, Megatron's local layers elsewhere. Beside the texts a row of random
+    tokens is compared. Tokenizers are, too, where the checkpoint's own is found; and the settings of both running
+    models: a wrong epsilon may be too small for any bound on logits.
 
     Args:
         hf: Hugging Face folder, tokenizer included.
-        nemo: a `.nemo` (file or unpacked folder), or a run's folder that holds one.
+        nemo: any source that export_hf takes; adapters are added to their base.
         texts: what to compare on; None = a few sentences of this module's own.
-        tolerance: largest absolute difference of a logit.
+        pairs: jsonl of preference pairs, of which some are compared on as well.
+        num_samples: how many pairs.
+        seed: which ones; and the random tokens.
+        dtype: float32 or bfloat16, in which NeMo runs.
+        tolerance: largest absolute difference of a logit; None = 1e-4 in float32, in bfloat16 twice the largest
+            one that transformers' own rounding makes.
+        base_nemo: of adapters: the model that they were trained on; None = the one that the run names.
 
     Returns:
         The figures, which are within the tolerance.
 
     Raises:
-        ValueError: they are not (NaN included), or one side cannot be loaded.
+        ValueError: they are not (NaN included), with what differs; or one side cannot be loaded.
     """
-    nemo = resolve_run(nemo)
-    if not nemo.is_file() and not (nemo / WEIGHTS_FOLDER).is_dir():
-        raise ValueError(f"{nemo}: a .nemo or its unpacked folder was expected")
+    kind = parse_dtype(dtype)
+    if kind not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"dtype {dtype!r}: float32 or bfloat16 can be verified")
     facts = facts_from_config(read_config(hf), where=str(hf / "config.json"))
+    require_tokenizer(hf)
     # On GPUs, float32 means float32 on either side.
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
-    tokens = _tokenize(hf, texts or list(TEXTS), limit=facts.whole_context)
-    wanted = _hf_logits(hf, tokens)
-    found = [logits[:, : facts.vocab_size] for logits in _nemo_logits(nemo, hf, tokens)]
-    result = compare_logits(found, wanted, tolerance=tolerance)
-    if not result.passed:
-        raise ValueError(f"{nemo} is not the model of {hf}: {result}")
-    return result
+    texts = list(texts or TEXTS) + ([] if pairs is None else _sample(pairs, num_samples, seed))
+    tokens = _tokenize(hf, texts, limit=min(facts.whole_context, MAX_TOKENS))
+    tokens.append(_random_tokens(facts, seed))
+    with TemporaryDirectory() as folder:
+        scratch, unpacked = Path(folder) / "source", Path(folder) / "restored"
+        scratch.mkdir()
+        unpacked.mkdir()
+        source = open_source(nemo, scratch=scratch, base=base_nemo)
+        problems = _settings_that_differ(source, facts, hf)
+        of_tokenizer = tokenizer_problems(source.tokenizers, hf, texts)
+        problems += of_tokenizer or []
+        wanted, trace, settings = _hf_run(hf, tokens)
+        bounds = _bounds(hf, tokens, wanted, kind, tolerance)
+        model = restore(source, tokenizer=hf, scratch=unpacked).model.to(kind)
+        found = [logits[:, : facts.vocab_size] for logits in _nemo_logits(model, tokens)]
+        result = replace(compare_logits(found, wanted, tolerance=bounds.pop("tolerance")), dtype=dtype, **bounds)
+        problems += _live_differences(settings, model)
+        if result.passed and not problems:
+            note = "; no tokenizer found to compare" if of_tokenizer is None else ""
+            return replace(result, note=note)
+        problems += _weights_that_differ(source, hf, facts)
+        if kind == torch.float32:
+            compared = compare_modules(model, trace, partial(_forward, model, tokens[0]))
+            problems.append("on equal inputs, by kind of module:")
+            problems += [f"  {difference}" for difference in compared]
+    raise ValueError(
+        "\n".join([f"{nemo} is not the model of {hf}:", *(f"  {line}" for line in [str(result), *problems])])
+    )
 
 
 def compare_logits(found: list[Tensor], wanted: list[Tensor], *, tolerance: float) -> Verification:
     """Figures over all tokens; `found` and `wanted` hold [tokens, vocabulary] of each text."""
-    a, b = torch.cat(found).float(), torch.cat(wanted).float()
-    difference = (a - b).abs()
+    largest = total = 0.0
+    equal = num_tokens = num_logits = 0
+    for a, b in zip(found, wanted, strict=True):
+        difference = (a.float() - b.float()).abs()
+        # NaN is larger than anything
+        largest = max(largest, difference.nan_to_num(nan=float("inf")).max().item())
+        total += difference.double().sum().item()
+        equal += int((a.argmax(-1) == b.argmax(-1)).sum())
+        num_tokens += len(a)
+        num_logits += a.numel()
     return Verification(
-        max_difference=difference.max().item(),
-        mean_difference=difference.mean().item(),
-        argmax_agreement=(a.argmax(-1) == b.argmax(-1)).float().mean().item(),
-        num_tokens=len(a),
+        max_difference=largest,
+        mean_difference=total / num_logits,
+        argmax_agreement=equal / num_tokens,
+        num_tokens=num_tokens,
         tolerance=tolerance,
     )
+
+
+def _bounds(
+    hf: Path, tokens: list[Tensor], wanted: list[Tensor], dtype: torch.dtype, given: float | None
+) -> dict[str, Any]:
+    """What the differences of logits may be in this type."""
+    if given is not None or dtype == torch.float32:
+        return {"tolerance": TOLERANCE if given is None else given}
+    noise = compare_logits(_hf_logits(hf, tokens, dtype=dtype), wanted, tolerance=0.0)
+    return {
+        "tolerance": _NOISE_FACTOR * noise.max_difference,
+        "mean_tolerance": _NOISE_FACTOR * noise.mean_difference,
+        "why_tolerance": f": {_NOISE_FACTOR:g} x transformers' own rounding, of mean {noise.mean_difference:.2e}",
+    }
+
+
+def _settings_that_differ(source: NemoSource, facts: ModelFacts, hf: Path) -> list[str]:
+    """Of the two configurations; those that change numbers only, for the others leave nothing to be compared.
+
+    Raises:
+        ValueError: of two models that do not even have the same shapes.
+    """
+    if source.config is None:
+        raise ValueError(
+            f"{source.origin}: no {model_config.FILE} in or above it, without which NeMo cannot restore it"
+        )
+    found = model_config.differences(facts, source.config)
+    if any(difference.partition(":")[0] not in _NUMBERS for difference in found):
+        raise ValueError(f"{source.origin} is not the model of {hf}: its {model_config.FILE} has {'; '.join(found)}")
+    return [f"settings: {difference} ({model_config.FILE} against config.json)" for difference in found]
+
+
+def _weights_that_differ(source: NemoSource, hf: Path, facts: ModelFacts) -> list[str]:
+    found = diagnosis.compare_weights(open_weights(source), HfWeights(hf, facts), facts)
+    return [f"weights: {finding}" for finding in found] or ["weights: all equal"]
+
+
+def _live_differences(hf_settings: dict[str, Any], model: Any) -> list[str]:
+    """What the running models say of themselves: a model config may be right and not be followed."""
+    rotary = model.rotary_pos_emb
+    frequencies = rotary.inv_freq.cpu().float() / (rotary.seq_len_interpolation_factor or 1.0)
+    epsilons = {module.eps for module in model.modules() if isinstance(getattr(module, "eps", None), float)}
+    found = (
+        diagnosis.compare_rotation(hf_settings["frequencies"], frequencies),
+        diagnosis.compare_epsilons(hf_settings["epsilons"], epsilons),
+    )
+    return [f"running: {what}" for what in found if what]
+
+
+def _sample(pairs: Path, num_samples: int, seed: int) -> list[str]:
+    """Prompts with their chosen responses, drawn in one pass through the file."""
+    draw, chosen = random.Random(seed), list[tuple[int, str]]()
+    for count, line in enumerate(read_lines(pairs)):
+        place = count if count < num_samples else draw.randrange(count + 1)
+        if place < num_samples:
+            chosen[place : place + 1] = [line]
+    texts = []
+    for number, text in chosen:
+        try:
+            pair = PreferencePair.from_json(text)
+        except ValueError as error:
+            raise ValueError(f"{pairs}:{number}: {error}") from error
+        texts.append(pair.prompt + pair.chosen_response)
+    return texts
+
+
+def _random_tokens(facts: ModelFacts, seed: int) -> Tensor:
+    """Rows of the vocabulary and positions that no short text reaches."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(facts.vocab_size, (min(facts.whole_context, MAX_TOKENS // 2),), generator=generator)
 
 
 def _tokenize(hf: Path, texts: list[str], *, limit: int) -> list[Tensor]:
@@ -120,61 +247,45 @@ def _tokenize(hf: Path, texts: list[str], *, limit: int) -> list[Tensor]:
     return tokens
 
 
-@torch.no_grad()
-def _hf_logits(hf: Path, tokens: list[Tensor]) -> list[Tensor]:
+def _hf_model(hf: Path, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
     # The kernel that host/attention.py uses: on a CPU the two then agree to the last bit, where the eager one is off
     # by up to 1e-4 for logits of some 30.
     model: Any = AutoModelForCausalLM.from_pretrained(
-        hf, torch_dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
-    ).eval()
+        hf, torch_dtype=dtype, attn_implementation="sdpa", local_files_only=True
+    )
+    return model.eval()
+
+
+@torch.no_grad()
+def _hf_logits(hf: Path, tokens: list[Tensor], *, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    return _logits_of(_hf_model(hf, dtype), tokens)
+
+
+@torch.no_grad()
+def _hf_run(hf: Path, tokens: list[Tensor]) -> tuple[list[Tensor], Trace, dict[str, Any]]:
+    """Logits of all texts, what the modules saw of the first, and the settings of the running model."""
+    model = _hf_model(hf, torch.float32)
+    epsilons = {module.variance_epsilon for module in model.modules() if hasattr(module, "variance_epsilon")}
+    settings = {"frequencies": model.model.rotary_emb.inv_freq.float(), "epsilons": epsilons}
+    return _logits_of(model, tokens), trace_hf(model, lambda: model(tokens[0][None])), settings
+
+
+def _logits_of(model: Any, tokens: list[Tensor]) -> list[Tensor]:
     with progress_bar() as progress:
         return [model(ids[None]).logits[0] for ids in progress.track(tokens, description="Hugging Face")]
 
 
 @torch.no_grad()
-def _nemo_logits(nemo: Path, hf: Path, tokens: list[Tensor]) -> list[Tensor]:
-    host.prepare()
-    model = _restore(nemo, hf)
+def _nemo_logits(model: Any, tokens: list[Tensor]) -> list[Tensor]:
     with progress_bar() as progress:
-        device = next(model.parameters()).device
-        logits = []
-        for ids in progress.track(tokens, description="NeMo"):
-            row = ids[None].to(device)
-            positions = torch.arange(len(ids), device=device)[None]
-            logits.append(model.model(input_ids=row, position_ids=positions, attention_mask=None)[0].cpu())
-        return logits
+        return [_forward(model, ids).cpu() for ids in progress.track(tokens, description="NeMo")]
 
 
-def _restore(nemo: Path, hf: Path) -> Any:
-    """The model of a `.nemo` in one process, in float32, whatever layout it was trained at."""
-    from lightning.pytorch import Trainer
-    from nemo.collections.nlp.models.language_modeling.megatron_gpt_model import MegatronGPTModel
-    from nemo.collections.nlp.parts.nlp_overrides import NLPDDPStrategy
-    from nemo.utils import logging
-    from omegaconf import OmegaConf, open_dict
-
-    logging.setLevel(logging.ERROR)  # NeMo warns of some sixty keys that no model config has
-    trainer = Trainer(
-        accelerator="gpu" if host.has_cuda() else "cpu",
-        devices=1,
-        precision="32-true",
-        strategy=NLPDDPStrategy(no_ddp_communication_hook=True, find_unused_parameters=False),
-        logger=False,
-        enable_checkpointing=False,
-        use_distributed_sampler=False,
-    )
-    config: Any = MegatronGPTModel.restore_from(str(nemo), trainer=trainer, return_config=True)
-    facts = facts_from_config(read_config(hf), where=str(hf / "config.json"))
-    content: Any = OmegaConf.to_container(config, resolve=True)
-    found = model_config.differences(facts, content)
-    if found:
-        raise ValueError(f"{nemo} is not the model of {hf}: its model_config.yaml has {'; '.join(found)}")
-    with open_dict(config):
-        config.update(_PLAIN_FLOAT32)
-        config.transformer_engine = host.has_transformer_engine()
-        config.use_cpu_initialization = not host.has_cuda()
-        config.tokenizer.type = str(hf)
-    model: Any = MegatronGPTModel.restore_from(str(nemo), trainer=trainer, override_config_path=config)
-    return model.eval()
+@torch.no_grad()
+def _forward(model: Any, ids: Tensor) -> Tensor:
+    """[tokens, padded vocabulary]."""
+    row = ids[None].to(next(model.parameters()).device)
+    positions = torch.arange(len(ids), device=row.device)[None]
+    return model(input_ids=row, position_ids=positions, attention_mask=None)[0]

@@ -41,7 +41,8 @@ SELECTIVE = ["model.activations_checkpoint_granularity=selective"]
 SPLIT_SEQUENCE = ["model.sequence_parallel=true"]
 LORA = [
     *SGD, "model.peft.peft_scheme=lora", "model.peft.lora_tuning.target_modules=[all]",
-    "model.peft.lora_tuning.adapter_dim=4", "model.optim.lr=0.1", "trainer.dpo.save_interval=3",
+    "model.peft.lora_tuning.adapter_dim=4", "model.peft.lora_tuning.alpha=6", "model.optim.lr=0.1",
+    "trainer.dpo.save_interval=3",
 ]  # fmt: skip
 LORA_LAYOUTS = ("one", "recompute", "tp2", "pp2", "pp2_recompute", "dp2")
 QWEN3_LAYOUTS = ("one", "tp2", "pp2", "sp2")

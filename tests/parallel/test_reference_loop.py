@@ -33,8 +33,8 @@ def token_log_probs(model, ids, prompt_length):
     return torch.stack([log_probs[place - 1, ids[place]] for place in range(prompt_length, len(ids))])
 
 
-def rows_of(workspace):
-    return [json.loads(line) for line in (workspace / "train.jsonl").read_text().splitlines()]
+def rows_of(workspace, split="train"):
+    return [json.loads(line) for line in (workspace / f"{split}.jsonl").read_text().splitlines()]
 
 
 def step_rows(rows, step):

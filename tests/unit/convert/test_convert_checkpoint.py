@@ -142,8 +142,16 @@ def test_no_distributed_checkpoint(tmp_path: Path) -> None:
         Checkpoint(tmp_path)
 
 
-def test_a_checkpoint_of_nemo_2_is_refused(tmp_path: Path) -> None:
-    dcp.save({"module.stacked": STACKED}, checkpoint_id=tmp_path / "nemo2")
+def test_the_names_of_nemo_2_are_read(tmp_path: Path) -> None:
+    dcp.save({"module.stacked": STACKED, "optimizer.state.stacked": STACKED}, checkpoint_id=tmp_path / "nemo2")
     (tmp_path / "nemo2" / "metadata.json").write_text('{"sharded_backend": "torch_dist"}')
-    with pytest.raises(ValueError, match=r"no tensor's name starts with 'model\.' \(found: module\.stacked"):
-        Checkpoint(tmp_path / "nemo2")
+    checkpoint = Checkpoint(tmp_path / "nemo2")
+    assert list(checkpoint.tensors) == ["stacked"]
+    assert torch.equal(checkpoint.read("stacked", layer=1), STACKED[1])
+
+
+def test_other_names_are_refused(tmp_path: Path) -> None:
+    dcp.save({"transformer.stacked": STACKED}, checkpoint_id=tmp_path / "other")
+    (tmp_path / "other" / "metadata.json").write_text('{"sharded_backend": "torch_dist"}')
+    with pytest.raises(ValueError, match=r"starts with 'model\.' or 'module\.' \(found: transformer\.stacked"):
+        Checkpoint(tmp_path / "other")

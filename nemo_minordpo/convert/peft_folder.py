@@ -1,0 +1,123 @@
+"""Export of LoRA adapters as a PEFT folder: `PeftModel.from_pretrained(base model, folder)` adds them.
+
+NeMo adapts queries, keys and values together, and gate and up: one A, and B with rows for each. PEFT knows them apart:
+each gets that A and its own rows of B, which is the same product.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nemo_minordpo.convert.adapters import Adapters, read_adapters, require_fitting
+from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_config
+from nemo_minordpo.convert.hf_folder import parse_dtype
+from nemo_minordpo.convert.hf_to_nemo import manifest_path
+from nemo_minordpo.convert.mapping import mapping_table
+from nemo_minordpo.convert.nemo_source import NemoSource, open_source
+from nemo_minordpo.convert.nemo_to_hf import base_folder, inputs_of, require_agreement
+from nemo_minordpo.convert.staging import publish, staging_folder
+from nemo_minordpo.records import Manifest, refuse_existing
+
+_PREFIX = "base_model.model."
+
+
+def export_peft(
+    source: Path,
+    output: Path,
+    *,
+    tokenizer: Path | None = None,
+    dtype: str | None = None,
+    base_nemo: Path | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """Write `adapter_config.json` and `adapter_model.safetensors`, by PEFT's names.
+
+    Args:
+        source: as export_hf takes it, with LoRA adapters.
+        output: the folder to write.
+        tokenizer: Hugging Face folder with the model's config.json; None = the one that the checkpoint names.
+        dtype: float32, bfloat16 or float16; None = as the adapters are stored.
+        base_nemo: the model that they were trained on; None = the one that the run names.
+        overwrite: replace what is there.
+
+    Raises:
+        ValueError: a source without adapters, or with such as no PEFT folder can express; or as export_hf.
+    """
+    target_dtype = parse_dtype(dtype)
+    refuse_existing(output, overwrite=overwrite)
+    with staging_folder(output) as folder:
+        scratch, staged = folder / "unpacked", folder / "peft"
+        scratch.mkdir()
+        staged.mkdir()
+        opened = open_source(source, scratch=scratch, base=base_nemo, only_adapters=True)
+        if opened.adapters is None:
+            raise ValueError(f"{opened.origin}: no adapters in it; export it without --adapters peft")
+        config_folder = base_folder(opened, tokenizer)
+        facts = facts_from_config(read_config(config_folder), where=str(config_folder / "config.json"))
+        require_agreement(opened, facts, config_folder)
+        adapters = read_adapters(opened)
+        shapes = {row.megatron: row.shape(facts) for row in mapping_table(facts)}
+        require_fitting(adapters, shapes, where=config_folder / "config.json")
+        tensors = dict(_peft_tensors(adapters, facts, dtype=target_dtype))
+        save_file(tensors, staged / "adapter_model.safetensors", metadata={"format": "pt"})
+        named_base = _hf_base(opened)
+        (staged / "adapter_config.json").write_text(json.dumps(_peft_config(adapters, tensors, named_base), indent=2))
+        manifest = Manifest(
+            stage="export-hf",
+            inputs=inputs_of(replace(opened, base=None)),  # which was not read
+            settings={
+                "adapters": "peft",
+                "source": str(opened.origin),
+                "trained_on": None if opened.base is None else str(opened.base),
+                "base_model": named_base,
+            },
+            counts={"peft_tensors": len(tensors), "bytes": sum(tensor.nbytes for tensor in tensors.values())},
+        )
+        manifest.write(staged)
+        publish(staged, output)
+    return manifest
+
+
+def _peft_tensors(adapters: Adapters, facts: ModelFacts, *, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
+    for row in mapping_table(facts):
+        if row.megatron not in adapters.targets:
+            continue
+        for layer in range(facts.num_layers):
+            a, b = adapters.read(row.megatron, layer)
+            for name, rows in zip(row.hf_names(layer), row.split(b, facts), strict=True):
+                stem = _PREFIX + name.removesuffix(".weight")
+                # a slice shares its storage with its neighbours, which safetensors refuses
+                yield f"{stem}.lora_A.weight", a.to(dtype or a.dtype, copy=True)
+                yield f"{stem}.lora_B.weight", rows.to(dtype or rows.dtype).clone(memory_format=torch.contiguous_format)
+
+
+def _peft_config(adapters: Adapters, tensors: dict[str, Tensor], base: str | None) -> dict[str, Any]:
+    alpha = adapters.alpha
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": adapters.rank,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_dropout": adapters.dropout,
+        "target_modules": sorted({name.split(".")[-3] for name in tensors}),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "modules_to_save": None,
+    }
+
+
+def _hf_base(source: NemoSource) -> str | None:
+    """The Hugging Face folder that the base was imported from, where its manifest says so."""
+    beside = manifest_path(source.base or source.origin)
+    if not beside.is_file():
+        return None
+    inputs = json.loads(beside.read_text(encoding="utf-8"))["inputs"]
+    return next((str(Path(path).parent.absolute()) for path in inputs if Path(path).name == "config.json"), None)

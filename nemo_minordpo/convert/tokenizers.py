@@ -1,0 +1,68 @@
+"""Whether two tokenizers do the same: token ids, special tokens and the chat template."""
+
+from pathlib import Path
+from typing import Any
+
+from nemo_minordpo.sidecars import TOKENIZER_FILES, has_tokenizer
+
+
+def tokenizer_problems(folders: list[Path], hf: Path, texts: list[str]) -> list[str] | None:
+    """What the checkpoint's own tokenizer does otherwise than that of the Hugging Face folder.
+
+    Args:
+        folders: where the checkpoint's own may be, best first.
+        hf: Hugging Face folder.
+        texts: what to compare on.
+
+    Returns:
+        One line a difference; None when the checkpoint's own is not there.
+    """
+    for folder in folders:
+        if has_tokenizer(folder):
+            if all(_content(folder / name) == _content(hf / name) for name in TOKENIZER_FILES):
+                return []
+            return [f"tokenizer in {folder}: {problem}" for problem in compare_tokenizers(hf, folder, texts)]
+    return None
+
+
+def compare_tokenizers(hf: Path, other: Path, texts: list[str]) -> list[str]:
+    """Where the tokenizer in another folder does not do what the one in `hf` does: ids, special tokens, template."""
+    from transformers import AutoTokenizer
+
+    ours: Any = AutoTokenizer.from_pretrained(hf, local_files_only=True)
+    theirs: Any = AutoTokenizer.from_pretrained(other, local_files_only=True)
+    problems = []
+    for text in texts:
+        if ours(text)["input_ids"] != theirs(text)["input_ids"]:
+            problems.append(f"tokens of {text[:40]!r} differ")
+            break
+    a, b = ours.get_vocab(), theirs.get_vocab()
+    if a != b:
+        apart = sorted(token for token in a.keys() | b.keys() if a.get(token) != b.get(token))
+        problems.append(f"{len(apart)} tokens have other ids, {apart[0]!r} for one")
+    for name in ("bos_token", "eos_token"):
+        if getattr(ours, name) != getattr(theirs, name):
+            problems.append(f"{name} is {getattr(theirs, name)!r} instead of {getattr(ours, name)!r}")
+    if ours.chat_template != theirs.chat_template:
+        problems.append(f"the chat template differs{_template_difference(ours, theirs)}")
+    return problems
+
+
+def _template_difference(ours: Any, theirs: Any) -> str:
+    """Shown with a conversation of two turns."""
+    if not (isinstance(ours.chat_template, str) and isinstance(theirs.chat_template, str)):
+        return "" if None not in (ours.chat_template, theirs.chat_template) else ": one side has none"
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    try:
+        shown = [tokenizer.apply_chat_template(turns, tokenize=False) for tokenizer in (ours, theirs)]
+    except Exception as error:  # whatever a template raises
+        return f" (rendering fails: {error})"
+    if shown[0] == shown[1]:
+        return ", though a plain conversation of two turns comes out alike"
+    start = next(i for i in range(len(max(shown, key=len))) if shown[0][i : i + 1] != shown[1][i : i + 1])
+    around = [repr(text[max(0, start - 10) : start + 30]) for text in shown]
+    return f": {around[1]} instead of {around[0]}"
+
+
+def _content(file: Path) -> bytes | None:
+    return file.read_bytes() if file.is_file() else None

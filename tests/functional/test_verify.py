@@ -1,0 +1,299 @@
+"""`minordpo verify`: right models pass, every planted mistake is named, through transformers and NeMo themselves.
+
+NeMo's import costs 12 s a process, so one process (`python test_verify.py FOLDER`, below) makes the models and verifies
+them all; the tests read what it was told.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+LAYERS, VOCAB = 3, 403
+ATTENTION, MLP = "model.layers.{}.self_attn.{}_proj.weight", "model.layers.{}.mlp.{}_proj.weight"
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|im_end|>{% endfor %}"
+KINDS = ("embedding", "norm before attention", "attention", "norm before MLP", "MLP", "final norm", "head")
+
+# mistake -> (what must be said, the kinds of modules that differ on equal inputs)
+MISTAKES: dict[str, tuple[list[str], set[str]]] = {
+    "rotary base": (
+        [
+            "settings: rotary_base: 20000.0 instead of 10000.0",
+            "running: wrong rotary base: NeMo turns with 20000, Hugging Face with 10000",
+            "weights: all equal",
+        ],
+        {"attention"},
+    ),
+    "epsilon": (
+        [
+            "settings: layernorm_epsilon: 1e-06 instead of 1e-05",
+            "running: wrong rms_norm_eps: NeMo's norms have [1e-06], Hugging Face's [1e-05]",
+            "weights: all equal",
+        ],
+        {"norm before attention", "norm before MLP"},  # behind the last layer values are too large for it to show
+    ),
+    "gate and up": (
+        ["weights: mlp.gate_proj.weight, mlp.up_proj.weight in every layer: gate and up are swapped"],
+        {"MLP"},
+    ),
+    "QKV order": (
+        [
+            "weights: self_attn.q_proj.weight, self_attn.k_proj.weight, self_attn.v_proj.weight in every layer: "
+            "QKV order: [q; k; v] concatenated plainly instead of interleaved by group"
+        ],
+        {"attention"},
+    ),
+    "keys and values of a layer": (["v_proj.weight in layer 1 of 3: keys and values are swapped"], {"attention"}),
+    "interleaved halves": (["in every layer: rotary halves interleaved (q and k permuted)"], {"attention"}),
+    "dropped head": (["weights: lm_head.weight: missing in the checkpoint", "the head was dropped"], {"head"}),
+    "untied head": (["weights: lm_head.weight: of its own in the checkpoint", "the head was untied"], {"head"}),
+    "rounding": (["in every layer: rounded to bfloat16 in the checkpoint, and not in the other"], set(KINDS)),
+    "template": (
+        [": the chat template differs: '<user>Hi</s>\\n<assistant>Hello</s>\\n' instead of '<user>Hi<|im_end|>"],
+        set(),
+    ),
+    "end of a turn": ([": eos_token is '<|endoftext|>' instead of '<|im_end|>'", "weights: all equal"], set()),
+    "one token": (["2 tokens have other ids"], set()),
+    # a config that is right and is not followed
+    "base of the running model": (["running: wrong rotary base: NeMo turns with 5000, Hugging Face with 10000"], set()),
+}
+IN_BFLOAT16 = ("gate and up", "rotary base")
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("verify")
+    run = subprocess.run([sys.executable, __file__, str(folder)], capture_output=True, text=True, timeout=400)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads((folder / "told.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["right", "right, in bfloat16", "right, on pairs", "right, tied", "right, a run"])
+def test_the_right_model_passes(told: dict[str, Any], name: str) -> None:
+    assert told[name].startswith("logits differ by at most ")
+    assert told[name].endswith("tokens")  # nothing to add
+    bound = "bfloat16, tolerance" if "bfloat16" in name else "float32, tolerance 0.0001)"
+    assert bound in told[name]
+    assert ("x transformers' own rounding, of mean" in told[name]) == ("bfloat16" in name)
+
+
+def test_texts_of_pairs_are_drawn(told: dict[str, Any]) -> None:
+    tokens = {name: int(told[name].rpartition(" of ")[2].split()[0]) for name in ("right", "right, on pairs")}
+    assert tokens["right, on pairs"] > tokens["right"] + 3 * 10
+    assert "pairs.jsonl:2: missing field 'prompt'" in told["bad pairs"]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named(told: dict[str, Any], mistake: str) -> None:
+    said, kinds = MISTAKES[mistake]
+    text = told[mistake]
+    assert "is not the model of" in text
+    assert "logits differ by at most" in text
+    for words in said:
+        assert words in text
+    differing = {kind for kind in KINDS if f"  {kind}: differs" in text}
+    equal = {kind for kind in KINDS if f"  {kind}: equal" in text}
+    assert differing | equal == set(KINDS)
+    if mistake != "base of the running model":
+        assert differing == kinds
+
+
+@pytest.mark.parametrize("mistake", ["template", "end of a turn", "one token"])
+def test_a_tokenizer_is_compared_though_the_logits_are_equal(told: dict[str, Any], mistake: str) -> None:
+    assert "argmax equal for 100.00%" in told[mistake]
+
+
+def test_an_epsilon_that_no_bound_on_logits_shows(told: dict[str, Any]) -> None:
+    assert "argmax equal for 100.00%" in told["epsilon"]
+
+
+@pytest.mark.parametrize("mistake", IN_BFLOAT16)
+def test_in_bfloat16_mistakes_stand_out_of_rounding(told: dict[str, Any], mistake: str) -> None:
+    assert "is not the model of" in told[f"{mistake}, in bfloat16"]
+    largest, rest = told[f"{mistake}, in bfloat16"].partition("at most ")[2].split(" (mean ")
+    assert float(largest) > 3 * float(rest.partition("tolerance ")[2].partition(":")[0])
+
+
+def test_another_architecture_is_refused_at_once(told: dict[str, Any]) -> None:
+    assert "its model_config.yaml has num_query_groups: 6 instead of 2" in told["other heads"]
+    assert "logits" not in told["other heads"]
+
+
+def test_a_checkpoint_without_a_config_cannot_be_restored(told: dict[str, Any]) -> None:
+    assert "no model_config.yaml in or above it, without which NeMo cannot restore it" in told["no config"]
+
+
+# --- below: the process that verifies ---
+
+
+def _make_model(folder: Path, *, tied: bool = False) -> Path:
+    import transformers
+    from test_convert import _tokenizer
+
+    config = transformers.LlamaConfig(
+        hidden_size=48, intermediate_size=80, num_hidden_layers=LAYERS, num_attention_heads=6, num_key_value_heads=2,
+        vocab_size=VOCAB, max_position_embeddings=256, rms_norm_eps=1e-5, tie_word_embeddings=tied,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():  # norms start at 1, where a mistake would not show
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter == 1))
+    model.save_pretrained(folder)
+    _tokenizer(folder)
+    _change_tokenizer(folder, chat_template=TEMPLATE)
+    return folder
+
+
+def _change_tokenizer(folder: Path, **changes: Any) -> None:
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def _copy(hf: Path, name: str, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> Path:
+    """A copy of a model with other weights or settings."""
+    folder = shutil.copytree(hf, hf.with_name(name))
+    tensors, config = load_file(hf / "model.safetensors"), json.loads((hf / "config.json").read_text())
+    change(tensors, config)
+    save_file({key: t.contiguous() for key, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def _swap(names: tuple[str, str], block: str, layers: range) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    def change(tensors: dict[str, Any], config: dict[str, Any]) -> None:
+        for layer in layers:
+            a, b = (block.format(layer, name) for name in names)
+            tensors[a], tensors[b] = tensors[b], tensors[a]
+
+    return change
+
+
+def _drop_head(tensors: dict[str, Any], config: dict[str, Any]) -> None:
+    del tensors["lm_head.weight"]
+    config["tie_word_embeddings"] = True
+
+
+def _untie_head(tensors: dict[str, Any], config: dict[str, Any]) -> None:
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] * 1.1
+    config["tie_word_embeddings"] = False
+
+
+def _rotated(parts: list[torch.Tensor], facts: Any) -> torch.Tensor:
+    """Heads of 8 with their halves as pairs."""
+    from nemo_minordpo.convert import mapping
+
+    q, k = (part.reshape(-1, 8, 48)[:, [0, 4, 1, 5, 2, 6, 3, 7]].reshape(-1, 48) for part in parts[:2])
+    return mapping.join_qkv([q, k, parts[2]], facts)
+
+
+def _main(folder: Path) -> None:
+    from nemo_minordpo.convert import mapping, restored
+    from nemo_minordpo.convert import verify as verification
+    from nemo_minordpo.convert.hf_to_nemo import import_hf
+
+    told: dict[str, str] = {}
+
+    def tell(name: str, hf: Path, nemo: Path, **options: Any) -> None:
+        try:
+            told[name] = str(verification.verify(hf, nemo, **options))
+        except ValueError as error:
+            told[name] = str(error)
+
+    def imported(hf: Path, name: str, **options: Any) -> Path:
+        import_hf(hf, folder / f"{name}.nemo", **options)
+        return folder / f"{name}.nemo"
+
+    hf, tied = _make_model(folder / "hf"), _make_model(folder / "tied", tied=True)
+    base = imported(hf, "base")
+    tell("right", hf, base)
+    tell("right, tied", tied, imported(tied, "tied"))
+    tell("right, in bfloat16", hf, base, dtype="bfloat16")
+    pair = {"prompt": "1 plus 2 ", "chosen_response": "is 3, and 3 plus 4 is 7, is it?", "rejected_response": "is"}
+    (folder / "pairs.jsonl").write_text(json.dumps(pair) + "\n" + '{"chosen_response": "is"}\n')
+    tell("bad pairs", hf, base, pairs=folder / "pairs.jsonl")
+    (folder / "pairs.jsonl").write_text((json.dumps(pair) + "\n") * 9)
+    tell("right, on pairs", hf, base, pairs=folder / "pairs.jsonl", num_samples=3)
+
+    wrong = {
+        "rotary base": _copy(hf, "rope", lambda tensors, config: config.update(rope_theta=20000.0)),
+        "epsilon": _copy(hf, "eps", lambda tensors, config: config.update(rms_norm_eps=1e-6)),
+        "gate and up": _copy(hf, "gate", _swap(("gate", "up"), MLP, range(LAYERS))),
+        "keys and values of a layer": _copy(hf, "kv", _swap(("k", "v"), ATTENTION, range(1, 2))),
+        "dropped head": _copy(hf, "dropped", _drop_head),
+    }
+    for mistake, other in wrong.items():
+        tell(mistake, hf, imported(other, mistake))
+    for mistake in IN_BFLOAT16:
+        tell(f"{mistake}, in bfloat16", hf, folder / f"{mistake}.nemo", dtype="bfloat16")
+    tell("untied head", tied, imported(_copy(tied, "untied", _untie_head), "untied"))
+    tell("rounding", hf, imported(hf, "rounded", dtype="bfloat16"))
+    right = mapping.QKV
+    for mistake, join in (("QKV order", lambda parts, facts: torch.cat(parts)), ("interleaved halves", _rotated)):
+        mapping.QKV = mapping.Layout(join, mapping.split_qkv)
+        wrong_nemo = imported(hf, mistake)
+        mapping.QKV = right
+        tell(mistake, hf, wrong_nemo)
+
+    for mistake, changes in (
+        ("template", {"chat_template": TEMPLATE.replace("<|im_end|>", "</s>\n")}),
+        ("end of a turn", {"eos_token": "<|endoftext|>"}),
+        ("one token", {}),
+    ):
+        nemo = imported(hf, mistake)
+        beside = nemo.with_suffix(".tokenizer")
+        _change_tokenizer(beside, **changes)
+        if mistake == "one token":
+            tokenizer = json.loads((beside / "tokenizer.json").read_text())
+            ids = tokenizer["model"]["vocab"]
+            ids["1"], ids["2"] = ids["2"], ids["1"]
+            (beside / "tokenizer.json").write_text(json.dumps(tokenizer))
+        tell(mistake, hf, nemo)
+
+    restore = restored.restore
+
+    def misled(*arguments: Any, **named: Any) -> Any:
+        model = restore(*arguments, **named)
+        model.model.rotary_pos_emb.inv_freq = 1.0 / 5000.0 ** (torch.arange(0, 8, 2) / 8)
+        return model
+
+    verification.restore = misled
+    tell("base of the running model", hf, base)
+    verification.restore = restore
+
+    _tell_of_sources(folder, hf, base, tell)
+    (folder / "told.json").write_text(json.dumps(told))
+
+
+def _tell_of_sources(folder: Path, hf: Path, base: Path, tell: Callable[..., None]) -> None:
+    """A training's checkpoint; one that lies alone; and a model of other shapes."""
+    import tarfile
+
+    from nemo_minordpo.convert.hf_to_nemo import import_hf
+
+    with tarfile.open(base) as archive:
+        archive.extractall(folder / "unpacked")
+    weights = folder / "unpacked" / "model_weights"
+    shutil.copytree(weights, folder / "run" / "checkpoints" / "step_000003")
+    # what a training adds to it, of classes that are not there to be read
+    (folder / "run" / "checkpoints" / "step_000003" / "common.pt").write_bytes(b"no pickle")
+    shutil.copy(folder / "unpacked" / "model_config.yaml", folder / "run")
+    tell("right, a run", hf, folder / "run")
+    tell("no config", hf, shutil.copytree(weights, folder / "a" / "b" / "alone"))
+    heads = _copy(hf, "heads", lambda tensors, config: config.update(num_key_value_heads=6))
+    tensors = load_file(heads / "model.safetensors")
+    wide = {name: t.repeat(3, 1) if ".k_" in name or ".v_" in name else t for name, t in tensors.items()}
+    save_file(wide, heads / "model.safetensors", {"format": "pt"})
+    import_hf(heads, folder / "heads.nemo")
+    tell("other heads", hf, folder / "heads.nemo")
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))

@@ -1,0 +1,74 @@
+"""Adapters trained at any layout, exported: transformers gives the log-probabilities that training measured."""
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nemo_minordpo.convert.nemo_to_hf import export_hf
+from nemo_minordpo.convert.peft_folder import export_peft
+from tests.parallel.test_reference_loop import rows_of, sequence, token_log_probs
+
+LAYOUTS = ("one", "tp2", "pp2")
+
+
+@pytest.fixture(scope="module")
+def exported(runs, tmp_path_factory):
+    """The runs that go on from one checkpoint at different layouts, and the one at TP=2 x PP=2, merged."""
+    folder = tmp_path_factory.mktemp("lora")
+    for name in ("lora", *(f"lora_{layout}" for layout in LAYOUTS)):
+        export_hf(runs.path / name, folder / name)
+    export_peft(runs.path / "lora_tp2", folder / "peft")
+    return folder
+
+
+def mean_log_probs(model, workspace, side):
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(workspace / "hf")
+    with torch.no_grad():
+        sums = [
+            token_log_probs(model, *sequence(tokenizer, row, side)).double().sum()
+            for row in rows_of(workspace, "validation")
+        ]
+    return torch.stack(sums).mean().item()
+
+
+def load(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").float()
+
+
+@pytest.mark.parametrize("name", ["lora", *(f"lora_{layout}" for layout in LAYOUTS)])
+def test_the_merged_model_is_the_trained_one(runs, exported, name):
+    """What the ranks measured after the last step, their adapters beside their weights."""
+    model = load(exported / name)
+    measured = runs.metrics(name, "validation")[-1].values
+    base = load(runs.path / "hf")
+    for side in ("chosen", "rejected"):
+        found = mean_log_probs(model, runs.path, f"{side}_response")
+        assert found == pytest.approx(measured[f"logps/{side}"], rel=1e-6)
+        # control: the adapters have changed what is measured
+        assert abs(mean_log_probs(base, runs.path, f"{side}_response") - found) > 1e-2
+
+
+def test_peft_gives_the_same(runs, exported):
+    model = PeftModel.from_pretrained(load(runs.path / "hf"), exported / "peft")
+    measured = runs.metrics("lora_tp2", "validation")[-1].values
+    assert mean_log_probs(model, runs.path, "chosen_response") == pytest.approx(measured["logps/chosen"], rel=1e-6)
+    merged, ours = model.merge_and_unload().state_dict(), load(exported / "lora_tp2").state_dict()
+    assert merged.keys() == ours.keys()
+    assert max((merged[name] - ours[name]).abs().max().item() for name in ours) < 1e-6
+
+
+def test_every_layout_exports_the_same(runs, exported):
+    """Ten steps from one checkpoint differ by rounding; gates, groups and ranks in another order would by far more."""
+    wanted = load_file(exported / "lora_one" / "model.safetensors")
+    base = load_file(runs.path / "hf" / "model.safetensors")
+    learnt = [name for name in wanted if not torch.equal(wanted[name], base[name])]
+    assert len(learnt) == 4 * 7  # every linear of four layers
+    for layout in LAYOUTS[1:]:
+        found = load_file(exported / f"lora_{layout}" / "model.safetensors")
+        assert found.keys() == wanted.keys()
+        for name, tensor in wanted.items():
+            step = (tensor - base[name]).abs().max()
+            assert (found[name] - tensor).abs().max() <= 1e-4 * step, (layout, name)

@@ -1,0 +1,52 @@
+"""The figures of a verification, worked by hand, and which texts are drawn."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemo_minordpo.convert.tokenizers import tokenizer_problems
+from nemo_minordpo.convert.verify import _sample, compare_logits
+
+WANTED = [torch.tensor([[1.0, 2.0], [4.0, 3.0]]), torch.tensor([[0.0, -1.0]])]
+
+
+def test_figures_worked_by_hand() -> None:
+    """Differences 0, 0.5, 0, 2, 0, 0 over three tokens; of the second token the other logit is the largest."""
+    found = [torch.tensor([[1.0, 2.5], [4.0, 5.0]]), torch.tensor([[0.0, -1.0]])]
+    result = compare_logits(found, WANTED, tolerance=2.0)
+    assert result.max_difference == 2.0
+    assert result.mean_difference == pytest.approx(2.5 / 6)
+    assert result.argmax_agreement == pytest.approx(2 / 3)
+    assert result.num_tokens == 3
+    assert result.passed
+    assert not compare_logits(found, WANTED, tolerance=1.99).passed
+    assert not replace(result, mean_tolerance=0.4).passed
+    assert replace(result, mean_tolerance=0.42).passed
+
+
+def test_nan_never_passes() -> None:
+    found = [WANTED[0], torch.tensor([[0.0, float("nan")]])]
+    assert not compare_logits(found, WANTED, tolerance=1e9).passed
+
+
+def test_pairs_are_drawn_by_seed(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i} ", "chosen_response": "right", "rejected_response": "wrong"} for i in range(50)]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = {f"{i} right" for i in range(50)}
+    drawn = [_sample(file, 8, seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2]
+    for sample in drawn:
+        assert len(set(sample)) == 8
+        assert set(sample) <= texts
+    assert set(_sample(file, 50, 3)) == set(_sample(file, 99, 3)) == texts
+    # every pair has its chance, the last ones, too
+    assert {text for seed in range(60) for text in _sample(file, 8, seed)} == texts
+
+
+def test_a_tokenizer_that_is_not_there_is_no_difference(tmp_path: Path) -> None:
+    assert tokenizer_problems([tmp_path / "nowhere"], tmp_path, []) is None
