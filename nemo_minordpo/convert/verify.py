@@ -20,7 +20,7 @@ from torch import Tensor
 from nemo_minordpo.convert import diagnosis, model_config
 from nemo_minordpo.convert.adapters import open_weights
 from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_config
-from nemo_minordpo.convert.hf_folder import HfWeights, parse_dtype, require_tokenizer
+from nemo_minordpo.convert.hf_folder import HfWeights, parse_dtype
 from nemo_minordpo.convert.modules import Trace, compare_modules, trace_hf
 from nemo_minordpo.convert.nemo_source import NemoSource, open_source
 from nemo_minordpo.convert.restored import restore
@@ -45,6 +45,7 @@ _NUMBERS = (
     "layernorm_epsilon", "rotary_percentage", "rotary_base", "rotary_interleaved", "seq_len_interpolation_factor",
     "scale_positional_embedding",
 )  # fmt: skip
+from nemo_minordpo.sidecars import require_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
