@@ -27,6 +27,7 @@ from nemo_minordpo.convert.restored import restore
 from nemo_minordpo.convert.staging import progress_bar
 from nemo_minordpo.convert.tokenizers import tokenizer_problems
 from nemo_minordpo.records import PreferencePair, read_lines
+from nemo_minordpo.sidecars import require_tokenizer
 
 TEXTS = (
     "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May.",
