@@ -46,7 +46,6 @@ _NUMBERS = (
     "layernorm_epsilon", "rotary_percentage", "rotary_base", "rotary_interleaved", "seq_len_interpolation_factor",
     "scale_positional_embedding",
 )  # fmt: skip
-from nemo_minordpo.sidecars import require_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
