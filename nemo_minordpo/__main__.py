@@ -22,7 +22,7 @@ The road in order; each command reads files and writes files:
   minordpo status runs/minordpo                            where a run is, and what happened to it
   minordpo export-hf runs/minordpo hf/minordpo             run folder -> Hugging Face
   minordpo evaluate hf/minordpo gsm8k/test.jsonl runs/minordpo/evaluation
-  minordpo report runs/dpo runs/minordpo --output report   one table, one figure
+  minordpo report runs/dpo runs/minordpo --output report   tables, figures, a page
 
 All of it at once, on a small model that needs no download:
   minordpo sweep demo
