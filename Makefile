@@ -42,6 +42,8 @@ bench: $(VENV)/.installed $(VENV_TRL)/.installed  ## beside NeMo-Aligner and TRL
 	$(VENV)/bin/python -m tests.benchmarks.scaling
 	$(VENV)/bin/python -m tests.benchmarks.peak
 	$(VENV)/bin/python -m tests.benchmarks.conversion
+	$(VENV)/bin/python -m tests.benchmarks.plan
+	$(VENV)/bin/python -m tests.benchmarks.metamath
 
 lint: $(VENV)/.installed  ## style, types and the layers between the modules
 	$(VENV)/bin/ruff check

@@ -13,6 +13,7 @@ _FLOW = """Preference training (DPO, DPOP, MinorDPO) on NeMo-Aligner and Megatro
 The road in order; each command reads files and writes files:
   minordpo doctor                                          what this machine has and lacks
   minordpo prepare gsm8k gsm8k/train.jsonl pairs           GSM8K -> preference pairs
+  minordpo preview pairs/train.jsonl --tokenizer hf/base   pairs as training will read them
   minordpo import-hf hf/base base.nemo                     Hugging Face -> .nemo
   minordpo verify hf/base base.nemo                        the two give the same logits
   minordpo reference KEY=VALUE ...                         what the reference says of the pairs, once for many runs
@@ -21,7 +22,7 @@ The road in order; each command reads files and writes files:
   minordpo status runs/minordpo                            where a run is, and what happened to it
   minordpo export-hf runs/minordpo hf/minordpo             run folder -> Hugging Face
   minordpo evaluate hf/minordpo gsm8k/test.jsonl runs/minordpo/evaluation
-  minordpo report runs/dpo runs/minordpo --output report   one table, one figure
+  minordpo report runs/dpo runs/minordpo --output report   tables, figures, a page
 
 All of it at once, on a small model that needs no download:
   minordpo sweep demo
@@ -42,9 +43,13 @@ def _add(group: typer.Typer, name: str, function: Callable[..., None], **context
 
 _add(prepare, "arithmetic", data.prepare_arithmetic)
 _add(prepare, "gsm8k", data.prepare_gsm8k)
+_add(prepare, "metamath", data.prepare_metamath)
+_add(prepare, "hf", data.prepare_hf)
+_add(prepare, "choices", data.prepare_choices)
 
 _add(app, "doctor", whole.doctor)
 app.add_typer(prepare, name="prepare")
+_add(app, "preview", data.preview)
 _add(app, "gguf-to-hf", models.gguf_to_hf)
 _add(app, "import-hf", models.import_hf)
 _add(app, "verify", models.verify)

@@ -69,6 +69,7 @@ class Manifest:
     inputs: dict[str, str] = field(default_factory=dict)  # path -> sha256
     settings: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)  # reason -> rows, where rows can be rejected
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     version: str = __version__
     commit: str | None = field(default_factory=lambda: source_commit())
@@ -176,15 +177,27 @@ def object_with_texts(text: str, names: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError(f"a JSON object was expected, not {type(row).__name__}")
     for name in names:
-        if name not in row:
-            raise ValueError(f"missing field {name!r} (found: {', '.join(sorted(row)) or 'none'})")
-        if not isinstance(row[name], str):
-            raise ValueError(f"field {name!r} must be a string, not {type(row[name]).__name__}")
-        if not row[name].strip():
-            raise ValueError(f"empty field {name!r}")
-        if any("\ud800" <= character <= "\udfff" for character in row[name]):
-            raise ValueError(f"field {name!r} holds half a surrogate pair: not valid Unicode text")
+        checked_text(row, name)
     return row
+
+
+def checked_text(row: dict[str, Any], name: str) -> str:
+    """The text of a field.
+
+    Raises:
+        ValueError: it is not a text with something in it; the reason, without the place.
+    """
+    if name not in row:
+        raise ValueError(f"missing field {name!r} (found: {', '.join(sorted(map(str, row))) or 'none'})")
+    if not isinstance(row[name], str):
+        raise ValueError(f"field {name!r} must be a string, not {type(row[name]).__name__}")
+    if not row[name].strip():
+        raise ValueError(f"empty field {name!r}")
+    try:
+        row[name].encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"field {name!r} holds half a surrogate pair: not valid Unicode text") from error
+    return row[name]
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -1,11 +1,30 @@
 """Commands that make questions and pairs."""
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import typer
 
 from nemo_minordpo.commands.line import Overwrite, Tokenizer, done
+
+Sources = Annotated[
+    list[str], typer.Argument(help="Files (jsonl, json, also .gz; parquet), globs, folders, or OWNER/NAME on the hub.")
+]
+Output = Annotated[Path, typer.Argument(help="Folder for train.jsonl, validation.jsonl, rejected_rows.jsonl.")]
+Template = Annotated[str, typer.Option(help="plain, or chat: the tokenizer's own chat template.")]
+System = Annotated[str | None, typer.Option(help="System turn where a row has none; not given = the template's own.")]
+Subset = Annotated[str | None, typer.Option(help="Configuration of a data set of the hub.")]
+Split = Annotated[str, typer.Option(help="Of a folder or a data set of the hub.")]
+NumValidation = Annotated[
+    int, typer.Option(min=0, help="Pairs kept apart for validation; no question is on both sides.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use the first so many rows; not given = all.")]
+MaxRejected = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="Share of rows that may give no pair; above it nothing is written.")
+]
+OnePerQuestion = Annotated[bool, typer.Option("--one-per-question", help="Keep only the first pair of each question.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; not given = one a core. The pairs are the same.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same pairs.")]
 
 
 def prepare_arithmetic(
@@ -27,28 +46,209 @@ def prepare_arithmetic(
 
 
 def prepare_gsm8k(
-    source: Annotated[Path, typer.Argument(help="GSM8K's train.jsonl, or any jsonl with its two keys.")],
-    output: Annotated[Path, typer.Argument(help="Folder for train.jsonl, validation.jsonl, rejected_rows.jsonl.")],
-    template: Annotated[str, typer.Option(help="plain, or chat: the tokenizer's own chat template.")] = "plain",
+    source: Annotated[
+        str, typer.Argument(help="GSM8K's train.jsonl, MetaMathQA's or MATH's rows; a file, glob, folder.")
+    ],
+    output: Output,
+    template: Template = "plain",
     tokenizer: Tokenizer = None,
-    system: Annotated[str | None, typer.Option(help="System turn; not given = the template's own.")] = None,
-    num_validation: Annotated[int, typer.Option(min=0, help="Pairs kept apart for validation.")] = 0,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many questions; not given = all.")] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same pairs.")] = 1234,
+    system: System = None,
+    num_validation: NumValidation = 0,
+    limit: Limit = None,
+    max_rejected: MaxRejected = 0.01,
+    one_per_question: OnePerQuestion = False,
+    workers: Workers = None,
+    seed: Seed = 1234,
     overwrite: Overwrite = False,
 ) -> None:
     """Make close preference pairs of worked answers.
 
-    Chosen is the worked answer; rejected differs from it in the result of one intermediate calculation.
+    Chosen is the worked answer; rejected differs from it in the result of one intermediate calculation: in GSM8K's
+    calculator marks, in plain equations (MetaMathQA: query and response), or in LaTeX (MATH: problem and solution).
 
     Examples:
       minordpo prepare gsm8k gsm8k/train.jsonl pairs
       minordpo prepare gsm8k gsm8k/train.jsonl pairs --template chat --tokenizer hf/base --num-validation 100
+      minordpo prepare gsm8k MetaMathQA-395K.json pairs --max-rejected 0.2
     """
+    from nemo_minordpo.prepare.build import BuildOptions
+    from nemo_minordpo.prepare.chat import Prompting
     from nemo_minordpo.prepare.gsm8k import prepare_gsm8k
 
     prepare_gsm8k(
-        source, output,
-        template=cast(Any, template),  # the stage says which there are
-        tokenizer=tokenizer, system=system, num_validation=num_validation, limit=limit, seed=seed, overwrite=overwrite,
+        source, output, seed=seed,
+        prompting=Prompting(template=template, tokenizer=tokenizer, system=system),
+        options=BuildOptions(
+            num_validation=num_validation, limit=limit, max_rejected=max_rejected, one_per_question=one_per_question,
+            workers=workers, overwrite=overwrite,
+        ),
     )  # fmt: skip
+
+
+def prepare_metamath(
+    sources: Sources,
+    output: Output,
+    metamathqa: Annotated[
+        list[str] | None,
+        typer.Option(help="MetaMathQA-395K: file, folder or hub name; finds each question for certain."),
+    ] = None,
+    marker: Annotated[
+        str | None, typer.Option(help="Instead: a regular expression of what begins each question's line.")
+    ] = None,
+    keep_few_shot: Annotated[
+        bool,
+        typer.Option("--keep-few-shot", help="Keep prompts whose question is not found, instead of rejecting them."),
+    ] = False,
+    template: Template = "plain",
+    tokenizer: Tokenizer = None,
+    system: System = None,
+    subset: Subset = None,
+    split: Split = "train",
+    num_validation: NumValidation = 0,
+    limit: Limit = None,
+    max_rejected: MaxRejected = 0.01,
+    one_per_question: OnePerQuestion = False,
+    workers: Workers = None,
+    seed: Seed = 1234,
+    overwrite: Overwrite = False,
+) -> None:
+    r"""Make zero-shot pairs of abacusai/MetaMath_DPO_FewShot, as the MinorDPO paper trained on.
+
+    Its prompts show solved questions before the one that is asked. With --metamathqa that one is looked up: it is
+    the query that MetaMathQA has for the row's chosen response, and the prompt must end with it; rewrites of one
+    question then stay on one side of the split. With --marker it is what stands behind the last marker at the start
+    of a line. A row for which neither is certain is rejected.
+
+    Examples: first a look at a thousand rows, then all
+      minordpo prepare metamath MetaMath_DPO_FewShot pairs --metamathqa MetaMathQA-395K.json --limit 1000
+      minordpo prepare metamath abacusai/MetaMath_DPO_FewShot pairs --metamathqa meta-math/MetaMathQA \
+        --template chat --tokenizer hf/base --num-validation 1000 --overwrite
+      minordpo prepare metamath 'data/train-*.parquet' pairs --marker 'Question:'
+    """
+    from nemo_minordpo.prepare.build import BuildOptions
+    from nemo_minordpo.prepare.chat import Prompting
+    from nemo_minordpo.prepare.metamath import prepare_metamath
+
+    prepare_metamath(
+        sources, output, metamathqa=metamathqa, marker=marker, keep_few_shot=keep_few_shot,
+        subset=subset, split=split, seed=seed,
+        prompting=Prompting(template=template, tokenizer=tokenizer, system=system),
+        options=BuildOptions(
+            num_validation=num_validation, limit=limit, max_rejected=max_rejected, one_per_question=one_per_question,
+            workers=workers, overwrite=overwrite,
+        ),
+    )  # fmt: skip
+
+
+def prepare_hf(
+    sources: Sources,
+    output: Output,
+    prompt_column: Annotated[str | None, typer.Option(help="Not given = prompt, instruction or question.")] = None,
+    chosen_column: Annotated[str | None, typer.Option(help="Not given = chosen or chosen_response.")] = None,
+    rejected_column: Annotated[str | None, typer.Option(help="Not given = rejected or rejected_response.")] = None,
+    system_column: Annotated[str | None, typer.Option(help="Of a system turn; not given = none.")] = None,
+    chosen_reward_column: Annotated[
+        str | None, typer.Option(help="Not given = chosen_reward, score_chosen or chosen_score, where there is one.")
+    ] = None,
+    rejected_reward_column: Annotated[
+        str | None, typer.Option(help="Not given = rejected_reward, score_rejected or rejected_score.")
+    ] = None,
+    template: Template = "plain",
+    tokenizer: Tokenizer = None,
+    system: System = None,
+    subset: Subset = None,
+    split: Split = "train",
+    num_validation: NumValidation = 0,
+    limit: Limit = None,
+    max_rejected: MaxRejected = 0.01,
+    one_per_question: OnePerQuestion = False,
+    workers: Workers = None,
+    seed: Seed = 1234,
+    overwrite: Overwrite = False,
+) -> None:
+    r"""Make pairs of a published preference set: jsonl, json, parquet, or a data set of the Hugging Face hub.
+
+    Each row may be: prompt, chosen and rejected as strings; lists of messages, with the prompt apart or as the common
+    beginning of both; UltraFeedback's completions with scores; Anthropic HH's dialogues; NeMo-Aligner's own jsonl.
+    --template plain takes strings as they are (rendered already, perhaps), chat renders them with the tokenizer's
+    chat template; lists of messages need chat. `minordpo preview` shows the result as training sees it.
+
+    Examples:
+      minordpo prepare hf HuggingFaceH4/ultrafeedback_binarized pairs --split train_prefs \
+        --template chat --tokenizer hf/base
+      minordpo prepare hf 'data/*.jsonl.gz' more.parquet pairs --prompt-column question --num-validation 500
+      minordpo prepare hf Anthropic/hh-rlhf pairs
+    """
+    from nemo_minordpo.prepare.build import BuildOptions
+    from nemo_minordpo.prepare.chat import Prompting
+    from nemo_minordpo.prepare.preference import Columns, prepare_preference
+
+    prepare_preference(
+        sources, output, subset=subset, split=split, seed=seed,
+        columns=Columns(
+            prompt=prompt_column, chosen=chosen_column, rejected=rejected_column, system=system_column,
+            chosen_reward=chosen_reward_column, rejected_reward=rejected_reward_column,
+        ),
+        prompting=Prompting(template=template, tokenizer=tokenizer, system=system),
+        options=BuildOptions(
+            num_validation=num_validation, limit=limit, max_rejected=max_rejected, one_per_question=one_per_question,
+            workers=workers, overwrite=overwrite,
+        ),
+    )  # fmt: skip
+
+
+def prepare_choices(
+    sources: Sources,
+    output: Output,
+    template: Template = "plain",
+    tokenizer: Tokenizer = None,
+    system: System = None,
+    subset: Subset = None,
+    split: Split = "train",
+    num_validation: NumValidation = 0,
+    limit: Limit = None,
+    max_rejected: MaxRejected = 0.01,
+    one_per_question: OnePerQuestion = False,
+    workers: Workers = None,
+    seed: Seed = 1234,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make pairs of multiple choice questions: the right option against a wrong one.
+
+    Rows as ARC (and OpenBookQA) or HellaSwag have them.
+
+    Examples:
+      minordpo prepare choices ARC-Challenge/train.jsonl pairs
+      minordpo prepare choices allenai/ai2_arc pairs --subset ARC-Challenge --template chat --tokenizer hf/base
+    """
+    from nemo_minordpo.prepare.build import BuildOptions
+    from nemo_minordpo.prepare.chat import Prompting
+    from nemo_minordpo.prepare.choices import prepare_choices
+
+    prepare_choices(
+        sources, output, subset=subset, split=split, seed=seed,
+        prompting=Prompting(template=template, tokenizer=tokenizer, system=system),
+        options=BuildOptions(
+            num_validation=num_validation, limit=limit, max_rejected=max_rejected, one_per_question=one_per_question,
+            workers=workers, overwrite=overwrite,
+        ),
+    )  # fmt: skip
+
+
+def preview(
+    pairs: Annotated[list[str], typer.Argument(help="Files of pairs, or globs.")],
+    tokenizer: Annotated[Path, typer.Option(help="Folder of the model's tokenizer.")],
+    number: Annotated[int, typer.Option(min=1, help="Pairs to show.")] = 3,
+    seq_length: Annotated[int, typer.Option(min=2, help="As model.data.seq_length of the run.")] = 1024,
+    append_eos: Annotated[bool, typer.Option(help="As model.data.append_eos of the run.")] = True,
+) -> None:
+    """Show the first pairs as training will read them: tokens, where the response begins, how it ends.
+
+    Colours: the prompt dim, what only one of the responses has in green or red, special tokens reversed.
+
+    Example:
+      minordpo preview pairs/train.jsonl --tokenizer hf/base --number 2
+    """
+    from nemo_minordpo.train.preview import preview
+
+    preview(pairs, tokenizer=tokenizer, number=number, seq_length=seq_length, append_eos=append_eos)

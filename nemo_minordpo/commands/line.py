@@ -13,7 +13,7 @@ Tokenizer = Annotated[Path | None, typer.Option(help="Folder of the model's toke
 
 # typer puts groups behind commands
 _ORDER = (
-    "doctor", "prepare", "gguf-to-hf", "import-hf", "verify", "reference", "plan", "train", "status",
+    "doctor", "prepare", "preview", "gguf-to-hf", "import-hf", "verify", "reference", "plan", "train", "status",
     "export-hf",
     "evaluate", "report", "sweep",
 )  # fmt: skip

@@ -48,16 +48,18 @@ def evaluate(
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; a run's score is RUN/evaluation/score.json.")],
-    output: Annotated[Path, typer.Option(help="Folder for report.md, report.csv and rewards.png.")],
+    output: Annotated[Path, typer.Option(help="Folder for report.html, report.md, report.csv, rewards.png and more.")],
     base: Annotated[Path | None, typer.Option(help="Folder with the base model's score.json.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Compare runs in one table and one figure.
+    """Compare runs, two or a whole sweep: a page to explore, tables, the paper's figures, and what they say.
 
-    The table: accuracy, degenerate answers, rewards. The figure: the reward curves, a panel a run.
+    Runs are grouped by loss, beta and learning rate; those that differ in the seed alone are averaged. Runs that are
+    going on, broken or damaged are shown as far as they got, with a note.
 
-    Example:
+    Examples:
       minordpo report runs/dpo runs/minordpo --base evaluation/base --output report
+      minordpo report sweep/runs/* --base evaluation/base --output report --overwrite
     """
     from nemo_minordpo.report import report
 

@@ -13,6 +13,7 @@ from nemo_minordpo.convert.checkpoint import PREFIX, Checkpoint
 from nemo_minordpo.convert.nemo_source import WEIGHTS_FOLDER, NemoSource
 
 _PLAIN_FLOAT32 = {
+    "window_size": None,  # texts are cut where it begins
     "precision": "32-true",
     "megatron_amp_O2": False,
     "fp8": False,
@@ -30,7 +31,6 @@ _PLAIN_FLOAT32 = {
     "gradient_accumulation_fusion": False,
     "apply_rope_fusion": False,
     "persist_layer_norm": False,
-    "window_size": None,  # texts are cut where it begins
 }
 
 

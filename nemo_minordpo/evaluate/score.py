@@ -1,13 +1,11 @@
 """From what a model wrote to what it is worth: one prediction a question, one score a model."""
 
-import math
 from collections.abc import Sequence
 
 from nemo_minordpo.core.gsm8k import Problem, flexible_answer, gold_answer, same_number, strict_answer
+from nemo_minordpo.core.intervals import wilson_interval
 from nemo_minordpo.core.repetition import degenerate_reason
 from nemo_minordpo.records import Prediction, Score
-
-_Z_95 = 1.959963984540054  # the standard normal's 97.5 % point
 
 
 def judge(index: int, problem: Problem, *, output: str, token_ids: Sequence[int], finished: bool) -> Prediction:
@@ -55,22 +53,3 @@ def score(predictions: Sequence[Prediction], *, model: str, questions: str) -> S
         unfinished_rate=sum(not one.finished for one in predictions) / total,
         mean_tokens=sum(one.num_tokens for one in predictions) / total,
     )
-
-
-def wilson_interval(successes: int, total: int) -> tuple[float, float]:
-    """95 % score interval of a rate: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
-
-    Unlike p -+ z sqrt(p(1-p)/n) it stays within 0 and 1 and has a width at p = 0 and p = 1.
-    Source: Wilson 1927.
-
-    Args:
-        successes: 0 to `total`.
-        total: n, at least 1.
-    """
-    rate, z2n = successes / total, _Z_95**2 / total
-    centre = rate + z2n / 2
-    half = _Z_95 * math.sqrt(rate * (1 - rate) / total + z2n / (4 * total))
-    # The ends are exactly 0 and 1 there; rounding would leave 1e-17 of dirt.
-    low = 0.0 if successes == 0 else (centre - half) / (1 + z2n)
-    high = 1.0 if successes == total else (centre + half) / (1 + z2n)
-    return low, high

@@ -12,10 +12,10 @@ from decimal import Decimal
 
 from nemo_minordpo.core.gsm8k import same_number
 
-_NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
+NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 # `<<48/2=24>>24`: the expression, its result, and the result once more where the reader of the answer sees it.
 _CALCULATION = re.compile(
-    rf"<<(?P<expression>[^<>\n]*=)(?P<result>[^<>=\n]*)>>(?P<gap>[ ]?[$]?)(?P<shown>-?(?:{_NUMBER}))?"
+    rf"<<(?P<expression>[^<>\n]*=)(?P<result>[^<>=\n]*)>>(?P<gap>[ ]?[$]?)(?P<shown>-?(?:{NUMBER}))?"
 )
 # A wrong result is off by a tenth of the right one at most, but always by up to 2 units of the last place that
 # counts, and never by more than 20 of them.
@@ -97,6 +97,6 @@ def _unit(significand: int) -> int:
 
 def _shows_its_result(mark: re.Match[str]) -> bool:
     result = mark["result"].replace(",", "").replace("$", "").strip()
-    if mark["shown"] is None or not re.fullmatch(rf"-?(?:{_NUMBER})", result):
+    if mark["shown"] is None or not re.fullmatch(rf"-?(?:{NUMBER})", result):
         return False
     return same_number(result, str(Decimal(mark["shown"].replace(",", ""))))

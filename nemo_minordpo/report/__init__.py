@@ -1,56 +1,134 @@
-"""From run folders and scores to one table and one figure; reads files alone, no torch and no NeMo.
+"""From run folders and scores to tables, figures and one page; reads files alone, no torch and no NeMo.
 
-`runs.py` reads, `table.py` says it in words and numbers, `rewards.py` draws.
+`runs.py` and `state.py` read, `grid.py` puts runs in their places, `scores.py`, `reading.py`, `claims.py`,
+`candidates.py` and `health.py` judge, `curves.py` thins, `figures/`, `page.py`, `markdown.py` and `numbers.py` show.
 """
 
+import re
 from pathlib import Path
 
 from rich.console import Console
 
 from nemo_minordpo.records import refuse_existing, write_text
-from nemo_minordpo.report.rewards import draw_rewards
+from nemo_minordpo.report.contents import Contents, contents_of
+from nemo_minordpo.report.figures.coefficient import draw_coefficient
+from nemo_minordpo.report.figures.rewards import draw_overview, draw_rewards
+from nemo_minordpo.report.figures.score import draw_score
+from nemo_minordpo.report.grid import arrange, number
+from nemo_minordpo.report.markdown import as_markdown
+from nemo_minordpo.report.numbers import known_betas, numbers
+from nemo_minordpo.report.page import as_html
 from nemo_minordpo.report.runs import Run, read_run, read_score
-from nemo_minordpo.report.table import as_csv, as_markdown, as_rich, reading, rows_of
+from nemo_minordpo.report.table import as_csv, as_rich
 
 __all__ = ["report"]
 
+# So many panels can be seen beside one another.
+_MOST_PANELS = 6
+# A longer table is not printed on the terminal.
+_MOST_ROWS = 20
+_FIGURES, _NUMBERS = "figures", "numbers"
+
 
 def report(runs: list[Path], *, base: Path | None, output: Path, overwrite: bool = False) -> None:
-    """Write `report.md`, `report.csv` and `rewards.png`, and print the table and what it says.
+    """Write the report, and print what it says and, unless it is long, the table.
+
+    `report.html` (the page), `report.md`, `report.csv` (a row a run), `rewards.png`, and in figures/ and numbers/ the
+    other figures and all numbers.
 
     Args:
-        runs: run folders, in the order of the table; a run's score is `<run>/evaluation/score.json`.
+        runs: run folders; losses are shown in the order in which they come here. A run's score is
+            `<run>/evaluation/score.json`.
         base: folder with the `score.json` of the model that training started from; None = no such row.
-        output: folder of the three files.
-        overwrite: replace the three files of an earlier report.
+        output: folder of the report.
+        overwrite: replace an earlier report, its figures/*.png and numbers/*.csv included.
 
     Raises:
-        ValueError: a folder is no run folder, `base` has no score, or `output` is not empty. What a run lacks
-            (steps, a score, values that are numbers) is no error: the report says it in a note.
+        ValueError: none of the folders is a run folder, `base` has no score, or `output` is not empty. What a run
+            lacks (steps, a score, values that are numbers) is no error, nor is a folder among others that is no run
+            folder yet: the report says it in a note.
     """
     refuse_existing(output, overwrite=overwrite)
-    read = _distinctly_named([read_run(folder) for folder in runs])
+    read, left_out = _read(runs)
     base_score = None if base is None else read_score(base)
     if base is not None and base_score is None:
         raise ValueError(f"{base / 'score.json'}: no such file; `minordpo evaluate` writes it")
-    rows = rows_of(read, base_score)
-    sentences = reading(rows)
-    notes = [f"{run.name}: {note}" for run in read for note in run.notes]
-    draw_rewards(read, output / "rewards.png")
-    write_text(output / "report.csv", as_csv(rows))
-    write_text(output / "report.md", as_markdown(rows, sentences=sentences, notes=notes))
+    contents = contents_of(arrange(read, base_score, left_out))
+    written = [*_draw(contents, output), *_write_numbers(contents, output)]
+    write_text(output / "report.csv", as_csv(contents.rows))
+    figures = [str(path.relative_to(output)) for path in written if path.suffix == ".png"]
+    write_text(output / "report.md", as_markdown(contents, figures=figures))
+    write_text(output / "report.html", as_html(contents))
+    _remove_others(output, written)
+    _print(contents, output)
+
+
+def _read(folders: list[Path]) -> tuple[list[Run], list[str]]:
+    """The runs that can be read, and why others cannot."""
+    runs, left_out = [], []
+    for folder in dict.fromkeys(folders):
+        try:
+            runs.append(read_run(folder))
+        except ValueError as error:
+            left_out.append(f"left out: {error}")
+    if not runs:
+        raise ValueError("; ".join(left_out).replace("left out: ", ""))
+    return runs, left_out
+
+
+def _draw(contents: Contents, output: Path) -> list[Path]:
+    """The paper's figures, as far as there is something to draw."""
+    grid, curves, figures = contents.grid, contents.curves, output / _FIGURES
+    paths = [output / "rewards.png"]
+    if len(grid.settings) <= _MOST_PANELS:
+        titles = [one.name if "beta" in one.name else f"{one.name}, beta {number(one.beta)}" for one in grid.settings]
+        draw_rewards(grid.settings, titles, curves, paths[0])
+    else:
+        draw_overview(grid, curves, paths[0])
+        for (loss, rate), settings in grid.rows().items():
+            paths.append(figures / f"rewards-{_file_name(loss)}-lr-{number(rate)}.png")
+            titles = [f"{loss}, lr {number(rate)}, beta {number(one.beta)}" for one in settings]
+            draw_rewards(settings, titles, curves, paths[-1])
+    if betas := known_betas(grid):
+        paths.append(figures / "coefficient.png")
+        draw_coefficient(betas, paths[-1])
+    if any(setting.score for setting in grid.settings):
+        paths.append(figures / "score.png")
+        draw_score(grid, paths[-1])
+    return paths
+
+
+def _write_numbers(contents: Contents, output: Path) -> list[Path]:
+    paths = []
+    for name, text in numbers(contents.grid, contents.curves, contents.relations).items():
+        paths.append(output / _NUMBERS / name)
+        write_text(paths[-1], text)
+    return paths
+
+
+def _remove_others(output: Path, written: list[Path]) -> None:
+    """Figures and numbers of an earlier report that this one does not have would be taken for its own."""
+    for path in [*(output / _FIGURES).glob("*.png"), *(output / _NUMBERS).glob("*.csv")]:
+        if path not in written:
+            path.unlink()
+
+
+def _print(contents: Contents, output: Path) -> None:
     console = Console()
-    console.print(as_rich(rows))
-    for line in sentences:
+    if len(contents.rows) <= _MOST_ROWS:
+        console.print(as_rich(contents.rows))
+    for line in contents.sentences:
         console.print(line, highlight=False, markup=False)
-    for line in notes:
+    for claim in contents.claims:
+        console.print(f"{claim.verdict}: {claim.text}", highlight=False, markup=False)
+    for line in contents.notes:
         console.print(f"note: {line}", highlight=False, style="yellow", markup=False)
-    console.print(f"Written to {output}: report.md, report.csv, rewards.png", highlight=False, markup=False)
+    console.print(
+        f"Written to {output}: report.html, report.md, report.csv, rewards.png, {_FIGURES}/, {_NUMBERS}/",
+        highlight=False,
+        markup=False,
+    )
 
 
-def _distinctly_named(runs: list[Run]) -> list[Run]:
-    """Runs are called after their loss; where that is not enough, after loss and folder."""
-    losses = [run.loss for run in runs]
-    for run in runs:
-        run.name = run.loss if losses.count(run.loss) == 1 else f"{run.loss} ({run.folder})"
-    return runs
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")

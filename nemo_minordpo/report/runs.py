@@ -8,11 +8,13 @@ from typing import Any
 
 import yaml
 
-from nemo_minordpo.records import Score, StepMetrics, read_lines
+from nemo_minordpo.records import Score, StepMetrics
+from nemo_minordpo.report.state import State, read_state
 
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margin")
 # The end of a run is the mean over this part of its steps: one step's mean over a batch is too noisy to compare.
 FINAL_PART = 0.1
+TRAIN = "train"
 
 
 @dataclass
@@ -23,49 +25,79 @@ class Run:
     loss: str
     beta: float | None
     learning_rate: float | None
-    steps: list[StepMetrics]  # training steps in order, each number once
-    seconds: float  # sum of step_s, NaN when no step says it
+    seed: int | None
+    settings: dict[str, Any]  # the whole config.yaml, flat
+    lines: dict[str, list[StepMetrics]]  # split -> its lines in the order of steps, each step once
+    seconds: float  # that training steps took, those done twice included; NaN when no step says it
     score: Score | None
+    state: State
     notes: list[str] = field(default_factory=list)
     name: str = ""
 
+    @property
+    def steps(self) -> list[StepMetrics]:
+        return self.lines.get(TRAIN, [])
+
+    @property
+    def metrics(self) -> list[str]:
+        """Every logged name; those of other splits than training as `validation/loss`."""
+        names = (
+            name if split == TRAIN else f"{split}/{name}"
+            for split, lines in self.lines.items()
+            for line in lines
+            for name in line.values
+        )
+        return list(dict.fromkeys(names))
+
+    def recorded(self, metric: str) -> list[tuple[int, float]]:
+        """(step, value) wherever the metric was logged."""
+        split, _, name = metric.partition("/")
+        if split == TRAIN or split not in self.lines:
+            split, name = TRAIN, metric
+        return [(line.step, line.values[name]) for line in self.lines.get(split, []) if name in line.values]
+
     def values(self, name: str) -> list[float]:
-        """The value of `name` at each step; NaN where a step does not have it."""
+        """The value of `name` at each training step; NaN where a step does not have it."""
         return [float(step.values.get(name, math.nan)) for step in self.steps]
 
-    def final(self, name: str) -> float:
-        """Mean of `name` over the last tenth of the steps (at least one); NaN when one of them is no number."""
+    def final(self, metric: str) -> float:
+        """Where the metric ended; NaN when it was not logged there or is no number.
+
+        Training: the mean over the last tenth of the steps (at least one); other splits: their last line.
+        """
+        split, _, name = metric.partition("/")
+        if split != TRAIN and split in self.lines:
+            return self.lines[split][-1].values.get(name, math.nan)
         if not self.steps:
             return math.nan
-        last = self.values(name)[-max(1, int(len(self.steps) * FINAL_PART)) :]
+        last = self.values(metric)[-max(1, int(len(self.steps) * FINAL_PART)) :]
         return sum(last) / len(last)
 
 
 def read_run(folder: Path) -> Run:
-    """Read `config.yaml`, `metrics.jsonl` and `evaluation/score.json` of a run folder.
+    """Read `config.yaml`, `metrics.jsonl`, `events.jsonl` and `evaluation/score.json` of a run folder.
 
     Raises:
-        ValueError: `folder` holds no `config.yaml` of a training run, or its score cannot be read.
+        ValueError: `folder` holds no `config.yaml` of a training run. Whatever else is damaged or missing is a note.
     """
-    config = _read_config(folder / "config.yaml")
+    settings = _flat(_read_config(folder / "config.yaml"))
     notes: list[str] = []
-    lines = _read_metrics(folder / "metrics.jsonl", notes)
-    # A run that was stopped and resumed may have written a step twice: what counts is what it went on from.
-    steps = {line.step: line for line in sorted(lines, key=lambda line: line.step)}
-    if len(steps) < len(lines):
-        notes.append(f"{len(lines) - len(steps)} steps were done twice (the run was resumed); the later ones count")
-    seconds = [line.values["step_s"] for line in lines if "step_s" in line.values]
+    lines, seconds = _read_metrics(folder / "metrics.jsonl", notes)
+    seed = settings.get("model.seed")
     run = Run(
         folder=folder,
-        loss=str(_selected(config, "model.dpo.preference_loss")),
-        beta=_selected(config, "model.dpo.ref_policy_kl_penalty"),
-        learning_rate=_selected(config, "model.optim.lr"),
-        steps=list(steps.values()),
-        seconds=sum(seconds) if seconds else math.nan,
-        score=read_score(folder / "evaluation"),
+        loss=str(settings["model.dpo.preference_loss"]),
+        beta=_number(settings, "model.dpo.ref_policy_kl_penalty", notes),
+        learning_rate=_number(settings, "model.optim.lr", notes),
+        seed=seed if isinstance(seed, int) else None,
+        settings=settings,
+        lines=lines,
+        seconds=seconds,
+        score=_score_or_note(folder / "evaluation", notes),
+        state=read_state(folder),
         notes=notes,
     )
-    _note_what_is_missing(run, saves_nemo=_selected(config, "trainer.dpo.save_nemo") is not False)
+    _note_what_is_missing(run, saves_nemo=settings.get("trainer.dpo.save_nemo") is not False)
     return run
 
 
@@ -79,52 +111,106 @@ def read_score(folder: Path) -> Score | None:
     if not path.is_file():
         return None
     try:
-        return Score(**json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
+        score = Score(**json.loads(path.read_text(encoding="utf-8")))
+        for low, value, high in (
+            (score.strict_interval_95[0], score.strict_accuracy, score.strict_interval_95[1]),
+            (score.flexible_interval_95[0], score.flexible_accuracy, score.flexible_interval_95[1]),
+            (0, score.degenerate_rate, 1),
+            (0, score.no_answer_rate, 1),
+            (0, score.unfinished_rate, 1),
+            (1, score.num_questions, math.inf),
+        ):
+            if not 0 <= low <= value <= high:
+                raise ValueError(f"{value} is not between {low} and {high}")
+        return score
+    except (TypeError, ValueError, IndexError, KeyError) as error:
         raise ValueError(f"{path}: not a score as `minordpo evaluate` writes it ({error})") from error
 
 
-def _read_config(path: Path) -> dict:
+def _score_or_note(folder: Path, notes: list[str]) -> Score | None:
+    try:
+        return read_score(folder)
+    except ValueError as error:
+        notes.append(str(error))
+        return None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path.parent}: not a run folder of `minordpo train`: it has no config.yaml")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not readable as YAML ({error})") from error
-    if _selected(config, "model.dpo.preference_loss") is None:
+        raise ValueError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(config, dict) or _flat(config).get("model.dpo.preference_loss") is None:
         raise ValueError(f"{path}: no model.dpo.preference_loss: not the config of a training run")
     return config
 
 
-def _selected(config: Any, key: str) -> Any:
-    for name in key.split("."):
-        if not isinstance(config, dict):
-            return None
-        config = config.get(name)
-    return config
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner}
+    return flat
 
 
-def _read_metrics(path: Path, notes: list[str]) -> list[StepMetrics]:
-    if not path.is_file():
-        return []
-    lines = []
-    for number, text in read_lines(path):
+def _number(settings: dict[str, Any], key: str, notes: list[str]) -> float | None:
+    try:
+        return float(settings[key])
+    except (KeyError, TypeError, ValueError):
+        notes.append(f"config.yaml: {key} is no number, but {settings.get(key)!r}")
+        return None
+
+
+def _read_metrics(path: Path, notes: list[str]) -> tuple[dict[str, list[StepMetrics]], float]:
+    """The lines of each split, of which each step counts once; and the seconds of all training steps."""
+    found: dict[str, dict[int, StepMetrics]] = {TRAIN: {}}
+    twice, seconds = 0, math.nan
+    for number, text in enumerate(path.read_bytes().split(b"\n") if path.is_file() else [], start=1):
+        if not text.strip():
+            continue
         try:
-            lines.append(StepMetrics.from_json(text))
-        except (TypeError, ValueError):
+            line = _sound(StepMetrics.from_json(text.decode()))
+        except (TypeError, ValueError, AttributeError):
             # A run that was killed while it wrote leaves half a line; the other steps are still worth a report.
             notes.append(f"{path}:{number}: not a line of metrics, left out")
-    return [line for line in lines if line.split == "train"]
+            continue
+        of_split = found.setdefault(line.split, {})
+        # A run that was stopped and resumed may have written a step twice: what counts is what it went on from.
+        twice += line.split == TRAIN and line.step in of_split
+        of_split[line.step] = line
+        if line.split == TRAIN and "step_s" in line.values:
+            seconds = line.values["step_s"] + (0 if math.isnan(seconds) else seconds)
+    if twice:
+        notes.append(f"{twice} steps were done twice (the run was resumed); the later ones count")
+    return {split: [lines[step] for step in sorted(lines)] for split, lines in found.items()}, seconds
+
+
+def _sound(line: StepMetrics) -> StepMetrics:
+    """The line with those of its values that are numbers.
+
+    Raises:
+        TypeError, ValueError, AttributeError: it has no step or no values.
+    """
+    values = {name: float(value) for name, value in line.values.items() if isinstance(value, int | float)}
+    if not isinstance(line.step, int) or line.step < 1:
+        raise ValueError(f"step {line.step!r}")
+    return StepMetrics(
+        split=str(line.split), step=line.step, epoch=line.epoch, consumed_pairs=line.consumed_pairs, values=values
+    )
 
 
 def _note_what_is_missing(run: Run, *, saves_nemo: bool) -> None:
+    of_all = f" of {run.state.max_steps}" if run.state.max_steps else ""
+    happened = f"; {run.state}" if run.state.events else ""
     if not run.steps:
-        run.notes.append(f"no training step in {run.folder / 'metrics.jsonl'}")
-    elif saves_nemo and not (run.folder / "model.nemo").exists():  # written last
-        run.notes.append(f"not finished: it has {run.steps[-1].step} steps and no model.nemo")
+        run.notes.append(f"no training step in {run.folder / 'metrics.jsonl'}{happened}")
+    elif not run.state.is_complete and (saves_nemo or run.state.events):
+        run.notes.append(f"not finished: it has {run.steps[-1].step}{of_all} steps and no model.nemo{happened}")
     for name in REWARDS:
         strange = [step.step for step in run.steps if not math.isfinite(step.values.get(name, math.nan))]
         if strange:
             run.notes.append(f"{name} is missing or not finite at {len(strange)} steps, first at step {strange[0]}")
-    if run.score is None:
-        run.notes.append(f"no score: {run.folder / 'evaluation' / 'score.json'} is missing (`minordpo evaluate`)")
+    score = run.folder / "evaluation" / "score.json"
+    if not score.is_file():
+        run.notes.append(f"no score: {score} is missing (`minordpo evaluate`)")

@@ -1,20 +1,15 @@
 """Where a run is: its last step, throughput, time left, last checkpoint, attempts and what ended them."""
 
 import statistics
-from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from rich.console import Console
 
-from nemo_minordpo.records import Failure, RunEvent, read_lines
+from nemo_minordpo.records import Failure, RunEvent
 from nemo_minordpo.report.runs import Run, read_run
+from nemo_minordpo.report.state import COMPLETE, State, first_failure, is_consequence
 
-# What a rank says when another one is gone: the consequence, not the cause.
-_CONSEQUENCES = (
-    "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Read error", "nothing moved for",
-    "Timed out waiting", "Socket Timeout", "NCCL", "DistNetworkError", "DistStoreError", "Connection refused",
-)  # fmt: skip
 # Steps whose median says how long the others will take.
 _RECENT = 20
 _RATES = ("pairs_per_s", "tokens_per_s")
@@ -27,36 +22,19 @@ def print_status(folder: Path) -> bool:
         ValueError: `folder` is no run folder.
     """
     run = read_run(folder)
-    events = _events(folder)
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    for line in _lines(run, events, _failures(folder), now=datetime.now(timezone.utc)):
+    for line in _lines(run, run.state, now=datetime.now(timezone.utc)):
         console.print(line)
-    return _is_complete(run, events)
-
-
-def _is_complete(run: Run, events: Sequence[RunEvent]) -> bool:
-    """The model is put in place last but for the event, before which a rank may be killed."""
-    return (run.folder / "model.nemo").exists() or (bool(events) and events[-1].event == "complete")
-
-
-def first_failure(failures: Sequence[Failure]) -> Failure | None:
-    """The earliest that is no consequence of another one; or the earliest."""
-    ordered = sorted(failures, key=lambda failure: failure.time)
-    causes = [failure for failure in ordered if not _is_consequence(failure)]
-    return next(iter(causes or ordered), None)
-
-
-def _is_consequence(failure: Failure) -> bool:
-    return any(text in failure.error for text in _CONSEQUENCES)
+    return run.state.is_complete
 
 
 def _named(failure: Failure) -> str:
-    first = "a rank or node was lost, first noticed by " if _is_consequence(failure) else ""
+    first = "a rank or node was lost, first noticed by " if is_consequence(failure) else ""
     return f"{first}rank {failure.rank} on {failure.node}: {failure.error}"
 
 
-def _lines(run: Run, events: list[RunEvent], failures: list[Failure], *, now: datetime) -> list[str]:
-    starts = [event for event in events if event.event == "started"]
+def _lines(run: Run, state: State, *, now: datetime) -> list[str]:
+    events, starts = state.events, state.starts
     lines = [f"{run.folder}: {run.loss}, beta {run.beta}, learning rate {run.learning_rate}"]
     if not starts:
         lines.append("no step yet")
@@ -68,12 +46,12 @@ def _lines(run: Run, events: list[RunEvent], failures: list[Failure], *, now: da
     lines += [f"set aside: {event.detail}" for event in events if event.event == "damaged"]
     for number, start in enumerate(starts):
         until = starts[number + 1].time if number + 1 < len(starts) else now.isoformat()
-        end = _end(start, until, events, failures)
+        end = _end(start, until, state)
         lines.append(f"attempt {start.attempt} ({start.job}, {start.detail}): from step {start.step}{end}")
-    early = [failure for failure in failures if not starts or failure.time < starts[0].time]
+    early = [failure for failure in state.failures if not starts or failure.time < starts[0].time]
     if (first := first_failure(early)) is not None:
         lines.append(f"before the first step: {_named(first)}")
-    lines.append(_state(run, events, failures))
+    lines.append(str(state))
     return lines
 
 
@@ -93,43 +71,15 @@ def _progress(run: Run, max_steps: int) -> list[str]:
     return lines
 
 
-def _end(start: RunEvent, until: str, events: list[RunEvent], failures: list[Failure]) -> str:
-    own = [event for event in events if event.attempt == start.attempt and event.event in ("stopped", "complete")]
+def _end(start: RunEvent, until: str, state: State) -> str:
+    own = [event for event in state.events if event.attempt == start.attempt and event.event in ("stopped", COMPLETE)]
     if own:
         return f", {own[-1].event} at step {own[-1].step}{': ' if own[-1].detail else ''}{own[-1].detail}"
-    cause = first_failure([failure for failure in failures if start.time <= failure.time < until])
+    cause = first_failure([failure for failure in state.failures if start.time <= failure.time < until])
     if cause is not None:
         return f", failed: {_named(cause)}"
-    went_on = any(event.event == "started" and event.attempt > start.attempt for event in events)
+    went_on = any(event.attempt > start.attempt for event in state.starts)
     return ", ended without a word (killed, or its node was lost)" if went_on else ""
-
-
-def _state(run: Run, events: list[RunEvent], failures: list[Failure]) -> str:
-    if _is_complete(run, events):
-        return "complete"
-    last = next((event for event in reversed(events) if event.event in ("started", "stopped")), None)
-    if last is not None and last.event == "stopped":
-        return f"stopped ({last.detail}); the same command goes on"
-    failed = [failure for failure in failures if last is None or failure.time > last.time]
-    if failed:
-        return "failed; the same command goes on"
-    return "running, or killed without a word" if last is not None else "not started"
-
-
-def _events(folder: Path) -> list[RunEvent]:
-    path = folder / "events.jsonl"
-    lines = [text for _, text in read_lines(path)] if path.is_file() else []
-    events = []
-    for text in lines:
-        try:
-            events.append(RunEvent.from_json(text))
-        except (TypeError, ValueError):
-            continue  # half a line, of a process that was killed while it wrote
-    return events
-
-
-def _failures(folder: Path) -> list[Failure]:
-    return [Failure.from_json(path.read_text(encoding="utf-8")) for path in (folder / "failures").glob("*.json")]
 
 
 def _ago(time: str, now: datetime) -> str:

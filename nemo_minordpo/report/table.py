@@ -1,15 +1,17 @@
-"""The comparison in numbers (Markdown, CSV, terminal) and in plain sentences made from them."""
+"""The comparison in numbers: a row a model, in Markdown, on the terminal and as CSV."""
 
 import csv
 import io
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
 from nemo_minordpo.records import Score
+from nemo_minordpo.report.grid import Grid
+from nemo_minordpo.report.health import Health, health_of
 from nemo_minordpo.report.runs import Run
 
 BASE = "base"
@@ -21,82 +23,39 @@ class Row:
 
     model: str
     score: Score | None
+    health: Health | None = None  # None: it was not trained here
     beta: float | None = None
     learning_rate: float | None = None
+    seed: int | None = None
     chosen: float | None = None  # nats, mean over the end of training
     rejected: float | None = None
     margin: float | None = None
-    steps: int | None = None
-    seconds: float | None = None
+
+    @property
+    def steps(self) -> int | None:
+        return None if self.health is None else self.health.steps or None
+
+    @property
+    def seconds(self) -> float | None:
+        return None if self.health is None else self.health.seconds
 
 
-def rows_of(runs: list[Run], base: Score | None) -> list[Row]:
-    """One row a model: the base first when it has a score, then the runs in their order."""
-    return ([Row(model=BASE, score=base)] if base else []) + [_row(run) for run in runs]
+def rows_of(grid: Grid) -> list[Row]:
+    """One row a model: the base first when it has a score, then the runs, setting after setting."""
+    return ([Row(model=BASE, score=grid.base)] if grid.base else []) + [_row(run) for run in grid.runs]
 
 
 def _row(run: Run) -> Row:
-    seconds = None if math.isnan(run.seconds) else run.seconds
-    if not run.steps:
-        return Row(model=run.name, score=run.score, beta=run.beta, learning_rate=run.learning_rate)
+    ends = {"chosen": "rewards/chosen", "rejected": "rewards/rejected", "margin": "rewards/margin"}
     return Row(
         model=run.name,
         score=run.score,
+        health=health_of(run),
         beta=run.beta,
         learning_rate=run.learning_rate,
-        chosen=run.final("rewards/chosen"),
-        rejected=run.final("rewards/rejected"),
-        margin=run.final("rewards/margin"),
-        steps=run.steps[-1].step,
-        seconds=seconds,
+        seed=run.seed,
+        **({name: run.final(metric) for name, metric in ends.items()} if run.steps else {}),
     )
-
-
-def reading(rows: list[Row]) -> list[str]:
-    """What the table says, in at most two sentences; each is computed from the rows alone."""
-    return [sentence for sentence in (_reading_of_rewards(rows), _reading_of_accuracy(rows)) if sentence]
-
-
-def _reading_of_rewards(rows: list[Row]) -> str:
-    sides: dict[str, list[str]] = {"below zero": [], "above zero": [], "at zero": [], "as no number": []}
-    for row in rows:
-        if row.chosen is not None:
-            sides[_side(row.chosen)].append(f"{row.model} ({row.chosen:+.3g})")
-    parts = [f"{side} under {_listed(models)}" for side, models in sides.items() if models]
-    return f"rewards/chosen ends {_listed(parts)}." if parts else ""
-
-
-def _reading_of_accuracy(rows: list[Row]) -> str:
-    base = next((row.score for row in rows if row.model == BASE and row.score), None)
-    compared = [(row.model, row.score) for row in rows if row.model != BASE and row.score]
-    if base is None or not compared:
-        return ""
-    low, high = base.strict_interval_95
-    parts = []
-    for model, score in compared:
-        other_low, other_high = score.strict_interval_95
-        if other_high < low:
-            change = "lower"
-        elif other_low > high:
-            change = "higher"
-        else:
-            change = "no clear difference: the intervals overlap"
-        parts.append(f"{model} {_percent(score.strict_accuracy)} ({change})")
-    return f"Strict accuracy, against {_percent(base.strict_accuracy)} of the base model: {'; '.join(parts)}."
-
-
-def _side(value: float) -> str:
-    if not math.isfinite(value):
-        return "as no number"
-    return "at zero" if value == 0 else "above zero" if value > 0 else "below zero"
-
-
-def _listed(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f} %"
 
 
 def _strict(row: Row) -> str:
@@ -132,6 +91,11 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 }
 
 
+def headings() -> list[str]:
+    """The headings of COLUMNS, each in one line."""
+    return [name.replace("-\n", "").replace("/\n", "/").strip().replace("\n", " ") for name in COLUMNS]
+
+
 def as_rich(rows: list[Row]) -> Table:
     """The table for a terminal."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
@@ -142,42 +106,41 @@ def as_rich(rows: list[Row]) -> Table:
     return table
 
 
-def as_markdown(rows: list[Row], *, sentences: list[str], notes: list[str]) -> str:
-    """The whole report as Markdown; the figure lies beside it as `rewards.png`."""
-    lines = ["# Report", "", *(line for sentence in sentences for line in (sentence, ""))]
-    headings = [name.replace("-\n", "").replace("/\n", "/").strip().replace("\n", " ") for name in COLUMNS]
-    lines += ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
-    lines += ["| " + " | ".join(cell(row) for cell in COLUMNS.values()) + " |" for row in rows]
-    lines += [
-        "",
-        "Rewards are log-ratios of policy to reference in nats, without beta; mean over the last tenth of the steps.",
-        "",
-        "![Reward curves](rewards.png)",
-    ]
-    if notes:
-        lines += ["", "## Notes", "", *(f"- {note}" for note in notes)]
-    return "\n".join(lines) + "\n"
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table: the first column to the left, numbers to the right."""
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+    return lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """CSV with unrounded numbers; an empty cell = no such value."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return out.getvalue()
 
 
 def as_csv(rows: list[Row]) -> str:
-    """The same rows with unrounded numbers; an empty cell = no such value."""
+    """The same rows, and what is known of each run's health."""
     names = (
         "strict_accuracy", "strict_interval_95", "flexible_accuracy", "flexible_interval_95", "degenerate_rate",
         "no_answer_rate", "unfinished_rate", "num_questions",
     )  # fmt: skip
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    of_health = [item.name for item in fields(Health) if item.name not in ("steps", "seconds")]
     header = ["model", "beta", "learning_rate"]
     for name in names:
         header += [f"{name}_low", f"{name}_high"] if "interval" in name else [name]
-    writer.writerow([*header, "rewards/chosen", "rewards/rejected", "rewards/margin", "steps", "seconds"])
+    header += ["rewards/chosen", "rewards/rejected", "rewards/margin", "steps", "seconds", "seed", *of_health]
+    lines = []
     for row in rows:
-        cells = [row.model, row.beta, row.learning_rate]
+        cells: list[Any] = [row.model, row.beta, row.learning_rate]
         for name in names:
             value = getattr(row.score, name, None)
             if "interval" in name:
                 cells += value or (None, None)
             else:
                 cells.append(value)
-        writer.writerow([*cells, row.chosen, row.rejected, row.margin, row.steps, row.seconds])
-    return out.getvalue()
+        cells += [row.chosen, row.rejected, row.margin, row.steps, row.seconds, row.seed]
+        lines.append(cells + [getattr(row.health, name, None) for name in of_health])
+    return csv_text(header, lines)

@@ -131,6 +131,21 @@ def sample_pairs(files: list[Path], *, tokenizer: Any, data: DataSection) -> tup
     return TokenArrays(**writer.arrays()), sum(1 for file in files for _ in read_lines(file))
 
 
+def first_pairs(files: list[Path], *, tokenizer: Any, data: DataSection) -> Iterator[tuple[str, TokenArrays | str]]:
+    """(file:line, the arrays of this one pair, or why training would not see it), for a look at some pairs."""
+    for file in files:
+        for number, line in read_lines(file):
+            writer, left_out = _ArrayWriter(), []
+            place = f"{file}:{number}"
+            try:
+                pair = PreferencePair.from_json(line)
+            except ValueError as error:
+                yield place, str(error)
+                continue
+            _encode([(place, pair)], tokenizer=tokenizer, data=data, writer=writer, left_out=left_out)
+            yield place, TokenArrays(**writer.arrays()) if writer.count else left_out[0].reason
+
+
 def _say_counts(split: str, counts: Counter[str], folder: Path) -> None:
     text = f"{split}: {counts['used']} pairs"
     if left_out := [f"{number} {reason}" for reason, number in counts.items() if reason != "used"]:

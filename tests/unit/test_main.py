@@ -92,7 +92,7 @@ def test_every_command_is_listed_in_the_order_of_the_road(run):
     listed = group.list_commands(None)
     assert set(listed) == set(group.commands)
     assert listed == [
-        "doctor", "prepare", "gguf-to-hf", "import-hf", "verify", "reference", "plan", "train", "status",
+        "doctor", "prepare", "preview", "gguf-to-hf", "import-hf", "verify", "reference", "plan", "train", "status",
         "export-hf", "evaluate", "report", "sweep",
     ]  # fmt: skip
     text = run("--help").output

@@ -2,12 +2,13 @@ import hashlib
 import json
 
 import pytest
-from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
 
 from nemo_minordpo.core.gsm8k import PAPER_INSTRUCTION
-from nemo_minordpo.prepare.gsm8k import prepare_gsm8k
+from nemo_minordpo.prepare import gsm8k
+from nemo_minordpo.prepare.build import BuildOptions
+from nemo_minordpo.prepare.chat import Prompting
 from nemo_minordpo.records import Manifest, PreferencePair
+from tests.unit.prepare.templates import save_tokenizer
 
 CHAT = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}"
@@ -21,6 +22,11 @@ def _row(number: int, question: str | None = None) -> dict[str, str]:
     return {"question": question or f"Mia has {number} eggs. How many?", "answer": answer}
 
 
+def prepare_gsm8k(source, output, *, seed=1234, template="plain", tokenizer=None, system=None, **options):
+    prompting = Prompting(template=template, tokenizer=tokenizer, system=system)
+    return gsm8k.prepare_gsm8k(source, output, seed=seed, prompting=prompting, options=BuildOptions(**options))
+
+
 def _write(path, rows):
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return path
@@ -28,13 +34,6 @@ def _write(path, rows):
 
 def _pairs(path):
     return [PreferencePair.from_json(line) for line in path.read_text().splitlines()]
-
-
-def _tokenizer(folder, template):
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -49,7 +48,14 @@ def test_plain_pairs(source, tmp_path):
     assert pairs[0].prompt == f"{PAPER_INSTRUCTION} Mia has 1 eggs. How many?\n"
     assert pairs[0].chosen_response == "She has 1+1 = 2.\nAll: 6.\nSo the answer is: 6"
     assert pairs[0].rejected_response in [f"She has 1+1 = {n}.\nAll: 6.\nSo the answer is: 6" for n in (1, 3, 4)]
-    assert manifest.counts == {"rows": 10, "pairs": 10, "rejected": 0, "train": 10, "validation": 0}
+    assert manifest.counts == {
+        "rows": 10,
+        "pairs": 10,
+        "rejected": 0,
+        "train": 10,
+        "validation": 0,
+        "repeated_questions": 0,
+    }
     assert manifest.inputs == {str(source): hashlib.sha256(source.read_bytes()).hexdigest()}
     assert Manifest.read(tmp_path / "out") == manifest
     assert (tmp_path / "out/rejected_rows.jsonl").read_text() == ""
@@ -67,17 +73,24 @@ def test_bad_rows_are_rejected_with_place_and_reason(tmp_path):
         _row(2),
     ]
     source = _write(tmp_path / "rows.jsonl", rows)
-    manifest = prepare_gsm8k(source, tmp_path / "out")
+    manifest = prepare_gsm8k(source, tmp_path / "out", max_rejected=1)
     rejected = [json.loads(line) for line in (tmp_path / "out/rejected_rows.jsonl").read_text().splitlines()]
     assert [row["source"] for row in rejected] == [f"{source}:{number}" for number in (3, 4, 5, 6)]
     for row, reason in zip(rejected, ["invalid JSON", "'answer'", "no calculator mark", "no '####"], strict=True):
         assert reason in row["reason"]
-    assert manifest.counts == {"rows": 6, "pairs": 2, "rejected": 4, "train": 2, "validation": 0}
+    assert manifest.counts == {
+        "rows": 6,
+        "pairs": 2,
+        "rejected": 4,
+        "train": 2,
+        "validation": 0,
+        "repeated_questions": 0,
+    }
 
 
 @pytest.mark.parametrize(
     ("rows", "reason"),
-    [(["{half", {"question": "Q?"}], r"any of its 2 rows.*\n.*rows.jsonl:1: invalid JSON"), ([], "no rows")],
+    [(["{half", {"question": "Q?"}], r"any of the 2 rows.*\n.*rows.jsonl:1: invalid JSON"), ([], "no rows")],
 )
 def test_a_source_without_a_usable_row_is_refused(tmp_path, rows, reason):
     with pytest.raises(ValueError, match=reason):
@@ -139,7 +152,7 @@ def test_validation_leaves_something_to_train_on(source, tmp_path, num_validatio
 
 
 def test_chat_prompts_are_the_tokenizers_own(source, tmp_path):
-    tokenizer = _tokenizer(tmp_path / "tokenizer", CHAT)
+    tokenizer = save_tokenizer(tmp_path / "tokenizer", CHAT)
     manifest = prepare_gsm8k(source, tmp_path / "out", template="chat", tokenizer=tokenizer, limit=1)
     (pair,) = _pairs(tmp_path / "out/train.jsonl")
     assert pair.prompt == f"<|user|>{PAPER_INSTRUCTION} Mia has 1 eggs. How many?\n<|assistant|>"
@@ -166,12 +179,12 @@ def test_options_that_cannot_be_met_are_refused(source, tmp_path, options, reaso
 
 
 def test_tokenizers_that_make_no_prompt_are_refused(source, tmp_path):
-    chat = {"template": "chat", "tokenizer": _tokenizer(tmp_path / "no_system", NO_SYSTEM)}
+    chat = {"template": "chat", "tokenizer": save_tokenizer(tmp_path / "no_system", NO_SYSTEM)}
     prepare_gsm8k(source, tmp_path / "control", **chat)
-    with pytest.raises(ValueError, match=r"refuses the paper's user turn with a system turn.*no system role"):
+    with pytest.raises(ValueError, match=r"cannot be used with a user turn with a system turn.*no system role"):
         prepare_gsm8k(source, tmp_path / "out", system="Be brief.", **chat)
     with pytest.raises(ValueError, match="has no chat template"):
-        prepare_gsm8k(source, tmp_path / "out", template="chat", tokenizer=_tokenizer(tmp_path / "bare", None))
+        prepare_gsm8k(source, tmp_path / "out", template="chat", tokenizer=save_tokenizer(tmp_path / "bare", None))
     with pytest.raises(ValueError, match="no such tokenizer folder"):
         prepare_gsm8k(source, tmp_path / "out", template="chat", tokenizer=tmp_path / "none")
     (tmp_path / "empty").mkdir()
@@ -195,7 +208,7 @@ def test_what_exists_is_replaced_only_on_demand_and_then_whole(source, tmp_path)
 
 def test_the_summary_shows_counts_reasons_and_a_pair(tmp_path, capsys):
     source = _write(tmp_path / "[b]rows.jsonl", [_row(1), "{half"])
-    prepare_gsm8k(source, tmp_path / "out")
+    prepare_gsm8k(source, tmp_path / "out", max_rejected=0.5)
     shown = capsys.readouterr().out
     assert "2 rows: 1 pairs (1 train, 0 validation), 1 rejected" in shown
     assert f"rejected {source}:2: invalid JSON" in shown

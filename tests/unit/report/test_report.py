@@ -9,9 +9,8 @@ import yaml
 from PIL import Image
 
 from nemo_minordpo.report import report
-from nemo_minordpo.report.rewards import smoothed
-from nemo_minordpo.report.runs import read_run, read_score
-from nemo_minordpo.report.table import Row, reading
+from nemo_minordpo.report.curves import smoothed
+from nemo_minordpo.report.runs import read_run
 
 SCORE = {
     "model": "hf", "questions": "test.jsonl", "num_questions": 200,
@@ -112,41 +111,6 @@ def test_the_figure_has_curves(make, tmp_path):
     assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73)} <= colours
 
 
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ({"dpo": -1.0, "dpop": -2.0, "minordpo": 3.0}, "below zero under dpo (-1) and dpop (-2) and above zero"),
-        ({"dpo": 1.0, "minordpo": -3.0}, "rewards/chosen ends below zero under minordpo (-3) and above zero under dpo"),
-        ({"dpo": 0.0}, "rewards/chosen ends at zero under dpo (+0)."),
-        ({"dpo": math.nan, "dpop": math.inf}, "rewards/chosen ends as no number under dpo (+nan) and dpop (+inf)."),
-        ({"a": 1.0, "b": 2.0, "c": 3.0}, "rewards/chosen ends above zero under a (+1), b (+2) and c (+3)."),
-    ],
-)
-def test_the_reading_follows_the_rewards(values, expected):
-    (sentence,) = reading([Row(model=name, score=None, chosen=value) for name, value in values.items()])
-    assert expected in sentence
-
-
-@pytest.mark.parametrize(
-    ("interval", "change"),
-    [
-        ([0.30, 0.429], "lower"),
-        ([0.30, 0.43], "no clear difference: the intervals overlap"),
-        ([0.57, 0.70], "no clear difference: the intervals overlap"),
-        ([0.571, 0.70], "higher"),
-    ],
-)
-def test_accuracies_differ_only_when_their_intervals_do(tmp_path, interval, change):
-    base = read_score(write_score(tmp_path / "base"))
-    score = read_score(write_score(tmp_path / "dpo", strict_interval_95=interval))
-    (sentence,) = reading([Row(model="base", score=base), Row(model="dpo", score=score)])
-    assert sentence == f"Strict accuracy, against 50.0 % of the base model: dpo 50.0 % ({change})."
-
-
-def test_nothing_is_read_out_of_nothing():
-    assert reading([Row(model="dpo", score=None)]) == []
-
-
 def notes_of(tmp_path, *runs):
     report(list(runs), base=None, output=tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
@@ -215,16 +179,78 @@ def test_bad_folders_are_named(make, tmp_path):
         report([tmp_path / "nowhere"], base=None, output=out)
     with pytest.raises(ValueError, match=r"score.json: no such file; `minordpo evaluate` writes it"):
         report([run], base=tmp_path, output=out)
-    (run / "evaluation").mkdir()
-    for content in ("{}", "[1", '{"unknown": 1}', "3"):
-        (run / "evaluation" / "score.json").write_text(content)
+    for content in BAD_SCORES:
+        (tmp_path / "score.json").write_bytes(content.encode(errors="surrogateescape"))
         with pytest.raises(ValueError, match=r"score.json: not a score"):
-            report([run], base=None, output=out)
+            report([run], base=tmp_path, output=out)
     for content in ("a: [", "model: 3", "", "- 1", "\x00"):
         (run / "config.yaml").write_text(content)
         with pytest.raises(ValueError, match=r"config.yaml: no"):
             report([run], base=None, output=out)
     assert not out.exists()
+
+
+# one field each: missing, of the wrong kind, outside its interval, outside 0 to 1
+BAD_SCORES = [
+    "{}", "[1", '{"unknown": 1}', "3", "\udcff", json.dumps({**SCORE, "strict_accuracy": "a"}),
+    json.dumps({**SCORE, "strict_accuracy": 0.9}), json.dumps({**SCORE, "degenerate_rate": math.nan}),
+    json.dumps({**SCORE, "flexible_interval_95": [0.1]}), json.dumps({**SCORE, "num_questions": 0}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", BAD_SCORES)
+def test_a_damaged_score_is_a_note_and_the_run_is_shown(make, tmp_path, content):
+    run = make("run", [line(1, 1.0, 0.0)])
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "score.json").write_bytes(content.encode(errors="surrogateescape"))
+    read = read_run(run)
+    (note,) = read.notes
+    assert "score.json: not a score as `minordpo evaluate` writes it" in note
+    assert (read.score, read.final("rewards/chosen")) == (None, 1.0)
+
+
+def test_folders_that_cannot_be_read_are_left_out_with_their_reason(make, tmp_path):
+    good, bad = make("good", [line(1, 1.0, 0.0)]), make("bad", [line(1, 1.0, 0.0)], loss="ipo")
+    (bad / "config.yaml").write_text("model: {dpo: {preference")
+    notes = notes_of(tmp_path, tmp_path / "not_started", good, bad)
+    assert f"left out: {tmp_path / 'not_started'}: not a run folder" in notes
+    assert f"left out: {bad / 'config.yaml'}: not readable as YAML" in notes
+    assert [row["model"] for row in rows_of_csv(tmp_path / "out")] == ["dpo"]
+
+
+def test_damaged_lines_of_every_kind_are_left_out_and_the_others_count(make, tmp_path):
+    run = make("run", [line(1, 1.0, 0.0)])
+    bad = [
+        b"\x00" * 40, b"\xff\xfe", b"[]", b"7", b'{"split": "train"}', b'{"step": "2"}',
+        json.dumps({**line(2, 1.0, 0.0), "step": "2"}).encode(), json.dumps({**line(2, 1.0, 0.0), "step": 0}).encode(),
+        json.dumps({**line(2, 1.0, 0.0), "values": [1]}).encode(), json.dumps(line(3, 3.0, 0.0)).encode()[:-9],
+    ]  # fmt: skip
+    with (run / "metrics.jsonl").open("ab") as metrics:
+        metrics.write(b"\n".join([*bad, json.dumps(line(4, 5.0, 0.0)).encode()]) + b"\n")
+    notes = notes_of(tmp_path, run)
+    for number in range(2, 2 + len(bad)):
+        assert f"metrics.jsonl:{number}: not a line of metrics, left out" in notes
+    (row,) = rows_of_csv(tmp_path / "out")
+    assert (row["rewards/chosen"], row["steps"]) == ("5.0", "4")
+
+
+def test_values_that_are_no_numbers_at_all_are_missing(make):
+    lines = [line(1, 1.0, 0.0), line(2, 1.0, 0.0)]
+    lines[1]["values"] |= {"rewards/chosen": None, "loss": "low"}
+    run = read_run(make("run", lines))
+    assert math.isnan(run.final("rewards/chosen"))
+    assert "loss" not in run.metrics
+    assert "rewards/chosen is missing or not finite at 1 steps, first at step 2" in run.notes
+
+
+def test_beta_that_is_no_number_is_a_note(make, tmp_path):
+    run = make("run", [line(1, 1.0, 0.0)])
+    (run / "config.yaml").write_text(
+        "model: {dpo: {preference_loss: dpo, ref_policy_kl_penalty: x}, optim: {lr: 1e-5}}"
+    )
+    assert "model.dpo.ref_policy_kl_penalty is no number, but 'x'" in notes_of(tmp_path, run)
+    (row,) = rows_of_csv(tmp_path / "out")
+    assert (row["beta"], row["learning_rate"]) == ("", "1e-05")  # YAML 1.1 reads 1e-5 as a text
 
 
 def test_an_earlier_report_is_replaced_only_when_told(make, tmp_path):
@@ -233,7 +259,19 @@ def test_an_earlier_report_is_replaced_only_when_told(make, tmp_path):
     with pytest.raises(ValueError, match="exists already"):
         report([run], base=None, output=out)
     report([run], base=None, output=out, overwrite=True)
-    assert sorted(item.name for item in out.iterdir()) == ["report.csv", "report.md", "rewards.png"]
+    names = ["figures", "numbers", "report.csv", "report.html", "report.md", "rewards.png"]
+    assert sorted(item.name for item in out.iterdir()) == names
+
+
+def test_what_an_earlier_report_drew_and_this_one_does_not_is_removed(make, tmp_path):
+    scored, out = make("scored", [line(1, 1.0, 0.0)], score={}), tmp_path / "out"
+    report([scored], base=None, output=out)
+    assert (out / "figures/score.png").exists()
+    (out / "numbers/mine.txt").touch()
+    report([make("bare", [line(1, 1.0, 0.0)])], base=None, output=out, overwrite=True)
+    assert not (out / "figures/score.png").exists()
+    assert "score.png" not in (out / "report.md").read_text()
+    assert (out / "numbers/mine.txt").exists()
 
 
 def test_smoothing_is_a_centred_mean_over_a_tenth():

@@ -1,0 +1,70 @@
+"""Reading one large JSON text value by value."""
+
+import io
+import json
+import re
+from typing import IO, Any
+
+_BLOCK = 1 << 20  # characters read at a time
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+class GrowingText:
+    """A text of which as much is in memory as one value of JSON takes."""
+
+    def __init__(self, data: IO[bytes], *, name: str, max_characters: int):
+        self._data, self._name = io.TextIOWrapper(data, encoding="utf-8-sig"), name
+        self._max_characters = max_characters  # of one value
+        self._text, self._start = "", 0
+        self._scan = json.JSONDecoder().raw_decode
+
+    def take(self, character: str) -> bool:
+        """Pass over white space, then over `character`; False where something else stands."""
+        self._pass_space()
+        if not self._text.startswith(character, self._start):
+            return False
+        self._start += 1
+        return True
+
+    def take_value(self, number: int) -> Any:
+        """The next value; `number` names it in errors.
+
+        Raises:
+            ValueError: it is damaged, cut off, too long or nested too deeply.
+        """
+        self._pass_space()
+        characters = _BLOCK
+        while True:
+            try:
+                value, end = self._scan(self._text, self._start)
+                fault = "the text ends with it"
+            except RecursionError as error:
+                raise ValueError(f"{self._name}: row {number} is nested too deeply") from error
+            except ValueError as error:  # damaged, or to be continued
+                value, end, fault = None, len(self._text), str(error)
+            if end < len(self._text):  # what ends with the text may go on behind it: 12|34
+                self._start = end
+                return value
+            if len(self._text) - self._start > self._max_characters or not self._grow(characters):
+                raise ValueError(f"{self._name}: damaged at row {number}, nothing behind it can be read: {fault}")
+            characters *= 2  # a long value is tried again a few times only
+
+    def is_at_end(self) -> bool:
+        self._pass_space()
+        return self._start == len(self._text)
+
+    def _pass_space(self) -> None:
+        while True:
+            rest = _SPACE.match(self._text, self._start)
+            assert rest is not None
+            self._start = rest.end()
+            if self._start < len(self._text) or not self._grow(_BLOCK):
+                return
+
+    def _grow(self, characters: int) -> bool:
+        try:
+            more = self._data.read(characters)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self._name}: not UTF-8 text: {error}") from error
+        self._text, self._start = self._text[self._start :] + more, 0
+        return bool(more)

@@ -1,0 +1,218 @@
+"""`minordpo prepare metamath`: MetaMath_DPO_FewShot in, zero-shot pairs out.
+
+The prompts hold solved questions before the one that is asked, in a layout that is published nowhere. What is asked is
+found without guessing: through MetaMathQA, which has every chosen response with its question, or by a marker that the
+user gives. A prompt whose question is not found for certain gives no pair.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_minordpo.prepare.build import BuildOptions, build
+from nemo_minordpo.prepare.chat import Prompting, question_prompts
+from nemo_minordpo.prepare.metamathqa import INDEX_NAME, QuestionIndex, build_index
+from nemo_minordpo.prepare.recipe import Made, MakePair, Recipe
+from nemo_minordpo.prepare.show import say
+from nemo_minordpo.prepare.sources import Row, Source, find_sources
+from nemo_minordpo.records import Manifest, PreferencePair, checked_text
+
+# Behind the question, before the answer that is to come: "Answer:", "### Response:", "A: Let's think step by step."
+_CUE_WORDS = r"\b(?:answer|solution|response|output|a)[*\s]*:[*\s]*(?:let'?s think step by step[.:]?)?\s*$"
+_CUE = re.compile(r"[\s#*]*" + _CUE_WORDS, re.IGNORECASE)
+_LINE_CUE = re.compile(r"\n[ \t#*]*" + _CUE_WORDS, re.IGNORECASE)
+_LONGEST_CUE = 100
+_SOLVED = re.compile(r"####|the answer is\b", re.IGNORECASE)
+MAX_QUESTION_CHARACTERS = 4000
+_KEPT = "the question was not found: the prompt is kept as it was"
+
+
+def prepare_metamath(
+    sources: list[str],
+    output: Path,
+    *,
+    metamathqa: list[str] | None = None,
+    marker: str | None = None,
+    keep_few_shot: bool = False,
+    prompting: Prompting | None = None,
+    subset: str | None = None,
+    split: str = "train",
+    seed: int = 1234,
+    options: BuildOptions | None = None,
+) -> Manifest:
+    """Write zero-shot pairs made of few-shot ones into the folder `output`, see `build`.
+
+    Args:
+        sources: files, folders or a hub name with `prompt`, `chosen` and `rejected`.
+        output: folder, made when it is not there.
+        metamathqa: files, folders or a hub name with `query`, `response` and `original_question`: the question of a
+            row is the `query` with which its prompt ends, of those whose `response` is the row's `chosen`.
+        marker: without `metamathqa`: a regular expression of what stands before each question at the start of a line.
+        keep_few_shot: keep a prompt as it is when its question is not found, instead of rejecting the row.
+        prompting: how prompts are written; the question stands in the paper's prompt.
+        subset: configuration of a data set of the hub.
+        split: of hub names and folders.
+        seed: of the split.
+        options: of the build.
+
+    Raises:
+        ValueError: neither or both of `metamathqa` and `marker` are given, the marker is no regular expression; or
+            what `build` refuses.
+    """
+    found = find_sources(sources, subset=subset, split=split)
+    if (metamathqa is None) == (marker is None):
+        raise ValueError(_which_way(found))
+    recipe = MetaMathRecipe(
+        seed=seed,
+        prompting=prompting or Prompting(),
+        metamathqa=None if metamathqa is None else tuple(find_sources(metamathqa)),
+        marker=marker,
+        keep_few_shot=keep_few_shot,
+    )
+    if marker is not None:
+        _compiled(marker)  # told before anything is built
+    options = options or BuildOptions()
+    if metamathqa is None and options.num_validation:
+        say(
+            "without --metamathqa rewrites of one question are not recognised: "
+            "validation may hold rewrites of questions that are trained on"
+        )
+    return build(recipe, found, output, options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaMathRecipe(Recipe):
+    metamathqa: tuple[Source, ...] | None = None
+    marker: str | None = None
+    keep_few_shot: bool = False
+
+    stage = "prepare metamath"
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {
+            "metamathqa": None if self.metamathqa is None else [source.name for source in self.metamathqa],
+            "marker": self.marker,
+            "keep_few_shot": self.keep_few_shot,
+        }
+
+    def identities(self) -> dict[str, str]:
+        return super().identities() | {source.name: source.identity() for source in self.metamathqa or ()}
+
+    def begin(self, scratch: Path) -> dict[str, int]:
+        return {} if self.metamathqa is None else build_index(self.metamathqa, scratch / INDEX_NAME)
+
+    def _finder(self, scratch: Path) -> Callable[[str, str], tuple[str, str]]:
+        """(prompt, chosen) -> (question, the question it is a rewrite of), or ValueError."""
+        if self.marker is not None:
+            marker = _compiled(self.marker)
+            return lambda prompt, chosen: (question := question_behind_marker(prompt, chosen, marker=marker), question)
+        index = QuestionIndex(scratch / INDEX_NAME)
+        return lambda prompt, chosen: question_of_response(prompt, chosen, index=index)
+
+    def open(self, scratch: Path) -> MakePair:
+        find, prompted = self._finder(scratch), question_prompts(self.prompting)
+
+        def make(row: dict[str, Any], place: str, number: int) -> Made:
+            prompt, chosen, rejected = (checked_text(row, name) for name in ("prompt", "chosen", "rejected"))
+            digest = hashlib.sha256(prompt.encode()).hexdigest()
+            origin = {"source": place, "original_prompt_sha256": digest}
+            try:
+                question, original = find(prompt, chosen)
+            except ValueError as error:
+                if not self.keep_few_shot:
+                    raise
+                doubt = str(error)
+                pair = PreferencePair(prompt=prompt, chosen_response=chosen, rejected_response=rejected)
+                return Made(pair=pair, question=prompt, origin=origin, note=_KEPT, doubt=doubt)
+            pair, note = prompted(question, chosen, rejected)
+            return Made(pair=pair, question=original, origin=origin, note=note, before=prompt)
+
+        return make
+
+
+def question_of_response(prompt: str, chosen: str, *, index: QuestionIndex) -> tuple[str, str]:
+    """The question that has `chosen` as its response and with which `prompt` ends, and the original one behind it.
+
+    White space counts as one space; a cue ("Answer:") may follow the question. The longest one counts.
+
+    Raises:
+        ValueError: MetaMathQA does not have the response, or none of its questions ends the prompt.
+    """
+    candidates = index.questions_of(chosen)
+    if not candidates:
+        raise ValueError("the chosen response is not in MetaMathQA")
+    ends = [squeezed(prompt)]
+    while (cut := _cut(ends[-1], _CUE)) != ends[-1]:
+        ends.append(cut)
+    fitting = [
+        (query, original) for query, original in candidates if any(_ends_with(end, squeezed(query)) for end in ends)
+    ]
+    if not fitting:
+        raise ValueError("the prompt does not end with the question that MetaMathQA has for the chosen response")
+    return max(fitting, key=lambda found: len(found[0]))
+
+
+def _cut(text: str, cue: re.Pattern[str]) -> str:
+    found = cue.search(text, max(0, len(text) - _LONGEST_CUE))
+    return text[: found.start()].rstrip() if found else text
+
+
+def _ends_with(text: str, question: str) -> bool:
+    """Whether the question is the end of the text, and not the end of a word or number of it."""
+    return text.endswith(question) and (len(text) == len(question) or not text[-len(question) - 1].isalnum())
+
+
+def question_behind_marker(prompt: str, chosen: str, *, marker: re.Pattern[str]) -> str:
+    """What stands behind the last marker at the start of a line, without the cue for the answer.
+
+    Raises:
+        ValueError: it does not look like a single question without its answer.
+    """
+    at_line_starts = [
+        found for found in marker.finditer(prompt) if found.start() == 0 or prompt[found.start() - 1] == "\n"
+    ]
+    if not at_line_starts:
+        raise ValueError("no marker at the start of a line of the prompt")
+    question = _cut(prompt[at_line_starts[-1].end() :], _LINE_CUE).strip()
+    if not question:
+        raise ValueError("nothing stands behind the last marker")
+    if len(question) > MAX_QUESTION_CHARACTERS:
+        raise ValueError(f"question too long: more than {MAX_QUESTION_CHARACTERS} characters behind the last marker")
+    if marker.search(question):
+        raise ValueError("a second marker stands within a line of the question")
+    if _SOLVED.search(question):
+        raise ValueError("a solved question stands behind the last marker: it holds '####' or 'The answer is'")
+    if chosen.strip() in question:
+        raise ValueError("the question holds the chosen response")
+    return question
+
+
+def squeezed(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _compiled(marker: str) -> re.Pattern[str]:
+    try:
+        compiled = re.compile(marker)
+    except re.error as error:
+        raise ValueError(f"marker {marker!r} is not a regular expression: {error}") from error
+    if compiled.match(""):
+        raise ValueError(f"marker {marker!r} matches everywhere: name the text before a question, such as 'Question:'")
+    return compiled
+
+
+def _which_way(sources: list[Source]) -> str:
+    """The error of a call that does not say how the question is found, with the end of a prompt to look at."""
+    told = (
+        "say how the question is found in a few-shot prompt: --metamathqa with MetaMathQA-395K, the safe way; "
+        "or --marker with a regular expression of what stands before each question; one of the two"
+    )
+    row: Row | None = next(iter(sources[0].rows()), None)
+    try:
+        prompt = checked_text(row.fields(), "prompt") if row else ""
+    except ValueError:
+        return told
+    return f"{told}. The first prompt ends so:\n{prompt[-600:]}"

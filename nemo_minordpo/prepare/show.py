@@ -1,0 +1,98 @@
+"""What a build tells on the terminal."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nemo_minordpo.prepare.parts import Part
+from nemo_minordpo.prepare.statistics import statistics_table
+from nemo_minordpo.records import Manifest, PreferencePair
+
+_REASONS_SHOWN = 3
+_SAMPLES_SHOWN = 5
+_TAIL_CHARACTERS = 700  # of a prompt in a sample: few-shot prompts are long, and their end is what counts
+
+
+def say(text: str) -> None:
+    """A line beside the output, for the user."""
+    Console(stderr=True).print(Text(text), soft_wrap=True)
+
+
+def show(report: list[Text | Table]) -> None:
+    console = Console()
+    for piece in report:
+        console.print(piece, soft_wrap=True)  # a path stays whole for copying
+
+
+def report_of(folder: Path, output: Path, *, manifest: Manifest, paths: list[Path]) -> list[Text | Table]:
+    """Counts, reasons, statistics, and what the pairs look like.
+
+    Args:
+        folder: where the data set lies now.
+        output: where it will be.
+        manifest: its own.
+        paths: the parts that it was made of.
+    """
+    counts = manifest.counts
+    lines = [
+        f"{counts['rows']} rows: {counts['pairs']} pairs ({counts['train']} train, {counts['validation']} validation), "
+        f"{counts['rejected']} rejected -> {output}"
+    ]
+    if counts["validation"] < manifest.settings["num_validation"]:
+        asked = manifest.settings["num_validation"]
+        lines.append(f"  {asked} validation pairs were asked for: no question that is left has so few pairs")
+    lines += _rejected(folder, output, manifest)
+    if counts["repeated_questions"]:
+        lines.append(
+            f"  {counts['repeated_questions']} pairs repeat a question; its pairs are on one side of the split"
+        )
+    lines += [
+        f"  {number} pairs: {name[len('note: ') :]}" for name, number in counts.items() if name.startswith("note: ")
+    ]
+    # Text: brackets in paths and prompts are no markup.
+    return [
+        Text("\n".join(lines)),
+        statistics_table(json.loads((folder / "statistics.json").read_text())),
+        Text("\n".join([*_samples(paths), *_first_pair(folder)])),
+    ]
+
+
+def _rejected(folder: Path, output: Path, manifest: Manifest) -> list[str]:
+    lines = [f"  rejected: {number} x {kind}" for kind, number in list(manifest.rejected.items())[:_REASONS_SHOWN]]
+    with (folder / "rejected_rows.jsonl").open(encoding="utf-8") as rows:
+        for _, line in zip(range(_REASONS_SHOWN), rows, strict=False):
+            row = json.loads(line)
+            lines.append(f"  rejected {row['source']}: {row['reason']}")
+    if manifest.counts["rejected"] > _REASONS_SHOWN:
+        lines.append(f"  ... all of them in {output / 'rejected_rows.jsonl'}")
+    return lines
+
+
+def _samples(paths: list[Path]) -> list[str]:
+    """Prompts before and after, from all over the data set; none where prompts are not changed."""
+    samples = []
+    for path in paths:
+        part = Part(path)
+        samples += part.summary["samples"]
+        part.close()
+    lines = []
+    for before, after in samples[:: max(1, len(samples) // _SAMPLES_SHOWN)][:_SAMPLES_SHOWN]:
+        lines += ["--- a prompt before", _tail(before), "--- after", after.rstrip("\n")]
+    return lines
+
+
+def _tail(text: str) -> str:
+    cut = len(text) - _TAIL_CHARACTERS
+    return text.rstrip("\n") if cut <= 0 else f"[{cut:,} characters] ...{text[cut:]}".rstrip("\n")
+
+
+def _first_pair(folder: Path) -> list[str]:
+    with (folder / "train.jsonl").open(encoding="utf-8") as lines:
+        pair = PreferencePair.from_json(next(lines))
+    return [
+        "--- prompt of the first pair", pair.prompt.rstrip("\n"),
+        "--- chosen", pair.chosen_response, "--- rejected", pair.rejected_response,
+    ]  # fmt: skip

@@ -1,0 +1,295 @@
+"""Rows of a data set, each with its place: jsonl, json, gzip, parquet, globs, folders, names on the Hugging Face hub.
+
+A row that cannot be read is handed on with the reason, so that it is counted; where a file cannot be read any further,
+nobody knows how many rows are lost, and reading ends with an error that names the file and the place.
+"""
+
+import glob
+import gzip
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from nemo_minordpo.prepare.json_text import GrowingText
+from nemo_minordpo.records import sha256_of_file
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz", ".parquet")
+# A longer line is no row of text, but a file without line ends; the rest of it is passed over unread.
+MAX_LINE_BYTES = 16 << 20
+_BATCH_ROWS = 256  # of parquet, turned into Python objects at a time
+_SPLIT_WORDS = ("train", "training", "test", "validation", "valid", "val", "dev", "eval", "evaluation")
+
+
+class Row(NamedTuple):
+    """One row as it was found; `number` is its line or row, from 1."""
+
+    source: str
+    number: int
+    value: bytes | dict[str, Any] | None  # a line of JSON, or an object that is decoded already
+    fault: str = ""  # why it could not be read
+
+    @property
+    def place(self) -> str:
+        return f"{self.source}:{self.number}"
+
+    def fields(self) -> dict[str, Any]:
+        """The row as an object.
+
+        Raises:
+            ValueError: the reason why it is none, without the place.
+        """
+        if self.fault:
+            raise ValueError(self.fault)
+        value = _decoded(self.value) if isinstance(self.value, bytes) else self.value
+        if not isinstance(value, dict):
+            raise ValueError(f"a JSON object was expected: found {type(value).__name__}")
+        return value
+
+
+@dataclass
+class LocalFile:
+    """A file of rows; `read_bytes` follows the reading."""
+
+    path: Path
+    read_bytes: int = field(default=0, compare=False)
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.path.stat().st_size
+
+    def identity(self) -> str:
+        """Raises ValueError where the file cannot be read."""
+        try:
+            return sha256_of_file(self.path)
+        except OSError as error:
+            raise ValueError(f"{self.path}: cannot be read: {error}") from error
+
+    def rows(self) -> Iterator[Row]:
+        """The rows in the order of the file; blank lines are no rows.
+
+        Raises:
+            ValueError: the file is damaged, with the last row that could be read.
+        """
+        self.read_bytes = number = 0
+        try:
+            for row in self._rows():
+                number = row.number
+                yield row
+        except (EOFError, zlib.error, OSError) as error:  # of gzip and of the disk; those of parquet are told below
+            raise ValueError(
+                f"{self.path}: damaged after row {number}, nothing behind it can be read: {error}"
+            ) from error
+        self.read_bytes = self.num_bytes
+
+    def _rows(self) -> Iterator[Row]:
+        if self.path.suffix == ".parquet":
+            yield from self._parquet_rows()
+            return
+        with self.path.open("rb") as raw, _unpacked(self.path, raw) as data:
+            beginning = data.read(4096)
+            if beginning.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise ValueError(f"{self.path}: UTF-16 text: convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)")
+            data.seek(0)
+            rows = self._lines(raw, data)
+            if ".json" in self.path.suffixes:
+                start = beginning.removeprefix(b"\xef\xbb\xbf").lstrip()
+                if start.startswith(b"["):
+                    rows = self._elements(raw, data)
+                elif start.split(b"\n", 1)[0].strip() == b"{":
+                    raise ValueError(
+                        f"{self.path}: a JSON object over several lines: rows are expected in an array or one a line"
+                    )
+            yield from rows
+
+    def _lines(self, raw: IO[bytes], data: IO[bytes]) -> Iterator[Row]:
+        number = 0
+        while line := data.readline(MAX_LINE_BYTES):
+            number += 1
+            self.read_bytes = raw.tell()
+            if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+                while (rest := data.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                    pass
+                yield Row(self.name, number, None, f"line too long: more than {MAX_LINE_BYTES >> 20} MiB")
+                continue
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.strip():
+                yield Row(self.name, number, line)
+
+    def _elements(self, raw: IO[bytes], data: IO[bytes]) -> Iterator[Row]:
+        """The elements of one JSON array, decoded one after the other as the text comes in."""
+        text = GrowingText(data, name=self.name, max_characters=MAX_LINE_BYTES)
+        text.take("[")
+        number = 0
+        while not text.take("]"):
+            if number and not text.take(","):
+                raise ValueError(f"{self.path}: damaged after row {number}: neither ',' nor ']' follows it")
+            number += 1
+            value = text.take_value(number)
+            self.read_bytes = raw.tell()
+            yield Row(self.name, number, value if isinstance(value, dict) else json.dumps(value).encode())
+        if not text.is_at_end():
+            raise ValueError(f"{self.path}: more text behind the array of {number} rows")
+
+    def _parquet_rows(self) -> Iterator[Row]:
+        import pyarrow
+        from pyarrow import parquet
+
+        number, size = 0, self.num_bytes
+        try:
+            with parquet.ParquetFile(self.path) as file:
+                for batch in file.iter_batches(_BATCH_ROWS):
+                    for value, fault in _batch_values(batch):
+                        number += 1
+                        yield Row(self.name, number, value, fault)
+                    self.read_bytes = size * number // max(1, file.metadata.num_rows)
+                if number != file.metadata.num_rows:
+                    raise ValueError(f"{self.path}: {number} rows where the file says {file.metadata.num_rows}")
+        except pyarrow.ArrowException as error:
+            raise ValueError(f"{self.path}: damaged parquet after row {number}: {error}") from error
+
+
+@dataclass
+class HubSet:
+    """A data set of the Hugging Face hub (or a folder laid out like one), streamed through `datasets`."""
+
+    name: str
+    subset: str | None
+    split: str
+    num_bytes: int = 0  # unknown
+    read_bytes: int = 0
+
+    def identity(self) -> str:
+        """Digest of the files that the name stands for today: their addresses carry the revision."""
+        builder = self._builder()
+        files = builder.config.data_files
+        told = {str(split): list(map(str, found)) for split, found in (files or {}).items()}
+        return hashlib.sha256(json.dumps([builder.hash, self.split, told]).encode()).hexdigest()
+
+    def rows(self) -> Iterator[Row]:
+        number = 0
+        name = f"{self.name}:{self.split}"
+        try:
+            for value in self._builder().as_streaming_dataset(split=self.split):
+                number += 1
+                yield Row(name, number, value)
+        except Exception as error:  # whatever network, file system and format have to say
+            raise ValueError(f"{name}: cannot be read after row {number}: {_one_line(error)}") from error
+
+    def _builder(self) -> Any:
+        import datasets
+
+        try:
+            return datasets.load_dataset_builder(self.name, self.subset)
+        except Exception as error:  # not found, no network, a script instead of files, ...
+            raise ValueError(
+                f"{self.name}: no such file or folder here, and no data set on the hub: {_one_line(error)}"
+            ) from error
+
+
+Source = LocalFile | HubSet
+
+
+def find_sources(names: Iterable[str | Path], *, subset: str | None = None, split: str = "train") -> list[Source]:
+    """What files, globs, folders and hub names stand for, in order, each once.
+
+    A folder stands for the files of rows below it; where their names tell splits apart, for those of `split`.
+    `owner/name` is looked up on the hub when there is no such file.
+
+    Raises:
+        ValueError: a name stands for nothing, or for a file that is not of rows.
+    """
+    found: dict[str, Source] = {}
+    for name in map(str, names):
+        if _is_hub_name(name):
+            found[name] = HubSet(name, subset, split)
+            continue
+        for path in _files(name, split=split):
+            found[str(path.resolve())] = LocalFile(path)
+    if not found:
+        raise ValueError("no source is given: name files, folders, or a data set of the hub")
+    return list(found.values())
+
+
+def _is_hub_name(name: str) -> bool:
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and not (
+        name.endswith(SUFFIXES) or Path(name).exists()
+    )
+
+
+def _files(name: str, *, split: str) -> list[Path]:
+    path = Path(name)
+    if path.is_dir():
+        return _files_below(path, split=split)
+    paths = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+    if not paths:
+        raise ValueError(f"{name}: no such file")
+    for one in paths:
+        if not one.is_file() or not one.name.endswith(SUFFIXES):
+            raise ValueError(f"{one}: not a file of rows, whose name ends with {', '.join(SUFFIXES)}")
+    return paths
+
+
+def _files_below(folder: Path, *, split: str) -> list[Path]:
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name.endswith(SUFFIXES)]
+    paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    # Descriptions of a data set lie beside its rows as .json.
+    paths = [path for path in paths if ".json" not in path.suffixes] or paths
+    of_split = [path for path in paths if _tells(path.relative_to(folder), split)]
+    if not paths:
+        raise ValueError(f"{folder}: no file of rows in this folder ({', '.join(SUFFIXES)})")
+    if not of_split and any(_tells(path.relative_to(folder), word) for path in paths for word in _SPLIT_WORDS):
+        raise ValueError(
+            f"{folder}: no file of the split {split!r}: there are {', '.join(str(path) for path in paths)}"
+        )
+    return of_split or paths
+
+
+def _tells(path: Path, split: str) -> bool:
+    """Whether a path names a split, as a word or between underscores."""
+    return re.search(rf"(?<![a-z0-9]){re.escape(split.lower())}(?![a-z0-9])", str(path).lower()) is not None
+
+
+def _unpacked(path: Path, raw: IO[bytes]) -> Any:
+    return gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+
+
+def _decoded(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text: {error}") from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except ValueError as error:  # JSONDecodeError, and integers of thousands of digits
+        raise ValueError(f"invalid JSON: {error}") from error
+
+
+def _batch_values(batch: Any) -> Iterator[tuple[dict[str, Any] | None, str]]:
+    try:
+        values = batch.to_pylist()
+    except (ValueError, OverflowError):  # text that is not UTF-8, dates that Python has not: of single rows
+        values = None
+    if values is not None:
+        yield from ((value, "") for value in values)
+        return
+    for number in range(batch.num_rows):
+        try:
+            (value,) = batch.slice(number, 1).to_pylist()
+        except (ValueError, OverflowError) as error:
+            yield None, f"a value cannot be decoded: {error}"
+        else:
+            yield value, ""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,136 @@
+"""The report's words and tables, once for Markdown and page."""
+
+from dataclasses import dataclass
+
+from nemo_minordpo.report.candidates import Relation, relations
+from nemo_minordpo.report.candidates import sentence as candidates_sentence
+from nemo_minordpo.report.claims import Claim, claims
+from nemo_minordpo.report.curves import Curves
+from nemo_minordpo.report.grid import Grid, number
+from nemo_minordpo.report.health import Health
+from nemo_minordpo.report.reading import is_apart, reading
+from nemo_minordpo.report.scores import DEGENERATE_ABOVE_BASE
+from nemo_minordpo.report.table import Row, rows_of
+
+Cells = list[list[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """Everything that a report says of a grid."""
+
+    grid: Grid
+    curves: Curves
+    rows: list[Row]
+    sentences: list[str]
+    claims: list[Claim]
+    relations: list[Relation]
+    candidates_sentence: str
+    notes: list[str]
+
+    @property
+    def explanation(self) -> list[str]:
+        """What the numbers mean."""
+        lines = [
+            "Rewards are log-ratios of policy to reference in nats, without beta; "
+            "mean over the last tenth of the steps.",
+            'Strict accuracy: the number behind "the answer is" is right; flexible: the last number is. Intervals are '
+            "95 % (Wilson) over the questions. Clearly lower, higher, apart: the intervals do not touch.",
+            f"Degenerate: the answer repeats itself; a run has degenerated when {100 * DEGENERATE_ABOVE_BASE:.0f} % of "
+            "the answers more do so than of the base model's, with intervals apart.",
+        ]
+        if any(len(setting.runs) > 1 for setting in self.grid.settings):
+            lines.append(
+                "Seeds answer the same questions, so the interval of their mean is that of one run's questions, "
+                "widened to hold every seed. It says little about other seeds."
+            )
+        width = self.curves.steps.width
+        if width > 1:
+            lines.append(f"Curves are thinned: each point is the mean of what was recorded in {width} steps.")
+        return lines
+
+
+def contents_of(grid: Grid) -> Contents:
+    found = relations(grid)
+    of_runs = [f"{run.name}: {note}" for run in grid.runs for note in run.notes]
+    return Contents(
+        grid=grid,
+        curves=Curves(grid),
+        rows=rows_of(grid),
+        sentences=reading(grid),
+        claims=claims(grid),
+        relations=found,
+        candidates_sentence=candidates_sentence(grid, found),
+        notes=grid.left_out + grid.notes + of_runs,
+    )
+
+
+BEST_HEADS = ["lr", "beta", "best", "strict, %", "next", "strict, %", "intervals"]
+
+
+def best_cells(grid: Grid) -> Cells:
+    """At each learning rate and beta where losses can be compared: the best and the next."""
+    return [
+        [
+            number(rate), number(beta), settings[0].loss, str(settings[0].score), settings[1].loss,
+            str(settings[1].score), "apart" if is_apart(*settings[:2]) else "overlap",
+        ]
+        for (rate, beta), settings in grid.scored().items()
+        if len(settings) > 1
+    ]  # fmt: skip
+
+
+HEALTH_HEADS = [
+    "run", "state", "steps", "steps with no numbers", "rejected below reference, %", "chosen below reference, %",
+    "gradient norm, median", "gradient norm, largest", "pairs/s, median", "peak memory, GiB", "no answer, %",
+    "unfinished, %",
+]  # fmt: skip
+
+
+def health_cells(row: Row, health: Health) -> list[str]:
+    """A run's line under HEALTH_HEADS."""
+    score = row.score
+    steps = str(health.steps) if health.max_steps is None else f"{health.steps} of {health.max_steps}"
+    none = str(health.not_finite) if not health.not_finite else f"{health.not_finite}, from {health.first_not_finite}"
+    return [
+        row.model, health.state, steps, none,
+        _percent(health.rejected_below), _percent(health.chosen_below),
+        _short(health.grad_norm_median), _short(health.grad_norm_largest),
+        _short(health.pairs_per_s), _short(health.peak_memory_gib),
+        _percent(score.no_answer_rate if score else None), _percent(score.unfinished_rate if score else None),
+    ]  # fmt: skip
+
+
+CLAIM_HEADS = ["the paper says", "here", "numbers"]
+
+
+def claim_cells(found: list[Claim]) -> Cells:
+    return [[one.text, one.verdict, one.numbers] for one in found]
+
+
+def relation_heads(grid: Grid) -> list[str]:
+    return ["metric, where it ended", "all runs (95 % interval)", *(grid.losses if len(grid.losses) > 1 else [])]
+
+
+def relation_cells(found: list[Relation]) -> Cells:
+    """A line a metric, a cell a group of runs, the closest to the score first."""
+    lines: dict[str, list[Relation]] = {}
+    for one in found:
+        lines.setdefault(one.metric, []).append(one)
+    ordered = sorted(lines.items(), key=lambda item: -abs(item[1][0].correlation or 0))
+    return [[metric, *(_relation(one, whole=one.runs == "all") for one in group)] for metric, group in ordered]
+
+
+def _relation(one: Relation, *, whole: bool) -> str:
+    if one.correlation is None:
+        return f"- (n = {one.count})"
+    interval = f" ({one.low:+.2f} to {one.high:+.2f})" if whole else ""
+    return f"{one.correlation:+.2f}{interval}, n = {one.count}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

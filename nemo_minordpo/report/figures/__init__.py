@@ -1,0 +1,1 @@
+"""The figures as PNG files, drawn with matplotlib."""

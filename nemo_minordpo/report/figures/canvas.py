@@ -1,0 +1,63 @@
+"""What the figures share: a canvas without a display, colours, and files that are whole or absent."""
+
+import math
+import os
+from pathlib import Path
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart with every common colour blindness, and by dashes in black and white.
+REWARD_COLORS = {"rewards/chosen": "#0072B2", "rewards/rejected": "#D55E00", "rewards/margin": "#009E73"}
+DASHES = ("-", "--", (0, (4, 1.5, 1, 1.5)), ":")
+_LOSS_COLORS = {"minordpo": "#0072B2", "dpo": "#D55E00", "dpop": "#CC79A7"}
+_OTHER_COLORS = ("#009E73", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+def loss_colors(losses: list[str]) -> dict[str, str]:
+    """A colour a loss: the paper's three always have the same, others what is left."""
+    left = [*_OTHER_COLORS, *(color for name, color in _LOSS_COLORS.items() if name not in losses)]
+    others = [loss for loss in losses if loss not in _LOSS_COLORS]
+    return {loss: _LOSS_COLORS.get(loss) or left[others.index(loss) % len(left)] for loss in losses}
+
+
+def beta_colors(betas: list[float | None]) -> dict[float | None, str]:
+    """From dark (small) to light, and never so light that a line is lost on white."""
+    last = max(len(betas) - 1, 1)
+    return {beta: to_hex(colormaps["plasma"](0.05 + 0.77 * place / last)) for place, beta in enumerate(betas)}
+
+
+def panels(count: int, *, columns: int, sharey: bool = False, width: float = 3.6) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels in rows; those left over in the last row are hidden.
+
+    Figure and canvas directly: pyplot would look for a display and keep the figure for the life of the process.
+    """
+    columns = min(count, columns)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(1.2 + width * columns, 0.9 + 3.1 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
+    for one in axes[count:]:
+        one.set_visible(False)
+    for one in axes[:count]:
+        one.grid(axis="y", alpha=0.25)
+        one.spines[["top", "right"]].set_visible(False)
+        one.title.set_fontsize(11)
+    return figure, axes[:count]
+
+
+def legend_above(figure: Figure, axes: Axes, *, columns: int) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside upper center", ncols=min(columns, len(labels)), frameon=False)
+
+
+def save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    figure.savefig(temporary, format="png", dpi=150)
+    os.replace(temporary, path)

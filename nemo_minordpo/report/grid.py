@@ -1,0 +1,212 @@
+"""Runs in their places: a setting is a loss, a beta and a learning rate; its runs differ in the seed."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from nemo_minordpo.config.loading import NOT_IDENTITY
+from nemo_minordpo.records import Score
+from nemo_minordpo.report.runs import Run
+from nemo_minordpo.report.scores import BELOW_BASE, DEGENERATE, Rate, broke, strict, strict_over_seeds
+
+_AXES = ("model.dpo.preference_loss", "model.dpo.ref_policy_kl_penalty", "model.optim.lr", "model.seed")
+# Model and pairs are compared by their paths here: two spellings of one path make names longer and nothing worse.
+_PATHS = ("pretrained_checkpoint.restore_from_path", "model.data.data_prefix.train")
+_READ_BY_ONE_LOSS = ("model.dpo.dpop_lambda", "model.dpo.gt_reward_scale")
+
+Place = tuple[float | None, float | None]  # learning rate, beta
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The runs of one loss, beta and learning rate, seed after seed."""
+
+    name: str
+    loss: str  # with what else tells it apart: "dpop (dpop_lambda 5)"
+    beta: float | None
+    learning_rate: float | None
+    runs: list[Run]
+    score: Rate | None  # strict accuracy over the seeds
+    breaks: list[str]  # how it broke; empty = it did not, as far as it was trained and scored
+
+    @property
+    def place(self) -> Place:
+        return self.learning_rate, self.beta
+
+    @property
+    def is_degenerate(self) -> bool:
+        return any(reason.startswith(DEGENERATE) for reason in self.breaks)
+
+    @property
+    def scores(self) -> list[Score]:
+        return [run.score for run in self.runs if run.score is not None]
+
+    def final(self, metric: str) -> float:
+        """Mean over the seeds of where a metric ended; NaN when one of them has no number."""
+        finals = [run.final(metric) for run in self.runs if run.steps]
+        return sum(finals) / len(finals) if finals else math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Every setting of the report, by loss, learning rate and beta; losses as they were given."""
+
+    settings: list[Setting]
+    base: Score | None
+    notes: list[str]
+    left_out: list[str]  # folders without a run that can be read, each with its reason
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for setting in self.settings for run in setting.runs]
+
+    @property
+    def losses(self) -> list[str]:
+        return list(dict.fromkeys(setting.loss for setting in self.settings))
+
+    @property
+    def learning_rates(self) -> list[float | None]:
+        return _in_order(setting.learning_rate for setting in self.settings)
+
+    @property
+    def betas(self) -> list[float | None]:
+        return _in_order(setting.beta for setting in self.settings)
+
+    @property
+    def base_rate(self) -> Rate | None:
+        return None if self.base is None else strict(self.base)
+
+    @property
+    def is_sweep(self) -> bool:
+        """A loss was trained at more than one setting."""
+        return len(self.settings) > len(self.losses)
+
+    def of(self, loss: str) -> list[Setting]:
+        return [setting for setting in self.settings if setting.loss == loss]
+
+    def rows(self) -> dict[tuple[str, float | None], list[Setting]]:
+        """(loss, learning rate) -> its settings by rising beta."""
+        rows: dict[tuple[str, float | None], list[Setting]] = {}
+        for setting in self.settings:
+            rows.setdefault((setting.loss, setting.learning_rate), []).append(setting)
+        return rows
+
+    def scored(self) -> dict[Place, list[Setting]]:
+        """At each learning rate and beta the settings that have a score, the best first."""
+        places: dict[Place, list[Setting]] = {}
+        for setting in self.settings:
+            if setting.score is not None:
+                places.setdefault(setting.place, []).append(setting)
+        for settings in places.values():
+            settings.sort(key=lambda one: -one.score.value if one.score else 0)
+        return dict(sorted(places.items(), key=lambda item: [_none_last(value) for value in item[0]]))
+
+
+def arrange(runs: list[Run], base: Score | None, left_out: list[str] | None = None) -> Grid:
+    """Group runs into settings and give both their names; whatever makes a comparison unfair is a note."""
+    notes: list[str] = []
+    labels = _labels(runs)
+    order = list(dict.fromkeys(labels[id(run)] for run in runs))
+    places: dict[tuple[str, float | None, float | None], list[Run]] = {}
+    for run in runs:
+        places.setdefault((labels[id(run)], run.learning_rate, run.beta), []).append(run)
+    keys = sorted(places, key=lambda key: (order.index(key[0]), _none_last(key[1]), _none_last(key[2])))
+    settings_of = Counter(loss for loss, _, _ in keys)
+    settings = []
+    for loss, rate, beta in keys:
+        name = loss if settings_of[loss] == 1 else f"{loss}, beta {number(beta)}, lr {number(rate)}"
+        members = sorted(places[loss, rate, beta], key=lambda run: _none_last(run.seed))
+        _name_runs(name, members, notes)
+        settings.append(_setting(name, loss=loss, runs=members, base=base))
+    notes += _unlike_settings(labels, runs) + _unlike_questions(runs, base)
+    return Grid(settings=settings, base=base, notes=notes, left_out=left_out or [])
+
+
+def _setting(name: str, *, loss: str, runs: list[Run], base: Score | None) -> Setting:
+    score = strict_over_seeds([run.score for run in runs if run.score is not None])
+    counts = Counter(reason for run in runs for reason in broke(run, base))
+    of_all = f" in {{}} of {len(runs)} seeds" if len(runs) > 1 else ""
+    breaks = [reason + of_all.format(count) for reason, count in counts.items()]
+    if score is not None and base is not None and score.against(strict(base)) == "lower":
+        breaks.append(BELOW_BASE)
+    first = runs[0]
+    return Setting(
+        name=name, loss=loss, beta=first.beta, learning_rate=first.learning_rate, runs=runs, score=score, breaks=breaks
+    )
+
+
+def _labels(runs: list[Run]) -> dict[int, str]:
+    """id(run) -> its loss, with the settings besides beta, learning rate and seed in which runs of the loss differ."""
+    labels = {}
+    for loss in dict.fromkeys(run.loss for run in runs):
+        members = [run for run in runs if run.loss == loss]
+        differing = _differing(members)
+        for run in members:
+            more = ", ".join(f"{key.rpartition('.')[2]} {run.settings.get(key)}" for key in differing)
+            labels[id(run)] = f"{loss} ({more})" if more else loss
+    return labels
+
+
+def _differing(runs: list[Run]) -> list[str]:
+    """The settings that decide what a run computes, are no axis of the sweep, and are not the same in all runs."""
+    keys = dict.fromkeys(key for run in runs for key in run.settings)
+    return [
+        key
+        for key in keys
+        if key not in _AXES
+        and (key.startswith(_PATHS) or not key.startswith(NOT_IDENTITY))
+        and len({str(run.settings.get(key)) for run in runs}) > 1
+    ]
+
+
+def _name_runs(name: str, runs: list[Run], notes: list[str]) -> None:
+    seeds = [run.seed for run in runs]
+    for run in runs:
+        if len(runs) == 1:
+            run.name = name
+        elif seeds.count(run.seed) == 1:
+            run.name = f"{name}, seed {run.seed}"
+        else:
+            run.name = f"{name} ({run.folder})"
+    if len(set(seeds)) < len(seeds):
+        notes.append(f"{name}: runs with the same settings and the same seed; each counts as if it had its own")
+
+
+def _unlike_settings(labels: dict[int, str], runs: list[Run]) -> list[str]:
+    """Losses are compared as if they differed in nothing else; what differs within a loss is in its label."""
+    told = {key for loss in {run.loss for run in runs} for key in _differing([r for r in runs if r.loss == loss])}
+    return [
+        f"the losses differ in {key}, too: "
+        + ", ".join(dict.fromkeys(f"{labels[id(run)]} {run.settings.get(key)}" for run in runs))
+        for key in _differing(runs)
+        if key not in told and key not in _READ_BY_ONE_LOSS
+    ]
+
+
+def _unlike_questions(runs: list[Run], base: Score | None) -> list[str]:
+    scores = [("base", base)] * (base is not None) + [(run.name, run.score) for run in runs]
+    asked: dict[tuple[str, int], list[str]] = {}
+    for name, score in scores:
+        if score is not None:
+            asked.setdefault((score.questions, score.num_questions), []).append(name)
+    if len(asked) < 2:
+        return []
+    of_each = "; ".join(f"{count} of {questions}: {_some(names)}" for (questions, count), names in asked.items())
+    return [f"scores of different questions are compared: {of_each}"]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _in_order(values: Iterable[float | None]) -> list[float | None]:
+    return sorted(set(values), key=_none_last)
+
+
+def _none_last(value: float | None) -> tuple[bool, float]:
+    return value is None, 0.0 if value is None else value
+
+
+def number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:g}"

@@ -1,0 +1,207 @@
+"""One HTML page that holds everything: words, tables, and curves to explore; no network, no other file."""
+
+import json
+import math
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+from string import Template
+from typing import Any
+
+from nemo_minordpo import __version__
+from nemo_minordpo.report.candidates import candidate_metrics
+from nemo_minordpo.report.contents import (
+    BEST_HEADS,
+    CLAIM_HEADS,
+    HEALTH_HEADS,
+    Cells,
+    Contents,
+    best_cells,
+    claim_cells,
+    health_cells,
+    relation_cells,
+    relation_heads,
+)
+from nemo_minordpo.report.curves import Curve, Curves
+from nemo_minordpo.report.figures.canvas import REWARD_COLORS, beta_colors, loss_colors
+from nemo_minordpo.report.figures.coefficient import coefficient, margins
+from nemo_minordpo.report.figures.score import place_of
+from nemo_minordpo.report.grid import Grid, Setting, number
+from nemo_minordpo.report.numbers import known_betas, metrics_of
+from nemo_minordpo.report.runs import REWARDS, Run
+from nemo_minordpo.report.scores import Rate
+from nemo_minordpo.report.table import COLUMNS, headings
+
+_ASSETS = resources.files("nemo_minordpo.report") / "assets"
+
+
+def as_html(contents: Contents) -> str:
+    """The page. Its curves' numbers are those of numbers/*.csv."""
+    grid = contents.grid
+    parts = {
+        "title": escape(_title(grid)),
+        "summary": escape(_summary(grid)),
+        "reading": _list(contents.sentences) or "<p>No run has a step or a score yet.</p>",
+        "claims": _claims(contents),
+        "best": _section("Best at each setting", _table(BEST_HEADS, best_cells(grid)), anchor="best")
+        if grid.is_sweep
+        else "",
+        "runs": _runs_table(contents),
+        "health": _table(
+            HEALTH_HEADS, [health_cells(row, row.health) for row in contents.rows if row.health], kind="named"
+        ),
+        "candidates": f"<p>{escape(contents.candidates_sentence)}</p>",
+        "relations": _relations(contents),
+        "explanation": _list(contents.explanation),
+        "notes": _section("Notes", _list(contents.notes), anchor="notes"),
+        "to_notes": f'; <a href="#notes">{len(contents.notes)} notes</a>' if contents.notes else "",
+        "version": escape(__version__),
+        "data": _json(_data(contents)),
+        "plot_css": _asset("uPlot.min.css"),
+        "css": _asset("page.css"),
+        "plot_js": _asset("uPlot.iife.min.js"),
+        "js": _asset("page.js"),
+    }
+    return Template(_asset("page.html")).substitute(parts)
+
+
+def _asset(name: str) -> str:
+    return (_ASSETS / name).read_text(encoding="utf-8")
+
+
+def _title(grid: Grid) -> str:
+    return f"{', '.join(grid.losses)}: {len(grid.runs)} runs" if len(grid.runs) > 1 else grid.runs[0].name
+
+
+def _summary(grid: Grid) -> str:
+    seeds = {len(setting.runs) for setting in grid.settings}
+    of_each = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
+    scored = sum(run.score is not None for run in grid.runs)
+    return (
+        f"{len(grid.losses)} losses; beta {', '.join(map(number, grid.betas))}; learning rate "
+        f"{', '.join(map(number, grid.learning_rates))}; runs a setting: {of_each}; with a score: {scored} of "
+        f"{len(grid.runs)}"
+    )
+
+
+def _section(heading: str, body: str, anchor: str) -> str:
+    return f'<section id="{anchor}"><h2>{escape(heading)}</h2>{body}</section>' if body else ""
+
+
+def _list(lines: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
+
+
+def _table(heads: Sequence[str], rows: Cells, *, kind: str = "") -> str:
+    """A table that scrolls sideways where the window is narrow.
+
+    kind: "named" = its first column holds long names; "words" = it holds sentences.
+    """
+    if not rows:
+        return ""
+    head = "".join(f"<th scope=col>{escape(one)}</th>" for one in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="wide {kind}"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _claims(contents: Contents) -> str:
+    if not contents.claims:
+        return ""
+    table = _table(CLAIM_HEADS, claim_cells(contents.claims), kind="words")
+    for verdict in {claim.verdict for claim in contents.claims}:
+        tag = verdict.replace(" ", "-")
+        table = table.replace(f"<td>{verdict}</td>", f'<td><span class="verdict {tag}">{verdict}</span></td>')
+    return _section("The paper's claims", table, anchor="claims")
+
+
+def _relations(contents: Contents) -> str:
+    if not any(one.correlation is not None for one in contents.relations):
+        return ""
+    return _table(relation_heads(contents.grid), relation_cells(contents.relations), kind="named")
+
+
+def _runs_table(contents: Contents) -> str:
+    """The comparison; a box a run shows and hides its curves."""
+    head = "".join(f"<th scope=col>{escape(one)}</th>" for one in headings())
+    lines, place = [], 0
+    for row in contents.rows:
+        cells = [f"<td>{escape(cell(row))}</td>" for cell in COLUMNS.values()]
+        if row.health is not None:
+            box = f'<label><input type=checkbox checked data-run="{place}"> {escape(row.model)}</label>'
+            cells[0] = f"<td>{box}</td>"
+            place += 1
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return f'<div class="wide named"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _json(value: Any) -> str:
+    """JSON that cannot end the script element it stands in; NaN as null."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _data(contents: Contents) -> dict[str, Any]:
+    grid, curves = contents.grid, contents.curves
+    metrics, candidates, runs = metrics_of(grid), candidate_metrics(grid), grid.runs
+    places = {id(run): place for place, run in enumerate(runs)}
+    of_losses, of_betas = loss_colors(grid.losses), beta_colors(grid.betas)
+    betas = known_betas(grid)
+    at = margins(betas) if betas else []
+    return {
+        "sweep": grid.is_sweep,
+        "metrics": metrics,
+        "candidates": candidates,
+        "rewards": [{"name": name, "color": REWARD_COLORS[name]} for name in REWARDS],
+        "losses": [{"name": loss, "color": of_losses[loss]} for loss in grid.losses],
+        "betas": [{"name": number(beta), "color": of_betas[beta]} for beta in grid.betas],
+        "rates": [number(rate) for rate in grid.learning_rates],
+        "steps": {"x": curves.steps.centres, "width": curves.steps.width},
+        "settings": [_setting(grid, one, metrics, curves, places) for one in grid.settings],
+        "runs": [_run(run, metrics, candidates, curves) for run in runs],
+        "base": _rate(grid.base_rate),
+        "coefficient": {"x": at, "curves": [[coefficient(beta, x) for x in at] for beta in betas]},
+        "coefficientBetas": [grid.betas.index(beta) for beta in betas],
+    }
+
+
+def _setting(
+    grid: Grid, setting: Setting, metrics: list[str], curves: Curves, places: dict[int, int]
+) -> dict[str, Any]:
+    several = len(setting.runs) > 1
+    return {
+        "name": setting.name,
+        "loss": grid.losses.index(setting.loss),
+        "beta": grid.betas.index(setting.beta),
+        "rate": grid.learning_rates.index(setting.learning_rate),
+        "runs": [places[id(run)] for run in setting.runs],
+        "place": place_of(grid, setting),
+        "score": _rate(setting.score),
+        "breaks": setting.breaks,
+        "degenerate": setting.is_degenerate,
+        # of a single run the curve is the run's
+        "curves": {metric: _curve(curves.setting(setting, metric)) for metric in metrics} if several else None,
+    }
+
+
+def _run(run: Run, metrics: list[str], candidates: list[str], curves: Curves) -> dict[str, Any]:
+    return {
+        "name": run.name,
+        "curves": {metric: _nulls(curves.run(run, metric).mean) for metric in metrics},
+        "ends": {metric: _null(run.final(metric)) for metric in candidates},
+        "score": run.score.strict_accuracy if run.score else None,
+    }
+
+
+def _rate(rate: Rate | None) -> list[float] | None:
+    return [rate.value, rate.low, rate.high] if rate else None
+
+
+def _curve(curve: Curve) -> list[list[float | None]]:
+    return [_nulls(curve.mean), _nulls(curve.low), _nulls(curve.high)]
+
+
+def _nulls(values: Sequence[float]) -> list[float | None]:
+    return [_null(value) for value in values]
+
+
+def _null(value: float) -> float | None:
+    return value if math.isfinite(value) else None

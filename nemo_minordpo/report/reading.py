@@ -1,0 +1,173 @@
+"""What the runs say, in plain sentences; each is computed from the grid alone."""
+
+import math
+from collections import Counter
+
+from nemo_minordpo.report.grid import Grid, Setting, number
+from nemo_minordpo.report.state import COMPLETE
+
+_CHANGES = {"lower": "lower", "higher": "higher", "overlap": "no clear difference: the intervals overlap"}
+
+
+def reading(grid: Grid) -> list[str]:
+    """The sentences that the data allow: of what is there, rewards, accuracy, what broke, and what is best."""
+    sentences = [
+        _of_what_is_there(grid),
+        _of_rewards(grid),
+        _of_accuracy(grid),
+        *_of_breaks(grid),
+        _of_the_best(grid),
+        *_of_the_top(grid),
+    ]
+    return [sentence for sentence in sentences if sentence]
+
+
+def _of_what_is_there(grid: Grid) -> str:
+    runs = grid.runs
+    complete = sum(run.state.is_complete for run in runs)
+    scored = sum(run.score is not None for run in runs)
+    if not grid.is_sweep or (complete == scored == len(runs) and not grid.left_out):
+        return ""
+    states = Counter(str(run.state).partition(";")[0] for run in runs if str(run.state) != COMPLETE)
+    unread = f"; folders without a run that can be read: {len(grid.left_out)}" if grid.left_out else ""
+    others = "".join(f", {count} {state}" for state, count in states.most_common())
+    there = f"of {len(runs)} runs {complete} are complete{others}; with a score: {scored}{unread}"
+    return f"This is not the whole sweep yet: {there}."
+
+
+def _of_rewards(grid: Grid) -> str:
+    sides: dict[str, list[str]] = {"below zero": [], "above zero": [], "at zero": [], "as no number": []}
+    for loss in grid.losses:
+        trained = [one for one in grid.of(loss) if any(run.steps for run in one.runs)]
+        for side, parts in sides.items():
+            ends = [end for end in (one.final("rewards/chosen") for one in trained) if _side(end) == side]
+            if ends:
+                parts.append(f"{loss} {_how_many(len(ends), len(trained))}({_range(ends)})")
+    parts = [f"{side} under {listed(losses)}" for side, losses in sides.items() if losses]
+    return f"rewards/chosen ends {listed(parts)}." if parts else ""
+
+
+def _of_accuracy(grid: Grid) -> str:
+    base = grid.base_rate
+    parts = []
+    for loss in grid.losses:
+        rates = [one.score for one in grid.of(loss) if one.score is not None]
+        if base is None or not rates:
+            continue
+        counts = Counter(rate.against(base) for rate in rates)
+        if len(rates) == 1:
+            parts.append(f"{loss} {_percent(rates[0].value)} ({_CHANGES[rates[0].against(base)]})")
+        else:
+            told = [f"{_CHANGES[change].partition(':')[0]} at {count}" for change, count in counts.most_common()]
+            parts.append(f"{loss} {', '.join(told)} of {len(rates)} settings")
+    if base is None or not parts:
+        return ""
+    return f"Strict accuracy, against {_percent(base.value)} of the base model: {'; '.join(parts)}."
+
+
+def _of_breaks(grid: Grid) -> list[str]:
+    """Where each loss broke; only losses of which something is known."""
+    sentences, whole = [], []
+    for loss in grid.losses:
+        settings = grid.of(loss)
+        known = [one for one in settings if one.breaks or one.score is not None]
+        broken = [one for one in known if one.breaks]
+        if broken:
+            sentences.append(
+                f"{loss} broke {_how_many(len(broken), len(known))}".rstrip() + f": {_places(broken, grid)}."
+            )
+        elif known:
+            whole.append(loss if len(known) == len(settings) else f"{loss} ({len(known)} of {len(settings)} scored)")
+    if whole:
+        against = ", and no accuracy is clearly below the base model's" if grid.base else ""
+        sentences.append(
+            f"{listed(whole)} did not break: training stayed within numbers, answers did not degenerate{against}."
+        )
+    return sentences
+
+
+def _places(broken: list[Setting], grid: Grid) -> str:
+    """Settings that broke in the same way at one learning rate are told together."""
+    if len(grid.of(broken[0].loss)) == 1:
+        return ", ".join(broken[0].breaks)
+    alike: dict[tuple[str, str], list[str]] = {}
+    for one in broken:
+        alike.setdefault((number(one.learning_rate), ", ".join(one.breaks)), []).append(number(one.beta))
+    return "; ".join(f"lr {rate}, beta {listed(betas)} ({reasons})" for (rate, reasons), betas in alike.items())
+
+
+def _of_the_best(grid: Grid) -> str:
+    """At how many settings each loss is the best, and at how many of them for certain."""
+    compared = [settings for settings in grid.scored().values() if len(settings) > 1]
+    if not compared:
+        return ""
+    if len(compared) == 1:
+        best, second = compared[0][:2]
+        return f"The best is {best.loss}, {best.score}; {_apart(best, second)}."
+    wins = Counter(settings[0].loss for settings in compared)
+    clear = Counter(settings[0].loss for settings in compared if is_apart(settings[0], settings[1]))
+    parts = [
+        f"{loss} at {count} of {len(compared)} (at {clear[loss]} with an interval apart from the next one's)"
+        for loss, count in wins.most_common()
+    ]
+    return f"The best at the same beta and learning rate is {listed(parts)}."
+
+
+def _of_the_top(grid: Grid) -> list[str]:
+    """At each learning rate the best setting of all, against the best of the other losses."""
+    sentences = []
+    for rate in grid.learning_rates if grid.is_sweep else []:
+        tops = tops_of(grid, rate)
+        if len(tops) > 1:
+            best, second = tops[:2]
+            sentences.append(
+                f"lr {number(rate)}: the top score is that of {best.loss} at beta {number(best.beta)}, {best.score}; "
+                f"{_apart(best, second, where=f' at beta {number(second.beta)}')}."
+            )
+    return sentences
+
+
+def tops_of(grid: Grid, learning_rate: float | None) -> list[Setting]:
+    """The best setting of each loss at a learning rate, the best loss first."""
+    scored = [one for one in grid.settings if one.score is not None and one.learning_rate == learning_rate]
+    tops = [max((one for one in scored if one.loss == loss), key=_value) for loss in {one.loss for one in scored}]
+    return sorted(tops, key=lambda one: (-_value(one), grid.losses.index(one.loss)))
+
+
+def is_apart(first: Setting, second: Setting) -> bool:
+    """Whether the intervals of the two scores do not touch."""
+    return first.score is not None and second.score is not None and first.score.against(second.score) != "overlap"
+
+
+def listed(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _apart(best: Setting, second: Setting, where: str = "") -> str:
+    relation = "stands apart from" if is_apart(best, second) else "overlaps"
+    return f"its interval {relation} that of the next, {second.loss}{where}, {second.score}"
+
+
+def _value(setting: Setting) -> float:
+    return setting.score.value if setting.score else -math.inf
+
+
+def _side(value: float) -> str:
+    if not math.isfinite(value):
+        return "as no number"
+    return "at zero" if value == 0 else "above zero" if value > 0 else "below zero"
+
+
+def _how_many(count: int, total: int) -> str:
+    if total == 1:
+        return ""
+    return f"at all {total} settings " if count == total else f"at {count} of {total} settings "
+
+
+def _range(values: list[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:+.3g} to {high:+.3g}" if low < high else f"{values[0]:+.3g}"
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"

@@ -1,0 +1,70 @@
+"""What scores say of a model: a rate with its interval, whether two of them are apart, and whether a run broke."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nemo_minordpo.core.intervals import wilson_interval
+from nemo_minordpo.records import Score
+from nemo_minordpo.report.runs import REWARDS, Run
+
+# A run has degenerated when so many more of its answers repeat themselves than of the base model's.
+DEGENERATE_ABOVE_BASE = 0.05
+DEGENERATE, NO_NUMBERS, BELOW_BASE = "answers degenerate", "training left the numbers", "accuracy below the base model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """A part of the questions, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def against(self, other: "Rate") -> str:
+        """Whether the rate is "higher" or "lower", where the intervals do not touch, or they "overlap"."""
+        return "higher" if self.low > other.high else "lower" if self.high < other.low else "overlap"
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} % ({100 * self.low:.1f}-{100 * self.high:.1f})"
+
+
+def strict(score: Score) -> Rate:
+    low, high = score.strict_interval_95
+    return Rate(value=score.strict_accuracy, low=low, high=high)
+
+
+def strict_over_seeds(scores: Sequence[Score]) -> Rate | None:
+    """The strict accuracy of a setting; None without scores.
+
+    Seeds answer the same questions, so more seeds are not more questions: the interval of the mean is that of the
+    questions of one run, widened to hold every seed.
+    """
+    if len(scores) < 2:
+        return strict(scores[0]) if scores else None
+    values = [score.strict_accuracy for score in scores]
+    questions = min(score.num_questions for score in scores)
+    mean = sum(values) / len(values)
+    low, high = wilson_interval(mean * questions, questions)
+    return Rate(value=mean, low=min(low, *values), high=max(high, *values))
+
+
+def is_degenerate(score: Score, base: Score | None) -> bool:
+    """Clearly more answers repeat themselves than of the base model: by five points, and with intervals apart."""
+    usual = 0.0 if base is None else base.degenerate_rate
+    if score.degenerate_rate - usual < DEGENERATE_ABOVE_BASE:
+        return False
+    if base is None:
+        return True
+    low, _ = wilson_interval(score.degenerate_rate * score.num_questions, score.num_questions)
+    return low > wilson_interval(usual * base.num_questions, base.num_questions)[1]
+
+
+def broke(run: Run, base: Score | None) -> list[str]:
+    """How a run broke, apart from its accuracy, which is judged over the seeds; empty = it did not."""
+    reasons = []
+    if run.steps and any(math.isnan(run.final(name)) or math.isinf(run.final(name)) for name in REWARDS):
+        reasons.append(NO_NUMBERS)
+    if run.score is not None and is_degenerate(run.score, base):
+        reasons.append(DEGENERATE)
+    return reasons

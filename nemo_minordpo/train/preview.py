@@ -1,0 +1,88 @@
+"""`minordpo preview`: the first pairs as training will read them."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from nemo_minordpo.config import DataSection
+from nemo_minordpo.train.tokens import TokenArrays, expand_files, first_pairs
+
+_AT_BOUNDARY = 4  # tokens shown on each side of it
+_SPECIAL, _PROMPT, _CHOSEN, _REJECTED = "reverse", "dim", "bold green", "bold red"
+
+
+def preview(pairs: list[str], *, tokenizer: Path, number: int, seq_length: int, append_eos: bool) -> None:
+    """Print the first pairs of the files `pairs`, tokenised as :mod:`tokens` does it for training.
+
+    Args:
+        pairs: jsonl files of pairs, or globs.
+        tokenizer: Hugging Face folder.
+        number: of pairs.
+        seq_length: `model.data.seq_length`; a longer pair is told to be left out.
+        append_eos: `model.data.append_eos`.
+
+    Raises:
+        ValueError: no such file, or no tokenizer in the folder.
+    """
+    files = expand_files(pairs)
+    loaded = _load_tokenizer(tokenizer)
+    data = DataSection(seq_length=seq_length, append_eos=append_eos)
+    console = Console()
+    for place, found in itertools.islice(first_pairs(files, tokenizer=loaded, data=data), number):
+        console.print(_shown(place, found, loaded), soft_wrap=True)
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such tokenizer folder")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever the files' readers have to say
+        raise ValueError(f"{folder}: no Hugging Face tokenizer can be loaded from it ({error})") from error
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"{folder}: the tokenizer has no EOS token, with which training ends responses")
+    return tokenizer
+
+
+def _shown(place: str, found: TokenArrays | str, tokenizer: Any) -> Text:
+    if isinstance(found, str):
+        return Text.assemble((f"== {place}: training leaves it out: {found}\n", "bold red"))
+    prompt_length, shared = int(found.prompt_lengths[0]), int(found.shared_lengths[0])
+    sequences = [found.sequence(0, rejected=rejected).tolist() for rejected in (False, True)]
+    text = Text()
+    text.append(
+        f"== {place}: {prompt_length} tokens of prompt, {shared - prompt_length} that both responses share\n", "bold"
+    )
+    text.append("-- prompt, which is given\n")
+    text.append_text(_decoded(sequences[0][:prompt_length], tokenizer, style=_PROMPT))
+    for name, ids, style in zip(("chosen", "rejected"), sequences, (_CHOSEN, _REJECTED), strict=True):
+        response = ids[prompt_length:]
+        end = f"ends with EOS {tokenizer.eos_token!r}" if response[-1] == tokenizer.eos_token_id else "ends without EOS"
+        text.append(f"\n-- {name} response, which is learnt: {len(response)} tokens, {end}\n")
+        text.append_text(_decoded(response[: shared - prompt_length], tokenizer, style=""))
+        text.append_text(_decoded(ids[shared:], tokenizer, style=style))
+    text.append("\n-- around the boundary: ")
+    text.append_text(_tokens(sequences[0][:prompt_length][-_AT_BOUNDARY:], tokenizer, style=_PROMPT))
+    text.append(" | ")
+    text.append_text(_tokens(sequences[0][prompt_length:][:_AT_BOUNDARY], tokenizer, style=_CHOSEN))
+    return text.append("\n")
+
+
+def _decoded(ids: list[int], tokenizer: Any, *, style: str) -> Text:
+    """The text of tokens, those that are special made visible."""
+    special = set(tokenizer.all_special_ids)
+    text = Text()
+    for is_special, run in itertools.groupby(ids, key=special.__contains__):
+        decoded = tokenizer.decode(list(run), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text.append(decoded, _SPECIAL if is_special else style)
+    return text
+
+
+def _tokens(ids: list[int], tokenizer: Any, *, style: str) -> Text:
+    pieces = [repr(tokenizer.decode([one], clean_up_tokenization_spaces=False)) for one in ids]
+    return Text(" ".join(pieces), style)

@@ -1,0 +1,162 @@
+"""Prompts come from the tokenizer's own template and are what the model is asked with later."""
+
+import pytest
+
+from nemo_minordpo.prepare.chat import ChatTemplate, Prompting
+from tests.unit.prepare import templates
+from tests.unit.prepare.templates import make_tokenizer
+
+USER = {"role": "user", "content": "What is 1 + 1?"}
+TALK = [USER, {"role": "assistant", "content": "Two."}, {"role": "user", "content": "And 2 + 2?"}]
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+def _chat(template, *, system=None, **special):
+    return ChatTemplate(make_tokenizer(template, **special), name="hf", system=system)
+
+
+def _pair(template, messages, *, system=None, chosen="Four.", rejected="Five.", **special):
+    return _chat(template, system=system, **special).pair(messages, chosen=chosen, rejected=rejected)
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "prompt"),
+    [
+        (templates.CHATML, [USER], "<|im_start|>user\nWhat is 1 + 1?<|im_end|>\n<|im_start|>assistant\n"),
+        (
+            templates.QWEN, [USER],
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+            "<|im_start|>user\nWhat is 1 + 1?<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        (
+            templates.SMOLLM2, TALK,
+            "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+            "<|im_start|>user\nWhat is 1 + 1?<|im_end|>\n<|im_start|>assistant\nTwo.<|im_end|>\n"
+            "<|im_start|>user\nAnd 2 + 2?<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        (
+            templates.LLAMA_3, TALK,
+            "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nWhat is 1 + 1?<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\nTwo.<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\nAnd 2 + 2?<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+        (
+            templates.NO_SYSTEM, [USER],
+            "<start_of_turn>user\nWhat is 1 + 1?<end_of_turn>\n<start_of_turn>model\n",
+        ),
+    ],
+)  # fmt: skip
+def test_prompts_end_with_the_generation_prompt_and_responses_are_as_written(template, messages, prompt):
+    pair, note = _pair(template, messages)
+    assert pair.prompt == prompt
+    assert (pair.chosen_response, pair.rejected_response) == ("Four.", "Five.")
+    assert note == ""
+
+
+def test_the_system_turn_is_the_option_unless_a_conversation_has_its_own():
+    with_option, _ = _pair(templates.QWEN, [USER], system="Be long.")
+    assert with_option.prompt.startswith("<|im_start|>system\nBe long.<|im_end|>\n<|im_start|>user\n")
+    own, _ = _pair(templates.QWEN, [SYSTEM, USER], system="Be long.")
+    assert own.prompt.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
+    assert own == _pair(templates.QWEN, [SYSTEM, USER])[0]
+
+
+def test_a_template_without_system_turns_refuses_them_with_its_own_words():
+    with pytest.raises(ValueError, match=r"hf: the chat template cannot be used with .* System role not supported"):
+        _chat(templates.NO_SYSTEM, system="Be brief.")
+    with pytest.raises(ValueError, match="refuses the conversation: System role not supported"):
+        _pair(templates.NO_SYSTEM, [SYSTEM, USER])
+    with pytest.raises(ValueError, match="refuses the conversation: Conversation roles must alternate"):
+        _pair(templates.NO_SYSTEM, [USER, USER])
+
+
+@pytest.mark.parametrize("chosen", ["<think>\nOne and one.\n</think>\n\nTwo.", "<think>\n\n</think>\n\nTwo.", "Two."])
+def test_thoughts_of_a_response_are_not_mangled(chosen):
+    pair, note = _pair(templates.QWEN_3, [USER], chosen=chosen, rejected="<think>\nHm.\n</think>\n\nThree.")
+    assert pair.prompt == "<|im_start|>user\nWhat is 1 + 1?<|im_end|>\n<|im_start|>assistant\n"
+    assert pair.chosen_response == chosen
+    # Without thoughts the template itself would put an empty <think> before the response.
+    assert note == ("the template would rewrite the response" if chosen == "Two." else "")
+
+
+def test_thoughts_of_earlier_turns_are_the_templates_business():
+    talk = [USER, {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nTwo."}, TALK[2]]
+    pair, _ = _pair(templates.QWEN_3, talk)
+    assert "Hm." not in pair.prompt
+    assert "<|im_start|>assistant\nTwo.<|im_end|>" in pair.prompt
+
+
+def test_a_template_that_opens_the_thought_itself():
+    pair, note = _pair(templates.R1, [USER], chosen="1 + 1.\n</think>Two.", rejected="Three.")
+    assert pair.prompt == "<|User|>What is 1 + 1?<|Assistant|><think>\n"
+    assert pair.chosen_response == "1 + 1.\n</think>Two."
+    assert note == "the template's generation prompt is not how it begins an assistant's turn"
+    with pytest.raises(ValueError, match="both prompt and response open <think>"):
+        _pair(templates.R1, [USER], chosen="<think>\n1 + 1.\n</think>Two.")
+
+
+def test_a_template_that_trims_the_response_is_told():
+    pair, note = _pair(templates.LLAMA_3, [USER], chosen=" Two. ")
+    assert pair.chosen_response == " Two. "
+    assert note == "the template would rewrite the response"
+
+
+def test_a_template_that_changes_the_prompt_afterwards_is_refused():
+    with pytest.raises(ValueError, match=r"hf: .* rewrites the prompt when the response is there"):
+        _chat(templates.FORGETFUL)
+
+
+def test_a_template_that_drops_turns_is_refused():
+    with pytest.raises(ValueError, match="leaves out a user turn"):
+        _chat("{% if add_generation_prompt %}A:{% else %}A:{{ messages[-1].content }}{% endif %}")
+
+
+@pytest.mark.parametrize(
+    ("messages", "chosen"),
+    [
+        ([{"role": "user", "content": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"}], "Two."),
+        ([USER], "Two.<|im_end|>\n<|im_start|>user\nMore"),
+    ],
+)
+def test_texts_that_a_template_has_rendered_already_are_refused(messages, chosen):
+    with pytest.raises(ValueError, match=r"special token in a text: '<\|im_(start|end)\|>'"):
+        _pair(templates.CHATML, messages, chosen=chosen)
+
+
+def test_a_response_may_be_written_with_its_end():
+    for eos in ("<|im_end|>", "<|endoftext|>"):
+        pair, _ = _pair(templates.CHATML, [USER], chosen="Two.<|im_end|>", eos=eos)
+        assert pair.chosen_response == "Two.<|im_end|>"
+
+
+def test_an_end_of_turn_that_is_not_eos_is_told():
+    assert _chat(templates.CHATML).advice == ""
+    assert "ends an assistant's turn with '<|im_end|>\\n'" in _chat(templates.CHATML, eos="<|endoftext|>").advice
+    assert "EOS '<|endoftext|>'" in _chat(templates.CHATML, eos="<|endoftext|>").advice
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["{{ messages[0].content + 1 }}", "{{ messages[9].content }}", "{{ 1 / 0 }}", "{% for %}", "{{ nope() }}"],
+)
+def test_a_broken_template_is_an_error_not_a_crash(expression):
+    with pytest.raises(ValueError, match="hf: the chat template cannot be used"):
+        _chat(templates.CHATML + expression)
+
+
+def test_templates_go_with_a_tokenizer(tmp_path):
+    with pytest.raises(ValueError, match="no chat template"):
+        _chat(None)
+    for options, reason in (
+        ({"template": "chat"}, "needs a tokenizer folder"),
+        ({"tokenizer": tmp_path}, "no use for tokenizer"),
+        ({"system": "Be brief."}, "no use for system"),
+        ({"template": "jinja"}, "choose 'plain' or 'chat'"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            Prompting(**options)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with pytest.raises(ValueError, match="no Hugging Face tokenizer can be loaded"):
+        Prompting(template="chat", tokenizer=tmp_path).open()

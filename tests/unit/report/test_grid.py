@@ -1,0 +1,100 @@
+"""Runs in their places: names, seeds, what makes a comparison unfair; and curves over steps and seeds."""
+
+import math
+
+import pytest
+
+from nemo_minordpo.report.curves import MOST_POINTS, Curves
+from nemo_minordpo.report.grid import arrange
+from nemo_minordpo.report.runs import read_run
+from tests.unit.report.sweep import metrics_line, write_config, write_score
+
+
+@pytest.fixture
+def make(tmp_path):
+    def folder(name, *, values=(), steps=None, right=None, questions=100, **settings):
+        run = write_config(tmp_path / name, **{"loss": "dpo", **settings})
+        numbers = range(1, len(values) + 1) if steps is None else steps
+        lines = [metrics_line(step, {"loss": value}) for step, value in zip(numbers, values, strict=True)]
+        (run / "metrics.jsonl").write_text("".join(lines))
+        if right is not None:
+            write_score(run / "evaluation", right, questions=questions)
+        return read_run(run)
+
+    return folder
+
+
+def names(grid):
+    return [run.name for run in grid.runs]
+
+
+def test_runs_that_share_a_loss_are_told_apart_and_put_in_order(make):
+    runs = [
+        make("a", loss="minordpo"), make("b", beta=0.2, rate=1e-5), make("c", beta=0.02, rate=1e-5, seed=2),
+        make("d", beta=0.02, rate=1e-5, seed=1), make("e", beta=0.2, rate=1e-6),
+    ]  # fmt: skip
+    grid = arrange(runs, None)
+    assert names(grid) == [
+        "minordpo", "dpo, beta 0.2, lr 1e-06", "dpo, beta 0.02, lr 1e-05, seed 1", "dpo, beta 0.02, lr 1e-05, seed 2",
+        "dpo, beta 0.2, lr 1e-05",
+    ]  # fmt: skip
+    assert [len(setting.runs) for setting in grid.settings] == [1, 1, 2, 1]
+    assert (grid.betas, grid.learning_rates) == ([0.02, 0.1, 0.2], [1e-6, 1e-5, 2e-5])
+    assert grid.notes == []
+
+
+def test_the_same_seed_twice_is_a_note(make):
+    grid = arrange([make("a"), make("b")], None)
+    assert [name.startswith("dpo (") for name in names(grid)] == [True, True]
+    assert "the same settings and the same seed" in grid.notes[0]
+
+
+def test_what_else_differs_within_a_loss_is_in_its_name_and_is_not_averaged(make):
+    grid = arrange([make("a", global_batch_size=128), make("b", global_batch_size=256, seed=2)], None)
+    assert grid.losses == ["dpo (global_batch_size 128)", "dpo (global_batch_size 256)"]
+    assert len(grid.settings) == 2
+
+
+def test_what_decides_nothing_is_no_difference(make):
+    first, second = make("a", seed=1), make("b", seed=2)
+    second.settings |= {"trainer.devices": 8, "model.tensor_model_parallel_size": 4}
+    assert arrange([first, second], None).losses == ["dpo"]
+
+
+def test_losses_that_differ_in_more_than_the_loss_are_a_note(make):
+    grid = arrange([make("a", loss="dpo", global_batch_size=64), make("b", loss="ipo")], None)
+    assert grid.notes == ["the losses differ in model.global_batch_size, too: dpo 64, ipo 128"]
+
+
+def test_scores_of_different_questions_are_a_note(make):
+    runs = [make("a", right=50), make("b", loss="ipo", right=30, questions=60)]
+    assert arrange(runs, None).notes == [
+        "scores of different questions are compared: 100 of test.jsonl: dpo; 60 of test.jsonl: ipo"
+    ]
+
+
+def test_few_steps_are_drawn_as_they_are(make):
+    run = make("a", values=[1.0, math.nan, 3.0])
+    curves = Curves(arrange([run], None))
+    assert (curves.steps.width, curves.steps.centres) == (1, [1.0, 2.0, 3.0])
+    mean = curves.run(run, "loss").mean
+    assert (mean[0], mean[2]) == (1.0, 3.0)
+    assert math.isnan(mean[1])
+
+
+def test_many_steps_are_means_over_equal_parts_that_all_runs_share(make):
+    steps = 3 * MOST_POINTS
+    long, short = make("a", values=[float(n) for n in range(steps)], seed=1), make("b", values=[5.0] * 4, seed=2)
+    curves = Curves(arrange([long, short], None))
+    assert (curves.steps.width, curves.steps.count) == (3, MOST_POINTS)
+    assert (curves.steps.centres[:2], curves.steps.first(1), curves.steps.last(1)) == ([2.0, 5.0], 4, 6)
+    assert curves.run(long, "loss").mean[:3] == [1.0, 4.0, 7.0]
+    assert curves.run(short, "loss").mean[:2] == [5.0, 5.0]
+    assert math.isnan(curves.run(short, "loss").mean[2])
+
+
+def test_seeds_are_averaged_with_the_lowest_and_the_highest_as_far_as_each_got(make):
+    runs = [make("a", values=[1.0, 2.0], seed=1), make("b", values=[3.0], seed=2)]
+    grid = arrange(runs, None)
+    curve = Curves(grid).setting(grid.settings[0], "loss")
+    assert (curve.mean, curve.low, curve.high) == ([2.0, 2.0], [1.0, 2.0], [3.0, 2.0])

@@ -1,0 +1,103 @@
+"""`minordpo preview` shows the tokens that training will see."""
+
+import json
+
+import pytest
+
+from nemo_minordpo.config import DataSection
+from nemo_minordpo.train.preview import preview
+from nemo_minordpo.train.tokens import load_arrays, tokenize_files
+from tests.unit.prepare.templates import CHATML, make_tokenizer, save_tokenizer
+
+PROMPT = "<|im_start|>user\nSky?<|im_end|>\n<|im_start|>assistant\n"
+PAIR = {"prompt": PROMPT, "chosen_response": "It is blue.", "rejected_response": "It is red.<|im_end|>"}
+
+
+@pytest.fixture
+def shown(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def show(*pairs, number=9, seq_length=200, append_eos=True):
+        (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+        tokenizer = save_tokenizer(tmp_path / "hf", CHATML)
+        preview(
+            [str(tmp_path / "*.jsonl")],
+            tokenizer=tokenizer,
+            number=number,
+            seq_length=seq_length,
+            append_eos=append_eos,
+        )
+        return capsys.readouterr().out
+
+    return show
+
+
+def test_counts_boundary_and_eos_are_those_of_training(shown, tmp_path):
+    text = shown(PAIR)
+    data = DataSection(seq_length=200)
+    tokenize_files(
+        [tmp_path / "pairs.jsonl"], tmp_path / "tokens", tokenizer=make_tokenizer(CHATML), data=data, split="train"
+    )
+    arrays = load_arrays(tmp_path / "tokens")
+    prompt, shared = arrays.prompt_lengths[0], arrays.shared_lengths[0] - arrays.prompt_lengths[0]
+    assert (prompt, shared) == (24 - 1, 6)
+    assert f"pairs.jsonl:1: {prompt} tokens of prompt, {shared} that both responses share" in text
+    lengths = [int(length[0]) - int(prompt) for length in arrays.sequence_lengths]
+    assert (
+        f"chosen response, which is learnt: {lengths[0]} tokens, ends with EOS '<|im_end|>'\nIt is blue.<|im_end|>"
+        in text
+    )
+    assert (
+        f"rejected response, which is learnt: {lengths[1]} tokens, ends with EOS '<|im_end|>'\nIt is red.<|im_end|>"
+        in text
+    )
+    assert f"-- prompt, which is given\n{PROMPT}" in text
+    assert r"'a' 'n' 't' '\n' | 'I' 't' ' ' 'i'" in text
+
+
+def test_without_eos(shown):
+    text = shown(PAIR, append_eos=False)
+    assert "11 tokens, ends without EOS\nIt is blue.\n" in text
+    assert "11 tokens, ends with EOS '<|im_end|>'\nIt is red.<|im_end|>" in text
+
+
+def test_pairs_that_training_leaves_out_are_shown_with_the_reason(shown):
+    text = shown({"prompt": "P"}, PAIR, PAIR | {"chosen_response": "x" * 300}, PAIR, number=3)
+    assert "pairs.jsonl:1: training leaves it out: missing field 'chosen_response'" in text
+    assert "pairs.jsonl:2: 23 tokens of prompt" in text
+    assert "pairs.jsonl:3: training leaves it out: longer than model.data.seq_length" in text
+    assert "pairs.jsonl:4" not in text
+
+
+def test_colours_tell_prompt_and_responses_apart(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(PAIR))
+    preview(
+        [str(tmp_path / "pairs.jsonl")],
+        tokenizer=save_tokenizer(tmp_path / "hf", CHATML),
+        number=1,
+        seq_length=99,
+        append_eos=True,
+    )
+    text = capsys.readouterr().out
+    assert "\x1b[7m<|im_end|>\x1b[0m" in text
+    assert "It is \x1b[1;32mblue." in text
+    assert "It is \x1b[1;31mred." in text
+    assert "\x1b[2muser" in text
+
+
+def test_what_cannot_be_shown(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(PAIR))
+    options = {"number": 1, "seq_length": 99, "append_eos": True}
+    with pytest.raises(ValueError, match="matches no file"):
+        preview([str(tmp_path / "none.jsonl")], tokenizer=tmp_path, **options)
+    with pytest.raises(ValueError, match="no such tokenizer folder"):
+        preview([str(tmp_path / "pairs.jsonl")], tokenizer=tmp_path / "none", **options)
+    with pytest.raises(ValueError, match="no Hugging Face tokenizer"):
+        preview([str(tmp_path / "pairs.jsonl")], tokenizer=tmp_path, **options)
+    tokenizer = make_tokenizer(CHATML)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path / "hf")
+    with pytest.raises(ValueError, match="no EOS token"):
+        preview([str(tmp_path / "pairs.jsonl")], tokenizer=tmp_path / "hf", **options)
