@@ -57,8 +57,8 @@ def report(runs: list[Path], *, base: Path | None, output: Path, overwrite: bool
     written = [*_draw(contents, output), *_write_numbers(contents, output)]
     write_text(output / "report.csv", as_csv(contents.rows))
     figures = [str(path.relative_to(output)) for path in written if path.suffix == ".png"]
-    write_text(output / "report.md", as_markdown(contents, figures=figures))
     write_text(output / "report.html", as_html(contents))
+    write_text(output / "report.md", as_markdown(contents, figures=figures))
     _remove_others(output, written)
     _print(contents, output)
 

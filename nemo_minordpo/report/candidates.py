@@ -51,7 +51,8 @@ def sentence(grid: Grid, found: list[Relation]) -> str:
     """Which metric is closest to the score, or that there are too few runs to say it."""
     scored = sum(run.score is not None for run in grid.runs)
     if scored < FEWEST_RUNS:
-        return f"Whether a training metric tells the score cannot be said: {scored} runs have one; {FEWEST_RUNS} must."
+        too_few = f"too few runs have a score ({scored}; {FEWEST_RUNS} are needed)"
+        return f"Whether a training metric tells the score cannot be said: {too_few}."
     over_all = [one for one in found if one.runs == "all" and one.correlation is not None]
     if not over_all:
         return (

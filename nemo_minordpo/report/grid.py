@@ -43,8 +43,8 @@ class Setting:
         return [run.score for run in self.runs if run.score is not None]
 
     def final(self, metric: str) -> float:
-        """Mean over the seeds of where a metric ended; NaN when one of them has no number."""
-        finals = [run.final(metric) for run in self.runs if run.steps]
+        """Mean over the finished seeds of where a metric ended; NaN when there is none, or one has no number."""
+        finals = [run.final(metric) for run in self.runs if run.steps and run.is_finished]
         return sum(finals) / len(finals) if finals else math.nan
 
 

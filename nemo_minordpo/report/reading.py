@@ -32,13 +32,13 @@ def _of_what_is_there(grid: Grid) -> str:
     unread = f"; folders without a run that can be read: {len(grid.left_out)}" if grid.left_out else ""
     others = "".join(f", {count} {state}" for state, count in states.most_common())
     there = f"of {len(runs)} runs {complete} are complete{others}; with a score: {scored}{unread}"
-    return f"This is not the whole sweep yet: {there}."
+    return f"This is not the whole sweep yet: {there}. What follows is of what is there."
 
 
 def _of_rewards(grid: Grid) -> str:
     sides: dict[str, list[str]] = {"below zero": [], "above zero": [], "at zero": [], "as no number": []}
     for loss in grid.losses:
-        trained = [one for one in grid.of(loss) if any(run.steps for run in one.runs)]
+        trained = [one for one in grid.of(loss) if any(run.steps and run.is_finished for run in one.runs)]
         for side, parts in sides.items():
             ends = [end for end in (one.final("rewards/chosen") for one in trained) if _side(end) == side]
             if ends:
@@ -110,7 +110,10 @@ def _of_the_best(grid: Grid) -> str:
         f"{loss} at {count} of {len(compared)} (at {clear[loss]} with an interval apart from the next one's)"
         for loss, count in wins.most_common()
     ]
-    return f"The best at the same beta and learning rate is {listed(parts)}."
+    missing = {loss: sum(loss not in [one.loss for one in settings] for settings in compared) for loss in grid.losses}
+    absent = ", ".join(f"{loss} at {count}" for loss, count in missing.items() if count)
+    without = f"; without a score: {absent}" if absent else ""
+    return f"The best at the same beta and learning rate is {listed(parts)}{without}."
 
 
 def _of_the_top(grid: Grid) -> list[str]:

@@ -39,6 +39,11 @@ class Run:
         return self.lines.get(TRAIN, [])
 
     @property
+    def is_finished(self) -> bool:
+        """Trained to its end, as far as its folder says anything of it."""
+        return self.state.is_complete or not self.state.events
+
+    @property
     def metrics(self) -> list[str]:
         """Every logged name; those of other splits than training as `validation/loss`."""
         names = (

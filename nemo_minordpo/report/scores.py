@@ -10,7 +10,11 @@ from nemo_minordpo.report.runs import REWARDS, Run
 
 # A run has degenerated when so many more of its answers repeat themselves than of the base model's.
 DEGENERATE_ABOVE_BASE = 0.05
-DEGENERATE, NO_NUMBERS, BELOW_BASE = "answers degenerate", "training left the numbers", "accuracy below the base model"
+DEGENERATE, NO_NUMBERS, BELOW_BASE = (
+    "answers degenerate",
+    "training left the numbers",
+    "accuracy clearly below the base model",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

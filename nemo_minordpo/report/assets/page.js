@@ -153,12 +153,15 @@
     return width === 1 ? `step ${x[index]}` : `steps ${x[index] - (width - 1) / 2} to ${x[index] + (width - 1) / 2}`;
   };
 
+  // Recorded at few of the steps that the run did: a line alone would hardly be seen.
+  function isSparse(values) {
+    const recorded = values.filter(value => value !== null).length;
+    return recorded < 3 || recorded < values.findLastIndex(value => value !== null) / 2;
+  }
+
   // The curves of a setting: its mean with a band, or each of its seeds.
   function linesOf(setting, metric, label, style) {
-    const recordedAtFewSteps = values => values.filter(value => value !== null).length < data.steps.x.length / 2;
-    const styled = (label, values, more) => ({
-      label, values, span: recordedAtFewSteps(values), points: recordedAtFewSteps(values), ...style, ...more,
-    });
+    const styled = (label, values, more) => ({label, values, span: isSparse(values), points: isSparse(values), ...style, ...more});
     const nothing = data.steps.x.map(() => null);
     if (setting.curves && byId("seeds").value === "mean") {
       const [mean, low, high] = setting.curves[metric] ?? [nothing, nothing, nothing];

@@ -11,7 +11,9 @@ _REACH = 4.0  # beta * margin at the ends of the smallest beta's curve
 
 def coefficient(beta: float, margin: float) -> float:
     """How hard a pair still pulls: beta * sigmoid(-beta * margin), Eq. 4 of the paper."""
-    return beta / (1 + math.exp(beta * margin))
+    # exp of a negative number alone: the other one overflows where beta is large
+    small = math.exp(-abs(beta * margin))
+    return beta * (small if margin > 0 else 1) / (1 + small)
 
 
 def margins(betas: list[float]) -> list[float]:

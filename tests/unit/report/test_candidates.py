@@ -59,7 +59,7 @@ def test_too_few_runs_are_said():
     grid = arrange(runs_with(float, count=FEWEST_RUNS - 1), None)
     found = relations(grid)
     assert all(one.correlation is None for one in found)
-    assert "cannot be said: 9 runs have one; 10 must" in sentence(grid, found)
+    assert "cannot be said: too few runs have a score (9; 10 are needed)" in sentence(grid, found)
     grid = arrange(runs_with(float, count=FEWEST_RUNS), None)
     assert "cannot be said" not in sentence(grid, relations(grid))
 

@@ -107,8 +107,8 @@ def test_where_a_loss_broke_and_how():
     )  # fmt: skip
     assert line_with(sentences, "dpo broke") == (
         "dpo broke at 4 of 5 settings: lr 1e-06, beta 0.2 (training left the numbers); "
-        "lr 1e-05, beta 0.02 (answers degenerate, accuracy below the base model); "
-        "lr 1e-05, beta 0.05 and 0.1 (accuracy below the base model)."
+        "lr 1e-05, beta 0.02 (answers degenerate, accuracy clearly below the base model); "
+        "lr 1e-05, beta 0.05 and 0.1 (accuracy clearly below the base model)."
     )
     assert line_with(sentences, "did not break").startswith("minordpo did not break")
     assert "ipo" not in "".join(line for line in sentences if "br" in line)  # nothing is known of it
@@ -159,6 +159,10 @@ def test_the_best_at_each_setting_is_counted():
         "The best at the same beta and learning rate is minordpo at 2 of 3 (at 1 with an interval apart from the next "
         "one's) and dpo at 1 of 3 (at 1 with an interval apart from the next one's)."
     )
+    without = said(*runs, run("ipo", 10, beta=0.1))
+    assert line_with(without, "The best at").endswith(
+        "(at 1 with an interval apart from the next one's); without a score: ipo at 2."
+    )
     assert line_with(sentences, "top score") == (
         "lr 1e-06: the top score is that of dpo at beta 0.1, 90.0 % (82.6-94.5); "
         "its interval overlaps that of the next, minordpo at beta 0.2, 80.0 % (71.1-86.7)."
@@ -169,12 +173,23 @@ def test_what_is_missing_of_a_sweep_is_said():
     runs = [run("dpo", 50), run("dpo", None, beta=0.2, done=False), run("minordpo", None)]
     assert line_with(said(*runs), "not the whole sweep") == (
         "This is not the whole sweep yet: of 3 runs 2 are complete, 1 running, or killed without a word; "
-        "with a score: 1."
+        "with a score: 1. What follows is of what is there."
     )
     whole = [run("dpo", 50), run("dpo", 50, beta=0.2)]
     assert line_with(said(*whole), "not the whole sweep") == ""
     (sentence, *_) = reading(arrange(whole, None, ["left out: runs/ipo: not a run folder"]))
-    assert sentence.endswith("with a score: 2; folders without a run that can be read: 1.")
+    assert "with a score: 2; folders without a run that can be read: 1." in sentence
+
+
+def test_a_run_that_goes_on_has_no_end_yet():
+    going = [run("dpo", chosen=-5.0, done=False), run("dpo", chosen=-9.0, beta=0.2)]
+    assert line_with(said(*going), "rewards/chosen ends") == "rewards/chosen ends below zero under dpo (-9)."
+    found = {claim.text: claim for claim in claims(arrange(going, None))}
+    assert found[ENDS].numbers.startswith("at 0 of 1 settings; rewards/chosen -9 to -9")
+    assert found[BY_BETA].verdict == "not tested"
+    assert math.isnan(arrange(going, None).settings[0].final("rewards/chosen"))
+    seeds = [run("dpo", chosen=-1.0, done=False), run("dpo", chosen=-3.0, seed=2)]
+    assert arrange(seeds, None).settings[0].final("rewards/chosen") == -3.0
 
 
 def test_nothing_is_read_out_of_nothing():

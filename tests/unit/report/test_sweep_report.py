@@ -85,6 +85,8 @@ def test_a_degenerate_setting_is_crossed_in_the_figure_of_scores(sweep, tmp_path
 
 def test_coefficient_is_that_of_the_paper(sweep):
     assert coefficient(0.1, 0.0) == 0.05
+    assert coefficient(0.1, -20.0) == pytest.approx(0.1 / (1 + math.exp(-2)))
+    assert coefficient(10.0, 400.0) == 0.0
     assert coefficient(0.1, 20.0) == pytest.approx(0.1 / (1 + math.exp(2)))
     rows = table(sweep / "numbers/coefficient.csv")
     assert [float(row["margin"]) for row in rows] == margins([*BETAS, 0.5])
