@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from nemo_minordpo.core.intervals import rank_correlation_interval, wilson_interval
+from nemo_minordpo.core.intervals import wilson_interval
 
 
 @pytest.mark.parametrize(
