@@ -61,17 +61,14 @@ def export_hf(
         scratch.mkdir()
         staged.mkdir()
         opened = open_source(source, scratch=scratch, base=base_nemo)
-        base = base_folder(opened, tokenizer)
-        config = read_config(base)
-        facts = facts_from_config(config, where=str(base / "config.json"))
-        require_agreement(opened, facts, base)
+        base, facts = hf_side(opened, tokenizer)
         checkpoint = open_weights(opened, dtype=target_dtype)
         facts = _with_actual_tie(checkpoint, facts, opened.origin)
         rows = mapping_table(facts)
         _require_tensors(checkpoint, rows, facts, opened.origin)
         copy_sidecars(base, staged)
         main_dtype = target_dtype or checkpoint.dtype(_EMBEDDING)
-        _write_config(staged / "config.json", config, dtype=main_dtype, tied=facts.tied)
+        _write_config(staged / "config.json", read_config(base), dtype=main_dtype, tied=facts.tied)
         described = _described(checkpoint, rows, facts, dtype=target_dtype)
         num_bytes = write_weights(staged, described, _tensors(checkpoint, rows, facts, dtype=target_dtype))
         manifest = Manifest(
@@ -85,7 +82,19 @@ def export_hf(
     return manifest
 
 
-def base_folder(source: NemoSource, tokenizer: Path | None) -> Path:
+def hf_side(source: NemoSource, tokenizer: Path | None) -> tuple[Path, ModelFacts]:
+    """The Hugging Face folder that belongs to a source, and what its config.json says.
+
+    Raises:
+        ValueError: there is none, or it contradicts the source's own model config.
+    """
+    base = _base_folder(source, tokenizer)
+    facts = facts_from_config(read_config(base), where=str(base / "config.json"))
+    _require_agreement(source, facts, base)
+    return base, facts
+
+
+def _base_folder(source: NemoSource, tokenizer: Path | None) -> Path:
     """The Hugging Face folder whose config and tokenizer go into the output."""
     candidates = source.tokenizers if tokenizer is None else [tokenizer]
     for folder in candidates:
@@ -98,7 +107,7 @@ def base_folder(source: NemoSource, tokenizer: Path | None) -> Path:
     )
 
 
-def require_agreement(source: NemoSource, facts: ModelFacts, base: Path) -> None:
+def _require_agreement(source: NemoSource, facts: ModelFacts, base: Path) -> None:
     if source.config is None:
         _tell(f"{source.origin}: no {model_config.FILE} in or above it; {base / 'config.json'} is taken at its word")
         return

@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nemo_minordpo.convert.adapters import Adapters, read_adapters, require_fitting
-from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_config
+from nemo_minordpo.convert.facts import ModelFacts
 from nemo_minordpo.convert.hf_folder import parse_dtype
 from nemo_minordpo.convert.hf_to_nemo import manifest_path
 from nemo_minordpo.convert.mapping import mapping_table
 from nemo_minordpo.convert.nemo_source import NemoSource, open_source
-from nemo_minordpo.convert.nemo_to_hf import base_folder, inputs_of, require_agreement
+from nemo_minordpo.convert.nemo_to_hf import hf_side, inputs_of
 from nemo_minordpo.convert.staging import publish, staging_folder
 from nemo_minordpo.records import Manifest, refuse_existing
 
@@ -58,9 +58,7 @@ def export_peft(
         opened = open_source(source, scratch=scratch, base=base_nemo, only_adapters=True)
         if opened.adapters is None:
             raise ValueError(f"{opened.origin}: no adapters in it; export it without --adapters peft")
-        config_folder = base_folder(opened, tokenizer)
-        facts = facts_from_config(read_config(config_folder), where=str(config_folder / "config.json"))
-        require_agreement(opened, facts, config_folder)
+        config_folder, facts = hf_side(opened, tokenizer)
         adapters = read_adapters(opened)
         shapes = {row.megatron: row.shape(facts) for row in mapping_table(facts)}
         require_fitting(adapters, shapes, where=config_folder / "config.json")

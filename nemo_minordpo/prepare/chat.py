@@ -8,11 +8,8 @@ from typing import Any
 from nemo_minordpo.core.gsm8k import paper_prompt, plain_prompt
 from nemo_minordpo.prepare.conversation import Message
 from nemo_minordpo.records import PreferencePair
+from nemo_minordpo.sidecars import TOKENIZER_FILES
 
-_TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt",
-    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
 _THINK = "<think>"
 # "<s>" and "</s>" are also HTML, and the tokenizers that have them as tokens meet them in ordinary text.
 _SHORTEST_SPECIAL = 5
@@ -48,7 +45,7 @@ class Prompting:
     def input_files(self) -> list[Path]:
         if self.tokenizer is None:
             return []
-        return [self.tokenizer / name for name in _TOKENIZER_FILES if (self.tokenizer / name).is_file()]
+        return [self.tokenizer / name for name in TOKENIZER_FILES if (self.tokenizer / name).is_file()]
 
     def open(self) -> "ChatTemplate | None":
         """The tokenizer's template; None for plain text.

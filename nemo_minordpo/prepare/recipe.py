@@ -1,5 +1,6 @@
 """What a kind of data set brings along to be built: how one of its rows becomes a pair."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ MakePair = Callable[[dict[str, Any], str, int], Made]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(ABC):
     """One kind of data set; picklable, opened once in every process.
 
     seed: of everything that is drawn, the split included.
@@ -50,9 +51,9 @@ class Recipe:
         """What has to be made in `scratch` before the first row, once; returns counts for the manifest."""
         return {}
 
+    @abstractmethod
     def open(self, scratch: Path) -> MakePair:
         """The function that makes a pair, with all it needs loaded."""
-        raise NotImplementedError
 
 
 def reason_kind(reason: str) -> str:

@@ -76,10 +76,7 @@ class _Sweep:
 
     def run(self) -> None:
         stages = stages_of(self.settings)
-        for number, stage in enumerate(stages):
-            if stage.run not in self.failures:
-                self.console.rule(f"[bold]{number + 1}/{len(stages) + 1}  {stage.name}")
-                self._run(stage, left=stages[number + 1 :])
+        self._run_all(stages, total=len(stages) + 1)
         self._report(len(stages) + 1)
         if self.failures:
             count = f"{len(self.failures)} of {len(runs_of(self.settings.sweep))} runs failed:"
@@ -88,9 +85,14 @@ class _Sweep:
     def prepare_for_slurm(self) -> None:
         """What all runs need, but for what takes a model's time."""
         stages = [stage for stage in stages_of(self.settings) if not stage.run and stage.kind not in SUBMITTED]
-        for number, stage in enumerate(stages):
-            self.console.rule(f"[bold]{number + 1}/{len(stages)}  {stage.name}")
-            self._run(stage, left=stages[number + 1 :])
+        self._run_all(stages, total=len(stages))
+
+    def _run_all(self, stages: list[Stage], *, total: int) -> None:
+        """But for what follows in a run that has failed."""
+        for number, stage in enumerate(stages, start=1):
+            if stage.run not in self.failures:
+                self.console.rule(f"[bold]{number}/{total}  {stage.name}")
+                self._run(stage, left=stages[number:])
 
     def _run(self, stage: Stage, *, left: list[Stage]) -> None:
         try:

@@ -1,5 +1,7 @@
 """Memory of a rank against counts by hand, and against what is published."""
 
+from dataclasses import replace
+
 import pytest
 
 from nemo_minordpo.core.flops import ModelSize, StepWork
@@ -9,14 +11,11 @@ LLAMA_2_7B = ModelSize(
     num_layers=32, hidden_size=4096, ffn_hidden_size=11008, num_heads=32, num_query_groups=32, head_size=128,
     vocab_size=32000, gated=True,
 )  # fmt: skip
-LLAMA_2_70B = ModelSize(
-    num_layers=80, hidden_size=8192, ffn_hidden_size=28672, num_heads=64, num_query_groups=8, head_size=128,
-    vocab_size=32000, gated=True,
-)  # fmt: skip
 LLAMA_3_70B = ModelSize(
     num_layers=80, hidden_size=8192, ffn_hidden_size=28672, num_heads=64, num_query_groups=8, head_size=128,
     vocab_size=128256, gated=True,
 )  # fmt: skip
+LLAMA_2_70B = replace(LLAMA_3_70B, vocab_size=32000)
 MISTRAL_NEMO = ModelSize(  # 12B; 32 heads of 128, hidden size 5120
     num_layers=40, hidden_size=5120, ffn_hidden_size=14336, num_heads=32, num_query_groups=8, head_size=128,
     vocab_size=131072, gated=True,
