@@ -223,9 +223,10 @@ wait_for_disk() {
   done
 }
 
-# `minordpo train` until it is complete: go on after crashes, requeue before the time limit and on preemption.
+# `minordpo train` until it is complete: go on after crashes, requeue before the time limit and on preemption. Sets the
+# caller's `run`, its folder.
 train() {
-  local run ranks code
+  local ranks code
   say "start, $# arguments"
   report_environment
   read_plan "$@"

@@ -141,8 +141,7 @@ def wait_for_jobs(cluster, *, seconds=420):
 
 def test_the_whole_road_as_a_chain_of_jobs(place, tmp_path):
     cluster, inputs = place
-    questions = [{"question": f"What is {n} plus 1?", "answer": f"#### {n + 1}"} for n in range(2)]
-    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    write_questions(tmp_path / "questions.jsonl")
     submitted = cluster.run(
         str(ROOT / "launchers/pipeline.sh"), str(inputs.nemo.parent / "hf"), "questions.jsonl", "run",
         *few_steps(inputs), cwd=tmp_path, MINORDPO_NODES="1",
@@ -159,8 +158,15 @@ def test_the_whole_road_as_a_chain_of_jobs(place, tmp_path):
     assert (tmp_path / "run.nemo").exists()
 
 
+def write_questions(path):
+    rows = [{"question": f"What is {n} plus 1?", "answer": f"#### {n + 1}"} for n in range(2)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def test_a_sweep_has_one_reference_and_a_report(place, tmp_path):
+    """And with questions each run is exported and evaluated, and the model that it started from."""
     cluster, inputs = place
+    write_questions(tmp_path / "questions.jsonl")
     (tmp_path / "runs.txt").write_text(
         "# two losses\n"
         "model.dpo.preference_loss=dpo exp_manager.explicit_log_dir=runs/dpo\n\n"
@@ -169,6 +175,8 @@ def test_a_sweep_has_one_reference_and_a_report(place, tmp_path):
     cluster.run(
         str(ROOT / "launchers/sweep.sh"), "runs.txt", "2", "report",
         f"pretrained_checkpoint.restore_from_path={inputs.nemo}", *few_steps(inputs), cwd=tmp_path,
+        MINORDPO_QUESTIONS="questions.jsonl", MINORDPO_EVALUATE_ARGS="--max-new-tokens 16",
+        MINORDPO_BASE_MODEL=str(inputs.nemo.parent / "hf"), MINORDPO_BASE_SCORE="base",
     )  # fmt: skip
     wait_for_jobs(cluster)
     logs = "".join(log.read_text() for log in tmp_path.glob("*.log"))
@@ -177,7 +185,10 @@ def test_a_sweep_has_one_reference_and_a_report(place, tmp_path):
     table = (tmp_path / "report/report.md").read_text()
     assert "| dpo |" in table
     assert "| minordpo |" in table
-    assert all((tmp_path / f"runs/{loss}/model.nemo").exists() for loss in ("dpo", "minordpo"))
+    assert "| base |" in table
+    for loss in ("dpo", "minordpo"):
+        assert (tmp_path / f"runs/{loss}/model.nemo").exists()
+        assert json.loads((tmp_path / f"runs/{loss}/evaluation/score.json").read_text())["num_questions"] == 2
 
 
 def few_steps(inputs):
