@@ -119,6 +119,10 @@ class Checkpoint:
     def dtype(self, name: str) -> torch.dtype:
         return self._described[name].properties.dtype
 
+    def has_equal_rows(self, one: str, other: str, *, num_rows: int) -> bool:
+        """Whether the first rows of two tensors are the same, such as those of a head that is tied."""
+        return torch.equal(self.read(one)[:num_rows], self.read(other)[:num_rows])
+
     def read(self, name: str, *, layer: int | None = None) -> Tensor:
         """One tensor, or layer `layer` (from 0) of a tensor that has a layer axis.
 

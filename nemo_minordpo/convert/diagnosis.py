@@ -13,9 +13,8 @@ from torch import Tensor
 from nemo_minordpo.convert.checkpoint import Checkpoint
 from nemo_minordpo.convert.facts import ModelFacts
 from nemo_minordpo.convert.hf_folder import HfWeights, dtype_name
-from nemo_minordpo.convert.mapping import GATE_UP, QKV, VOCAB, Row, mapping_table
+from nemo_minordpo.convert.mapping import EMBEDDING, GATE_UP, HEAD, QKV, VOCAB, Row, mapping_table
 
-_EMBEDDING, _HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
 _NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
 
 
@@ -57,7 +56,8 @@ def compare_weights(checkpoint: Checkpoint, hf: HfWeights, facts: ModelFacts) ->
             what = _difference(checkpoint, hf, facts, row, layer)
             if what:
                 found.setdefault((tuple(row.hf), what), []).append(layer)
-    if facts.tied and _HEAD in checkpoint.tensors and not _is_copy_of_embedding(checkpoint, facts):
+    has_head = facts.tied and HEAD in checkpoint.tensors
+    if has_head and not checkpoint.has_equal_rows(HEAD, EMBEDDING, num_rows=facts.vocab_size):
         what = (
             "of its own in the checkpoint, where the Hugging Face side says tie_word_embeddings=true and uses the "
             "embedding: the head was untied (export-hf writes it, and tie_word_embeddings=false)"
@@ -92,9 +92,7 @@ def _difference(checkpoint: Checkpoint, hf: HfWeights, facts: ModelFacts, row: R
     """What is wrong with one tensor of the checkpoint, in words; "" if it is equal."""
     if row.megatron not in checkpoint.tensors:
         missing = "missing in the checkpoint"
-        return (
-            f"{missing}, which uses its embedding instead: the head was dropped" if row.megatron == _HEAD else missing
-        )
+        return f"{missing}, which uses its embedding instead: the head was dropped" if row.megatron == HEAD else missing
     stored, shape = checkpoint.tensors[row.megatron][row.per_layer :], row.shape(facts)
     if row.layout is VOCAB:  # any padding will do
         stored, shape = (min(stored[0], facts.vocab_size), *stored[1:]), (facts.vocab_size, *shape[1:])
@@ -172,11 +170,6 @@ def _all_close(a: list[Tensor], b: list[Tensor]) -> bool:
 
 def _close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-5, atol=1e-6 * b.abs().max().item())
-
-
-def _is_copy_of_embedding(checkpoint: Checkpoint, facts: ModelFacts) -> bool:
-    rows = facts.vocab_size
-    return torch.equal(checkpoint.read(_HEAD)[:rows], checkpoint.read(_EMBEDDING)[:rows])
 
 
 def _rotary_base(frequencies: Tensor) -> Tensor | None:

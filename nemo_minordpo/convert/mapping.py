@@ -21,6 +21,7 @@ from nemo_minordpo.convert.facts import ModelFacts
 # A table of the vocabulary is the largest tensor by far; the padded vocabulary is a multiple of this.
 VOCAB_BLOCKS = 8
 
+EMBEDDING, HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
 # What any version of Transformer Engine asks for when it loads a checkpoint: FP8 scales, which a converted model
 # does not have. Megatron's local layers ask for the first four of them; with Transformer Engine from 1.8 on
 # attention asks too, and from 1.13 on the norms. A strict load fails for one that is absent, none for one too many.
@@ -154,7 +155,7 @@ def mapping_table(facts: ModelFacts) -> list[Row]:
     attention, hf_attention = layer + "self_attention.", hf_layer + "self_attn."
     qkv_sizes = {"q_proj": query, "k_proj": key_value, "v_proj": key_value}
     rows = [
-        Row("embedding.word_embeddings.weight", {"model.embed_tokens.weight": (vocab, h)}, VOCAB),
+        Row(EMBEDDING, {"model.embed_tokens.weight": (vocab, h)}, VOCAB),
         Row(attention + "linear_qkv.layer_norm_weight", {hf_layer + "input_layernorm.weight": (h,)}, SAME),
         Row(
             attention + "linear_qkv.weight",
@@ -181,7 +182,7 @@ def mapping_table(facts: ModelFacts) -> list[Row]:
             for name in ("q", "k")
         ]
     if not facts.tied:
-        rows.append(Row("output_layer.weight", {"lm_head.weight": (vocab, h)}, VOCAB))
+        rows.append(Row(HEAD, {"lm_head.weight": (vocab, h)}, VOCAB))
     return rows
 
 

@@ -13,6 +13,15 @@ FILE = "model_config.yaml"
 # The NeMo whose keys these are; later ones read them unchanged up to 2.4, the last with MegatronGPTModel.
 NEMO_VERSION = "2.1.0"
 TARGET = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel"
+# Fused kernels want CUDA, some want Apex; they change speed only and are a matter of the run.
+NO_FUSIONS = {
+    "masked_softmax_fusion": False,
+    "bias_activation_fusion": False,
+    "bias_dropout_add_fusion": False,
+    "gradient_accumulation_fusion": False,
+    "apply_rope_fusion": False,
+    "persist_layer_norm": False,
+}
 _PRECISIONS = {torch.float32: 32, torch.bfloat16: "bf16", torch.float16: 16}
 
 
@@ -99,13 +108,7 @@ def model_config(facts: ModelFacts, *, tokenizer: Path, dtype: torch.dtype) -> d
         "fp32_residual_connection": False,
         "fp16_lm_cross_entropy": False,
         "seed": 1234,
-        # Fused kernels want CUDA, some want Apex; they change speed only and are a matter of the run.
-        "masked_softmax_fusion": False,
-        "bias_activation_fusion": False,
-        "bias_dropout_add_fusion": False,
-        "gradient_accumulation_fusion": False,
-        "apply_rope_fusion": False,
-        "persist_layer_norm": False,
+        **NO_FUSIONS,
         "get_attention_mask_from_fusion": True,
         "use_cpu_initialization": False,
         "activations_checkpoint_granularity": None,

@@ -15,13 +15,11 @@ from nemo_minordpo.convert.adapters import open_weights
 from nemo_minordpo.convert.checkpoint import PREFIX, Checkpoint
 from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_config
 from nemo_minordpo.convert.hf_folder import dtype_name, parse_dtype, write_weights
-from nemo_minordpo.convert.mapping import VOCAB, Row, mapping_table
+from nemo_minordpo.convert.mapping import EMBEDDING, HEAD, VOCAB, Row, mapping_table
 from nemo_minordpo.convert.nemo_source import NemoSource, open_source, rank_files
 from nemo_minordpo.convert.staging import progress_bar, publish, staging_folder
 from nemo_minordpo.records import Manifest, refuse_existing, sha256_of_file, write_text
 from nemo_minordpo.sidecars import copy_sidecars, require_tokenizer
-
-_EMBEDDING, _HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
 
 
 def export_hf(
@@ -67,7 +65,7 @@ def export_hf(
         rows = mapping_table(facts)
         _require_tensors(checkpoint, rows, facts, opened.origin)
         copy_sidecars(base, staged)
-        main_dtype = target_dtype or checkpoint.dtype(_EMBEDDING)
+        main_dtype = target_dtype or checkpoint.dtype(EMBEDDING)
         _write_config(staged / "config.json", read_config(base), dtype=main_dtype, tied=facts.tied)
         described = _described(checkpoint, rows, facts, dtype=target_dtype)
         num_bytes = write_weights(staged, described, _tensors(checkpoint, rows, facts, dtype=target_dtype))
@@ -124,14 +122,13 @@ def _with_actual_tie(checkpoint: Checkpoint, facts: ModelFacts, where: Path) -> 
 
     NeMo's own converters write tied models untied; training then lets the two matrices drift apart.
     """
-    if _HEAD not in checkpoint.tensors:
+    if HEAD not in checkpoint.tensors:
         if not facts.tied:
-            raise ValueError(f"{where}: no {PREFIX}{_HEAD}, though config.json says tie_word_embeddings=false")
+            raise ValueError(f"{where}: no {PREFIX}{HEAD}, though config.json says tie_word_embeddings=false")
         return facts
     if not facts.tied:
         return facts
-    rows = facts.vocab_size
-    if torch.equal(checkpoint.read(_HEAD)[:rows], checkpoint.read(_EMBEDDING)[:rows]):
+    if checkpoint.has_equal_rows(HEAD, EMBEDDING, num_rows=facts.vocab_size):
         return facts
     _tell(f"{where}: its output layer differs from its embedding: exported with tie_word_embeddings=false")
     return replace(facts, tied=False)
@@ -142,7 +139,7 @@ def _require_tensors(checkpoint: Checkpoint, rows: list[Row], facts: ModelFacts,
     missing = sorted(set(expected) - set(checkpoint.tensors))
     if missing:
         raise ValueError(f"{where}: {PREFIX}{missing[0]} is missing ({len(missing)} in all), config.json calls for it")
-    known = {*expected, _HEAD} if facts.tied else set(expected)  # a tied model's copy of its embedding, seen to above
+    known = {*expected, HEAD} if facts.tied else set(expected)  # a tied model's copy of its embedding, seen to above
     unknown = sorted(set(checkpoint.tensors) - known)
     if unknown:
         raise ValueError(f"{where}: {PREFIX}{unknown[0]} ({len(unknown)} in all) has no place in such a model")

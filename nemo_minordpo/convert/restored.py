@@ -25,12 +25,7 @@ _PLAIN_FLOAT32 = {
     "context_parallel_size": 1,
     "sequence_parallel": False,
     "activations_checkpoint_granularity": None,
-    "masked_softmax_fusion": False,
-    "bias_activation_fusion": False,
-    "bias_dropout_add_fusion": False,
-    "gradient_accumulation_fusion": False,
-    "apply_rope_fusion": False,
-    "persist_layer_norm": False,
+    **model_config.NO_FUSIONS,
 }
 
 
