@@ -100,8 +100,8 @@ class StepMetrics(_Record):
     `values` holds the names of core/metrics.py (rewards are beta-free log-ratios in nats) and the loop's own.
     """
 
-    split: str  # "train" or "validation"
-    step: int  # optimizer steps done, 1 = after the first
+    split: str  # "train", "validation" or "watch"
+    step: int  # optimizer steps done, 1 = after the first; 0: a look at the answers before it
     epoch: int
     consumed_pairs: int
     values: dict[str, float]
@@ -109,7 +109,7 @@ class StepMetrics(_Record):
 
 @dataclass(frozen=True, kw_only=True)
 class RunEvent(_Record):
-    """One line of a run's `events.jsonl`: started, saved, damaged, stopped, complete."""
+    """One line of a run's `events.jsonl`: started, saved, damaged, alarm, stopped, complete."""
 
     time: str  # UTC
     attempt: int
@@ -118,6 +118,17 @@ class RunEvent(_Record):
     step: int  # optimizer steps done
     detail: str = ""
     max_steps: int = 0  # of the whole run; `started` alone says it
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchedAnswer(_Record):
+    """What a model in training answered; a line of a run's `watch/step_*.jsonl`."""
+
+    prompt: str
+    output: str
+    num_tokens: int  # without the one that ended it
+    finished: bool  # True: the model ended its answer; False: cut at a limit
+    degenerate: str | None  # the reason, as core/repetition.py names it; None = healthy
 
 
 @dataclass(frozen=True, kw_only=True)

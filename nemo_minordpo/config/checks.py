@@ -9,6 +9,7 @@ from nemo_minordpo.config.sections import (
     PeftSection,
     RunSection,
     TrainConfig,
+    WatchSection,
 )
 
 LORA_TARGETS = ("attention_qkv", "attention_dense", "mlp_fc1", "mlp_fc2", "attention", "mlp", "all")
@@ -26,6 +27,7 @@ def problems_of(config: TrainConfig, *, loss_names: tuple[str, ...]) -> list[str
             *_optimizer_checks(model.optim),
             *_layout_checks(config),
             *_peft_checks(model.peft, model.optim),
+            *_watch_checks(loop.watch),
             *_checkpoint_checks(config.exp_manager.checkpoint_callback_params),
             (model.data.seq_length < 2, "model.data.seq_length must be >= 2 tokens"),
             (model.data.packed_sequence_size < 2, "model.data.packed_sequence_size must be >= 2 tokens"),
@@ -168,6 +170,15 @@ def _checkpoint_checks(section: CheckpointSection) -> list[tuple[bool, str]]:
         (section.keep_last < 1, f"{prefix}.keep_last must be >= 1"),
         (section.save_top_k < 0, f"{prefix}.save_top_k must be >= 0"),
         (section.mode not in ("min", "max"), f"{prefix}.mode={section.mode!r}: min or max expected"),
+    ]
+
+
+def _watch_checks(watch: WatchSection) -> list[tuple[bool, str]]:
+    prefix = "trainer.dpo.watch"
+    return [
+        (watch.interval < 0, f"{prefix}.interval must be >= 0 steps"),
+        (watch.num_prompts < 1, f"{prefix}.num_prompts must be >= 1"),
+        (watch.max_new_tokens < 24, f"{prefix}.max_new_tokens must be >= 24: shorter answers cannot be seen to repeat"),
     ]
 
 

@@ -104,6 +104,15 @@ class ModelSection:
 
 
 @dataclass
+class WatchSection:
+    """`trainer.dpo.watch`: what the model answers while it is trained."""
+
+    interval: int = 0  # steps between looks, beside one before the first step; 0 = none
+    num_prompts: int = 16  # the first ones of the validation pairs, or of the training pairs where there are none
+    max_new_tokens: int = 128  # of an answer; 24 can be seen to repeat
+
+
+@dataclass
 class TrainerDPOSection:
     """`trainer.dpo`: the loop."""
 
@@ -114,6 +123,7 @@ class TrainerDPOSection:
     save_interval: int = 0  # steps; 0 = once, at the end
     gradient_clip_val: float = 1.0  # norm over all parameters; 0 = no clipping
     save_nemo: bool = True  # write model.nemo at the end
+    watch: WatchSection = field(default_factory=WatchSection)
 
 
 @dataclass

@@ -37,6 +37,68 @@ def pair_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, 
     return _PairAttention.apply(query, key, value, structure, scale)
 
 
+class KeyValueCache:
+    """Keys and values of n sequences that a model writes token by token, of every layer of this pipeline stage.
+
+    First comes a row with the prompts, one behind another; after :meth:`advance` a row with the first new token of
+    each, in the same order; and so on.
+    """
+
+    def __init__(self, segments: Tensor, *, max_new_tokens: int) -> None:
+        """
+        Args:
+            segments: [n, 4], of the row of prompts, which have no tails.
+            max_new_tokens: rows that follow at most.
+        """
+        self._segments = segments
+        self._lengths = segments[:, 3] - segments[:, 0]  # what a sequence's next token sees before itself
+        self._capacity = int(self._lengths.max()) + max_new_tokens
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._new_tokens = 0
+
+    def advance(self) -> None:
+        """The next row holds one more token of each sequence."""
+        self._new_tokens += 1
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None) -> Tensor:
+        """Attention of the present row, whose keys and values are kept.
+
+        Args:
+            layer: its number, from 1.
+            query: [1, heads, S, D]; S may be above n, the places behind are padding.
+            key, value: [1, groups, S, D].
+            scale: of the scores; None = D ** -0.5.
+
+        Returns:
+            [1, heads, S, D].
+        """
+        if not self._new_tokens:
+            self._layers[layer] = self._spread(key), self._spread(value)
+            return pair_attention(query, key, value, self._segments, scale=scale)
+        count = len(self._lengths)
+        own = self._lengths.to(query.device) + self._new_tokens - 1
+        longest = int(self._lengths.max()) + self._new_tokens
+        rows, seen = torch.arange(count, device=query.device), torch.arange(longest, device=query.device)
+        for kept, new in zip(self._layers[layer], (key, value), strict=True):
+            kept[rows, :, own] = new[0, :, :count].transpose(0, 1)
+        keys, values = (kept[:, :, :longest] for kept in self._layers[layer])
+        attended = scaled_dot_product_attention(
+            query[0, :, :count].transpose(0, 1)[:, :, None], keys, values,
+            attn_mask=(seen <= own[:, None])[:, None, None], scale=scale, enable_gqa=query.shape[1] != key.shape[1],
+        )  # fmt: skip
+        result = torch.zeros_like(query)
+        result[0, :, :count] = attended[:, :, 0].transpose(0, 1)
+        return result
+
+    def _spread(self, row: Tensor) -> Tensor:
+        """[1, groups, S, D] -> [n, groups, capacity, D]."""
+        _, groups, _, size = row.shape
+        spread = row.new_zeros(len(self._lengths), groups, self._capacity, size)
+        for number, (start, *_, end) in enumerate(self._segments.tolist()):
+            spread[number, :, : end - start] = row[0, :, start:end]
+        return spread
+
+
 def _flex_attention(
     query: Tensor, key: Tensor, value: Tensor, structure: tuple[tuple[int, ...], ...], scale: float | None
 ) -> Tensor:

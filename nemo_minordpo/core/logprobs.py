@@ -53,8 +53,7 @@ def vocab_parallel_log_probs(
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or targets.shape != hidden.shape[:1]:
         shapes = [[*tensor.shape] for tensor in (hidden, weight, targets)]
         raise ValueError(f"hidden [T, H], weight [V / P, H] and targets [T] expected, not {shapes}")
-    start = 0 if group is None else get_rank(group) * len(weight)
-    num_rows = len(weight) if vocab_size is None else min(max(vocab_size - start, 0), len(weight))
+    start, num_rows = _own_rows(weight, group, vocab_size)
     block_size = block_size or _block_size(len(hidden), on_cuda=hidden.is_cuda)
     return _VocabParallelLogProbs.apply(hidden, weight, targets - start, group, num_rows, block_size)
 
@@ -74,6 +73,48 @@ def sequence_log_probs(token_log_probs: Tensor, credits: Tensor) -> Tensor:
     """
     with_nothing = torch.cat([token_log_probs.double(), token_log_probs.new_zeros(1, dtype=torch.float64)])
     return with_nothing[credits].sum(dim=1)
+
+
+@torch.no_grad()
+def vocab_parallel_argmax(
+    hidden: Tensor, weight: Tensor, noise: Tensor | None, *, group: ProcessGroup | None, vocab_size: int | None = None
+) -> Tensor:
+    """The token with the highest logit after each place, or a draw of one.
+
+    ``argmax_v (hidden W^T)[v] + noise[v]``; with noise from the standard Gumbel distribution this is a sample of
+    ``softmax(hidden W^T)``, by the same numbers on every layout (Gumbel 1954; Maddison et al. 2014).
+
+    Args:
+        hidden: [T, H].
+        weight: [V / P, H], this rank's rows.
+        noise: [T, V]; None = none.
+        group, vocab_size: as in :func:`vocab_parallel_log_probs`.
+
+    Returns:
+        [T], token ids, equal on every rank of ``group``; of equal logits the lowest.
+    """
+    start, num_rows = _own_rows(weight, group, vocab_size)
+    # in float64: a token id must not be rounded on its way
+    best = hidden.new_zeros(2, len(hidden), dtype=torch.float64)
+    best[0] = -torch.inf
+    if num_rows:
+        logits = _product(hidden, weight[:num_rows].T)
+        if noise is not None:
+            logits += noise[:, start : start + num_rows]
+        best[0], tokens = logits.max(dim=1)
+        best[1] = tokens + start
+    if group is not None:
+        parts = hidden.new_empty(2 * get_world_size(group), len(hidden), dtype=torch.float64)
+        all_gather_into_tensor(parts, best, group=group)
+        winner = parts[0::2].argmax(dim=0, keepdim=True)
+        return parts[1::2].gather(0, winner)[0].long()
+    return best[1].long()
+
+
+def _own_rows(weight: Tensor, group: ProcessGroup | None, vocab_size: int | None) -> tuple[int, int]:
+    """(id of the first token of this rank's rows, how many of them are tokens)."""
+    start = 0 if group is None else get_rank(group) * len(weight)
+    return start, len(weight) if vocab_size is None else min(max(vocab_size - start, 0), len(weight))
 
 
 class _VocabParallelLogProbs(torch.autograd.Function):

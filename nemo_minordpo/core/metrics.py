@@ -1,7 +1,9 @@
 """What a step reports, from the same numbers as its loss.
 
-`rewards/*` are beta-free log-ratios in nats, as in the paper (TRL multiplies by beta). Sums over pairs are handed
-on, not means: sums over micro-batches and ranks add up, and one division by the number of pairs ends it.
+`rewards/*` are beta-free log-ratios in nats, as in the paper (TRL multiplies by beta). The values of every pair are
+handed on, in the order of the step, so that neither layout nor packing changes a mean, and quantiles can be taken.
+
+N = pairs.
 """
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from nemo_minordpo.core.losses import coefficient
 
-# Order of the sums in the vector that is reduced over ranks; the last entry is the number of pairs.
+# Order of the rows in the table of a step's pairs.
 PAIR_METRICS = (
     "loss",
     "rewards/chosen",
@@ -22,10 +24,12 @@ PAIR_METRICS = (
     "minordpo/rejected_below_reference",
     "dpop/chosen_below_reference",
 )
+# What says more of close pairs than their mean, which a few of them can carry.
+MARGIN_QUANTILES = {"rewards/margin_p10": 0.1, "rewards/margin_p50": 0.5, "rewards/margin_p90": 0.9}
 
 
 @torch.no_grad()
-def pair_metric_sums(
+def pair_metrics(
     *,
     loss: Tensor,
     chosen_log_ratio: Tensor,
@@ -34,7 +38,7 @@ def pair_metric_sums(
     rejected_log_probs: Tensor,
     beta: float,
 ) -> Tensor:
-    """Sums over the pairs of a micro-batch.
+    """Each metric of each pair of a micro-batch.
 
     - `rewards/accuracy`: fraction of pairs whose margin is positive; a tie counts one half, as it tells nothing
       (all pairs tie at the first step).
@@ -47,7 +51,7 @@ def pair_metric_sums(
         beta: as in the loss.
 
     Returns:
-        [len(PAIR_METRICS) + 1], float64.
+        [len(PAIR_METRICS), N], float64.
     """
     margin = chosen_log_ratio - rejected_log_ratio
     values = torch.stack(
@@ -62,19 +66,22 @@ def pair_metric_sums(
             coefficient(margin, beta=beta),
             (rejected_log_ratio <= 0).to(loss.dtype),
             (chosen_log_ratio < 0).to(loss.dtype),
-            torch.ones_like(loss),
         ]
     )
-    return values.double().sum(dim=1)
+    return values.double()
 
 
-def means_of(sums: Tensor) -> dict[str, float]:
-    """The means that the reduced sums stand for.
+def summary(values: Tensor) -> dict[str, float]:
+    """The mean of each metric over pairs, and :data:`MARGIN_QUANTILES`.
 
     Args:
-        sums: [len(PAIR_METRICS) + 1], as :func:`pair_metric_sums` lays them out.
+        values: [len(PAIR_METRICS), N], as :func:`pair_metrics` lays them out, of all pairs.
+
+    Raises:
+        ValueError: there is no pair.
     """
-    *totals, num_pairs = sums.tolist()
-    if num_pairs < 1:
+    if not values.shape[1]:
         raise ValueError("no pair was counted: there is nothing to take a mean of")
-    return {name: total / num_pairs for name, total in zip(PAIR_METRICS, totals, strict=True)}
+    levels = values.new_tensor(list(MARGIN_QUANTILES.values()))
+    margins = values[PAIR_METRICS.index("rewards/margin")].quantile(levels)
+    return dict(zip((*PAIR_METRICS, *MARGIN_QUANTILES), [*values.mean(dim=1).tolist(), *margins.tolist()], strict=True))

@@ -33,12 +33,18 @@ def degenerate_reason(text: str, token_ids: Sequence[int]) -> str | None:
     """
     if any(_ends_in_loop(token_ids, end) for end in range(len(token_ids), len(token_ids) - _TRAILING_IGNORED - 1, -1)):
         return "loop"
-    if len(token_ids) >= _SHORTEST_LOOP and _repeated_share(token_ids, 4) >= _REPEATED_4GRAMS:
+    if len(token_ids) >= _SHORTEST_LOOP and repeated_4grams(token_ids) >= _REPEATED_4GRAMS:
         return "repeated 4-grams"
     raw = text.encode("utf-8", errors="replace")
     if len(token_ids) >= _FEWEST_COMPRESSED and len(raw) >= _COMPRESSION * len(zlib.compress(raw)):
         return "compressible"
     return None
+
+
+def repeated_4grams(token_ids: Sequence[int]) -> float:
+    """The share of the 4-grams that have been there before; 0 with fewer than two of them."""
+    total = len(token_ids) - 3
+    return 1 - len({tuple(token_ids[i : i + 4]) for i in range(total)}) / total if total > 1 else 0.0
 
 
 def _ends_in_loop(token_ids: Sequence[int], end: int) -> bool:
@@ -50,8 +56,3 @@ def _ends_in_loop(token_ids: Sequence[int], end: int) -> bool:
         if all(token_ids[i] == token_ids[i - period] for i in range(end - 1, end - 1 - (length - period), -1)):
             return True
     return False
-
-
-def _repeated_share(token_ids: Sequence[int], size: int) -> float:
-    total = len(token_ids) - size + 1
-    return 1 - len({tuple(token_ids[i : i + size]) for i in range(total)}) / total

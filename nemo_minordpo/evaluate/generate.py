@@ -10,12 +10,10 @@ from jinja2 import TemplateError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from nemo_minordpo.core.beginning import beginning_of, missing_beginning
+from nemo_minordpo.core.boundaries import beginning_of, end_ids, missing_beginning
 from nemo_minordpo.core.gsm8k import chat_prompt, plain_prompt
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Chat templates of the ChatML family end a turn with it, whatever the tokenizer calls its end of text.
-_END_OF_TURN = "<|im_end|>"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +154,4 @@ def _device(name: str) -> torch.device:
 
 def _stop_ids(model: Any, tokenizer: Any) -> list[int]:
     named = model.generation_config.eos_token_id
-    found = set(named if isinstance(named, list) else [named])
-    found.add(tokenizer.eos_token_id)
-    # Taken from the vocabulary: convert_tokens_to_ids gives the unknown token's id for what is no token.
-    found.add(tokenizer.get_vocab().get(_END_OF_TURN))
-    return sorted(found - {None})
+    return sorted(end_ids(tokenizer) | set(named if isinstance(named, list) else [named]) - {None})

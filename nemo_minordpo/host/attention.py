@@ -12,7 +12,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from nemo_minordpo.core.attention import causal_attention, pair_attention
+from nemo_minordpo.core.attention import KeyValueCache, causal_attention, pair_attention
 from nemo_minordpo.host.fused import RMSNorm
 
 
@@ -62,7 +62,7 @@ class PairAttention(MegatronModule):
         softmax_scale: float | None = None,
         **unused: Any,
     ) -> None:
-        """As Megatron-Core calls it; `layer_number` matters only to its fp16 scaling, which sdpa does not need."""
+        """As Megatron-Core calls it."""
         super().__init__(config=config)
         if config.context_parallel_size != 1 or getattr(config, "window_size", None) is not None:
             raise ValueError("context parallelism and sliding windows are not supported by the attention of pairs")
@@ -71,16 +71,18 @@ class PairAttention(MegatronModule):
         if config.attention_dropout if attention_dropout is None else attention_dropout:
             raise ValueError("attention dropout is not supported by the attention of pairs")
         self.softmax_scale = softmax_scale
+        self.layer_number = layer_number
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **unused: Any
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | KeyValueCache | None, **unused: Any
     ) -> Tensor:
         """Attend.
 
         Args:
             query: [S, B, heads, D].
             key, value: [S, B, groups, D].
-            attention_mask: [m, 4], the segments of a row of pairs (core/pair_packing.py), with B = 1; None: causal.
+            attention_mask: [m, 4], the segments of a row of pairs (core/pair_packing.py), with B = 1; None: causal;
+                or what sequences that are being written have seen so far.
 
         Returns:
             [S, B, heads * D].
@@ -88,6 +90,8 @@ class PairAttention(MegatronModule):
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         if attention_mask is None:
             attended = causal_attention(query, key, value, scale=self.softmax_scale)
+        elif isinstance(attention_mask, KeyValueCache):
+            attended = attention_mask.attend(self.layer_number, query, key, value, scale=self.softmax_scale)
         else:
             attended = pair_attention(query, key, value, attention_mask, scale=self.softmax_scale)
         return attended.permute(2, 0, 1, 3).flatten(start_dim=2)

@@ -81,9 +81,9 @@ def best_cells(grid: Grid) -> Cells:
 
 
 HEALTH_HEADS = [
-    "run", "state", "steps", "steps with no numbers", "rejected below reference, %", "chosen below reference, %",
-    "gradient norm, median", "gradient norm, largest", "pairs/s, median", "peak memory, GiB", "no answer, %",
-    "unfinished, %",
+    "run", "state", "steps", "steps with no numbers", "alarm after step", "rejected below reference, %",
+    "chosen below reference, %", "gradient norm, median", "gradient norm, largest", "pairs/s, median",
+    "peak memory, GiB", "no answer, %", "unfinished, %",
 ]  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def health_cells(row: Row, health: Health) -> list[str]:
     steps = str(health.steps) if health.max_steps is None else f"{health.steps} of {health.max_steps}"
     none = str(health.not_finite) if not health.not_finite else f"{health.not_finite}, from {health.first_not_finite}"
     return [
-        row.model, health.state, steps, none,
+        row.model, health.state, steps, none, "-" if health.first_alarm is None else str(health.first_alarm),
         _percent(health.rejected_below), _percent(health.chosen_below),
         _short(health.grad_norm_median), _short(health.grad_norm_largest),
         _short(health.pairs_per_s), _short(health.peak_memory_gib),

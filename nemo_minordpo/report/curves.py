@@ -32,7 +32,8 @@ class Steps:
         return (place + 1) * self.width
 
     def place(self, step: int) -> int:
-        return (step - 1) // self.width
+        """What was recorded before the first step stands at it."""
+        return max(step - 1, 0) // self.width
 
 
 @dataclass(frozen=True, kw_only=True)

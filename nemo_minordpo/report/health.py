@@ -23,6 +23,7 @@ class Health:
     max_steps: int | None
     not_finite: int  # steps with a value that is no number, in the loss, the rewards or the gradient
     first_not_finite: int | None
+    first_alarm: int | None  # step after which the degeneration watch raised it
     rejected_below: float | None
     chosen_below: float | None
     grad_norm_median: float | None
@@ -43,6 +44,7 @@ def health_of(run: Run) -> Health:
         max_steps=run.state.max_steps,
         not_finite=len(broken),
         first_not_finite=broken[0] if broken else None,
+        first_alarm=min((event.step for event in run.state.alarms), default=None),
         rejected_below=_end(run, "minordpo/rejected_below_reference"),
         chosen_below=_end(run, "dpop/chosen_below_reference"),
         grad_norm_median=statistics.median(norms) if norms else None,

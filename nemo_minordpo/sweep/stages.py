@@ -71,10 +71,12 @@ def questions_of(settings: Experiment) -> Path:
 def shared_overrides(settings: Experiment) -> list[str]:
     """Of `minordpo train`, for all runs."""
     work = Path(settings.work)
+    splits = ["train", *(["validation"] if settings.prepare.get("num_validation") else [])]
+    pairs = {split: _hydra_value(str(work / "pairs" / f"{split}.jsonl")) for split in splits}
     return [
         *hydra(settings.train),
         f"pretrained_checkpoint.restore_from_path={_hydra_value(str(work / 'base.nemo'))}",
-        f"model.data.data_prefix.train=[{_hydra_value(str(work / 'pairs' / 'train.jsonl'))}]",
+        *(f"model.data.data_prefix.{split}=[{path}]" for split, path in pairs.items()),
     ]
 
 
@@ -117,10 +119,12 @@ def _data_stages(settings: Experiment, work: Path) -> list[Stage]:
         stages.append(_stage("prepare", command, name="problems", output=problems / "test.jsonl"))
         after = ("problems",)
     pairs, options = work / "pairs", dict(settings.prepare)
+    recipe, source = options.pop("recipe", "gsm8k"), options.pop("source", None)
     if options.get("template") == "chat":
         options.setdefault("tokenizer", settings.model or str(work / "model"))
         after = after if settings.model else (*after, "model")
-    command = ["gsm8k", str(problems / "train.jsonl"), str(pairs), *arguments_of(options)]
+    sources = [source] if isinstance(source, str) else source or [str(problems / "train.jsonl")]
+    command = [recipe, *sources, str(pairs), *arguments_of(options)]
     stages.append(_stage("prepare", command, name="pairs", output=pairs / "train.jsonl", after=after))
     return stages
 

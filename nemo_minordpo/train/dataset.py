@@ -22,6 +22,7 @@ class MicroBatch:
     """m pairs in one row, as tensors; shapes and meaning as in core.pair_packing.PackedRow.
 
     pairs: [m], which pairs of the split they are.
+    in_step: [m], which pairs of the step they are.
     tokens, positions: [1, S].
     segments: [m, 4], on the CPU always: attention reads its numbers.
     places, targets: [T].
@@ -31,6 +32,7 @@ class MicroBatch:
     """
 
     pairs: np.ndarray
+    in_step: np.ndarray
     tokens: Tensor
     positions: Tensor
     segments: Tensor
@@ -148,17 +150,19 @@ class PairBatches:
         longest = max(int(lengths[row].sum()) for row in rows)
         length = max(math.ceil(longest / self._multiple), 1) * self._multiple
         return StepBatch(
-            micro_batches=[self._micro_batch(pairs[row], length) for row in rows[self._rank :: self._size]],
+            micro_batches=[self._micro_batch(pairs, row, length) for row in rows[self._rank :: self._size]],
             num_global_pairs=len(pairs),
             work=self._work(pairs, num_places=length * len(rows)),
             row_length=length,
         )
 
-    def _micro_batch(self, pairs: np.ndarray, length: int) -> MicroBatch:
+    def _micro_batch(self, pairs_of_step: np.ndarray, in_step: list[int], length: int) -> MicroBatch:
+        pairs = pairs_of_step[in_step]
         row = lay_out([self._pair(pair) for pair in pairs], length=length, pad_id=self._pad_id)
         known = None if self.reference_log_probs is None else self.reference_log_probs[pairs].T.reshape(-1)
         return MicroBatch(
             pairs=pairs,
+            in_step=np.asarray(in_step, dtype=np.int64),
             tokens=torch.from_numpy(row.tokens)[None],
             positions=torch.from_numpy(row.positions)[None],
             segments=torch.from_numpy(row.segments),

@@ -18,10 +18,16 @@ from nemo_aligner.utils.utils import cpu_weight_swap
 from omegaconf import DictConfig
 from torch import Tensor
 
+from nemo_minordpo.core.attention import KeyValueCache
 from nemo_minordpo.core.flops import ModelSize
-from nemo_minordpo.core.logprobs import group_or_none, sequence_log_probs, vocab_parallel_log_probs
+from nemo_minordpo.core.logprobs import (
+    group_or_none,
+    sequence_log_probs,
+    vocab_parallel_argmax,
+    vocab_parallel_log_probs,
+)
 from nemo_minordpo.core.losses import preference_loss
-from nemo_minordpo.core.metrics import PAIR_METRICS, means_of, pair_metric_sums
+from nemo_minordpo.core.metrics import PAIR_METRICS, pair_metrics, summary
 from nemo_minordpo.host.attention import with_pair_attention
 from nemo_minordpo.train.adapters import sharded_adapters
 from nemo_minordpo.train.dataset import MicroBatch, StepBatch, split_pairs
@@ -35,13 +41,15 @@ class PackedPairsGPTModel(MCoreGPTModel):
     start again in every pair and in its rejected tail. The loss applies the head itself, to response positions only.
     """
 
-    def forward(self, tokens: Tensor, positions: Tensor, segments: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, tokens: Tensor, positions: Tensor, segments: Tensor | KeyValueCache
+    ) -> Tensor:
         """Hidden states [S, 1, H] ([S / TP, 1, H] under sequence parallelism) of this pipeline stage.
 
         Args:
             tokens, positions: [1, S].
-            segments: [m, 4], as core.pair_packing lays pairs out; travels to the attention in the mask's place, and so
-                also through activation recomputation.
+            segments: [m, 4], as core.pair_packing lays pairs out, or what sequences that are being written have seen;
+                travels to the attention in the mask's place, and so also through activation recomputation.
         """
         embedded = None
         if self.pre_process:
@@ -74,7 +82,7 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
     - `finish_training_step`: gradients of query and key norms are summed over the tensor-parallel ranks, each of which
       knows those of its own heads (upstream: under sequence parallelism and Megatron's distributed optimizer alone).
     - `sharded_state_dict`: adapters are sharded, too (NeMo: one file a rank, for one layout).
-    - `set_inference_config` and generation: not supported during training; export the model for it.
+    - `next_tokens` in place of NeMo's generation, which needs a batch of its own, padded, and knows no packed rows.
     """
 
     def __init__(self, cfg: DictConfig, trainer: Trainer) -> None:
@@ -117,18 +125,23 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
         Returns:
             The loss in nats and the metrics of core/metrics.py, both over the pairs of all ranks, on every rank.
         """
-        metrics = means_of(self.gathered(self.metric_sums(batch, forward_only=forward_only)))
+        metrics = summary(self.gathered(self.pair_metrics(batch, forward_only=forward_only)))
         return metrics["loss"], metrics
 
-    def metric_sums(self, batch: StepBatch, *, forward_only: bool) -> Tensor:
-        """This rank's metric sums of a batch; they add up over batches, and :meth:`gathered` adds them up over ranks.
+    def pair_metrics(self, batch: StepBatch, *, forward_only: bool) -> Tensor:
+        """This rank's part of the metrics of a step's pairs; :meth:`gathered` puts the parts together.
 
         Returns:
-            [len(PAIR_METRICS) + 1], float64; zero off the pipeline's last stage.
+            [len(PAIR_METRICS), batch.num_global_pairs], float64; zero for the pairs of other ranks.
         """
+        table = torch.zeros(
+            len(PAIR_METRICS), batch.num_global_pairs, dtype=torch.float64, device=torch.cuda.current_device()
+        )
         results = self._run_schedule(batch, forward_only=forward_only, logprobs_only=False)
-        sums = torch.zeros(len(PAIR_METRICS) + 1, dtype=torch.float64, device=torch.cuda.current_device())
-        return sums + torch.stack(results).sum(dim=0) if results else sums
+        # off the pipeline's last stage there are no results
+        for part, values in zip(batch.micro_batches, results, strict=False):
+            table[:, part.in_step] = values
+        return table
 
     def get_forward_output_and_loss_func(
         self, validation_step: bool = False, logprobs_only: bool = False, *, batch: StepBatch | None = None
@@ -150,7 +163,7 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
 
             def loss(hidden: Tensor) -> tuple[Tensor, Tensor]:
                 assert batch is not None
-                return self._loss_and_sums(hidden, micro_batch, batch)
+                return self._loss_and_metrics(hidden, micro_batch, batch)
 
             return hidden, log_probs if logprobs_only else loss
 
@@ -173,6 +186,47 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
             finally:
                 if training:
                     set_train(self)
+
+    @torch.no_grad()
+    def next_tokens(
+        self, tokens: Tensor, positions: Tensor, cache: KeyValueCache, *, places: Tensor, noise: Tensor | None
+    ) -> Tensor:
+        """The token after each of some places of a row, on every rank of this model's replica.
+
+        Args:
+            tokens, positions: [1, S].
+            cache: of the sequences in the row.
+            places: [n], in the row.
+            noise: [n, V]; None = the likeliest token (core.logprobs.vocab_parallel_argmax).
+
+        Returns:
+            [n], token ids.
+        """
+
+        def forward_step(rows: Iterator[None], model: Any) -> tuple[Tensor, Callable[..., Any]]:
+            return model(tokens, positions, cache), argmax
+
+        def argmax(hidden: Tensor, non_loss_data: bool = True) -> Tensor:
+            return self._through_head(vocab_parallel_argmax, hidden, places, noise)
+
+        set_sync_funcs(self, forward_only=True)
+        results = get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=iter([None]),
+            model=self.model,
+            num_microbatches=1,
+            forward_only=True,
+            seq_length=tokens.shape[1],
+            micro_batch_size=1,
+            collect_non_loss_data=True,
+        )
+        chosen = results[0] if results else torch.zeros_like(places)
+        torch.distributed.broadcast(
+            chosen,
+            src=parallel_state.get_pipeline_model_parallel_last_rank(),
+            group=parallel_state.get_pipeline_model_parallel_group(),
+        )
+        return chosen
 
     def sharded_state_dict(self, prefix: str = "") -> dict[str, Any]:
         """Megatron's sharded state of what is trained: the weights, or the adapters on them."""
@@ -216,8 +270,8 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
             collect_non_loss_data=logprobs_only,
         )
 
-    def _loss_and_sums(self, hidden: Tensor, micro_batch: MicroBatch, batch: StepBatch) -> tuple[Tensor, Tensor]:
-        """The scaled loss that the schedule differentiates, and the metric sums of the micro-batch."""
+    def _loss_and_metrics(self, hidden: Tensor, micro_batch: MicroBatch, batch: StepBatch) -> tuple[Tensor, Tensor]:
+        """The scaled loss that the schedule differentiates, and the metrics of the micro-batch's pairs."""
         log_probs = self._sequence_log_probs(hidden, micro_batch)
         reference = log_probs.detach() if micro_batch.reference_log_probs is None else micro_batch.reference_log_probs
         chosen_log_probs, rejected_log_probs = split_pairs(log_probs)
@@ -233,7 +287,7 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
         )
         if objective.sft_loss_weight:
             loss = loss - objective.sft_loss_weight * chosen_log_probs
-        sums = pair_metric_sums(
+        metrics = pair_metrics(
             loss=loss,
             chosen_log_ratio=chosen_log_ratio,
             rejected_log_ratio=rejected_log_ratio,
@@ -244,26 +298,30 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
         # The schedule divides by the number of micro-batches and the gradient reduction by the data-parallel size;
         # what is left is the mean over the global batch.
         scale = len(batch.micro_batches) * parallel_state.get_data_parallel_world_size() / batch.num_global_pairs
-        return loss.sum() * scale, sums
+        return loss.sum() * scale, metrics
 
     def _sequence_log_probs(self, hidden: Tensor, micro_batch: MicroBatch) -> Tensor:
         """[2 m], float64, nats, from the last stage's hidden states."""
+        token_log_probs = self._through_head(vocab_parallel_log_probs, hidden, micro_batch.places, micro_batch.targets)
+        return sequence_log_probs(token_log_probs, micro_batch.credits)
+
+    def _through_head(self, function: Callable[..., Tensor], hidden: Tensor, places: Tensor, *more: Any) -> Tensor:
+        """`function` (core/logprobs.py) of the last stage's hidden states at some places, and of the head's weight."""
         if self.cfg.get("sequence_parallel", False):
-            at_responses = tensor_parallel.gather_from_sequence_parallel_region(hidden)[micro_batch.places, 0]
+            at_places = tensor_parallel.gather_from_sequence_parallel_region(hidden)[places, 0]
         else:
-            at_responses = tensor_parallel.copy_to_tensor_model_parallel_region(hidden[micro_batch.places, 0])
+            at_places = tensor_parallel.copy_to_tensor_model_parallel_region(hidden[places, 0])
         tensor_parallel_group: Any = parallel_state.get_tensor_model_parallel_group()
         weight = self._head_weight()
         # NeMo autocasts where it keeps no low-precision weights; the head must not be.
         with torch.autocast(hidden.device.type, enabled=False):
-            token_log_probs = vocab_parallel_log_probs(
-                at_responses.to(weight.dtype),
+            return function(
+                at_places.to(weight.dtype),
                 weight,
-                micro_batch.targets,
+                *more,
                 group=group_or_none(tensor_parallel_group),
                 vocab_size=self.cfg.get("unpadded_vocab_size"),  # written by import-hf
             )
-        return sequence_log_probs(token_log_probs, micro_batch.credits)
 
     def _head_weight(self) -> Tensor:
         """[V / TP, H]."""

@@ -174,6 +174,16 @@ def _check(config: TrainConfig, model: DictConfig, *, cuda: bool, te: bool) -> N
     if not cuda and config.trainer.accelerator == "gpu":
         problems.append("trainer.accelerator=gpu: this machine has no CUDA device")
     adapters = config.model.peft.peft_scheme != "none"
+    recomputed = {key: model.get(f"activations_checkpoint_{key}") for key in ("granularity", "method", "num_layers")}
+    if recomputed["granularity"] not in (None, "selective", "full"):
+        problems.append(
+            f"model.activations_checkpoint_granularity={recomputed['granularity']}: null, selective or full expected"
+        )
+    if recomputed["granularity"] == "full" and None in recomputed.values():
+        problems.append(
+            "model.activations_checkpoint_granularity=full: say of which layers, such as all of them, one by one: "
+            "model.activations_checkpoint_method=uniform model.activations_checkpoint_num_layers=1"
+        )
     if not te and config.model.sequence_parallel and adapters:
         problems.append(
             "model.sequence_parallel=true with model.peft.peft_scheme=lora needs Transformer Engine (NeMo's adapters)"

@@ -65,6 +65,9 @@ class RunLog:
         self._metrics.write(to_json_line(line))
         for logger in self._loggers:
             logger.log_metrics({f"{line.split}/{name}": value for name, value in line.values.items()}, line.step)
+        if line.split == "watch":
+            self._say(f"answers after step {line.step}: {_summary_of_answers(line)}")
+            return
         shown = _summary(line)
         if line.split == "validation":
             self._say(f"validation after step {line.step}: {shown}")
@@ -72,6 +75,12 @@ class RunLog:
             self._bar.update(self._task, completed=line.step, values=shown)
             if not self._console.is_terminal:
                 self._say(f"step {line.step}: {shown}")
+
+    def alarm(self, step: int, reason: str) -> None:
+        """Say it, and keep it among the events, where `minordpo status` and the report find it."""
+        if self._active:
+            self._attempt.note("alarm", step=step, detail=reason)
+            self._console.print(f"alarm after step {step}: {reason}", style="bold red", highlight=False, soft_wrap=True)
 
     def finish(self, *, reason: str) -> None:
         """Close the loggers and say where things are; `reason` why the run was stopped, empty: it is complete."""
@@ -96,6 +105,15 @@ def _summary(line: StepMetrics) -> str:
     if "grad_norm" in values:
         parts.append(f"grad norm {values['grad_norm']:.3g}")
     return "  ".join(parts)
+
+
+def _summary_of_answers(line: StepMetrics) -> str:
+    values = line.values
+    return (
+        f"{100 * values['degenerate_rate']:.0f} % repeat themselves  repeated 4-grams "
+        f"{100 * values['repeated_4grams']:.0f} %  unfinished {100 * values['unfinished_rate']:.0f} %  "
+        f"KL {values['kl_reference']:.3f}"
+    )
 
 
 def _loggers(config: TrainConfig, folder: RunFolder) -> list[Any]:

@@ -206,28 +206,40 @@ def load_or_evaluate(
 
 
 def evaluate_reference(model: Any, batches: Any, *, title: str) -> np.ndarray:
-    """[N, 2], float64, nats, on every rank: log-probabilities of a split under the model's present weights.
+    """:func:`log_probs_of` under the model's present weights, put into eval mode and back, with a progress bar.
 
     Args:
-        model: MegatronGPTMinorDPOModel; it is put into eval mode and back.
+        model: MegatronGPTMinorDPOModel.
         batches: dataset.PairBatches of the split.
         title: what the progress bar says.
     """
-    values = torch.zeros(len(batches.arrays), 2, dtype=torch.float64, device=torch.cuda.current_device())
-    is_first = torch.distributed.get_rank() == 0
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
+    is_first = torch.distributed.get_rank() == 0
     model.prepare_for_validation_step()
     with Progress(*columns, console=Console(stderr=True), disable=not is_first) as bar:
         task = bar.add_task(title, total=len(batches.arrays))
-        for batch in batches.in_file_order():
-            for part, log_probs in zip(batch.micro_batches, model.get_logprob_batch(batch), strict=True):
-                if log_probs is not None:
-                    values[part.pairs] = log_probs.reshape(2, -1).T
-            bar.advance(task, batch.num_global_pairs)
+        values = log_probs_of(model, batches, on_batch=lambda pairs: bar.advance(task, pairs))
     model.finish_validation_step()
+    return values
+
+
+def log_probs_of(model: Any, batches: Any, *, on_batch: Callable[[int], None] = lambda pairs: None) -> np.ndarray:
+    """[N, 2], float64, nats, on every rank: log-probabilities of all responses, chosen and rejected.
+
+    Args:
+        model: MegatronGPTMinorDPOModel in eval mode.
+        batches: dataset.PairBatches.
+        on_batch: called with the number of pairs of each batch.
+    """
+    values = torch.zeros(len(batches.arrays), 2, dtype=torch.float64, device=torch.cuda.current_device())
+    for batch in batches.in_file_order():
+        for part, log_probs in zip(batch.micro_batches, model.get_logprob_batch(batch), strict=True):
+            if log_probs is not None:
+                values[part.pairs] = log_probs.reshape(2, -1).T
+        on_batch(batch.num_global_pairs)
     return model.gathered(values).cpu().numpy()
 
 

@@ -12,7 +12,7 @@ from nemo_minordpo.train.layout import layout_in_words
 from nemo_minordpo.train.model_config import build_model_config, read_checkpoint_config, row_multiple_of
 from nemo_minordpo.train.run_folder import RunFolder, rank_of_process
 from nemo_minordpo.train.stopping import StallWatch, StopRequest
-from nemo_minordpo.train.tokens import load_arrays
+from nemo_minordpo.train.tokens import TokenArrays, load_arrays
 
 
 def run_rank(config: TrainConfig, *, only_reference: bool = False) -> bool:
@@ -117,6 +117,7 @@ def set_up(config: TrainConfig, folder: RunFolder) -> Any:
         validation=_batches(config, folder, "validation", model) if has_validation else None,
         checkpoints=folder.checkpoints,
         throughput=_throughput(model),
+        answers=_answer_watch(config, folder, model) if config.trainer.dpo.watch.interval else None,
     )
 
 
@@ -165,7 +166,6 @@ def _lightning_trainer(config: TrainConfig, model_config: Any) -> Any:
 
 def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any) -> Any:
     """The packed batches of a split, with what the reference says of its pairs where that is kept."""
-    from nemo_minordpo.train.dataset import PairBatches
     from nemo_minordpo.train.reference import (
         ReferenceCache,
         evaluate_reference,
@@ -179,18 +179,10 @@ def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any) -> 
     vocab_size = model.cfg.get("override_vocab_size") or model.padded_vocab_size
     if (largest := int(arrays.tokens.max())) >= vocab_size:
         raise ValueError(f"token id {largest} of the {split} pairs is beyond the model's vocabulary of {vocab_size}")
-    rank, size = data_parallel_layout()
+    batches = _pair_batches(config, model, arrays)
     section = config.model
-    batches = PairBatches(
-        arrays,
-        global_batch_size=section.global_batch_size,
-        row_capacity=section.data.packed_sequence_size,
-        row_multiple=row_multiple_of(model.cfg),
-        data_parallel_rank=rank,
-        data_parallel_size=size,
-        pad_id=model.tokenizer.eos_id,
-    )
     if section.dpo.reference_log_probs == "cached":
+        _, size = data_parallel_layout()
         layout = f"TP={section.tensor_model_parallel_size} x PP={section.pipeline_model_parallel_size} x DP={size}"
         batches.reference_log_probs = load_or_evaluate(
             ReferenceCache(reference_folder(config)),
@@ -200,6 +192,50 @@ def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any) -> 
             layout=layout,
         )
     return batches
+
+
+def _pair_batches(config: TrainConfig, model: Any, arrays: TokenArrays) -> Any:
+    """The packed batches of some pairs, for this data-parallel rank."""
+    from nemo_minordpo.train.dataset import PairBatches, segment_lengths_of
+    from nemo_minordpo.train.trainer import data_parallel_layout
+
+    rank, size = data_parallel_layout()
+    return PairBatches(
+        arrays,
+        global_batch_size=config.model.global_batch_size,
+        # pairs of answers (answers.py) may be larger than those of the files
+        row_capacity=max(config.model.data.packed_sequence_size, int(segment_lengths_of(arrays).max())),
+        row_multiple=row_multiple_of(model.cfg),
+        data_parallel_rank=rank,
+        data_parallel_size=size,
+        pad_id=model.tokenizer.eos_id,
+    )
+
+
+def _answer_watch(config: TrainConfig, folder: RunFolder, model: Any) -> Any:
+    """What looks at the model's answers, to prompts of the validation pairs where there are any."""
+    from nemo_minordpo.train.answers import AnswerWatch, stop_ids_of, watched_prompts
+    from nemo_minordpo.train.generation import GenerationLimits
+    from nemo_minordpo.train.trainer import data_parallel_layout
+
+    settings, data = config.trainer.dpo.watch, config.model.data
+    arrays = load_arrays(folder.data("validation" if data.data_prefix.validation else "train"))
+    return AnswerWatch(
+        settings=settings,
+        folder=folder.path / "watch",
+        model=model,
+        prompts=watched_prompts(arrays, count=settings.num_prompts, max_length=data.seq_length),
+        limits=GenerationLimits(
+            stop_ids=stop_ids_of(model.tokenizer),
+            max_new_tokens=settings.max_new_tokens,
+            max_length=data.seq_length,
+            row_capacity=data.packed_sequence_size,
+            row_multiple=row_multiple_of(model.cfg),
+        ),
+        batches_of=lambda pairs: _pair_batches(config, model, pairs),
+        data_parallel=data_parallel_layout(),
+        seed=config.model.seed,
+    )
 
 
 def _throughput(model: Any) -> Any:

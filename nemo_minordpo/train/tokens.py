@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from nemo_minordpo.config import DataSection
-from nemo_minordpo.core.beginning import beginning_of, missing_beginning
+from nemo_minordpo.core.boundaries import beginning_of, missing_beginning
 from nemo_minordpo.core.pair_packing import num_shared_tokens
 from nemo_minordpo.records import PreferencePair, read_lines, to_json_line, write_json, write_text
 
@@ -91,7 +91,7 @@ def tokenize_files(files: list[Path], folder: Path, *, tokenizer: Any, data: Dat
     """
     if (folder / "counts.json").exists():
         return
-    writer = _ArrayWriter()
+    writer = ArrayWriter()
     left_out: list[LeftOut] = []
     with Progress(transient=True) as progress:
         task = progress.add_task(f"tokenising {split} pairs", total=sum(file.stat().st_size for file in files))
@@ -122,20 +122,20 @@ def sample_pairs(files: list[Path], *, tokenizer: Any, data: DataSection) -> tup
     Raises:
         ValueError: none of the first pairs can be used.
     """
-    writer = _ArrayWriter()
+    writer = ArrayWriter()
     for chunk in _chunks(files, [], advance=lambda size: None):
         _encode(chunk, tokenizer=tokenizer, data=data, writer=writer, left_out=[])
         break
     if not writer.count:
         raise ValueError(f"none of the first {_CHUNK} pairs of {files[0]} can be used: `minordpo train` says why")
-    return TokenArrays(**writer.arrays()), sum(1 for file in files for _ in read_lines(file))
+    return writer.arrays(), sum(1 for file in files for _ in read_lines(file))
 
 
 def first_pairs(files: list[Path], *, tokenizer: Any, data: DataSection) -> Iterator[tuple[str, TokenArrays | str]]:
     """(file:line, the arrays of this one pair, or why training would not see it), for a look at some pairs."""
     for file in files:
         for number, line in read_lines(file):
-            writer, left_out = _ArrayWriter(), []
+            writer, left_out = ArrayWriter(), []
             place = f"{file}:{number}"
             try:
                 pair = PreferencePair.from_json(line)
@@ -143,7 +143,7 @@ def first_pairs(files: list[Path], *, tokenizer: Any, data: DataSection) -> Iter
                 yield place, str(error)
                 continue
             _encode([(place, pair)], tokenizer=tokenizer, data=data, writer=writer, left_out=left_out)
-            yield place, TokenArrays(**writer.arrays()) if writer.count else left_out[0].reason
+            yield place, writer.arrays() if writer.count else left_out[0].reason
 
 
 def _say_counts(split: str, counts: Counter[str], folder: Path) -> None:
@@ -180,7 +180,7 @@ def _encode(
     *,
     tokenizer: Any,
     data: DataSection,
-    writer: "_ArrayWriter",
+    writer: "ArrayWriter",
     left_out: list[LeftOut],
 ) -> None:
     pairs = [pair for _, pair in chunk]
@@ -231,7 +231,9 @@ def _reward(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
-class _ArrayWriter:
+class ArrayWriter:
+    """Collects tokenised pairs into :class:`TokenArrays`."""
+
     def __init__(self) -> None:
         self.count = 0
         self._tokens: list[np.ndarray] = []
@@ -241,6 +243,7 @@ class _ArrayWriter:
         self._reward_margins: list[float] = []
 
     def add(self, chosen: list[int], rejected: list[int], *, prompt_length: int, reward_margin: float) -> None:
+        """A pair: two sequences that begin with the same prompt, and the ground-truth reward of the first's more."""
         self.count += 1
         for sequence in (chosen, rejected):
             self._tokens.append(np.asarray(sequence, dtype=np.int32))
@@ -249,7 +252,14 @@ class _ArrayWriter:
         self._shared_lengths.append(num_shared_tokens(*self._tokens[-2:]))
         self._reward_margins.append(reward_margin)
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> TokenArrays:
+        return TokenArrays(**self._arrays())
+
+    def save(self, folder: Path) -> None:
+        for name, array in self._arrays().items():
+            np.save(folder / f"{name}.npy", array)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
         return {
             "tokens": np.concatenate(self._tokens),
             "starts": np.concatenate([[0], np.cumsum(self._lengths, dtype=np.int64)]),
@@ -257,7 +267,3 @@ class _ArrayWriter:
             "shared_lengths": np.asarray(self._shared_lengths, dtype=np.int32),
             "reward_margins": np.asarray(self._reward_margins, dtype=np.float32),
         }
-
-    def save(self, folder: Path) -> None:
-        for name, array in self.arrays().items():
-            np.save(folder / f"{name}.npy", array)

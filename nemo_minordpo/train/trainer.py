@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +13,13 @@ from megatron.core import parallel_state, tensor_parallel
 from nemo_aligner.utils.train_utils import clip_gradients
 
 from nemo_minordpo.config import TrainConfig
-from nemo_minordpo.core.metrics import PAIR_METRICS, means_of
+from nemo_minordpo.core.metrics import summary
 from nemo_minordpo.records import StepMetrics
+from nemo_minordpo.train.answers import AnswerWatch
 from nemo_minordpo.train.attempt import Attempt
 from nemo_minordpo.train.checkpoints import Progress, load_checkpoint, newest_intact_checkpoint, save_checkpoint
 from nemo_minordpo.train.dataset import PairBatches, StepBatch, steps_of_run, steps_per_epoch
+from nemo_minordpo.train.progress import RunLog
 from nemo_minordpo.train.schedule import learning_rate
 from nemo_minordpo.train.stopping import StallWatch, StopRequest
 from nemo_minordpo.train.throughput import Throughput, peak_memory_gib
@@ -37,6 +39,7 @@ class MinorDPOTrainer:
         train, validation: the splits; validation may be missing.
         checkpoints: their folder.
         throughput: what a step's time is measured by.
+        answers: looks at what the model answers; None = it is not asked.
     """
 
     config: TrainConfig
@@ -47,6 +50,7 @@ class MinorDPOTrainer:
     validation: PairBatches | None
     checkpoints: Path
     throughput: Throughput
+    answers: AnswerWatch | None
     progress: Progress = field(default_factory=Progress)
     _validation: StepMetrics | None = field(default=None, init=False)
 
@@ -65,11 +69,11 @@ class MinorDPOTrainer:
             self.progress = load_checkpoint(newest, strategy=self.strategy, model=self.model, optimizer=self.optimizer)
         return self.progress
 
-    def fit(self, log: Callable[[StepMetrics], None], *, attempt: Attempt, stop: StopRequest, watch: StallWatch) -> str:
+    def fit(self, log: RunLog, *, attempt: Attempt, stop: StopRequest, watch: StallWatch) -> str:
         """Train to the end, or until something asks to stop.
 
         Args:
-            log: called on every rank with each line of metrics.
+            log: gets each line of metrics, on every rank.
             attempt: whose checkpoints are written.
             stop: what may end the run before its last step.
             watch: is told of whatever moves.
@@ -78,11 +82,15 @@ class MinorDPOTrainer:
             Why the run was stopped: a checkpoint was saved and the same command goes on. Empty: it is complete.
         """
         loop = self.config.trainer.dpo
+        self._begin_answers(log, watch)
         for batch in self._coming_batches():
             watch.beat(f"step {self.progress.step + 1}")
-            log(self._train_step(batch))
+            line = self._train_step(batch)
+            log(line)
             done = self.progress.step == self.max_steps
             reason = "" if done else stop.agreed()
+            if self.answers is not None and self.answers.is_due(self.progress.step, done=done):
+                self._look_at_answers(log, watch, chosen=line.values["rewards/chosen"])
             if self.validation is not None and self._is_due(loop.val_check_interval, done):
                 self._validation = self._validate(watch)
                 log(self._validation)
@@ -143,16 +151,34 @@ class MinorDPOTrainer:
         self.model.prepare_for_validation_step()
         limit = self.config.trainer.dpo.limit_val_batches
         batches = self.validation.in_file_order(limit_batches=limit)
-        sums = torch.zeros(len(PAIR_METRICS) + 1, dtype=torch.float64, device=torch.cuda.current_device())
+        parts = []
         for number, batch in enumerate(batches, start=1):
             watch.beat(f"validation batch {number} after step {self.progress.step}")
             if self.validation.reference_log_probs is None:
                 batch = batch.with_references(self.model.get_ref_policy_logprobs(batch))
             with torch.no_grad():
-                sums += self.model.metric_sums(batch, forward_only=True)
+                parts.append(self.model.pair_metrics(batch, forward_only=True))
         self.model.finish_validation_step()
-        metrics = means_of(self.model.gathered(sums))
+        metrics = summary(self.model.gathered(torch.cat(parts, dim=1)))
         return self._line("validation", {**metrics, "step_s": time.perf_counter() - started})
+
+    def _begin_answers(self, log: RunLog, watch: StallWatch) -> None:
+        if self.answers is None:
+            return
+        if self.progress.step:
+            self.answers.resume()
+            return
+        watch.beat("the answers of the reference")
+        self.answers.begin()
+        self._look_at_answers(log, watch, chosen=0.0)
+
+    def _look_at_answers(self, log: RunLog, watch: StallWatch, *, chosen: float) -> None:
+        assert self.answers is not None
+        watch.beat(f"the answers after step {self.progress.step}")
+        values, alarm = self.answers.look(self.progress.step, chosen=chosen)
+        log(self._line("watch", values))
+        if alarm:
+            log.alarm(self.progress.step, alarm)
 
     def _save(self, attempt: Attempt) -> None:
         keep = self.config.exp_manager.checkpoint_callback_params
@@ -172,7 +198,7 @@ class MinorDPOTrainer:
         return StepMetrics(
             split=split,
             step=self.progress.step,
-            epoch=(self.progress.step - 1) // self._steps_per_epoch,
+            epoch=max(self.progress.step - 1, 0) // self._steps_per_epoch,
             consumed_pairs=self.progress.consumed_pairs,
             values=values,
         )

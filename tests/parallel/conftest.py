@@ -44,6 +44,8 @@ LORA = [
     "model.peft.lora_tuning.adapter_dim=4", "model.peft.lora_tuning.alpha=6", "model.optim.lr=0.1",
     "trainer.dpo.save_interval=3",
 ]  # fmt: skip
+WATCH = ["trainer.dpo.watch.interval=5", "trainer.dpo.watch.num_prompts=3", "trainer.dpo.watch.max_new_tokens=30"]
+WATCH_LAYOUTS = ("one", "tp2", "pp2", "sp2", "dp2", "tp2pp2", "sp2pp2")
 LORA_LAYOUTS = ("one", "recompute", "tp2", "pp2", "pp2_recompute", "dp2")
 QWEN3_LAYOUTS = ("one", "tp2", "pp2", "sp2")
 LAYOUTS = {
@@ -118,6 +120,7 @@ def runs(workspace) -> Runs:
         ranks=4,
         jobs=[
             *(job(workspace, name, SGD, layout=name) for name in LAYOUTS if ranks_of(name) == 4),
+            *watched(workspace, ranks=4),
             job(workspace, "moved", ADAM_WITHOUT_DROPOUT, layout="tp2pp2", dies_after=4),
             job(workspace, "moved_whole", ADAM_WITHOUT_DROPOUT, layout="tp2pp2"),
             # new adapters depend on the layout: other layouts go on with those of this one
@@ -133,6 +136,7 @@ def runs(workspace) -> Runs:
         ranks=2,
         jobs=[
             *(job(workspace, name, SGD, layout=name) for name in LAYOUTS if ranks_of(name) == 2),
+            *watched(workspace, ranks=2),
             job(workspace, "tied_tp2", SGD, layout="tp2", model="hf_tied"),
             job(workspace, "tied_pp2", SGD, layout="pp2", model="hf_tied"),
             *(
@@ -165,6 +169,10 @@ def runs(workspace) -> Runs:
                 for name in LORA_LAYOUTS
                 if ranks_of(name) == 1
             ),
+            *watched(workspace, ranks=1),
+            job(workspace, "watch_adam", [*ADAM, *WATCH]),
+            job(workspace, "watch_stopped", [*ADAM, *WATCH], dies_after=7),
+            job(workspace, "watch_stopped", [*ADAM, *WATCH]),
             job(workspace, "live", [*SGD, "model.dpo.reference_log_probs=live"]),
             job(workspace, "tied_one", SGD, model="hf_tied"),
             round_trip(workspace, "one"),
@@ -194,6 +202,12 @@ def runs(workspace) -> Runs:
         ],
     )
     return Runs(workspace)
+
+
+def watched(workspace: Path, *, ranks: int) -> list[dict]:
+    """Runs whose answers are looked at before the first step, after the fifth and after the last."""
+    layouts = [name for name in WATCH_LAYOUTS if ranks_of(name) == ranks]
+    return [job(workspace, f"watch_{name}", [*SGD, *WATCH], layout=name) for name in layouts]
 
 
 def ranks_of(layout: str) -> int:

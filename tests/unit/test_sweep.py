@@ -109,6 +109,50 @@ def test_the_road_with_questions_of_ones_own(configured, inputs):
     assert commands["evaluate-dpo"][2] == f"{inputs}/data/test.jsonl"
 
 
+@pytest.mark.parametrize(
+    ("prepare", "command"),
+    [
+        ({"limit": 5}, ["gsm8k", "{data}/train.jsonl", "{pairs}", "--limit", "5"]),
+        ({"source": "other.jsonl"}, ["gsm8k", "other.jsonl", "{pairs}"]),
+        (
+            {"recipe": "metamath", "source": "owner/set", "metamathqa": "qa.json", "num_validation": 9},
+            ["metamath", "owner/set", "{pairs}", "--metamathqa", "qa.json", "--num-validation", "9"],
+        ),
+        ({"recipe": "hf", "source": ["a.jsonl", "b.jsonl"]}, ["hf", "a.jsonl", "b.jsonl", "{pairs}"]),
+    ],
+)
+def test_pairs_from_any_recipe(configured, inputs, prepare, command):
+    config = configured(data=str(inputs / "data"), prepare=prepare)
+    stages = {stage.name: stage for stage in stages_of(load_experiment(config, []))}
+    places = {"data": f"{inputs}/data", "pairs": f"{inputs}/work/pairs"}
+    assert stages["pairs"].command[4:] == [word.format(**places) for word in command]
+    validation = f"model.data.data_prefix.validation=[{inputs}/work/pairs/validation.jsonl]"
+    assert (validation in stages["train-dpo"].command) == ("num_validation" in prepare)
+
+
+def test_pairs_of_ones_own_need_no_training_questions(configured, inputs):
+    (inputs / "data/train.jsonl").unlink()
+    config = configured(data=str(inputs / "data"), prepare={"recipe": "hf", "source": "mine.jsonl"})
+    assert commands_of(load_experiment(config, []))["evaluate-dpo"][2] == f"{inputs}/data/test.jsonl"
+
+
+def test_the_papers_experiment_is_the_papers(inputs):
+    """Section 4: batch 128, one epoch, warm-up 0.1, linear decay, lambda 50; betas and rates of its figures."""
+    settings = load_experiment(Path("paper"), _at(inputs, "paper"))
+    runs = runs_of(settings.sweep)
+    assert len(runs) == 3 * 6 * 2
+    trainings = [stage for stage in stages_of(settings) if stage.kind == "train"]
+    configs = [load(compose(stage.command[4:]), loss_names=LOSSES) for stage in trainings]
+    assert {config.model.dpo.ref_policy_kl_penalty for config in configs} == {0.02, 0.04, 0.06, 0.08, 0.1, 0.2}
+    assert {config.model.optim.lr for config in configs} == {1e-6, 1e-5}
+    assert {config.model.dpo.preference_loss for config in configs} == {"dpo", "dpop", "minordpo"}
+    for config in configs:
+        assert (config.model.global_batch_size, config.model.dpo.dpop_lambda) == (128, 50)
+        assert (config.trainer.dpo.max_epochs, config.trainer.dpo.max_steps) == (1, -1)
+        assert (config.model.optim.sched.name, config.model.optim.sched.warmup_ratio) == ("linear", 0.1)
+        assert config.trainer.precision == "bf16-mixed"
+
+
 def test_every_stage_follows_what_it_reads(configured, inputs):
     for name in SHIPPED_NAMES:
         stages = stages_of(load_experiment(Path(name), _at(inputs, name)))
@@ -215,6 +259,8 @@ def test_values_that_make_no_sense_are_refused(value, complaint):
         ({}, ["data=/nowhere"], "/nowhere/train.jsonl: no such file. GSM8K's two files are at https://"),
         ({}, ["verify=perhaps"], "perhaps"),
         ({"train": 3}, [], "train"),
+        ({"prepare": {"recipe": "metamth"}}, [], "prepare.recipe=metamth: one of gsm8k, metamath"),
+        ({"prepare": {"recipe": "metamath"}}, [], "prepare.source says what it reads; none is given"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_runs(configured, inputs, changes, overrides, complaint):

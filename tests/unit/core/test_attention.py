@@ -8,7 +8,7 @@ import torch
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
 from nemo_minordpo.core import attention
-from nemo_minordpo.core.attention import block_mask, causal_attention, pair_attention
+from nemo_minordpo.core.attention import KeyValueCache, block_mask, causal_attention, pair_attention
 from nemo_minordpo.core.pair_packing import may_attend
 
 SIZE = 8
@@ -170,3 +170,41 @@ def test_flex_attention_gives_the_same_values(monkeypatch, name, scale):
     flexible = attention._flex_attention(*leaves, tuple(map(tuple, segments)), scale)
     assert flexible.isfinite().all()
     assert_close(flexible[:, :, :used], ours[:, :, :used])
+
+
+@pytest.mark.parametrize(("heads", "groups", "scale"), [(2, 2, None), (4, 2, 0.3)])
+@pytest.mark.parametrize("padding", [0, 3])
+def test_written_token_by_token_is_the_same_as_all_at_once(heads, groups, scale, padding):
+    """Sequences of different lengths, in two layers, against causal attention over each whole one."""
+    prompts, new_tokens = [3, 1, 5], 4
+    layers = [
+        [
+            tensors(length + new_tokens, heads=heads, groups=groups, seed=10 * layer + n)
+            for n, length in enumerate(prompts)
+        ]
+        for layer in (1, 2)
+    ]
+    ends = np.cumsum(prompts)
+    cache = KeyValueCache(
+        torch.from_numpy(np.stack([ends - prompts, ends, ends, ends], axis=1)), max_new_tokens=new_tokens
+    )
+
+    def row(layer, part, places):
+        found = [sequence[part][:, :, place] for sequence, place in zip(layers[layer], places, strict=True)]
+        joined = torch.cat([one if one.ndim == 4 else one[:, :, None] for one in found], dim=2)
+        return torch.nn.functional.pad(joined, (0, 0, 0, padding), value=7.0)
+
+    written = [[[], [], []], [[], [], []]]
+    for number in range(new_tokens + 1):
+        places = [slice(0, length) for length in prompts] if number == 0 else [n + number - 1 for n in prompts]
+        for layer in (0, 1):
+            attended = cache.attend(layer + 1, *(row(layer, part, places) for part in range(3)), scale=scale)
+            assert attended.shape[2] == (sum(prompts) if number == 0 else 3) + padding
+            starts = [*(ends - prompts), ends[-1]] if number == 0 else range(4)
+            for n in range(3):
+                written[layer][n].append(attended[:, :, starts[n] : starts[n + 1]])
+        cache.advance()
+    for layer in (0, 1):
+        for n, (query, key, value) in enumerate(layers[layer]):
+            expected = causal_attention(query, key, value, scale=scale)
+            torch.testing.assert_close(torch.cat(written[layer][n], dim=2), expected, rtol=1e-5, atol=1e-6)

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nemo_minordpo.core import logprobs
-from nemo_minordpo.core.logprobs import sequence_log_probs, vocab_parallel_log_probs
+from nemo_minordpo.core.logprobs import sequence_log_probs, vocab_parallel_argmax, vocab_parallel_log_probs
 
 TOKENS, HIDDEN, VOCAB = 37, 16, 48
 # 48 is a multiple of 1 and 16, not of 7 and 20; 64 is more than there is
@@ -356,3 +356,23 @@ def test_no_group_no_collective():
     with Seen() as seen:
         value_and_gradients(ours, *example())
     assert seen.collectives == []
+
+
+@pytest.mark.parametrize("vocab_size", [None, 5])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_the_likeliest_token_is_that_of_all_logits(vocab_size, noisy):
+    hidden, weight, *_ = example()
+    noise = torch.randn(len(hidden), len(weight), dtype=torch.float64) if noisy else None
+    logits = hidden @ weight.T + (0 if noise is None else noise)
+    found = vocab_parallel_argmax(hidden, weight, noise, group=None, vocab_size=vocab_size)
+    assert found.tolist() == logits[:, :vocab_size].argmax(dim=1).tolist()
+
+
+def test_gumbel_noise_draws_from_the_softmax():
+    """20,000 draws; each frequency within four standard deviations."""
+    count, weight = 20_000, torch.tensor([[0.0], [1.0], [2.0], [-1.0]])
+    noise = torch.distributions.Gumbel(0.0, 1.0).expand((count, 4)).sample()
+    tokens = vocab_parallel_argmax(torch.ones(count, 1), weight, noise, group=None)
+    expected = weight[:, 0].softmax(dim=0)
+    found = torch.bincount(tokens, minlength=4) / count
+    assert ((found - expected).abs() < 4 * (expected * (1 - expected) / count).sqrt()).all()

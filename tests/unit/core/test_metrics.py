@@ -3,12 +3,12 @@ import math
 import pytest
 import torch
 
-from nemo_minordpo.core.metrics import PAIR_METRICS, means_of, pair_metric_sums
+from nemo_minordpo.core.metrics import MARGIN_QUANTILES, PAIR_METRICS, pair_metrics, summary
 
 
-def sums(chosen, rejected, *, beta=0.1, loss=None):
+def metrics(chosen, rejected, *, beta=0.1, loss=None):
     n = len(chosen)
-    return pair_metric_sums(
+    return pair_metrics(
         loss=torch.arange(1.0, n + 1) if loss is None else torch.tensor(loss),
         chosen_log_ratio=torch.tensor(chosen),
         rejected_log_ratio=torch.tensor(rejected),
@@ -19,8 +19,8 @@ def sums(chosen, rejected, *, beta=0.1, loss=None):
 
 
 def test_means_worked_by_hand():
-    means = means_of(sums([2.0, -1.0, 0.0], [1.0, -3.0, 0.0]))
-    assert tuple(means) == PAIR_METRICS
+    means = summary(metrics([2.0, -1.0, 0.0], [1.0, -3.0, 0.0]))
+    assert tuple(means) == (*PAIR_METRICS, *MARGIN_QUANTILES)
     assert means["loss"] == 2.0
     assert means["rewards/chosen"] == pytest.approx(1 / 3)
     assert means["rewards/rejected"] == pytest.approx(-2 / 3)
@@ -36,27 +36,48 @@ def test_means_worked_by_hand():
 
 
 def test_a_lost_pair_counts_as_lost():
-    assert means_of(sums([-1.0, 2.0, 1.0, 3.0], [1.0, 3.0, 0.0, 3.5]))["rewards/accuracy"] == 0.25
+    assert summary(metrics([-1.0, 2.0, 1.0, 3.0], [1.0, 3.0, 0.0, 3.5]))["rewards/accuracy"] == 0.25
 
 
-def test_sums_add_up_over_micro_batches():
-    whole = sums([2.0, -1.0], [1.0, -3.0])
-    first, second = sums([2.0], [1.0], loss=[1.0]), sums([-1.0], [-3.0], loss=[2.0])
+@pytest.mark.parametrize(
+    ("margins", "quantiles"),
+    [
+        ([5.0], (5.0, 5.0, 5.0)),
+        ([3.0, -1.0], (-0.6, 1.0, 2.6)),  # between pairs: on the line between them
+        ([*map(float, range(10, -1, -1))], (1.0, 5.0, 9.0)),
+    ],
+)
+def test_quantiles_of_the_margin_worked_by_hand(margins, quantiles):
+    means = summary(metrics(margins, [0.0] * len(margins)))
+    assert tuple(means[name] for name in MARGIN_QUANTILES) == pytest.approx(quantiles)
+
+
+def test_one_pair_that_carries_the_mean_leaves_the_median_alone():
+    means = summary(metrics([0.1, 0.1, 0.1, 0.1, 99.6], [0.0] * 5))
+    assert means["rewards/margin"] == pytest.approx(20)
+    assert means["rewards/margin_p50"] == pytest.approx(0.1)
+
+
+def test_a_margin_that_is_no_number_shows_in_every_quantile():
+    means = summary(metrics([1.0, math.nan, 2.0], [0.0] * 3))
+    assert all(math.isnan(means[name]) for name in MARGIN_QUANTILES)
+
+
+def test_each_pair_has_a_column():
+    whole = metrics([2.0, -1.0], [1.0, -3.0])
+    first, second = metrics([2.0], [1.0], loss=[1.0]), metrics([-1.0], [-3.0], loss=[2.0])
     assert whole.dtype == torch.float64
-    assert whole.shape == (len(PAIR_METRICS) + 1,)
-    torch.testing.assert_close(first + second, whole)
-
-
-def test_a_row_without_pairs_adds_nothing():
-    assert sums([], []).tolist() == [0.0] * (len(PAIR_METRICS) + 1)
+    assert whole.shape == (len(PAIR_METRICS), 2)
+    assert torch.equal(torch.cat([first, second], dim=1), whole)
+    assert metrics([], []).shape == (len(PAIR_METRICS), 0)
 
 
 def test_no_gradient_is_kept():
     names = ("loss", "chosen_log_ratio", "rejected_log_ratio", "chosen_log_probs", "rejected_log_probs")
-    values = pair_metric_sums(**{name: torch.ones(1, requires_grad=True) for name in names}, beta=0.1)
+    values = pair_metrics(**{name: torch.ones(1, requires_grad=True) for name in names}, beta=0.1)
     assert not values.requires_grad
 
 
 def test_no_pair_is_an_error():
     with pytest.raises(ValueError, match="no pair was counted"):
-        means_of(sums([], []))
+        summary(metrics([], []))

@@ -22,7 +22,7 @@ def test_a_micro_batch_worked_by_hand():
     references = np.asarray([[-1.0, -2.0], [-3.0, -4.0]])
     (batch,) = batches_of(PAIRS[:2], multiple=8, references=references).in_file_order()
     (micro,) = batch.micro_batches
-    assert micro.pairs.tolist() == [0, 1]
+    assert micro.pairs.tolist() == micro.in_step.tolist() == [0, 1]
     assert micro.tokens.tolist() == [[1, 2, 3, 4, 7, 9, 10, 11]]
     assert micro.positions.tolist() == [[0, 1, 2, 3, 0, 1, 2, 3]]
     assert micro.segments.tolist() == [[0, 3, 4, 4], [4, 5, 5, 8]]
@@ -142,6 +142,7 @@ def test_an_epoch_sees_every_pair_once_whatever_the_layout(num_pairs, global_bat
                 for micro in batch.micro_batches:
                     firsts = [micro.targets[credits[0]] for credits in split_pairs(micro.credits)[0]]
                     assert [int(target) - 2 for target in firsts] == micro.pairs.tolist()
+                    assert expected[micro.in_step].tolist() == micro.pairs.tolist()
                     here += micro.pairs.tolist()
             assert sorted(here) == sorted(expected.tolist())
             seen += expected.tolist()

@@ -77,6 +77,12 @@ def test_one_key_of_a_nested_setting():
         (["precision=bf16"], "needs a GPU"),
         (["trainer.accelerator=gpu"], "no CUDA device"),
         (["+model.tokenizer.library=sentencepiece"], "huggingface expected"),
+        (["model.activations_checkpoint_granularity=some"], "granularity=some: null, selective or full expected"),
+        (["model.activations_checkpoint_granularity=full"], "granularity=full: say of which layers"),
+        (
+            ["model.activations_checkpoint_granularity=full", "model.activations_checkpoint_method=uniform"],
+            "granularity=full: say of which layers",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(overrides, message):

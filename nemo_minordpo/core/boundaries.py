@@ -1,6 +1,9 @@
-"""How a prompt begins, in training and in evaluation alike."""
+"""How a prompt begins and what ends a response, in training and in evaluation alike."""
 
 from typing import Any
+
+# Chat templates of the ChatML family end a turn with it, whatever the tokenizer calls its end of text.
+_END_OF_TURN = "<|im_end|>"
 
 
 def beginning_of(tokenizer: Any) -> list[int]:
@@ -17,3 +20,10 @@ def missing_beginning(prompt_ids: list[int], beginning: list[int]) -> list[int]:
         beginning: of :func:`beginning_of`.
     """
     return [] if prompt_ids[: len(beginning)] == beginning else beginning
+
+
+def end_ids(tokenizer: Any) -> set[int]:
+    """The tokens with which a response ends, of a Hugging Face tokenizer; empty when it names none."""
+    # Taken from the vocabulary: convert_tokens_to_ids gives the unknown token's id for what is no token.
+    found = {tokenizer.eos_token_id, tokenizer.get_vocab().get(_END_OF_TURN)}
+    return found - {None}

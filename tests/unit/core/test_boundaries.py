@@ -1,6 +1,6 @@
 import pytest
 
-from nemo_minordpo.core.beginning import beginning_of, missing_beginning
+from nemo_minordpo.core.boundaries import beginning_of, end_ids, missing_beginning
 
 
 class Tokenizer:
@@ -23,3 +23,12 @@ def test_bos_only_where_the_tokenizer_adds_it(ids_of_nothing, expected):
 def test_bos_is_not_doubled(prompt, expected):
     assert missing_beginning(prompt, [7]) == expected
     assert missing_beginning(prompt, []) == []
+
+
+@pytest.mark.parametrize(
+    ("eos", "vocabulary", "expected"),
+    [(2, {"a": 1}, {2}), (2, {"<|im_end|>": 5}, {2, 5}), (5, {"<|im_end|>": 5}, {5}), (None, {"a": 1}, set())],
+)
+def test_a_turn_of_chatml_ends_a_response_too(eos, vocabulary, expected):
+    tokenizer = type("Tokenizer", (), {"eos_token_id": eos, "get_vocab": lambda self: vocabulary})()
+    assert end_ids(tokenizer) == expected

@@ -1,0 +1,192 @@
+"""Degeneration watch: looks, while a model is trained, at what it answers to a few prompts.
+
+watch/step_*.jsonl     the greedy answers of each look (records.WatchedAnswer); those of step 0 are the reference's
+watch/reference/       two answers to each prompt, sampled from the reference before the first step, and their
+                       log-probabilities: what the divergence is estimated on
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nemo_minordpo.config import WatchSection
+from nemo_minordpo.core.boundaries import end_ids
+from nemo_minordpo.core.repetition import degenerate_reason, repeated_4grams
+from nemo_minordpo.records import WatchedAnswer, read_lines, write_jsonl
+from nemo_minordpo.train.dataset import PairBatches
+from nemo_minordpo.train.generation import GenerationLimits, generate, gumbel_noise
+from nemo_minordpo.train.reference import log_probs_of
+from nemo_minordpo.train.tokens import ArrayWriter, TokenArrays, load_arrays
+
+# More of the answers than before training, by so much, repeat themselves: an alarm when rewards/chosen has fallen.
+ALARM_ABOVE = 0.1
+
+
+@dataclass
+class AnswerWatch:
+    """Greedy answers with their measures of repetition, and how far the policy is from the reference.
+
+    The divergence is ``KL(reference || policy)``, estimated without bias as the mean over sampled answers ``y`` of the
+    reference of ``log pi_ref(y) - log pi(y)``, in nats an answer (of at most `max_new_tokens`). A look at it needs no
+    reference weights and no sampling: one forward pass.
+
+    Attributes:
+        settings: `trainer.dpo.watch`.
+        folder: `watch` in the run folder.
+        model: MegatronGPTMinorDPOModel after set-up.
+        prompts: token ids of each.
+        limits: of the answers.
+        batches_of: makes the batches of this data-parallel rank from pairs.
+        data_parallel: (rank, size): each replica answers its share of the prompts.
+        seed: of the samples.
+    """
+
+    settings: WatchSection
+    folder: Path
+    model: Any
+    prompts: list[list[int]]
+    limits: GenerationLimits
+    batches_of: Callable[[TokenArrays], PairBatches]
+    data_parallel: tuple[int, int]
+    seed: int
+
+    def begin(self) -> None:
+        """Before the first step, when the policy is the reference: sample its answers, and keep them."""
+        self.model.prepare_for_validation_step()
+        twice = [prompt for prompt in self.prompts for _ in range(2)]
+        samples = self._answers(twice, noise=gumbel_noise(self.seed, vocab_size=self.model.padded_vocab_size))
+        writer = ArrayWriter()
+        for number, prompt in enumerate(self.prompts):
+            first, second = samples[2 * number : 2 * number + 2]
+            writer.add([*prompt, *first], [*prompt, *second], prompt_length=len(prompt), reward_margin=0.0)
+        self._samples = self.batches_of(writer.arrays())
+        self._reference = log_probs_of(self.model, self._samples)
+        if _is_first_rank():
+            (self.folder / "reference").mkdir(parents=True, exist_ok=True)
+            writer.save(self.folder / "reference")
+            np.save(self._log_probs_file, self._reference)
+        self.model.finish_validation_step()
+
+    def resume(self) -> None:
+        """Go on with what :meth:`begin` kept.
+
+        Raises:
+            ValueError: it is not there any more.
+        """
+        first = self._answers_file(0)
+        if not (self._log_probs_file.is_file() and first.is_file()):
+            raise ValueError(
+                f"{self.folder}: the answers of the reference, from before the first step, are gone: start the run "
+                "again in another folder, or put them back"
+            )
+        self._samples = self.batches_of(load_arrays(self.folder / "reference"))
+        self._reference = np.load(self._log_probs_file)
+        self._usual = _degenerate_rate([WatchedAnswer.from_json(line) for _, line in read_lines(first)])
+
+    def look(self, step: int, *, chosen: float) -> tuple[dict[str, float], str]:
+        """Answer the prompts; collective.
+
+        Args:
+            step: optimizer steps done.
+            chosen: `rewards/chosen` of this step, nats.
+
+        Returns:
+            The metrics on every rank, and a reason for alarm, or nothing.
+
+            - `degenerate_rate`: part of the answers that repeat themselves, as core/repetition.py sees it;
+            - `repeated_4grams`: mean over the answers of the share of 4-grams that have been there before;
+            - `unfinished_rate`, `mean_tokens`: of the answers;
+            - `kl_reference`: nats an answer, see the class.
+        """
+        started = time.perf_counter()
+        self.model.prepare_for_validation_step()
+        token_ids = self._answers(self.prompts, noise=None)
+        divergence = float((self._reference - log_probs_of(self.model, self._samples)).mean())
+        self.model.finish_validation_step()
+        answers = [self._judged(prompt, ids) for prompt, ids in zip(self.prompts, token_ids, strict=True)]
+        if _is_first_rank():
+            write_jsonl(self._answers_file(step), answers)
+        rate = _degenerate_rate(answers)
+        if step == 0:
+            self._usual = rate
+        values = {
+            "degenerate_rate": rate,
+            "repeated_4grams": float(np.mean([repeated_4grams(ids) for ids in token_ids])),
+            "unfinished_rate": float(np.mean([not answer.finished for answer in answers])),
+            "mean_tokens": float(np.mean([answer.num_tokens for answer in answers])),
+            "kl_reference": divergence,
+            "step_s": time.perf_counter() - started,
+        }
+        return values, self._alarm(rate, chosen)
+
+    def is_due(self, step: int, *, done: bool) -> bool:
+        return done or step % self.settings.interval == 0
+
+    def _alarm(self, rate: float, chosen: float) -> str:
+        if chosen >= 0 or rate < self._usual + ALARM_ABOVE:
+            return ""
+        return (
+            f"rewards/chosen has fallen to {chosen:+.3g} nats and {100 * rate:.0f} % of {len(self.prompts)} answers "
+            f"repeat themselves, {100 * self._usual:.0f} % before training ({self.folder})"
+        )
+
+    def _answers(self, prompts: list[list[int]], *, noise: Any) -> list[list[int]]:
+        """Of all prompts, on every rank; this replica writes its share."""
+        rank, size = self.data_parallel
+        own = range(rank, len(prompts), size)
+        of_own = None if noise is None else lambda number, place: noise(own[number], place)
+        written = generate(self.model, [prompts[number] for number in own], limits=self.limits, noise=of_own)
+        parts: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, dict(zip(own, written, strict=True)))
+        answers = {number: answer for part in parts for number, answer in part.items()}
+        return [answers[number] for number in range(len(prompts))]
+
+    def _judged(self, prompt: list[int], token_ids: list[int]) -> WatchedAnswer:
+        tokenizer = self.model.tokenizer.tokenizer
+        finished = bool(token_ids) and token_ids[-1] in self.limits.stop_ids
+        read = token_ids[:-1] if finished else token_ids
+        output = tokenizer.decode(read, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return WatchedAnswer(
+            prompt=tokenizer.decode(prompt, clean_up_tokenization_spaces=False),
+            output=output,
+            num_tokens=len(read),
+            finished=finished,
+            degenerate=degenerate_reason(output, read),
+        )
+
+    def _answers_file(self, step: int) -> Path:
+        return self.folder / f"step_{step:06d}.jsonl"
+
+    @property
+    def _log_probs_file(self) -> Path:
+        return self.folder / "reference" / "log_probs.npy"
+
+
+def watched_prompts(arrays: TokenArrays, *, count: int, max_length: int) -> list[list[int]]:
+    """The first different prompts of some pairs that leave room for an answer."""
+    prompts: dict[tuple[int, ...], None] = {}
+    for pair in range(len(arrays)):
+        length = int(arrays.prompt_lengths[pair])
+        if length < max_length:
+            prompts.setdefault(tuple(arrays.sequence(pair, rejected=False)[:length].tolist()))
+        if len(prompts) == count:
+            break
+    return [list(prompt) for prompt in prompts]
+
+
+def stop_ids_of(tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer, of NeMo's tokenizer."""
+    return frozenset({tokenizer.eos_id, *end_ids(tokenizer.tokenizer)})
+
+
+def _degenerate_rate(answers: list[WatchedAnswer]) -> float:
+    return sum(answer.degenerate is not None for answer in answers) / len(answers)
+
+
+def _is_first_rank() -> bool:
+    return torch.distributed.get_rank() == 0

@@ -1,0 +1,162 @@
+"""What a look at the answers says, of a model that answers what a test wants."""
+
+import numpy as np
+import pytest
+import torch
+
+from nemo_minordpo.config import WatchSection
+from nemo_minordpo.records import WatchedAnswer, read_lines
+from nemo_minordpo.train import answers as module
+from nemo_minordpo.train.answers import AnswerWatch, stop_ids_of, watched_prompts
+from nemo_minordpo.train.generation import GenerationLimits
+
+from .arrays import PAIRS, arrays_of
+
+END = 0
+HEALTHY = [*range(1, 31), END]
+LOOPING = [5, 6] * 20
+
+
+class Tokenizer:
+    eos_token_id = END
+
+    def get_vocab(self):
+        return {}
+
+    def decode(self, ids, **_):
+        return " ".join(map(str, ids))
+
+
+class Model:
+    padded_vocab_size = 64
+
+    def __init__(self):
+        self.tokenizer = type("NemoTokenizer", (), {"tokenizer": Tokenizer(), "eos_id": END})()
+        self.mode = []
+
+    def prepare_for_validation_step(self):
+        self.mode.append("eval")
+
+    def finish_validation_step(self):
+        self.mode.append("train")
+
+
+@pytest.fixture
+def watch(tmp_path, monkeypatch):
+    """Two prompts; `said` is what the model answers greedily, `log_probs` those of the samples."""
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", lambda parts, part: parts.__setitem__(0, part))
+
+    def generate(model, prompts, *, limits, noise):
+        if noise is None:
+            return said["answers"]
+        return [[number + 1, 7, END] for number in range(len(prompts))]
+
+    said = {"answers": [HEALTHY, HEALTHY], "log_probs": np.full((2, 2), -3.0)}
+    monkeypatch.setattr(module, "generate", generate)
+    monkeypatch.setattr(module, "log_probs_of", lambda model, batches: said["log_probs"].copy())
+
+    def make():
+        return AnswerWatch(
+            settings=WatchSection(interval=10, num_prompts=2, max_new_tokens=40),
+            folder=tmp_path / "watch",
+            model=Model(),
+            prompts=[[11, 12], [13]],
+            limits=GenerationLimits(
+                stop_ids=frozenset({END}), max_new_tokens=40, max_length=99, row_capacity=99, row_multiple=1
+            ),
+            batches_of=lambda arrays: arrays,
+            data_parallel=(0, 1),
+            seed=1,
+        )
+
+    watch = make()
+    watch.begin()
+    return watch, said, make
+
+
+def test_a_look_worked_by_hand(watch):
+    watch, said, _ = watch
+    values, alarm = watch.look(0, chosen=0.0)
+    assert alarm == ""
+    assert values.pop("step_s") > 0
+    assert values == {
+        "degenerate_rate": 0, "repeated_4grams": 0, "unfinished_rate": 0, "mean_tokens": 30, "kl_reference": 0,
+    }  # fmt: skip
+    said |= {"answers": [LOOPING, HEALTHY], "log_probs": np.asarray([[-3.0, -4.0], [-5.0, -2.0]])}
+    values, _ = watch.look(10, chosen=1.0)
+    assert values["degenerate_rate"] == values["unfinished_rate"] == 0.5
+    assert values["repeated_4grams"] == pytest.approx((1 - 2 / 37) / 2)
+    assert values["mean_tokens"] == 35
+    assert values["kl_reference"] == pytest.approx((0 + 1 + 2 - 1) / 4)
+    assert watch.model.mode == ["eval", "train"] * 3
+    first, second = (WatchedAnswer.from_json(line) for _, line in read_lines(watch.folder / "step_000010.jsonl"))
+    assert (first.prompt, first.num_tokens, first.finished, first.degenerate) == ("11 12", 40, False, "loop")
+    assert (second.output, second.finished, second.degenerate) == (" ".join(map(str, range(1, 31))), True, None)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "chosen", "alarms"),
+    [
+        ([HEALTHY, HEALTHY], [LOOPING, HEALTHY], -1.0, True),
+        ([HEALTHY, HEALTHY], [LOOPING, HEALTHY], 1.0, False),  # the chosen answer has not fallen
+        ([HEALTHY, HEALTHY], [HEALTHY, HEALTHY], -1.0, False),
+        ([LOOPING, HEALTHY], [LOOPING, HEALTHY], -1.0, False),  # as before training
+        ([LOOPING, HEALTHY], [LOOPING, LOOPING], -1.0, True),
+    ],
+)
+@pytest.mark.parametrize("resumed", [False, True])
+def test_an_alarm_needs_both(watch, before, now, chosen, alarms, resumed):
+    watch, said, make = watch
+    said["answers"] = before
+    assert watch.look(0, chosen=0.0)[1] == ""
+    if resumed:
+        watch = make()
+        watch.resume()
+    said["answers"] = now
+    _, alarm = watch.look(10, chosen=chosen)
+    assert bool(alarm) == alarms
+    if alarms:
+        assert "rewards/chosen has fallen to -1 nats" in alarm
+        assert f"{100 * sum(answer is LOOPING for answer in now) / 2:.0f} % of 2 answers" in alarm
+
+
+def test_a_resumed_watch_compares_with_the_same_samples(watch):
+    watch, said, make = watch
+    watch.look(0, chosen=0.0)
+    resumed = make()
+    resumed.resume()
+    said["log_probs"] = np.full((2, 2), -4.5)
+    assert resumed.look(10, chosen=0.0)[0]["kl_reference"] == pytest.approx(1.5)
+    samples = resumed._samples
+    assert [samples.sequence(pair, rejected=side).tolist() for pair in (0, 1) for side in (False, True)] == [
+        [11, 12, 1, 7, END], [11, 12, 2, 7, END], [13, 3, 7, END], [13, 4, 7, END],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("gone", ["reference/log_probs.npy", "step_000000.jsonl"])
+def test_answers_that_are_gone_are_named(watch, gone):
+    watch, _, make = watch
+    watch.look(0, chosen=0.0)
+    (watch.folder / gone).unlink()
+    with pytest.raises(ValueError, match="from before the first step, are gone"):
+        make().resume()
+
+
+def test_when_a_look_is_due(watch):
+    watch, *_ = watch
+    assert [step for step in range(1, 24) if watch.is_due(step, done=step == 23)] == [10, 20, 23]
+
+
+@pytest.mark.parametrize(
+    ("count", "max_length", "expected"),
+    [(9, 9, [[1, 2], [7], [13, 14, 15], [20]]), (2, 9, [[1, 2], [7]]), (9, 3, [[1, 2], [7], [20]])],
+)
+def test_the_first_different_prompts_that_leave_room(count, max_length, expected):
+    again = [*PAIRS, ([7], [1], [2])]
+    assert watched_prompts(arrays_of(again), count=count, max_length=max_length) == expected
+
+
+def test_what_ends_an_answer():
+    assert stop_ids_of(Model().tokenizer) == {END}
