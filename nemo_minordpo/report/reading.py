@@ -103,13 +103,17 @@ def _of_the_best(grid: Grid) -> str:
         return ""
     if len(compared) == 1:
         best, second = compared[0][:2]
+        if len(alike := best_losses(compared[0])) > 1:
+            return f"{listed(alike)} are alike, {best.score}."
         return f"The best is {best.loss}, {best.score}; {_apart(best, second)}."
-    wins = Counter(settings[0].loss for settings in compared)
+    wins = Counter(listed(best_losses(settings)) for settings in compared if len(best_losses(settings)) == 1)
     clear = Counter(settings[0].loss for settings in compared if is_apart(settings[0], settings[1]))
     parts = [
         f"{loss} at {count} of {len(compared)} (at {clear[loss]} with an interval apart from the next one's)"
         for loss, count in wins.most_common()
     ]
+    if alike := len(compared) - wins.total():
+        parts.append(f"none, as the best ones are alike, at {alike}")
     missing = {loss: sum(loss not in [one.loss for one in settings] for settings in compared) for loss in grid.losses}
     absent = ", ".join(f"{loss} at {count}" for loss, count in missing.items() if count)
     without = f"; without a score: {absent}" if absent else ""
@@ -123,6 +127,10 @@ def _of_the_top(grid: Grid) -> list[str]:
         tops = tops_of(grid, rate)
         if len(tops) > 1:
             best, second = tops[:2]
+            if len(alike := [one for one in tops if _value(one) == _value(best)]) > 1:
+                those = listed([f"{one.loss} at beta {number(one.beta)}" for one in alike])
+                sentences.append(f"lr {number(rate)}: {those} share the top score, {best.score}.")
+                continue
             sentences.append(
                 f"lr {number(rate)}: the top score is that of {best.loss} at beta {number(best.beta)}, {best.score}; "
                 f"{_apart(best, second, where=f' at beta {number(second.beta)}')}."
@@ -135,6 +143,11 @@ def tops_of(grid: Grid, learning_rate: float | None) -> list[Setting]:
     scored = [one for one in grid.settings if one.score is not None and one.learning_rate == learning_rate]
     tops = [max((one for one in scored if one.loss == loss), key=_value) for loss in {one.loss for one in scored}]
     return sorted(tops, key=lambda one: (-_value(one), grid.losses.index(one.loss)))
+
+
+def best_losses(settings: list[Setting]) -> list[str]:
+    """Of settings of one place, the best first: the loss that is ahead, or those that share the highest score."""
+    return [one.loss for one in settings if _value(one) == _value(settings[0])]
 
 
 def is_apart(first: Setting, second: Setting) -> bool:

@@ -47,8 +47,9 @@ def write_score(folder, right, *, questions=QUESTIONS, degenerate=0.0, **changes
     return folder
 
 
-def write_events(folder, max_steps, *, end=None):
-    events = [("started", 0, "2 ranks", max_steps), *([(end, max_steps, "", 0)] if end else [])]
+def write_events(folder, max_steps, *, end=None, alarm=None):
+    events = [("started", 0, "2 ranks", max_steps), *([("alarm", alarm, "they repeat themselves", 0)] if alarm else [])]
+    events += [(end, max_steps, "", 0)] if end else []
     with (folder / "events.jsonl").open("w") as out:
         for second, (event, step, detail, of) in enumerate(events):
             line = {"time": f"2024-01-01T00:00:{second:02d}+00:00", "attempt": 1, "job": "job_1.0", "event": event}
@@ -57,6 +58,14 @@ def write_events(folder, max_steps, *, end=None):
 
 def metrics_line(step, values, split="train"):
     return json.dumps({"split": split, "step": step, "epoch": 0, "consumed_pairs": 128 * step, "values": values}) + "\n"
+
+
+def answers_line(step, degenerate, *, divergence):
+    values = {
+        "degenerate_rate": degenerate, "repeated_4grams": degenerate / 2, "unfinished_rate": degenerate,
+        "mean_tokens": 90.0, "kl_reference": divergence, "step_s": 1.0,
+    }  # fmt: skip
+    return metrics_line(step, values, "watch")
 
 
 def _ends(loss, beta, rate):
@@ -78,6 +87,7 @@ def write_run(folder, *, loss, beta, rate, seed, steps=300, stop=None):
     chosen_end, rejected_end, accuracy, degenerate = _ends(loss, beta, rate)
     chosen_end, rejected_end = (end * chance.uniform(0.93, 1.07) for end in (chosen_end, rejected_end))
     with (folder / "metrics.jsonl").open("w") as out:
+        out.write(answers_line(0, 0.0, divergence=0.0))
         for step in range(1, (stop or steps) + 1):
             part = (1 - math.exp(-4 * step / steps)) / (1 - math.exp(-4))
             chosen = chosen_end * part + chance.gauss(0, 0.04 * abs(chosen_end))
@@ -98,7 +108,8 @@ def write_run(folder, *, loss, beta, rate, seed, steps=300, stop=None):
                 out.write(
                     metrics_line(step, {"loss": values["loss"] * 1.05, "rewards/margin": margin * 0.9}, "validation")
                 )
-    write_events(folder, steps, end=None if stop else "complete")
+                out.write(answers_line(step, degenerate * part, divergence=abs(chosen)))
+    write_events(folder, steps, end=None if stop else "complete", alarm=steps // 2 if degenerate > 0.2 else None)
     if stop is None:
         (folder / "model.nemo").touch()
         right = round(QUESTIONS * min(max(accuracy + chance.gauss(0, 0.012), 0.0), 1.0))

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from nemo_minordpo.records import StepMetrics
 from nemo_minordpo.report.curves import MOST_POINTS, Curves
 from nemo_minordpo.report.grid import arrange
 from nemo_minordpo.report.runs import read_run
@@ -80,6 +81,17 @@ def test_few_steps_are_drawn_as_they_are(make):
     mean = curves.run(run, "loss").mean
     assert (mean[0], mean[2]) == (1.0, 3.0)
     assert math.isnan(mean[1])
+
+
+def test_what_was_recorded_before_the_first_step_stands_at_it(make):
+    run = make("a", values=[1.0, 2.0, 3.0])
+    run.lines["watch"] = [
+        StepMetrics(split="watch", step=step, epoch=0, consumed_pairs=0, values={"kl_reference": float(step)})
+        for step in (0, 2)
+    ]
+    mean = Curves(arrange([run], None)).run(run, "watch/kl_reference").mean
+    assert mean[:2] == [0.0, 2.0]
+    assert math.isnan(mean[2])
 
 
 def test_many_steps_are_means_over_equal_parts_that_all_runs_share(make):

@@ -8,6 +8,7 @@ import pytest
 from nemo_minordpo.core.intervals import wilson_interval
 from nemo_minordpo.records import RunEvent, Score, StepMetrics
 from nemo_minordpo.report.claims import claims
+from nemo_minordpo.report.contents import best_cells
 from nemo_minordpo.report.grid import arrange
 from nemo_minordpo.report.reading import reading
 from nemo_minordpo.report.runs import Run
@@ -166,6 +167,21 @@ def test_the_best_at_each_setting_is_counted():
     assert line_with(sentences, "top score") == (
         "lr 1e-06: the top score is that of dpo at beta 0.1, 90.0 % (82.6-94.5); "
         "its interval overlaps that of the next, minordpo at beta 0.2, 80.0 % (71.1-86.7)."
+    )
+
+
+def test_equal_scores_have_no_best():
+    assert "dpo and minordpo are alike, 60.0 % (50.2-69.1)." in said(run("dpo", 60), run("minordpo", 60))
+    runs = [run("dpo", right, beta=beta) for right, beta in ((60, 0.1), (10, 0.2), (50, 0.3))]
+    runs += [run("minordpo", right, beta=beta) for right, beta in ((60, 0.1), (80, 0.2), (50, 0.3))]
+    assert line_with(said(*runs), "The best at") == (
+        "The best at the same beta and learning rate is minordpo at 1 of 3 (at 1 with an interval apart from the next "
+        "one's) and none, as the best ones are alike, at 2."
+    )
+    assert [row[2] for row in best_cells(arrange(runs, None))] == ["dpo and minordpo", "minordpo", "dpo and minordpo"]
+    tops = said(run("dpo", 70, beta=0.1), run("dpo", 60, beta=0.2), run("minordpo", 70, beta=0.2))
+    assert line_with(tops, "top score") == (
+        "lr 1e-06: dpo at beta 0.1 and minordpo at beta 0.2 share the top score, 70.0 % (60.4-78.1)."
     )
 
 

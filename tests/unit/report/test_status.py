@@ -123,6 +123,18 @@ def test_damaged_checkpoints_and_torn_lines(folder, capsys):
     assert "set aside: step_000006: __0_0.distcp has 3 bytes, 9 were written" in folder.status(capsys)[1]
 
 
+def test_alarms_of_the_degeneration_watch(folder, capsys):
+    folder.event("started", detail="1 node x 1 rank", max_steps=100)
+    folder.event("alarm", step=20, detail="they repeat themselves")
+    folder.event("started", attempt=2, step=10, detail="1 node x 1 rank", max_steps=100)
+    folder.event("alarm", attempt=2, step=20, detail="they do it again")
+    folder.event("alarm", attempt=2, step=40, detail="still")
+    folder.steps(50)
+    _, said = folder.status(capsys)
+    assert "alarm after step 20: they do it again\nalarm after step 40: still\n" in said
+    assert "they repeat themselves" not in said
+
+
 def test_only_consequences(folder):
     late, early = folder.failure("nothing moved for 60 s"), folder.failure("Connection reset by peer")
     assert first_failure([early, late]) == late

@@ -149,11 +149,13 @@ def test_health_says_what_happened(sweep):
     healthy = rows["minordpo, beta 0.1, lr 1e-05, seed 1"]
     assert (healthy["not_finite"], healthy["pairs_per_s"], healthy["peak_memory_gib"]) == ("0", "60.0", "3.5")
     assert float(healthy["rejected_below"]) == pytest.approx(0.95, abs=0.01)
+    ruined = rows["dpo, beta 0.02, lr 1e-05, seed 1"]
+    assert (ruined["first_alarm"], healthy["first_alarm"]) == (str(STEPS // 2), "")
     text = (sweep / "report.md").read_text()
     assert "dpo, beta 0.5, lr 1e-05: rewards/chosen is missing or not finite" in text
     assert "lr 1e-05, beta 0.5 (training left the numbers" in text
     assert "folders without a run that can be read: 2" in text
-    assert "metrics.jsonl:23: not a line of metrics, left out" in text  # 20 steps, 2 validations before it
+    assert "metrics.jsonl:26: not a line of metrics, left out" in text  # 20 steps, 2 validations, 3 looks at answers
     assert "not finished: it has 20 of 60 steps and no model.nemo; running, or killed without a word" in text
 
 
