@@ -8,24 +8,17 @@ import hashlib
 import json
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nemo_minordpo import __version__
+from nemo_minordpo.provenance import installed_versions, source_commit
 
 _R = TypeVar("_R", bound="_Record")
-
-# The packages whose version can change a result; a manifest names those that are installed.
-_RESULT_PACKAGES = (
-    "torch", "nemo-aligner", "nemo_toolkit", "megatron-core", "transformer_engine", "apex", "lightning",
-    "transformers", "tokenizers", "numpy",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +65,8 @@ class Manifest:
     rejected: dict[str, int] = field(default_factory=dict)  # reason -> rows, where rows can be rejected
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     version: str = __version__
-    commit: str | None = field(default_factory=lambda: source_commit())
-    packages: dict[str, str] = field(default_factory=lambda: installed_versions())
+    commit: str | None = field(default_factory=source_commit)
+    packages: dict[str, str] = field(default_factory=installed_versions)
     python: str = platform.python_version()
 
     def write(self, folder: Path) -> None:
@@ -289,33 +282,6 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
 def utc_now() -> str:
     """ISO 8601, to the microsecond: texts that sort as times do."""
     return datetime.now(timezone.utc).isoformat(timespec="microseconds")
-
-
-def installed_versions() -> dict[str, str]:
-    found = {}
-    for name in _RESULT_PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def source_commit() -> str | None:
-    """The commit of the checkout that this code runs from, with `+changes` if it differs; None when installed."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        commit = _git(root, "rev-parse", "HEAD")
-        return commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):  # git is not there, or the checkout has no commit yet
-        return None
-
-
-def _git(root: Path, *arguments: str) -> str:
-    run = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
-    return run.stdout.strip()
 
 
 def _temporary(path: Path) -> Path:

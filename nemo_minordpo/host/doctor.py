@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nemo_minordpo import host
-from nemo_minordpo.records import installed_versions
+from nemo_minordpo.provenance import installed_versions
 
 # NeMo and Megatron-Core that were released together and that this project is tested with.
 _TESTED_PAIRS = (("2.1.0", "0.10.0"), ("2.2.1", "0.11.0"))

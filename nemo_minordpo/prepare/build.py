@@ -30,7 +30,8 @@ from nemo_minordpo.prepare.parts import Part
 from nemo_minordpo.prepare.recipe import Recipe
 from nemo_minordpo.prepare.show import report_of, say, show
 from nemo_minordpo.prepare.sources import Row, Source
-from nemo_minordpo.records import Manifest, differences, installed_versions, refuse_existing, write_json
+from nemo_minordpo.provenance import installed_versions
+from nemo_minordpo.records import Manifest, differences, refuse_existing, write_json
 
 CHUNK_ROWS = 1000
 _CHUNK_BYTES = 8 << 20

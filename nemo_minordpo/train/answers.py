@@ -43,6 +43,7 @@ class AnswerWatch:
         limits: of the answers.
         batches_of: makes the batches of this data-parallel rank from pairs.
         data_parallel: (rank, size): each replica answers its share of the prompts.
+        vocab_size: rows of the embedding.
         seed: of the samples.
     """
 
@@ -53,13 +54,14 @@ class AnswerWatch:
     limits: GenerationLimits
     batches_of: Callable[[TokenArrays], PairBatches]
     data_parallel: tuple[int, int]
+    vocab_size: int
     seed: int
 
     def begin(self) -> None:
         """Before the first step, when the policy is the reference: sample its answers, and keep them."""
         self.model.prepare_for_validation_step()
         twice = [prompt for prompt in self.prompts for _ in range(2)]
-        samples = self._answers(twice, noise=gumbel_noise(self.seed, vocab_size=self.model.padded_vocab_size))
+        samples = self._answers(twice, noise=gumbel_noise(self.seed, vocab_size=self.vocab_size))
         writer = ArrayWriter()
         for number, prompt in enumerate(self.prompts):
             first, second = samples[2 * number : 2 * number + 2]

@@ -23,13 +23,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.numpy import load_file, save_file
 
 from nemo_minordpo.config import TrainConfig
-from nemo_minordpo.records import differences, installed_versions, sha256_of_file, write_json
+from nemo_minordpo.provenance import installed_versions
+from nemo_minordpo.records import differences, sha256_of_file, write_json
 from nemo_minordpo.train.run_folder import RunFolder
 
 # Modules that a log-probability is computed by; a change of their text is another version.
 _CODE = (
     "core.logprobs", "core.pair_packing", "core.attention", "host.attention",
-    "train.model", "train.model_config", "train.dataset", "train.reference",
+    "train.model", "train.packed_gpt", "train.model_config", "train.dataset", "train.reference",
 )  # fmt: skip
 _WAIT_S = 2.0  # between looks at a lock that another run holds
 

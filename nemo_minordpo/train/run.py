@@ -176,9 +176,10 @@ def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any) -> 
     from nemo_minordpo.train.trainer import data_parallel_layout
 
     arrays = load_arrays(folder.data(split))
-    vocab_size = model.cfg.get("override_vocab_size") or model.padded_vocab_size
-    if (largest := int(arrays.tokens.max())) >= vocab_size:
-        raise ValueError(f"token id {largest} of the {split} pairs is beyond the model's vocabulary of {vocab_size}")
+    if (largest := int(arrays.tokens.max())) >= _vocab_size(model):
+        raise ValueError(
+            f"token id {largest} of the {split} pairs is beyond the model's vocabulary of {_vocab_size(model)}"
+        )
     batches = _pair_batches(config, model, arrays)
     section = config.model
     if section.dpo.reference_log_probs == "cached":
@@ -192,6 +193,11 @@ def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any) -> 
             layout=layout,
         )
     return batches
+
+
+def _vocab_size(model: Any) -> int:
+    """Rows of the embedding, over all ranks."""
+    return model.cfg.get("override_vocab_size") or model.padded_vocab_size
 
 
 def _pair_batches(config: TrainConfig, model: Any, arrays: TokenArrays) -> Any:
@@ -234,6 +240,7 @@ def _answer_watch(config: TrainConfig, folder: RunFolder, model: Any) -> Any:
         ),
         batches_of=lambda pairs: _pair_batches(config, model, pairs),
         data_parallel=data_parallel_layout(),
+        vocab_size=_vocab_size(model),
         seed=config.model.seed,
     )
 

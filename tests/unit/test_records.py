@@ -2,12 +2,10 @@
 
 import hashlib
 import json
-import subprocess
 from dataclasses import dataclass
 
 import pytest
 
-from nemo_minordpo import records
 from nemo_minordpo.records import (
     Manifest,
     PreferencePair,
@@ -15,7 +13,6 @@ from nemo_minordpo.records import (
     read_lines,
     refuse_existing,
     sha256_of_file,
-    source_commit,
     write_json,
     write_jsonl,
     write_text,
@@ -128,25 +125,3 @@ def test_what_exists_is_refused_unless_told(tmp_path):
         refuse_existing(taken, overwrite=True)
         with pytest.raises(ValueError, match=r"exists already: choose another place, or pass --overwrite"):
             refuse_existing(taken, overwrite=False)
-
-
-def _git(folder, *arguments):
-    author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-    run = subprocess.run(["git", *author, *arguments], cwd=folder, check=True, capture_output=True, text=True)
-    return run.stdout.strip()
-
-
-def test_the_commit_of_a_checkout_says_whether_it_was_changed(tmp_path, monkeypatch):
-    package = tmp_path / "nemo_minordpo"
-    package.mkdir()
-    (package / "records.py").write_text("one\n")
-    monkeypatch.setattr(records, "__file__", str(package / "records.py"))
-    assert source_commit() is None  # no checkout
-    _git(tmp_path, "init", "--quiet")
-    assert source_commit() is None  # no commit
-    _git(tmp_path, "add", ".")
-    _git(tmp_path, "commit", "--quiet", "-m", "one")
-    commit = _git(tmp_path, "rev-parse", "HEAD")
-    assert source_commit() == commit
-    (package / "records.py").write_text("two\n")
-    assert source_commit() == commit + "+changes"

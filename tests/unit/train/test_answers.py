@@ -28,8 +28,6 @@ class Tokenizer:
 
 
 class Model:
-    padded_vocab_size = 64
-
     def __init__(self):
         self.tokenizer = type("NemoTokenizer", (), {"tokenizer": Tokenizer(), "eos_id": END})()
         self.mode = []
@@ -68,6 +66,7 @@ def watch(tmp_path, monkeypatch):
             ),
             batches_of=lambda arrays: arrays,
             data_parallel=(0, 1),
+            vocab_size=64,
             seed=1,
         )
 
