@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 import pytest
+import yaml
 
 from nemo_minordpo.core.flops import ModelSize, StepWork
 from nemo_minordpo.core.memory import GIB, Layout, Numerics, fullest_rank, num_parameters
+from nemo_minordpo.sweep.config import SHIPPED
 
 LLAMA_2_7B = ModelSize(
     num_layers=32, hidden_size=4096, ffn_hidden_size=11008, num_heads=32, num_query_groups=32, head_size=128,
@@ -16,6 +18,7 @@ LLAMA_3_70B = ModelSize(
     vocab_size=128256, gated=True,
 )  # fmt: skip
 LLAMA_2_70B = replace(LLAMA_3_70B, vocab_size=32000)
+QWEN15_7B = replace(LLAMA_2_7B, vocab_size=151936)
 MISTRAL_NEMO = ModelSize(  # 12B; 32 heads of 128, hidden size 5120
     num_layers=40, hidden_size=5120, ffn_hidden_size=14336, num_heads=32, num_query_groups=8, head_size=128,
     vocab_size=131072, gated=True,
@@ -51,6 +54,21 @@ def test_parameters_are_those_of_the_model_cards(size, published):
 def test_parameters_of_qwen3_but_for_its_norms_of_queries_and_keys():
     found = num_parameters(QWEN3_4B, stage=0, tensor_parallel=1, pipeline_parallel=1, tied=True)
     assert found == 4_022_468_096 - 36 * 2 * 128
+
+
+def test_the_papers_experiment_fits_its_devices():
+    """Qwen1.5-7B-Chat in conf/experiment/paper.yaml, with a row full of response tokens, in 80 GB."""
+    train = yaml.safe_load((SHIPPED / "paper.yaml").read_text())["train"]
+    rows = train["model"]["data"]["packed_sequence_size"]
+    memory = fullest_rank(
+        QWEN15_7B,
+        layout(
+            tensor_parallel=train["model"]["tensor_model_parallel_size"], row_length=rows, num_targets=rows, num_rows=4
+        ),
+        BF16, tied=False, cuda=True,
+    )  # fmt: skip
+    assert num_parameters(QWEN15_7B, stage=0, tensor_parallel=1, pipeline_parallel=1, tied=False) == 7_720_931_328
+    assert 50 < memory.total / GIB < 70
 
 
 @pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (8, 1), (1, 4), (8, 4), (8, 16)])
