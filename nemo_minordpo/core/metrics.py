@@ -26,6 +26,7 @@ PAIR_METRICS = (
 )
 # What says more of close pairs than their mean, which a few of them can carry.
 MARGIN_QUANTILES = {"rewards/margin_p10": 0.1, "rewards/margin_p50": 0.5, "rewards/margin_p90": 0.9}
+METRICS = (*PAIR_METRICS, *MARGIN_QUANTILES)
 
 
 @torch.no_grad()
@@ -84,4 +85,4 @@ def summary(values: Tensor) -> dict[str, float]:
         raise ValueError("no pair was counted: there is nothing to take a mean of")
     levels = values.new_tensor(list(MARGIN_QUANTILES.values()))
     margins = values[PAIR_METRICS.index("rewards/margin")].quantile(levels)
-    return dict(zip((*PAIR_METRICS, *MARGIN_QUANTILES), [*values.mean(dim=1).tolist(), *margins.tolist()], strict=True))
+    return dict(zip(METRICS, [*values.mean(dim=1).tolist(), *margins.tolist()], strict=True))

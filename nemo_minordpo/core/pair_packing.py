@@ -22,7 +22,7 @@ import numpy as np
 class PairTokens:
     """A tokenised pair.
 
-    chosen, rejected: [tokens], prompt included; they begin with the same prompt and are not equal.
+    chosen, rejected: [tokens], prompt included; they begin with the same prompt.
     num_prompt: tokens of the prompt, >= 1.
     num_shared: k >= num_prompt, tokens up to the first that differs.
     """

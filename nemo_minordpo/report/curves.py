@@ -52,7 +52,7 @@ class Curves:
     """The curves of a report, each computed once."""
 
     def __init__(self, grid: Grid) -> None:
-        last = max((line.step for run in grid.runs for lines in run.lines.values() for line in lines), default=1)
+        last = max([1, *(line.step for run in grid.runs for lines in run.lines.values() for line in lines)])
         width = math.ceil(last / MOST_POINTS)
         self.steps = Steps(width=width, count=math.ceil(last / width))
         self._of_run: dict[tuple[int, str], Curve] = {}

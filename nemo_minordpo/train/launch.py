@@ -11,7 +11,7 @@ from rich.console import Console
 from nemo_minordpo import host
 from nemo_minordpo.config import DataSection, TrainConfig, closest, compose, load
 from nemo_minordpo.core.losses import LOSSES
-from nemo_minordpo.core.metrics import PAIR_METRICS
+from nemo_minordpo.core.metrics import METRICS
 from nemo_minordpo.records import write_text
 from nemo_minordpo.sidecars import copy_sidecars, has_tokenizer, tokenizer_folder
 from nemo_minordpo.train.dataset import segment_lengths_of
@@ -104,9 +104,9 @@ def _keep_tokenizer(source: Path, target: Path) -> None:
 def _check_monitor(config: TrainConfig) -> None:
     section = config.exp_manager.checkpoint_callback_params
     name = f"exp_manager.checkpoint_callback_params.monitor={section.monitor}"
-    if section.monitor not in PAIR_METRICS:
-        hint = closest(section.monitor, list(PAIR_METRICS))
-        raise ValueError(f"{name}: validation gives {', '.join(PAIR_METRICS)}{hint}")
+    if section.monitor not in METRICS:
+        hint = closest(section.monitor, METRICS)
+        raise ValueError(f"{name}: validation gives {', '.join(METRICS)}{hint}")
     if section.save_top_k and not config.model.data.data_prefix.validation:
         raise ValueError(f"{name}: there are no validation pairs (model.data.data_prefix.validation)")
 

@@ -104,12 +104,15 @@ class RunFolder:
         """
         kept = []
         if self.metrics.exists():
-            kept = [text for _, text in read_lines(self.metrics) if _step_of(text, after) <= after]
+            # what begins anew looks at the answers before its first step again
+            kept = [text for _, text in read_lines(self.metrics) if after and _step_of(text, after) <= after]
         write_text(self.metrics, "".join(kept))
         return self.metrics.open("a", encoding="utf-8", buffering=1)
 
     def _refuse_another_run(self, settings: dict[str, Any]) -> None:
-        changes = differences(Manifest.read(self.path).settings, json.loads(json.dumps(settings)))
+        # a setting that came after the run was started has done what is now its default
+        before = identity(TrainConfig()) | Manifest.read(self.path).settings
+        changes = differences(before, json.loads(json.dumps(settings)))
         if changes:
             raise ValueError(
                 "\n".join([f"{self.path} belongs to a run with other settings:", *changes])

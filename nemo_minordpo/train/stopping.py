@@ -74,7 +74,8 @@ class StallWatch:
     def __init__(self, *, max_seconds: int | None, on_stall: Callable[[str], None]) -> None:
         """
         Args:
-            max_seconds: between two beats; longer than the longest step, validation batch or checkpoint takes. None:
+            max_seconds: between two beats; longer than the longest step, validation batch, look at
+                the answers or checkpoint takes. None:
                 no limit.
             on_stall: writes the reason down; then the process ends.
         """

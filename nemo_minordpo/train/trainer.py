@@ -82,15 +82,16 @@ class MinorDPOTrainer:
             Why the run was stopped: a checkpoint was saved and the same command goes on. Empty: it is complete.
         """
         loop = self.config.trainer.dpo
-        self._begin_answers(log, watch)
+        self._begin_answers(log, attempt, watch)
         for batch in self._coming_batches():
             watch.beat(f"step {self.progress.step + 1}")
             line = self._train_step(batch)
             log(line)
             done = self.progress.step == self.max_steps
             reason = "" if done else stop.agreed()
-            if self.answers is not None and self.answers.is_due(self.progress.step, done=done):
-                self._look_at_answers(log, watch, chosen=line.values["rewards/chosen"])
+            # one that is told to stop has little time, and looks again when it goes on
+            if self.answers is not None and not reason and self.answers.is_due(self.progress.step, done=done):
+                self._look_at_answers(log, attempt, watch, chosen=line.values["rewards/chosen"])
             if self.validation is not None and self._is_due(loop.val_check_interval, done):
                 self._validation = self._validate(watch)
                 log(self._validation)
@@ -162,20 +163,20 @@ class MinorDPOTrainer:
         metrics = summary(self.model.gathered(torch.cat(parts, dim=1)))
         return self._line("validation", {**metrics, "step_s": time.perf_counter() - started})
 
-    def _begin_answers(self, log: RunLog, watch: StallWatch) -> None:
+    def _begin_answers(self, log: RunLog, attempt: Attempt, watch: StallWatch) -> None:
         if self.answers is None:
             return
         if self.progress.step:
             self.answers.resume()
             return
         watch.beat("the answers of the reference")
-        self.answers.begin()
-        self._look_at_answers(log, watch, chosen=0.0)
+        self.answers.begin(attempt)
+        self._look_at_answers(log, attempt, watch, chosen=0.0)
 
-    def _look_at_answers(self, log: RunLog, watch: StallWatch, *, chosen: float) -> None:
+    def _look_at_answers(self, log: RunLog, attempt: Attempt, watch: StallWatch, *, chosen: float) -> None:
         assert self.answers is not None
         watch.beat(f"the answers after step {self.progress.step}")
-        values, alarm = self.answers.look(self.progress.step, chosen=chosen)
+        values, alarm = self.answers.look(self.progress.step, attempt, chosen=chosen)
         log(self._line("watch", values))
         if alarm:
             log.alarm(self.progress.step, alarm)

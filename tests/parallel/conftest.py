@@ -137,6 +137,8 @@ def runs(workspace) -> Runs:
         jobs=[
             *(job(workspace, name, SGD, layout=name) for name in LAYOUTS if ranks_of(name) == 2),
             *watched(workspace, ranks=2),
+            job(workspace, "watch_one_prompt", [*SGD, *WATCH, "trainer.dpo.watch.num_prompts=1"], layout="dp2"),
+            job(workspace, "watch_lora", [*LORA, *WATCH], layout="tp2"),
             job(workspace, "tied_tp2", SGD, layout="tp2", model="hf_tied"),
             job(workspace, "tied_pp2", SGD, layout="pp2", model="hf_tied"),
             *(

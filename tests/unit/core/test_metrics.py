@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from nemo_minordpo.core.metrics import MARGIN_QUANTILES, PAIR_METRICS, pair_metrics, summary
+from nemo_minordpo.core.metrics import MARGIN_QUANTILES, METRICS, PAIR_METRICS, pair_metrics, summary
 
 
 def metrics(chosen, rejected, *, beta=0.1, loss=None):
@@ -20,7 +20,7 @@ def metrics(chosen, rejected, *, beta=0.1, loss=None):
 
 def test_means_worked_by_hand():
     means = summary(metrics([2.0, -1.0, 0.0], [1.0, -3.0, 0.0]))
-    assert tuple(means) == (*PAIR_METRICS, *MARGIN_QUANTILES)
+    assert tuple(means) == METRICS
     assert means["loss"] == 2.0
     assert means["rewards/chosen"] == pytest.approx(1 / 3)
     assert means["rewards/rejected"] == pytest.approx(-2 / 3)

@@ -92,6 +92,8 @@ def test_what_was_recorded_before_the_first_step_stands_at_it(make):
     mean = Curves(arrange([run], None)).run(run, "watch/kl_reference").mean
     assert mean[:2] == [0.0, 2.0]
     assert math.isnan(mean[2])
+    run.lines = {"watch": run.lines["watch"][:1]}  # the first step has not ended
+    assert Curves(arrange([run], None)).run(run, "watch/kl_reference").mean == [0.0]
 
 
 def test_many_steps_are_means_over_equal_parts_that_all_runs_share(make):
