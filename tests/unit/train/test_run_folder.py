@@ -52,6 +52,17 @@ def test_the_same_command_goes_on_and_a_new_layout_too(folder, inputs):
     folder.prepare(settings("trainer.devices=2", "trainer.dpo.save_interval=9"), inputs=inputs, make_data=again.clear)
 
 
+def test_a_run_from_before_a_setting_existed_goes_on_with_its_default(folder, inputs):
+    prepare(folder, settings(), inputs)
+    file = folder.path / "manifest.json"
+    manifest = json.loads(file.read_text())
+    assert manifest["settings"].pop("trainer.dpo.watch.interval") == 0
+    file.write_text(json.dumps(manifest))
+    prepare(folder, settings(), inputs)
+    with pytest.raises(ValueError, match=r"trainer.dpo.watch.interval: 0 there, 5 now"):
+        prepare(folder, settings("trainer.dpo.watch.interval=5"), inputs)
+
+
 def test_another_objective_is_refused_with_the_differing_keys(folder, inputs):
     prepare(folder, settings(), inputs)
     before = folder.config.read_text()
