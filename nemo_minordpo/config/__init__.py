@@ -15,6 +15,7 @@ from nemo_minordpo.config.sections import (
     ScheduleSection,
     TrainConfig,
     TrainerDPOSection,
+    WatchSection,
 )
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "ScheduleSection",
     "TrainConfig",
     "TrainerDPOSection",
+    "WatchSection",
     "closest",
     "compose",
     "duration_in_seconds",

@@ -9,6 +9,11 @@ from nemo_minordpo.train.generation import GenerationLimits, generate, gumbel_no
 END = 50
 
 
+@pytest.fixture(autouse=True)
+def cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
+
+
 class Counting:
     """Sees what a model would see, and remembers the rows."""
 

@@ -357,7 +357,7 @@ def test_every_pair_of_a_split_is_evaluated(one_rank, is_last_stage):
     expected = 2 * np.asarray([[-0.0, -0.5], [-1.0, -1.5], [-2.0, -2.5], [-3.0, -3.5]])
     assert values.dtype == np.float64
     assert (values == (expected if is_last_stage else 0.0)).all()
-    assert model.calls == ["prepare", "log-probabilities", "log-probabilities", "finish", "gathered"]
+    assert model.calls == ["prepare", "log-probabilities", "log-probabilities", "gathered", "finish"]
 
 
 def test_a_rank_evaluates_its_share(one_rank):

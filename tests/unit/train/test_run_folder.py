@@ -58,7 +58,7 @@ def test_a_run_from_before_a_setting_existed_goes_on_with_its_default(folder, in
     manifest = json.loads(file.read_text())
     assert manifest["settings"].pop("trainer.dpo.watch.interval") == 0
     file.write_text(json.dumps(manifest))
-    prepare(folder, settings(), inputs)
+    folder.prepare(settings(), inputs=inputs, make_data=lambda: None)
     with pytest.raises(ValueError, match=r"trainer.dpo.watch.interval: 0 there, 5 now"):
         prepare(folder, settings("trainer.dpo.watch.interval=5"), inputs)
 
