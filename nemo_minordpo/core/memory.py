@@ -95,6 +95,9 @@ def _stage(stage: int, size: ModelSize, layout: Layout, numerics: Numerics, tied
     layer = _layer_numbers(size, layout)
     boundary = layout.row_length * size.hidden_size / (layout.tensor_parallel if layout.sequence_parallel else 1)
     kept = in_flight * layers * boundary + layer if layout.recompute else in_flight * layers * layer
+    if not cuda and layout.num_rows > in_flight:
+        # the heap is never given back (host/cuda.py), and the next row fits into few of the last one's pieces
+        kept *= 2
     return RankMemory(
         parameters=parameters,
         weights=parameters * numerics.weight,

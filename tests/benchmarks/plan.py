@@ -93,7 +93,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         "|---|---|---:|---:|---:|---:|",
     ]
     for row in rows:
-        settings = ", ".join(setting.removeprefix("model.").removeprefix("trainer.") for setting in row["settings"])
+        own = [setting for setting in row["settings"] if setting not in RECOMPUTE]
+        settings = ", ".join(setting.removeprefix("model.").removeprefix("trainer.") for setting in own)
+        settings += ", full recomputation" if len(own) < len(row["settings"]) else ""
         lines.append(
             f"| {row['model']}, {row['pairs']} | {settings} | {row['planned_gib']:.2f} | {row['measured_gib']:.2f} "
             f"| {row['planned_seconds']:.2f} | {row['measured_seconds']:.2f} |"
