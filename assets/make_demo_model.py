@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("--only-evaluate", action="store_true", help="evaluate the model that is there")
     parser.add_argument("--num-problems", type=int, default=500, help="held-out problems to evaluate on")
     parser.add_argument("--steps", type=int, default=3600, help="length of the schedule")
-    parser.add_argument("--stop-after", type=int, default=2400, help="steps that are done of it")
+    parser.add_argument("--stop-after", type=int, default=3000, help="steps that are done of it")
     parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens a step at first, double at the end")
     parser.add_argument("--learning-rate", type=float, default=1e-2)
     parser.add_argument("--seed", type=int, default=1)
