@@ -3,7 +3,7 @@
 The only module that reads Megatron's `parallel_state`; the mathematics lives in core/ and gets groups as arguments.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import nemo.collections.nlp.models.language_modeling.megatron_gpt_model as nemo_gpt
@@ -109,7 +109,12 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
         table = torch.zeros(
             len(PAIR_METRICS), batch.num_global_pairs, dtype=torch.float64, device=torch.cuda.current_device()
         )
-        results = self._run_schedule(batch, forward_only=forward_only, logprobs_only=False)
+        results = self._run_schedule(
+            self.get_forward_output_and_loss_func(batch=batch),
+            batch.micro_batches,
+            row_length=batch.row_length,
+            forward_only=forward_only,
+        )
         # off the pipeline's last stage there are no results
         for part, values in zip(batch.micro_batches, results, strict=False):
             table[:, part.in_step] = values
@@ -144,7 +149,13 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
     @torch.no_grad()
     def get_logprob_batch(self, batch: StepBatch) -> list[Tensor | None]:
         """Sequence log-probabilities [2 m] of each micro-batch under the present weights; None off the last stage."""
-        results = self._run_schedule(batch, forward_only=True, logprobs_only=True)
+        results = self._run_schedule(
+            self.get_forward_output_and_loss_func(logprobs_only=True),
+            batch.micro_batches,
+            row_length=batch.row_length,
+            forward_only=True,
+            collects_values=True,
+        )
         return [*results] or [None] * len(batch.micro_batches)
 
     @torch.no_grad()
@@ -181,23 +192,13 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
         def argmax(hidden: Tensor, non_loss_data: bool = True) -> Tensor:
             return self._through_head(vocab_parallel_argmax, hidden, places, noise)
 
-        set_sync_funcs(self, forward_only=True)
-        results = get_forward_backward_func()(
-            forward_step_func=forward_step,
-            data_iterator=iter([None]),
-            model=self.model,
-            num_microbatches=1,
-            forward_only=True,
-            seq_length=tokens.shape[1],
-            micro_batch_size=1,
-            collect_non_loss_data=True,
+        results = self._run_schedule(
+            forward_step, [None], row_length=tokens.shape[1], forward_only=True, collects_values=True
         )
         chosen = results[0] if results else torch.zeros_like(places)
-        torch.distributed.broadcast(
-            chosen,
-            src=parallel_state.get_pipeline_model_parallel_last_rank(),
-            group=parallel_state.get_pipeline_model_parallel_group(),
-        )
+        pipeline_group: Any = parallel_state.get_pipeline_model_parallel_group()
+        last_stage = parallel_state.get_pipeline_model_parallel_last_rank()
+        torch.distributed.broadcast(chosen, src=last_stage, group=pipeline_group)
         return chosen
 
     def sharded_state_dict(self, prefix: str = "") -> dict[str, Any]:
@@ -228,18 +229,27 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
         """What the model's floating-point operations are counted from."""
         return model_size(self.cfg, vocab_size=self.padded_vocab_size)
 
-    def _run_schedule(self, batch: StepBatch, *, forward_only: bool, logprobs_only: bool) -> list[Tensor]:
+    def _run_schedule(
+        self,
+        forward_step: Callable[..., Any],
+        rows: Sequence[Any],
+        *,
+        row_length: int,
+        forward_only: bool,
+        collects_values: bool = False,
+    ) -> list[Tensor]:
+        """Megatron's schedule over rows; what the last stage's function gave for each, nothing on other stages."""
         set_sync_funcs(self, forward_only)
         model: Any = self.model
         return get_forward_backward_func()(
-            forward_step_func=self.get_forward_output_and_loss_func(logprobs_only=logprobs_only, batch=batch),
-            data_iterator=iter(batch.micro_batches),
+            forward_step_func=forward_step,
+            data_iterator=iter(rows),
             model=model,
-            num_microbatches=len(batch.micro_batches),
+            num_microbatches=len(rows),
             forward_only=forward_only,
-            seq_length=batch.row_length,
+            seq_length=row_length,
             micro_batch_size=1,
-            collect_non_loss_data=logprobs_only,
+            collect_non_loss_data=collects_values,
         )
 
     def _loss_and_metrics(self, hidden: Tensor, micro_batch: MicroBatch, batch: StepBatch) -> tuple[Tensor, Tensor]:
