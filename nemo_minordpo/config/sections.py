@@ -93,6 +93,11 @@ class ModelSection:
     sequence_parallel: bool = False
     megatron_amp_O2: bool = False
     transformer_engine: bool | None = None
+    fp8: bool | None = None  # matrix products of Transformer Engine's layers
+    fp8_hybrid: bool | None = None  # E4M3 forward, E5M2 backward
+    fp8_margin: int | None = None  # powers of two below the largest value that FP8 holds
+    fp8_amax_history_len: int | None = None  # steps whose largest values decide a scale
+    fp8_amax_compute_algo: str | None = None  # "max" or "most_recent"
     activations_checkpoint_granularity: str | None = None
     activations_checkpoint_method: str | None = None
     activations_checkpoint_num_layers: int | None = None

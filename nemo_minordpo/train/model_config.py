@@ -193,9 +193,20 @@ def _check(config: TrainConfig, model: DictConfig, *, cuda: bool, te: bool) -> N
             "model.optim.name=mcore_distributed_optim with model.peft.peft_scheme=lora: Megatron-Core would sum "
             "gradients of the model's query and key norms, which are frozen; give model.optim.name=adamw"
         )
+    if model.get("fp8"):
+        problems += _fp8_problems(model)
     problems += _packing_problems(config, model, cuda=cuda)
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def _fp8_problems(model: DictConfig) -> list[str]:
+    """FP8's matrix products take weights whose sides are multiples of 16, on each rank."""
+    tensor = model.tensor_model_parallel_size
+    attended = (model.get("kv_channels") or model.hidden_size // model.num_attention_heads) * model.num_attention_heads
+    sides = {"hidden_size": model.hidden_size, "ffn_hidden_size / TP": model.ffn_hidden_size // tensor,
+             "heads x head size / TP": attended // tensor}  # fmt: skip
+    return [f"model.fp8: {name} = {size} is no multiple of 16" for name, size in sides.items() if size % 16]
 
 
 def _packing_problems(config: TrainConfig, model: DictConfig, *, cuda: bool) -> list[str]:
