@@ -1,6 +1,5 @@
 """conf/model, conf/parallel and conf/precision: every combination composes, and those that are meant to fit do."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,9 +87,8 @@ def test_the_models_are_those_that_are_shipped_and_as_large_as_they_are_called()
     assert names("parallel") == ["gpus1", "gpus16", "gpus2", "gpus64", "gpus8"]
     assert names("precision") == ["bf16", "fp32", "fp8_hybrid"]
     for name, architecture in MODELS.items():
-        size = model_size(
-            built(composed(f"model={name}", "parallel=gpus16", "precision=bf16"), architecture), vocab_size=0
-        )
+        config = composed(f"model={name}", "parallel=gpus16", "precision=bf16")
+        size = model_size(built(config, architecture), vocab_size=0)
         weights = size.num_layers * size.weights_of_layer + 2 * size.vocab_size * size.hidden_size
         assert weights / 1e9 == pytest.approx(BILLIONS[name], rel=0.003)
 
@@ -121,9 +119,8 @@ def test_every_combination_composes_and_is_built_or_refused_for_its_ranks_alone(
 def test_a_model_fits_into_80_gb_where_its_file_says_so(name, parallel):
     config = composed(f"model={name}", f"parallel={parallel}", "precision=bf16")
     assert 30 < memory_gib(config, MODELS[name]) < 70  # a few GiB for what an estimate forgets
-    assert (
-        rows_of_a_rank(config) >= 1.5 * config.model.pipeline_model_parallel_size
-    )  # the pipeline idles less than half
+    # the pipeline idles less than half
+    assert rows_of_a_rank(config) >= 1.5 * config.model.pipeline_model_parallel_size
 
 
 def test_what_one_and_two_gpus_are_for():
@@ -143,4 +140,4 @@ def test_fp8_wants_sides_of_sixteen():
     with pytest.raises(ValueError, match=r"model.fp8: ffn_hidden_size / TP = 8968 is no multiple of 16"):
         built(config, odd)
     assert built(config, SMALL).fp8_amax_history_len == 1024
-    assert built(replace(config), SMALL).fp8_margin == 0
+    assert built(config, SMALL).fp8_margin == 0
