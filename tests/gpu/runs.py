@@ -14,7 +14,7 @@ from tests.benchmarks import be_the_only_rank
 from tests.gpu.runner import ROOT
 
 # Multiples of 16, as FP8's matrix products want them, and heads of 32, which FlexAttention's kernels take.
-SIZES = {"hidden_size": 128, "intermediate_size": 256}
+SIZES: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256}
 HF, NEMO, PAIRS, VALIDATION = "hf", "base.nemo", "train.jsonl", "validation.jsonl"
 SGD = [
     "model.optim.name=sgd", "model.optim.betas=null", "model.optim.lr=5e-3", "model.optim.sched.name=constant",

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from nemo_minordpo import host
 from tests.benchmarks import be_the_only_rank
 from tests.gpu import NotRun, need_cuda, need_nemo, need_precision, runs
 
-_SIZES = {
+_SIZES: dict[str, Any] = {
     "vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
     "num_attention_heads": 12, "num_key_value_heads": 2, "max_position_embeddings": 4096,
 }  # fmt: skip
