@@ -1,4 +1,4 @@
-"""One check in a process of its own: python -m tests.gpu.one MODULE:FUNCTION FOLDER ANSWER.json [ARGUMENT ...]."""
+"""One check in a process of its own: python -m tests.gpu.one MODULE:FUNCTION FOLDER ANSWER [ARGUMENT ...]."""
 
 import importlib
 import json

@@ -26,8 +26,15 @@ def stack(folder: Path) -> str:
     (folder / FILE).write_text(json.dumps(found))
     need_nemo()
     stand_ins = host.prepare()
-    from nemo_minordpo.train import model  # noqa: F401  imports all three, and Transformer Engine where it is
+    import nemo.collections.nlp.models.language_modeling.megatron_gpt_model as nemo_gpt
 
+    from nemo_minordpo.train import model  # noqa: F401  imports all three
+
+    if host.has_transformer_engine():
+        import transformer_engine.pytorch  # noqa: F401  NeMo goes on without it where this fails
+
+        if not nemo_gpt.HAVE_TE:
+            raise AssertionError("Transformer Engine imports, but NeMo does not find what it wants of it")
     found["stand_ins"] = [f"{item.lacks}: {item.instead}" for item in stand_ins]
     (folder / FILE).write_text(json.dumps(found))
     return f"{found['device'] or 'CPU'}; {len(stand_ins)} stand-ins for what is missing"

@@ -19,6 +19,7 @@ HERE = "tests.unit.test_gpu_check"
 
 
 def passes(folder, *arguments):
+    (folder / "passes.json").write_text("its own")
     return f"with {' and '.join(arguments)}"
 
 
@@ -56,6 +57,7 @@ def rows(tmp_path_factory):
     told = []
     rows = run_all([*checks, check("hangs", limit_s=4.0)], folder, limit_s=600, tell=told.append)
     assert told == rows
+    assert (folder / "passes.json").read_text() == "its own"
     assert "AssertionError: off by [2]" in log_of(checks[1], folder).read_text()
     assert not os.path.exists(f"/proc/{(folder / 'child').read_text()}/cmdline") or _is_zombie(folder)
     return {row.name: row for row in rows}
