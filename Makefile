@@ -13,9 +13,12 @@ VENV := .venv
 VENV_25_02 := .venv-25-02
 # TRL as it is now, for the benchmarks: its transformers is newer than NeMo's
 VENV_TRL := .venv-trl
+# A Python that has the stack already, a container's or a bare machine's: make gpu-check PYTHON_OF_STACK=python3
+PYTHON_OF_STACK ?=
 PYTEST_ARGS ?=
+GPU_CHECK_ARGS ?=
 
-.PHONY: help demo real test test-stacks faults bench lint doctor
+.PHONY: help demo real test test-stacks gpu-check faults bench lint doctor
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -28,6 +31,9 @@ real: $(VENV)/.installed  ## the same road with GSM8K and SmolLM2-135M-Instruct
 
 test: $(VENV)/.installed  ## all tests that need no GPU; those of the launchers where Slurm is (PYTEST_ARGS="-k name")
 	$(VENV)/bin/python -m pytest tests/unit tests/slurm tests/parallel tests/functional $(PYTEST_ARGS)
+
+gpu-check: $(if $(PYTHON_OF_STACK),,$(VENV)/.installed)  ## what a GPU's stack computes, and how fast (PYTHON_OF_STACK=python3)
+	$(or $(PYTHON_OF_STACK),$(VENV)/bin/python) -m tests.gpu $(GPU_CHECK_ARGS)
 
 faults: $(VENV)/.installed  ## 20 jobs on a Slurm of virtual nodes, each hurt once; results in docs/ (root, an hour)
 	$(VENV)/bin/python -m tests.slurm.faults

@@ -1,10 +1,17 @@
-"""A tiny Qwen2 or Qwen3 model with a tokenizer of its own, as a Hugging Face folder."""
+"""A tiny Qwen2 or Qwen3 model with a tokenizer of its own, as a Hugging Face folder; and pairs for it."""
 
+import json
+import random
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
+
+_SIZES = {
+    "vocab_size": 403, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512,
+}  # fmt: skip
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -32,13 +39,9 @@ def write_model(folder: Path, *, tied: bool = False, seed: int = 0, qwen3: bool 
     config_class = Qwen3Config if qwen3 else Qwen2Config
     model = AutoModelForCausalLM.from_config(
         config_class(
-            vocab_size=403,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
             tie_word_embeddings=tied,
             **({"head_dim": 24} if qwen3 else {}),
-            **{"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 512, **sizes},
+            **{**_SIZES, **sizes},
         )
     )
     for name, parameter in model.named_parameters():
@@ -48,3 +51,22 @@ def write_model(folder: Path, *, tied: bool = False, seed: int = 0, qwen3: bool 
             torch.nn.init.normal_(parameter, mean=1.0, std=0.3)
     model.save_pretrained(folder)
     write_tokenizer(folder)
+
+
+def write_pairs(path: Path, *, count: int, seed: int) -> None:
+    """Pairs of different lengths; 22 of them make two whole batches of 8 and a partial one."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        a, b = draw.randint(1, 99), draw.randint(1, 99)
+        filler = "so " * draw.randint(0, 6)
+        rows.append(
+            {
+                "prompt": f"What is {a} plus {b}?\n",
+                "chosen_response": f"{a} + {b} = {a + b}\n{filler}the answer is {a + b}",
+                "rejected_response": f"{a} + {b} = {a + b + 1}\nthe answer is {a + b}",
+                "chosen_reward": draw.random(),
+                "rejected_reward": -draw.random(),
+            }
+        )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

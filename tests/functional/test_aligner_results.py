@@ -85,9 +85,8 @@ def _main(folder: Path) -> None:
     from nemo_minordpo.convert.nemo_to_hf import export_hf
     from nemo_minordpo.convert.verify import verify
     from tests.benchmarks import be_the_only_rank
-    from tests.parallel.conftest import write_pairs
     from tests.parallel.worker import forget_run
-    from tests.tiny import write_model
+    from tests.tiny import write_model, write_pairs
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     be_the_only_rank()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import socket
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 
 from nemo_minordpo.records import StepMetrics
 from tests.parallel.round_trip import write_architectures
-from tests.tiny import write_model
+from tests.tiny import write_model, write_pairs
 
 ROOT = Path(__file__).parent.parent.parent
 NUM_STEPS = 10
@@ -90,25 +89,6 @@ def workspace(tmp_path_factory) -> Path:
     write_pairs(folder / "train.jsonl", count=22, seed=0)
     write_pairs(folder / "validation.jsonl", count=5, seed=1)
     return folder
-
-
-def write_pairs(path: Path, *, count: int, seed: int) -> None:
-    """Pairs of different lengths; 22 of them make two whole batches of 8 and a partial one."""
-    draw = random.Random(seed)
-    rows = []
-    for _ in range(count):
-        a, b = draw.randint(1, 99), draw.randint(1, 99)
-        filler = "so " * draw.randint(0, 6)
-        rows.append(
-            {
-                "prompt": f"What is {a} plus {b}?\n",
-                "chosen_response": f"{a} + {b} = {a + b}\n{filler}the answer is {a + b}",
-                "rejected_response": f"{a} + {b} = {a + b + 1}\nthe answer is {a + b}",
-                "chosen_reward": draw.random(),
-                "rejected_reward": -draw.random(),
-            }
-        )
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture(scope="session")

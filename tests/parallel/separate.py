@@ -43,10 +43,11 @@ SPECIAL = {
 
 
 def compare(trainer, path: Path, *, num_examples: int) -> None:
-    """Write the worst relative errors of loss, metrics and gradients, in float32 and float64."""
+    """Write the worst relative errors of loss, metrics and gradients, in float32 and, on CPUs, float64."""
     model = trainer.model
     worst = {}
-    for dtype in (torch.float32, torch.float64):
+    # nobody has seen FlexAttention multiply float64 on CUDA
+    for dtype in (torch.float32,) if torch.cuda.is_available() else (torch.float32, torch.float64):
         model.to(dtype)
         model.transformer_config.pipeline_dtype = model.model_parallel_config.pipeline_dtype = dtype
         for module in model.get_model_module_list():
@@ -127,7 +128,7 @@ def _packed(model, batch):
 
 def _log_probs(model, batch, num_pairs):
     """[N, 2], as packed."""
-    values = torch.zeros(num_pairs, 2, dtype=torch.float64)
+    values = torch.zeros(num_pairs, 2, dtype=torch.float64, device=torch.cuda.current_device())
     for part, found in zip(batch.micro_batches, model.get_logprob_batch(batch), strict=True):
         if found is not None:
             values[part.pairs] = found.reshape(2, -1).T
@@ -139,16 +140,16 @@ def _separate(model, some, reference):
     _zero_gradients(model)
     model.prepare_for_training_step()
     sequences = [(prompt, side) for prompt, *sides in some for side in sides]
-    values = torch.zeros(len(sequences), dtype=torch.float64)
+    values = torch.zeros(len(sequences), dtype=torch.float64, device=torch.cuda.current_device())
     with torch.no_grad():
         for number, (prompt, response) in enumerate(sequences):
             for value in _run(model, prompt, response, weight=None):
                 values[number] = value
     log_probs = model.gathered(values).requires_grad_()
-    ratios = log_probs.reshape(-1, 2) - torch.from_numpy(reference)
+    ratios = log_probs.reshape(-1, 2) - torch.from_numpy(reference).to(log_probs.device)
     losses = preference_loss(
         model.cfg.dpo.preference_loss, chosen_log_ratio=ratios[:, 0], rejected_log_ratio=ratios[:, 1],
-        beta=model.beta, dpop_lambda=model.dpop_lambda, reward_margin=torch.ones(len(some)),
+        beta=model.beta, dpop_lambda=model.dpop_lambda, reward_margin=torch.ones(len(some), device=log_probs.device),
     )  # fmt: skip
     losses.mean().backward()
     for (prompt, response), weight in zip(sequences, log_probs.grad, strict=True):
@@ -161,11 +162,11 @@ def _separate(model, some, reference):
 
 def _run(model, prompt, response, *, weight):
     """One unpadded sequence through the pipeline; `weight` times its log-probability is differentiated."""
-    ids = torch.tensor(prompt + response)
+    ids = torch.tensor(prompt + response, device=torch.cuda.current_device())
     inputs, targets = ids[:-1], ids[len(prompt) :]
 
     def forward_step(_, module):
-        hidden = module(inputs[None], torch.arange(len(inputs))[None], None)
+        hidden = module(inputs[None], torch.arange(len(inputs), device=ids.device)[None], None)
 
         def log_prob(hidden, non_loss_data=True):
             at_response = tensor_parallel.copy_to_tensor_model_parallel_region(hidden[len(prompt) - 1 :, 0])
@@ -173,7 +174,7 @@ def _run(model, prompt, response, *, weight):
             return logits[:, :VOCAB].log_softmax(-1).gather(-1, targets[:, None]).double().sum()
 
         def loss(hidden):
-            return log_prob(hidden) * weight, torch.zeros(())
+            return log_prob(hidden) * weight, torch.zeros((), device=ids.device)
 
         return hidden, log_prob if weight is None else loss
 
@@ -195,7 +196,7 @@ def _gradients(model):
 def _gradient_error(ours, by_hand):
     """Of the whole gradient, over all ranks: the norm of the difference over the norm."""
     assert ours.keys() == by_hand.keys()
-    squares = torch.zeros(2, dtype=torch.float64)
+    squares = torch.zeros(2, dtype=torch.float64, device=torch.cuda.current_device())
     for name, gradient in ours.items():
         squares[0] += (gradient - by_hand[name]).double().square().sum()
         squares[1] += by_hand[name].double().square().sum()

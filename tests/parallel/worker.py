@@ -42,7 +42,7 @@ def main(jobs_file: Path) -> None:
             if job["separate"]:
                 compare_with_separate(config, job["separate"])
             elif job.get("log_probs"):
-                write_log_probs(config, Path(job["log_probs"]))
+                write_log_probs(config, Path(job["log_probs"]), steps_before=job.get("steps_before", 0))
             else:
                 run(config, job.get("dies_after"))
         finally:
@@ -94,8 +94,11 @@ def damage(run_folder: Path, file: str) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-def write_log_probs(config, path: Path) -> None:
-    """Token and sequence log-probabilities of the first step's pairs, as the model's loss sees them."""
+def write_log_probs(config, path: Path, *, steps_before: int) -> None:
+    """Token and sequence log-probabilities of the first step's pairs, as the model's loss sees them.
+
+    `steps_before` steps are trained first: FP8's scales come from what went before.
+    """
     import torch
     from megatron.core import parallel_state
 
@@ -104,6 +107,8 @@ def write_log_probs(config, path: Path) -> None:
     from nemo_minordpo.train.run_folder import RunFolder
 
     trainer = run_module.set_up(config, RunFolder(Path(config.exp_manager.explicit_log_dir)))
+    for coming, _ in zip(trainer._coming_batches(), range(steps_before), strict=False):
+        trainer._train_step(coming)
     responses = []
     original = model_module.sequence_log_probs
 

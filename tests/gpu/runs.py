@@ -1,0 +1,110 @@
+"""Training runs of a tiny model, through the worker of the parallel tests; NeMo is loaded once for those of a check."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from nemo_minordpo import host
+from nemo_minordpo.records import StepMetrics
+from tests.benchmarks import be_the_only_rank
+from tests.gpu.runner import ROOT
+
+# Multiples of 16, as FP8's matrix products want them, and heads of 32, which FlexAttention's kernels take.
+SIZES: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256}
+HF, NEMO, PAIRS, VALIDATION = "hf", "base.nemo", "train.jsonl", "validation.jsonl"
+SGD = [
+    "model.optim.name=sgd", "model.optim.betas=null", "model.optim.lr=5e-3", "model.optim.sched.name=constant",
+]  # fmt: skip
+ADAM = ["model.optim.name=adamw", "model.optim.lr=3e-4"]
+# What works with bfloat16 weights and float32 main weights where there is no Apex
+ADAM_WITH_MAIN_WEIGHTS = ["model.optim.name=mcore_distributed_optim", "model.optim.lr=3e-4"]
+
+
+def prepared(folder: Path) -> Path:
+    """The folder, with the tiny model in both forms and pairs: made by the first check that needs them."""
+    if not (folder / NEMO).exists():
+        from nemo_minordpo.convert.hf_to_nemo import import_hf
+        from tests.tiny import write_model, write_pairs
+
+        write_pairs(folder / PAIRS, count=22, seed=0)
+        write_pairs(folder / VALIDATION, count=5, seed=1)
+        write_model(folder / HF, **SIZES)
+        import_hf(folder / HF, folder / NEMO, overwrite=True)
+    return folder
+
+
+def job(folder: Path, name: str, overrides: list[str], *, precision: str = "fp32", steps: int = 8, **more: Any) -> dict:
+    """A job of tests/parallel/worker.py: a run folder `name` on one rank."""
+    return {
+        "overrides": [
+            f"precision={precision}",
+            f"pretrained_checkpoint.restore_from_path={folder / NEMO}",
+            f"model.data.data_prefix.train=[{folder / PAIRS}]",
+            f"exp_manager.explicit_log_dir={folder / name}",
+            "exp_manager.create_tensorboard_logger=false",
+            "model.dpo.ref_policy_kl_penalty=0.1",
+            "model.global_batch_size=8",
+            "model.data.packed_sequence_size=512",
+            f"trainer.dpo.max_steps={steps}",
+            "trainer.dpo.max_epochs=99",
+            "trainer.dpo.save_nemo=false",
+            *overrides,
+        ],
+        "dies_after": None, "separate": 0, "copy_of": None, "log_probs": None, **more,
+    }  # fmt: skip
+
+
+def do(folder: Path, name: str, jobs: list[dict]) -> None:
+    """Run jobs one after another, in this process; NeMo must not be imported yet."""
+    from tests.parallel import worker
+
+    be_the_only_rank()
+    worker.main(_file_of(folder, name, jobs))
+
+
+def do_on_cpu(folder: Path, name: str, jobs: list[dict]) -> None:
+    """The same in a process that sees no GPU."""
+    be_the_only_rank()
+    subprocess.run(
+        [sys.executable, "-m", "tests.parallel.worker", str(_file_of(folder, name, jobs))],
+        cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, check=True,
+    )  # fmt: skip
+
+
+def without_transformer_engine() -> None:
+    """Megatron-Core's local layers where Transformer Engine is installed, too; before anything imports NeMo."""
+    host.has_transformer_engine = lambda: False
+
+
+def metrics(folder: Path, name: str) -> list[StepMetrics]:
+    lines = (folder / name / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(StepMetrics.from_json, lines) if line.split == "train"]
+
+
+def largest_difference(ours: list[StepMetrics], expected: list[StepMetrics]) -> float:
+    """Of losses, rewards and log-probabilities of all steps, relative to values above 1.
+
+    Raises:
+        AssertionError: they are not of the same steps.
+    """
+    if [line.step for line in ours] != [line.step for line in expected]:
+        raise AssertionError(f"steps {[line.step for line in ours]} and {[line.step for line in expected]}")
+    names = ("loss", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected")
+    return max(
+        abs(here.values[name] - there.values[name]) / max(abs(there.values[name]), 1.0)
+        for here, there in zip(ours, expected, strict=True)
+        for name in names
+    )
+
+
+def _file_of(folder: Path, name: str, jobs: list[dict]) -> Path:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = 20000 + free.getsockname()[1] % 8000
+    path = folder / f"jobs_{name}.json"
+    path.write_text(json.dumps([{**item, "port": port} for item in jobs]))
+    return path

@@ -1,0 +1,167 @@
+"""A tiny random Qwen2 through NeMo, Megatron-Core and, where it is, Transformer Engine.
+
+Bounds that are no multiple of a naive form's error were chosen before anything ran on a GPU.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+from nemo_minordpo import host
+from tests.gpu import NotRun, bounded, need_cuda, need_nemo, need_precision, need_transformer_engine, runs
+from tests.gpu.separate_sequences import token_log_probs
+
+_LOCAL = "log_probs_local.pt"
+_FP8_WARM_UP = 3  # steps after which the scales of delayed scaling have seen every tensor
+
+
+def conversion(folder: Path) -> str:
+    """Import, verify through NeMo, export: logits within verify's bound, weights the same bits."""
+    need_nemo()
+    runs.prepared(folder)
+    from safetensors.torch import load_file
+
+    from nemo_minordpo.convert.nemo_to_hf import export_hf
+    from nemo_minordpo.convert.verify import verify
+
+    words = str(verify(folder / runs.HF, folder / runs.NEMO))
+    export_hf(folder / runs.NEMO, folder / "exported", overwrite=True)
+    ours, theirs = (load_file(folder / name / "model.safetensors") for name in ("exported", runs.HF))
+    if ours.keys() != theirs.keys() or not all(torch.equal(ours[name], theirs[name]) for name in theirs):
+        raise AssertionError("the exported weights are not those that were imported")
+    layers = "Transformer Engine" if host.has_transformer_engine() else "local layers"
+    return f"{layers}: {words}; exported: the same bits"
+
+
+def log_probs_of_local_layers(folder: Path) -> str:
+    """Packed, float32, local layers, against separate sequences through transformers on the CPU, a token."""
+    need_nemo()
+    runs.without_transformer_engine()
+    runs.prepared(folder)
+    runs.do(folder, "local", [runs.job(folder, "local", runs.SGD, log_probs=str(folder / _LOCAL))])
+    found, expected = _read(folder / _LOCAL), token_log_probs(folder, device="cpu")
+    difference = max((found[key] - expected[key]).abs().max().item() for key in found)
+    return bounded("largest difference, nats a token:", difference, 5e-5 if host.has_cuda() else 5e-6)
+
+
+def log_probs(folder: Path, precision: str) -> str:
+    """Packed, against the float32 ones of local layers; no worse than twice transformers in the same dtype.
+
+    Transformers has no FP8: each linear layer's weight and input are rounded to E4M3, with a scale of their own.
+    Float32 is Transformer Engine's, whose products are TF32; so are transformers' then.
+    """
+    need_nemo()
+    need_cuda()
+    if precision == "fp32":
+        need_transformer_engine()
+    need_precision(precision)
+    if not (folder / _LOCAL).exists():
+        raise NotRun("the float32 log-probabilities of local layers are missing")
+    optimizer = runs.SGD if precision == "fp32" else runs.ADAM_WITH_MAIN_WEIGHTS
+    path = folder / f"log_probs_{precision}.pt"
+    runs.do(
+        folder,
+        precision,
+        [
+            runs.job(
+                folder, f"log_probs_{precision}", [*optimizer, "model.optim.lr=1e-30"], precision=precision,
+                log_probs=str(path), steps_before=_FP8_WARM_UP if precision == "fp8_hybrid" else 0,
+            )
+        ],
+    )  # fmt: skip
+    exact = _read(folder / _LOCAL)
+    naive = token_log_probs(folder, device="cuda", precision=precision)
+    ours, bound = _rms(_read(path), exact), 2 * _rms(naive, exact)
+    return bounded("nats a token:", ours, bound)
+
+
+def packed(folder: Path) -> str:
+    """Packed pairs against separate, unpadded sequences: loss, metrics, gradients; the worst of random pairs."""
+    need_nemo()
+    try:
+        import hypothesis  # noqa: F401
+    except ModuleNotFoundError:
+        raise NotRun("hypothesis is not installed") from None
+    runs.without_transformer_engine()
+    runs.prepared(folder)
+    runs.do(folder, "packed", [runs.job(folder, "packed", runs.SGD, separate=10)])
+    bounds = {"torch.float32": 1e-4 if host.has_cuda() else 1e-5, "torch.float64": 1e-10}
+    errors = json.loads((folder / "packed/separate.json").read_text())
+    return "; ".join(
+        bounded(
+            f"{dtype.removeprefix('torch.')}:", max(found[name] for name in ("loss", "metrics", "gradients")), bound
+        )
+        for dtype, bound in bounds.items()
+        if (found := errors.get(dtype))
+    )
+
+
+def cached_reference(folder: Path, precision: str) -> str:
+    """Runs with the kept and with the live reference: log-ratios are differences, in which noise stands out."""
+    need_nemo()
+    need_precision(precision)
+    runs.prepared(folder)
+    kept, live = f"kept_{precision}", f"live_{precision}"
+    optimizer = runs.SGD if precision == "fp32" else runs.ADAM_WITH_MAIN_WEIGHTS
+    live_too = [*optimizer, "model.dpo.reference_log_probs=live"]
+    jobs = [runs.job(folder, name, more, precision=precision) for name, more in ((kept, optimizer), (live, live_too))]
+    runs.do(folder, f"reference_{precision}", jobs)
+    bound = (1e-3 if host.has_cuda() else 1e-5) if precision == "fp32" else 5e-2
+    difference = runs.largest_difference(runs.metrics(folder, kept), runs.metrics(folder, live))
+    return bounded("largest difference of 8 steps:", difference, bound)
+
+
+def resume(folder: Path, precision: str) -> str:
+    """Stopped after step 4 of 8 without a checkpoint of it and started again, against a run that was not stopped."""
+    need_nemo()
+    need_precision(precision)
+    runs.prepared(folder)
+    whole, stopped = f"whole_{precision}", f"stopped_{precision}"
+    optimizer = [*(runs.ADAM if precision == "fp32" else runs.ADAM_WITH_MAIN_WEIGHTS), "trainer.dpo.save_interval=3"]
+    jobs = [
+        runs.job(folder, whole, optimizer, precision=precision),
+        runs.job(folder, stopped, optimizer, precision=precision, dies_after=4),
+        runs.job(folder, stopped, optimizer, precision=precision),
+    ]
+    runs.do(folder, f"resume_{precision}", jobs)
+    # sums that a GPU makes in no fixed order move a step a little; on CPUs every bit is the same
+    bound = 0.0 if not host.has_cuda() else 1e-4 if precision == "fp32" else 1e-3
+    difference = runs.largest_difference(runs.metrics(folder, stopped), runs.metrics(folder, whole))
+    return bounded("largest difference of 8 steps:", difference, bound)
+
+
+def twenty_steps(folder: Path, precision: str) -> str:
+    """MinorDPO here and on the CPU: rewards of each step, relative to the largest one of the CPU's."""
+    need_nemo()
+    if not host.has_cuda():
+        raise NotRun("no CUDA device to compare with the CPU")
+    need_precision(precision)
+    runs.prepared(folder)
+    optimizer = runs.ADAM if precision == "fp32" else runs.ADAM_WITH_MAIN_WEIGHTS
+    if not (folder / "on_cpu/checkpoints/step_000020").exists():
+        runs.do_on_cpu(folder, "on_cpu", [runs.job(folder, "on_cpu", runs.ADAM, steps=20)])
+    name = f"steps_{precision}"
+    runs.do(folder, name, [runs.job(folder, name, optimizer, precision=precision, steps=20)])
+    found, expected = (_rewards(folder, run) for run in (name, "on_cpu"))
+    last = f"last step {found[-1, 0]:+.3f} / {found[-1, 1]:+.3f}, CPU's {expected[-1, 0]:+.3f} / {expected[-1, 1]:+.3f}"
+    bound = {"fp32": 1e-2, "bf16": 0.1, "fp8_hybrid": 0.25}[precision]
+    error = ((found - expected).abs().max() / expected.abs().max()).item()
+    return f"{bounded('rewards:', error, bound)}; {last}"
+
+
+def _rewards(folder: Path, name: str) -> torch.Tensor:
+    """[steps, 2], of chosen and rejected responses."""
+    names = ("rewards/chosen", "rewards/rejected")
+    return torch.tensor([[line.values[key] for key in names] for line in runs.metrics(folder, name)])
+
+
+def _read(path: Path) -> dict[tuple[int, bool], torch.Tensor]:
+    """Token log-probabilities by (pair, whether it is the rejected response), as the worker wrote them."""
+    found = torch.load(path, map_location="cpu", weights_only=False)
+    return {key: tokens.float() for key, (tokens, _) in found.items()}
+
+
+def _rms(found: dict[tuple[int, bool], torch.Tensor], exact: dict[tuple[int, bool], torch.Tensor]) -> float:
+    """Over all tokens of the responses in `exact`."""
+    return torch.cat([found[key] - exact[key] for key in exact]).square().mean().sqrt().item()
