@@ -18,7 +18,9 @@ def doctor() -> None:
 
 
 def sweep(
-    experiment: Annotated[Path, typer.Argument(help="demo, real, paper-small, paper, or a YAML file like those in conf/experiment.")],
+    experiment: Annotated[
+        Path, typer.Argument(help="demo, real, paper-small, paper, or a YAML file like those in conf/experiment.")
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value over the YAML.")] = None,
     slurm: Annotated[
         int | None,
