@@ -15,6 +15,7 @@ VENV_25_02 := .venv-25-02
 VENV_TRL := .venv-trl
 # A Python that has the stack already, a container's or a bare machine's: make gpu-check PYTHON_OF_STACK=python3
 PYTHON_OF_STACK ?=
+TESTS ?= tests/unit tests/slurm tests/parallel tests/functional
 PYTEST_ARGS ?=
 GPU_CHECK_ARGS ?=
 
@@ -33,7 +34,7 @@ paper-small: $(VENV)/.installed  ## the paper's experiment at the size of two co
 	$(VENV)/bin/python -m nemo_minordpo sweep paper-small
 
 test: $(VENV)/.installed  ## all tests that need no GPU; those of the launchers where Slurm is (PYTEST_ARGS="-k name")
-	$(VENV)/bin/python -m pytest tests/unit tests/slurm tests/parallel tests/functional $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest $(TESTS) $(PYTEST_ARGS)
 
 gpu-check: $(if $(PYTHON_OF_STACK),,$(VENV)/.installed)  ## what a GPU's stack computes, and how fast (PYTHON_OF_STACK=python3)
 	$(or $(PYTHON_OF_STACK),$(VENV)/bin/python) -m tests.gpu $(GPU_CHECK_ARGS)
