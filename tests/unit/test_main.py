@@ -48,7 +48,7 @@ def test_help_loads_no_stage():
         "print('LOADED', loaded, ours)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("LOADED [] ['__main__', 'commands', 'records']\n")
+    assert done.stdout.endswith("LOADED [] ['__main__', 'commands', 'provenance', 'records']\n")
     assert "minordpo prepare gsm8k" in done.stdout
 
 
