@@ -136,7 +136,7 @@ def _tops_everywhere(grid: Grid) -> tuple[str, str]:
             continue
         best, second = tops[:2]
         own = next(top for top in tops if top.loss == _MINORDPO)
-        # where two share the top score, either may stand first: their intervals are the same
+        # where two share the top score, either may stand first: their intervals overlap
         if best is own:
             verdicts.append(SEEN if is_apart(best, second) else UNCLEAR)
         else:

@@ -8,7 +8,7 @@ from nemo_minordpo.report.claims import Claim, claims
 from nemo_minordpo.report.curves import Curves
 from nemo_minordpo.report.grid import Grid, number
 from nemo_minordpo.report.health import Health
-from nemo_minordpo.report.reading import best_losses, is_apart, listed, reading
+from nemo_minordpo.report.reading import best_of, is_apart, listed, reading
 from nemo_minordpo.report.scores import DEGENERATE_ABOVE_BASE
 from nemo_minordpo.report.table import Row, rows_of
 
@@ -72,8 +72,8 @@ def best_cells(grid: Grid) -> Cells:
     """At each learning rate and beta where losses can be compared: the best and the next."""
     return [
         [
-            number(rate), number(beta), listed(best_losses(settings)), str(settings[0].score), settings[1].loss,
-            str(settings[1].score), "apart" if is_apart(*settings[:2]) else "overlap",
+            number(rate), number(beta), listed([one.loss for one in best_of(settings)]), str(settings[0].score),
+            settings[1].loss, str(settings[1].score), "apart" if is_apart(*settings[:2]) else "overlap",
         ]
         for (rate, beta), settings in grid.scored().items()
         if len(settings) > 1

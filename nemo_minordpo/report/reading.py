@@ -103,10 +103,10 @@ def _of_the_best(grid: Grid) -> str:
         return ""
     if len(compared) == 1:
         best, second = compared[0][:2]
-        if len(alike := best_losses(compared[0])) > 1:
-            return f"{listed(alike)} are alike, {best.score}."
+        if len(alike := best_of(compared[0])) > 1:
+            return f"{listed([one.loss for one in alike])} are alike, {best.score}."
         return f"The best is {best.loss}, {best.score}; {_apart(best, second)}."
-    wins = Counter(settings[0].loss for settings in compared if len(best_losses(settings)) == 1)
+    wins = Counter(settings[0].loss for settings in compared if len(best_of(settings)) == 1)
     clear = Counter(settings[0].loss for settings in compared if is_apart(settings[0], settings[1]))
     parts = [
         f"{loss} at {count} of {len(compared)} (at {clear[loss]} with an interval apart from the next one's)"
@@ -127,7 +127,7 @@ def _of_the_top(grid: Grid) -> list[str]:
         tops = tops_of(grid, rate)
         if len(tops) > 1:
             best, second = tops[:2]
-            if len(alike := [one for one in tops if _value(one) == _value(best)]) > 1:
+            if len(alike := best_of(tops)) > 1:
                 those = listed([f"{one.loss} at beta {number(one.beta)}" for one in alike])
                 sentences.append(f"lr {number(rate)}: {those} share the top score, {best.score}.")
                 continue
@@ -145,9 +145,9 @@ def tops_of(grid: Grid, learning_rate: float | None) -> list[Setting]:
     return sorted(tops, key=lambda one: (-_value(one), grid.losses.index(one.loss)))
 
 
-def best_losses(settings: list[Setting]) -> list[str]:
-    """Of settings of one place, the best first: the loss that is ahead, or those that share the highest score."""
-    return [one.loss for one in settings if _value(one) == _value(settings[0])]
+def best_of(settings: list[Setting]) -> list[Setting]:
+    """Of settings, the best first: the one that is ahead, or those that share the highest score."""
+    return [one for one in settings if _value(one) == _value(settings[0])]
 
 
 def is_apart(first: Setting, second: Setting) -> bool:

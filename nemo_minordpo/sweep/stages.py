@@ -119,12 +119,13 @@ def _data_stages(settings: Experiment, work: Path) -> list[Stage]:
         stages.append(_stage("prepare", command, name="problems", output=problems / "test.jsonl"))
         after = ("problems",)
     pairs, options = work / "pairs", dict(settings.prepare)
-    recipe, source = options.pop("recipe", None) or "gsm8k", options.pop("source", None)
+    source = options.pop("source", None)
+    options.pop("recipe", None)
     if options.get("template") == "chat":
         options.setdefault("tokenizer", settings.model or str(work / "model"))
         after = after if settings.model else (*after, "model")
     sources = [source] if isinstance(source, str) else source or [str(problems / "train.jsonl")]
-    command = [recipe, *sources, str(pairs), *arguments_of(options)]
+    command = [settings.recipe, *sources, str(pairs), *arguments_of(options)]
     stages.append(_stage("prepare", command, name="pairs", output=pairs / "train.jsonl", after=after))
     return stages
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from nemo_minordpo.config import WatchSection
 from nemo_minordpo.core.boundaries import end_ids
 from nemo_minordpo.core.repetition import degenerate_reason, repeated_4grams
 from nemo_minordpo.records import WatchedAnswer, read_lines, write_jsonl
@@ -38,7 +37,6 @@ class AnswerWatch:
     reference weights and no sampling: one forward pass.
 
     Attributes:
-        settings: `trainer.dpo.watch`.
         folder: `watch` in the run folder.
         model: MegatronGPTMinorDPOModel after set-up.
         prompts: token ids of each.
@@ -49,7 +47,6 @@ class AnswerWatch:
         seed: of the samples.
     """
 
-    settings: WatchSection
     folder: Path
     model: Any
     prompts: list[list[int]]
@@ -136,9 +133,6 @@ class AnswerWatch:
         }
         return values, self._alarm(rate, chosen)
 
-    def is_due(self, step: int, *, done: bool) -> bool:
-        return done or step % self.settings.interval == 0
-
     def _alarm(self, rate: float, chosen: float) -> str:
         if chosen >= 0 or rate - self._usual < ALARM_ABOVE - 1e-9:  # a tenth is not 0.1 to the bit
             return ""
@@ -199,7 +193,7 @@ def watched_prompts(arrays: TokenArrays, *, count: int, max_length: int) -> list
 
 def stop_ids_of(tokenizer: Any) -> frozenset[int]:
     """The tokens that end an answer, of NeMo's tokenizer."""
-    return frozenset({tokenizer.eos_id, *end_ids(tokenizer.tokenizer)})
+    return frozenset(end_ids(tokenizer.tokenizer))
 
 
 def _degenerate_rate(answers: list[WatchedAnswer]) -> float:

@@ -89,22 +89,16 @@ class _Row:
                 self._row(tokens), self._row(positions), cache, places=_on_device(places),
                 noise=None if drawn is None else _on_device(drawn),
             ).tolist()  # fmt: skip
-            unfinished = [self._append(place, token) for place, token in enumerate(new)]
-            if not any(unfinished):
+            for place, token in enumerate(new):
+                if self._goes_on(place):
+                    self.answers[place].append(token)
+            if not any(map(self._goes_on, range(len(new)))):
                 break
             cache.advance()
             tokens, places = np.asarray(new), np.arange(len(new))
             # an answer that has ended goes on unread, and stays within the positions that the model has
             positions = np.minimum(lengths + number, self.limits.max_length - 1)
         return self.answers
-
-    def _append(self, place: int, token: int) -> bool:
-        """Take the token, unless the answer has ended; whether it goes on."""
-        answer, limits = self.answers[place], self.limits
-        if not self._goes_on(place):
-            return False
-        answer.append(token)
-        return self._goes_on(place) and len(answer) < limits.max_new_tokens
 
     def _goes_on(self, place: int) -> bool:
         answer = self.answers[place]

@@ -180,7 +180,7 @@ def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any) -> 
         raise ValueError(
             f"token id {largest} of the {split} pairs is beyond the model's vocabulary of {_vocab_size(model)}"
         )
-    batches = _pair_batches(config, model, arrays)
+    batches = _pair_batches(config, model, arrays, row_capacity=config.model.data.packed_sequence_size)
     section = config.model
     if section.dpo.reference_log_probs == "cached":
         _, size = data_parallel_layout()
@@ -200,17 +200,16 @@ def _vocab_size(model: Any) -> int:
     return model.cfg.get("override_vocab_size") or model.padded_vocab_size
 
 
-def _pair_batches(config: TrainConfig, model: Any, arrays: TokenArrays) -> Any:
+def _pair_batches(config: TrainConfig, model: Any, arrays: TokenArrays, *, row_capacity: int) -> Any:
     """The packed batches of some pairs, for this data-parallel rank."""
-    from nemo_minordpo.train.dataset import PairBatches, segment_lengths_of
+    from nemo_minordpo.train.dataset import PairBatches
     from nemo_minordpo.train.trainer import data_parallel_layout
 
     rank, size = data_parallel_layout()
     return PairBatches(
         arrays,
         global_batch_size=config.model.global_batch_size,
-        # pairs of answers (answers.py) may be larger than those of the files
-        row_capacity=max(config.model.data.packed_sequence_size, int(segment_lengths_of(arrays).max())),
+        row_capacity=row_capacity,
         row_multiple=row_multiple_of(model.cfg),
         data_parallel_rank=rank,
         data_parallel_size=size,
@@ -221,13 +220,19 @@ def _pair_batches(config: TrainConfig, model: Any, arrays: TokenArrays) -> Any:
 def _answer_watch(config: TrainConfig, folder: RunFolder, model: Any) -> Any:
     """What looks at the model's answers, to prompts of the validation pairs where there are any."""
     from nemo_minordpo.train.answers import AnswerWatch, stop_ids_of, watched_prompts
+    from nemo_minordpo.train.dataset import segment_lengths_of
     from nemo_minordpo.train.generation import GenerationLimits
     from nemo_minordpo.train.trainer import data_parallel_layout
 
     settings, data = config.trainer.dpo.watch, config.model.data
+
+    def batches_of(pairs: TokenArrays) -> Any:
+        # two answers to a prompt may be a larger pair than those of the files
+        row_capacity = max(data.packed_sequence_size, int(segment_lengths_of(pairs).max()))
+        return _pair_batches(config, model, pairs, row_capacity=row_capacity)
+
     arrays = load_arrays(folder.data("validation" if data.data_prefix.validation else "train"))
     return AnswerWatch(
-        settings=settings,
         folder=folder.path / "watch",
         model=model,
         prompts=watched_prompts(arrays, count=settings.num_prompts, max_length=data.seq_length),
@@ -238,7 +243,7 @@ def _answer_watch(config: TrainConfig, folder: RunFolder, model: Any) -> Any:
             row_capacity=data.packed_sequence_size,
             row_multiple=row_multiple_of(model.cfg),
         ),
-        batches_of=lambda pairs: _pair_batches(config, model, pairs),
+        batches_of=batches_of,
         data_parallel=data_parallel_layout(),
         vocab_size=_vocab_size(model),
         seed=config.model.seed,

@@ -89,8 +89,8 @@ class MinorDPOTrainer:
             log(line)
             done = self.progress.step == self.max_steps
             reason = "" if done else stop.agreed()
-            # one that is told to stop has little time, and looks again when it goes on
-            if self.answers is not None and not reason and self.answers.is_due(self.progress.step, done=done):
+            # a run that is told to stop has little time: this look is left out
+            if self.answers is not None and not reason and self._is_due(loop.watch.interval, done):
                 self._look_at_answers(log, attempt, watch, chosen=line.values["rewards/chosen"])
             if self.validation is not None and self._is_due(loop.val_check_interval, done):
                 self._validation = self._validate(watch)

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tests.gpu.runner import Check, Row, exit_code, log_of, run_all, table, write_json
+from tests.gpu.runner import Check, Row, exit_code, log_of, run_all, table, write_results
 
 _NUMERICS, _TRAINING, _SPEED = "tests.gpu.numerics", "tests.gpu.training", "tests.gpu.speed"
 CHECKS = (
@@ -65,7 +65,7 @@ def main() -> int:
     run_all(checks, folder, limit_s=given.minutes * 60, tell=tell)
     stack = _stack(folder)
     console.print(table(rows, title=_title(stack)))
-    write_json(given.output, rows, stack)
+    write_results(given.output, rows, stack)
     for check, row in zip(checks, rows, strict=True):
         if row.result == "FAILED":
             lines = log_of(check, folder).read_text(errors="replace").splitlines()[-15:]

@@ -13,7 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
+
+from nemo_minordpo.records import write_json
 
 ROOT = Path(__file__).parent.parent.parent
 _STYLES = {"passed": "green", "FAILED": "bold red", "not run": "yellow"}
@@ -117,15 +120,12 @@ def table(rows: list[Row], *, title: str) -> Table:
     result.add_column("s", justify="right")
     for row in rows:
         words = f"{row.result}: {row.reason}" if row.reason else row.result
-        result.add_row(
-            row.name, f"[{_STYLES[row.result]}]{_escaped(words)}[/]", _escaped(row.figure), f"{row.seconds:.0f}"
-        )
+        result.add_row(row.name, f"[{_STYLES[row.result]}]{escape(words)}[/]", escape(row.figure), f"{row.seconds:.0f}")
     return result
 
 
-def write_json(path: Path, rows: list[Row], stack: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"stack": stack, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+def write_results(path: Path, rows: list[Row], stack: dict[str, Any]) -> None:
+    write_json(path, {"stack": stack, "rows": [asdict(row) for row in rows]})
 
 
 def log_of(check: Check, folder: Path) -> Path:
@@ -134,7 +134,3 @@ def log_of(check: Check, folder: Path) -> Path:
 
 def _file_name(check: Check) -> str:
     return re.sub(r"\W+", "_", check.name)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")

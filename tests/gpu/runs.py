@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from nemo_minordpo import host
 from nemo_minordpo.records import StepMetrics
 from tests.benchmarks import be_the_only_rank
 from tests.gpu.runner import ROOT
+from tests.ports import port_for_ranks
 
 # Multiples of 16, as FP8's matrix products want them, and heads of 32, which FlexAttention's kernels take.
 SIZES: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256}
@@ -102,9 +102,7 @@ def largest_difference(ours: list[StepMetrics], expected: list[StepMetrics]) -> 
 
 
 def _file_of(folder: Path, name: str, jobs: list[dict]) -> Path:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = 20000 + free.getsockname()[1] % 8000
+    port = port_for_ranks()
     path = folder / f"jobs_{name}.json"
     path.write_text(json.dumps([{**item, "port": port} for item in jobs]))
     return path

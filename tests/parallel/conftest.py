@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import pytest
 
 from nemo_minordpo.records import StepMetrics
 from tests.parallel.round_trip import write_architectures
+from tests.ports import port_for_ranks
 from tests.tiny import write_model, write_pairs
 
 ROOT = Path(__file__).parent.parent.parent
@@ -242,11 +242,7 @@ def round_trip(workspace: Path, layout: str) -> dict:
 def spawn(workspace: Path, *, ranks: int, jobs: list[dict], log: str | None = None) -> None:
     """Run jobs one after another on `ranks` processes over gloo; each rank says what it does in log_LOG_RANK.txt."""
     log = log or str(ranks)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # ports after the free one; a range below the ephemeral ports, so that nobody else is given one of them
-    first = 20000 + port % 8000
+    first = port_for_ranks()
     file = workspace / f"jobs_{log}.json"
     file.write_text(json.dumps([{**item, "port": first + 1} for item in jobs]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from tests.gpu import NotRun, bounded
 from tests.gpu.__main__ import CHECKS
-from tests.gpu.runner import ROOT, Check, exit_code, log_of, run_all, run_check, table, write_json
+from tests.gpu.runner import ROOT, Check, exit_code, log_of, run_all, run_check, table, write_results
 
 HERE = "tests.unit.test_gpu_check"
 
@@ -97,7 +97,7 @@ def test_the_table_and_the_file_hold_every_row(rows, tmp_path):
     text = console.export_text()
     for words in ("a machine", "with one and two", "FAILED: AssertionError: off by [2]", "not run: no such device"):
         assert words in text
-    write_json(tmp_path / "new/check.json", list(rows.values()), {"device": None})
+    write_results(tmp_path / "new/check.json", list(rows.values()), {"device": None})
     written = json.loads((tmp_path / "new/check.json").read_text())
     assert [row["name"] for row in written["rows"]] == list(rows)
     assert written["stack"] == {"device": None}

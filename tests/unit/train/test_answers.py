@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_minordpo.config import WatchSection
 from nemo_minordpo.records import WatchedAnswer, read_lines
 from nemo_minordpo.train import answers as module
 from nemo_minordpo.train.answers import AnswerWatch, stop_ids_of, watched_prompts
@@ -58,7 +57,6 @@ def watch(tmp_path, monkeypatch):
 
     def make():
         return AnswerWatch(
-            settings=WatchSection(interval=10, num_prompts=2, max_new_tokens=40),
             folder=tmp_path / "watch",
             model=Model(),
             prompts=[[11, 12], [13]],
@@ -165,11 +163,6 @@ def test_an_alarm_is_raised_at_exactly_a_tenth_more(watch):
     watch._usual = 0.2
     assert watch._alarm(0.3, -1.0) != ""
     assert watch._alarm(0.29, -1.0) == ""
-
-
-def test_when_a_look_is_due(watch):
-    watch, *_ = watch
-    assert [step for step in range(1, 24) if watch.is_due(step, done=step == 23)] == [10, 20, 23]
 
 
 @pytest.mark.parametrize(
