@@ -26,7 +26,9 @@ PAIR_METRICS = (
 )
 # What says more of close pairs than their mean, which a few of them can carry.
 MARGIN_QUANTILES = {"rewards/margin_p10": 0.1, "rewards/margin_p50": 0.5, "rewards/margin_p90": 0.9}
-METRICS = (*PAIR_METRICS, *MARGIN_QUANTILES)
+# On which side of a kink a pair lies decides its gradient; nearer to it than the noise of the reference, chance does.
+UNDECIDED = {"minordpo/rejected_undecided": "rewards/rejected", "dpop/chosen_undecided": "rewards/chosen"}
+METRICS = (*PAIR_METRICS, *MARGIN_QUANTILES, *UNDECIDED)
 
 
 @torch.no_grad()
@@ -72,11 +74,12 @@ def pair_metrics(
     return values.double()
 
 
-def summary(values: Tensor) -> dict[str, float]:
-    """The mean of each metric over pairs, and :data:`MARGIN_QUANTILES`.
+def summary(values: Tensor, *, noise: float = 0.0) -> dict[str, float]:
+    """The mean of each metric over pairs, :data:`MARGIN_QUANTILES` and :data:`UNDECIDED`.
 
     Args:
         values: [len(PAIR_METRICS), N], as :func:`pair_metrics` lays them out, of all pairs.
+        noise: nats; pairs whose log-ratio is no further from 0 are on a side of the kink by chance.
 
     Raises:
         ValueError: there is no pair.
@@ -85,4 +88,6 @@ def summary(values: Tensor) -> dict[str, float]:
         raise ValueError("no pair was counted: there is nothing to take a mean of")
     levels = values.new_tensor(list(MARGIN_QUANTILES.values()))
     margins = values[PAIR_METRICS.index("rewards/margin")].quantile(levels)
-    return dict(zip(METRICS, [*values.mean(dim=1).tolist(), *margins.tolist()], strict=True))
+    rows = [PAIR_METRICS.index(name) for name in UNDECIDED.values()]
+    undecided = (values[rows].abs() <= noise).double().mean(dim=1)
+    return dict(zip(METRICS, torch.cat([values.mean(dim=1), margins, undecided]).tolist(), strict=True))

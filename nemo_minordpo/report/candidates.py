@@ -14,7 +14,7 @@ FEWEST_RUNS = 10
 # About the machine and the schedule, not about the model.
 _NOT_OF_THE_MODEL = frozenset(
     ("lr", "step_s", "pairs_per_s", "tokens_per_s", "tokens_per_s_equivalent", "row_fill", "model_tflops",
-     "matmul_peak_fraction", "peak_memory_gib")
+     "matmul_peak_fraction", "peak_memory_gib", "reference_noise")
 )  # fmt: skip
 
 

@@ -58,17 +58,16 @@ class AnswerWatch:
 
     def begin(self, attempt: Attempt) -> None:
         """Before the first step, when the policy is the reference: sample its answers, and keep them; collective."""
-        self.model.prepare_for_validation_step()
         twice = [prompt for prompt in self.prompts for _ in range(2)]
-        samples = self._answers(twice, noise=gumbel_noise(self.seed, vocab_size=self.vocab_size))
-        writer = ArrayWriter()
-        for number, prompt in enumerate(self.prompts):
-            first, second = samples[2 * number : 2 * number + 2]
-            writer.add([*prompt, *first], [*prompt, *second], prompt_length=len(prompt), reward_margin=0.0)
-        arrays = writer.arrays()
-        self._samples = self.batches_of(arrays)
-        self._reference = log_probs_of(self.model, self._samples)
-        self.model.finish_validation_step()
+        with self.model.evaluating():
+            samples = self._answers(twice, noise=gumbel_noise(self.seed, vocab_size=self.vocab_size))
+            writer = ArrayWriter()
+            for number, prompt in enumerate(self.prompts):
+                first, second = samples[2 * number : 2 * number + 2]
+                writer.add([*prompt, *first], [*prompt, *second], prompt_length=len(prompt), reward_margin=0.0)
+            arrays = writer.arrays()
+            self._samples = self.batches_of(arrays)
+            self._reference = log_probs_of(self.model, self._samples)
         if _is_first_rank():
             self.folder.mkdir(parents=True, exist_ok=True)
             temporary = self.folder / f".reference.attempt_{attempt.number}.npz"
@@ -109,10 +108,9 @@ class AnswerWatch:
             - `kl_reference`: nats an answer, see the class.
         """
         started = time.perf_counter()
-        self.model.prepare_for_validation_step()
-        token_ids = self._answers(self.prompts, noise=None)
-        divergence = float((self._reference - log_probs_of(self.model, self._samples)).mean())
-        self.model.finish_validation_step()
+        with self.model.evaluating():
+            token_ids = self._answers(self.prompts, noise=None)
+            divergence = float((self._reference - log_probs_of(self.model, self._samples)).mean())
         # without the token that ended it
         ended = [bool(ids) and ids[-1] in self.limits.stop_ids for ids in token_ids]
         texts = [ids[:-1] if end else ids for ids, end in zip(token_ids, ended, strict=True)]

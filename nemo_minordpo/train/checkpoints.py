@@ -35,10 +35,11 @@ _FAULTS = (OSError, EOFError, KeyError, RuntimeError, UnpicklingError, Checkpoin
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is; whole numbers, from the checkpoint's own content."""
+    """How far a run is, from the checkpoint's own content."""
 
     step: int = 0  # optimizer steps done
     consumed_pairs: int = 0
+    reference_noise: float = 0.0  # nats a response, measured before the first step (reference.noise_of_reference)
 
 
 def newest_intact_checkpoint(folder: Path, attempt: Attempt) -> Path | None:

@@ -4,6 +4,7 @@ The only module that reads Megatron's `parallel_state`; the mathematics lives in
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import nemo.collections.nlp.models.language_modeling.megatron_gpt_model as nemo_gpt
@@ -31,6 +32,7 @@ from nemo_minordpo.core.metrics import PAIR_METRICS, pair_metrics, summary
 from nemo_minordpo.host.attention import with_pair_attention
 from nemo_minordpo.train.adapters import sharded_adapters
 from nemo_minordpo.train.dataset import MicroBatch, StepBatch, split_pairs
+from nemo_minordpo.train.fp8 import scales_kept
 from nemo_minordpo.train.model_config import model_size
 from nemo_minordpo.train.packed_gpt import PackedPairsGPTModel
 
@@ -146,6 +148,14 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
 
         return forward_step
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """In eval mode, and back into training; what is evaluated within does not change what is trained after."""
+        self.prepare_for_validation_step()
+        with scales_kept(self):
+            yield
+        self.finish_validation_step()
+
     @torch.no_grad()
     def get_logprob_batch(self, batch: StepBatch) -> list[Tensor | None]:
         """Sequence log-probabilities [2 m] of each micro-batch under the present weights; None off the last stage."""
@@ -162,7 +172,11 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
     def get_ref_policy_logprobs(self, batch: StepBatch) -> list[Tensor | None]:
         """As :meth:`get_logprob_batch`, under the reference weights, in eval mode."""
         training = self.training
-        with cpu_weight_swap(self, self.ref_policy_state_dict, megatron_amp_O2=self.megatron_amp_O2):
+        # The scales of FP8 are the policy's: where both have the same weights, both round to the same numbers.
+        with (
+            cpu_weight_swap(self, self.ref_policy_state_dict, megatron_amp_O2=self.megatron_amp_O2),
+            scales_kept(self),
+        ):
             set_eval(self)
             try:
                 return self.get_logprob_batch(batch)

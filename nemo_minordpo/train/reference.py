@@ -25,12 +25,19 @@ from safetensors.numpy import load_file, save_file
 from nemo_minordpo.config import TrainConfig
 from nemo_minordpo.provenance import installed_versions
 from nemo_minordpo.records import differences, sha256_of_file, write_json
+from nemo_minordpo.train.dataset import StepBatch
+from nemo_minordpo.train.fp8 import move_scales
 from nemo_minordpo.train.run_folder import RunFolder
 
 # Modules that a log-probability is computed by; a change of their text is another version.
 _CODE = (
     "core.logprobs", "core.pair_packing", "core.attention", "host.attention",
-    "train.model", "train.packed_gpt", "train.model_config", "train.dataset", "train.reference",
+    "train.model", "train.packed_gpt", "train.model_config", "train.dataset", "train.fp8", "train.reference",
+)  # fmt: skip
+# Beside trainer.precision they decide in which numbers is computed.
+_NUMBERS = (
+    "megatron_amp_O2", "transformer_engine",
+    "fp8", "fp8_hybrid", "fp8_margin", "fp8_amax_history_len", "fp8_amax_compute_algo",
 )  # fmt: skip
 _WAIT_S = 2.0  # between looks at a lock that another run holds
 
@@ -73,7 +80,7 @@ def reference_key(config: TrainConfig, folder: RunFolder, split: str, model_conf
     section = config.model
     adapters = section.peft if section.peft.restore_from_path else None
     overrides = {**config.checkpoint_overrides, **({"peft": asdict(adapters.lora_tuning)} if adapters else {})}
-    numbers = {name: model_config.get(name) for name in ("megatron_amp_O2", "transformer_engine", "fp8", "fp8_hybrid")}
+    numbers = {name: model_config.get(name) for name in _NUMBERS}
     return ReferenceKey(
         weights=digests["reference"],
         tokenizer=digests["tokenizer"],
@@ -219,12 +226,9 @@ def evaluate_reference(model: Any, batches: Any, *, title: str) -> np.ndarray:
         TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
     is_first = torch.distributed.get_rank() == 0
-    model.prepare_for_validation_step()
-    with Progress(*columns, console=Console(stderr=True), disable=not is_first) as bar:
+    with model.evaluating(), Progress(*columns, console=Console(stderr=True), disable=not is_first) as bar:
         task = bar.add_task(title, total=len(batches.arrays))
-        values = log_probs_of(model, batches, on_batch=lambda pairs: bar.advance(task, pairs))
-    model.finish_validation_step()
-    return values
+        return log_probs_of(model, batches, on_batch=lambda pairs: bar.advance(task, pairs))
 
 
 def log_probs_of(model: Any, batches: Any, *, on_batch: Callable[[int], None] = lambda pairs: None) -> np.ndarray:
@@ -242,6 +246,30 @@ def log_probs_of(model: Any, batches: Any, *, on_batch: Callable[[int], None] = 
                 values[part.pairs] = log_probs.reshape(2, -1).T
         on_batch(batch.num_global_pairs)
     return model.gathered(values).cpu().numpy()
+
+
+def noise_of_reference(model: Any, batch: StepBatch, *, live: bool) -> float:
+    """How far two evaluations of the reference lie apart: the largest difference of a response, nats; collective.
+
+    Before the first step the policy is the reference. What is evaluated now has other neighbours in its row than what
+    was kept and, in FP8, other scales, as the policy will have after some steps; the live reference has neither.
+
+    Args:
+        model: MegatronGPTMinorDPOModel, before its first step.
+        batch: pairs as training packs them, with the reference log-probabilities that it would use.
+        live: they were evaluated live.
+    """
+    largest = torch.zeros((), dtype=torch.float64, device=torch.cuda.current_device())
+    with model.evaluating():
+        if not live:
+            move_scales(model)
+        again = model.get_logprob_batch(batch)
+    for part, log_probs in zip(batch.micro_batches, again, strict=True):
+        if log_probs is not None and len(log_probs):
+            assert part.reference_log_probs is not None
+            largest = largest.maximum((log_probs - part.reference_log_probs.to(log_probs)).abs().max())
+    torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
+    return largest.item()
 
 
 def _look(cache: ReferenceCache, key: ReferenceKey, lock: FileLock | None) -> tuple[bool, bool]:

@@ -87,6 +87,7 @@ def set_up(config: TrainConfig, folder: RunFolder) -> Any:
     )
     from nemo_aligner.utils.utils import load_from_nemo, retrieve_model_state_dict_in_cpu
 
+    from nemo_minordpo.train import fp8
     from nemo_minordpo.train.model import MegatronGPTMinorDPOModel
     from nemo_minordpo.train.trainer import MinorDPOTrainer
 
@@ -107,6 +108,12 @@ def set_up(config: TrainConfig, folder: RunFolder) -> Any:
         )
     init_using_ptl(lightning_trainer, model, None, None)
     optimizer, _ = extract_optimizer_scheduler_from_ptl_model(model)
+    if fp8.in_use(model):
+        # the first pairs of the file, whatever the seed: the reference, evaluated once for many runs, needs them too
+        first = _pair_batches(
+            config, model, load_arrays(folder.data("train")), row_capacity=config.model.data.packed_sequence_size
+        )
+        fp8.find_scales(model, optimizer, next(first.in_file_order()))
     has_validation = bool(config.model.data.data_prefix.validation)
     return MinorDPOTrainer(
         config=config,

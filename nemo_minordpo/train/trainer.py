@@ -4,13 +4,14 @@ import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
 from nemo_aligner.utils.train_utils import clip_gradients
+from torch import Tensor
 
 from nemo_minordpo.config import TrainConfig
 from nemo_minordpo.core.metrics import summary
@@ -20,6 +21,7 @@ from nemo_minordpo.train.attempt import Attempt
 from nemo_minordpo.train.checkpoints import Progress, load_checkpoint, newest_intact_checkpoint, save_checkpoint
 from nemo_minordpo.train.dataset import PairBatches, StepBatch, steps_of_run, steps_per_epoch
 from nemo_minordpo.train.progress import RunLog
+from nemo_minordpo.train.reference import noise_of_reference
 from nemo_minordpo.train.schedule import learning_rate
 from nemo_minordpo.train.stopping import StallWatch, StopRequest
 from nemo_minordpo.train.throughput import Throughput, peak_memory_gib
@@ -82,6 +84,8 @@ class MinorDPOTrainer:
             Why the run was stopped: a checkpoint was saved and the same command goes on. Empty: it is complete.
         """
         loop = self.config.trainer.dpo
+        if self.progress.step == 0:
+            self._measure_noise(watch)
         self._begin_answers(log, attempt, watch)
         for batch in self._coming_batches():
             watch.beat(f"step {self.progress.step + 1}")
@@ -122,13 +126,16 @@ class MinorDPOTrainer:
             group["lr"] = rate
         self.optimizer.zero_grad()
         self.model.prepare_for_training_step()
-        _, metrics = self.model.get_loss_and_metrics(batch, forward_only=False)
+        metrics = self._summary(self.model.pair_metrics(batch, forward_only=False))
         self.model.finish_training_step()
         # an infinite limit clips nothing, and still gives the norm
         grad_norm = clip_gradients(self.model, self.config.trainer.dpo.gradient_clip_val or math.inf)
         self.optimizer.step()
-        self.progress = Progress(step + 1, self.progress.consumed_pairs + batch.num_global_pairs)
+        self.progress = replace(
+            self.progress, step=step + 1, consumed_pairs=self.progress.consumed_pairs + batch.num_global_pairs
+        )
         metrics |= {"lr": rate, **({} if grad_norm is None else {"grad_norm": float(grad_norm)})}
+        metrics["reference_noise"] = self.progress.reference_noise
         torch.cuda.synchronize()
         metrics |= self.throughput.of(batch.work, time.perf_counter() - started)
         metrics["peak_memory_gib"] = peak_memory_gib()
@@ -142,25 +149,31 @@ class MinorDPOTrainer:
         """
         if self.progress.step == 0 and not self.model.has_dropout:
             return batch.with_references([None] * len(batch.micro_batches))
-        if self.train.reference_log_probs is None:
+        return self._with_kept_or_live(self.train, batch)
+
+    def _with_kept_or_live(self, split: PairBatches, batch: StepBatch) -> StepBatch:
+        if split.reference_log_probs is None:
             return batch.with_references(self.model.get_ref_policy_logprobs(batch))
         return batch
+
+    def _measure_noise(self, watch: StallWatch) -> None:
+        watch.beat("the noise of the reference")
+        first = self._with_kept_or_live(self.train, self.train.training_step(0, seed=self.config.model.seed))
+        live = self.train.reference_log_probs is None
+        self.progress = replace(self.progress, reference_noise=noise_of_reference(self.model, first, live=live))
 
     def _validate(self, watch: StallWatch) -> StepMetrics:
         started = time.perf_counter()
         assert self.validation is not None
-        self.model.prepare_for_validation_step()
         limit = self.config.trainer.dpo.limit_val_batches
         batches = self.validation.in_file_order(limit_batches=limit)
         parts = []
-        for number, batch in enumerate(batches, start=1):
-            watch.beat(f"validation batch {number} after step {self.progress.step}")
-            if self.validation.reference_log_probs is None:
-                batch = batch.with_references(self.model.get_ref_policy_logprobs(batch))
-            with torch.no_grad():
-                parts.append(self.model.pair_metrics(batch, forward_only=True))
-        self.model.finish_validation_step()
-        metrics = summary(self.model.gathered(torch.cat(parts, dim=1)))
+        with self.model.evaluating(), torch.no_grad():
+            for number, batch in enumerate(batches, start=1):
+                watch.beat(f"validation batch {number} after step {self.progress.step}")
+                with_references = self._with_kept_or_live(self.validation, batch)
+                parts.append(self.model.pair_metrics(with_references, forward_only=True))
+        metrics = self._summary(torch.cat(parts, dim=1))
         return self._line("validation", {**metrics, "step_s": time.perf_counter() - started})
 
     def _begin_answers(self, log: RunLog, attempt: Attempt, watch: StallWatch) -> None:
@@ -194,6 +207,9 @@ class MinorDPOTrainer:
             keep=keep,
             monitored=None if last is None or last.step != self.progress.step else last.values[keep.monitor],
         )
+
+    def _summary(self, values: Tensor) -> dict[str, float]:
+        return summary(self.model.gathered(values), noise=self.progress.reference_noise)
 
     def _line(self, split: str, values: dict[str, float]) -> StepMetrics:
         return StepMetrics(

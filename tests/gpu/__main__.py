@@ -25,7 +25,7 @@ CHECKS = (
     Check("log-probabilities, bfloat16", f"{_NUMERICS}:log_probs", ("bfloat16",), limit_s=60),
     Check("attention of pairs, float32", f"{_NUMERICS}:attention", ("float32",), limit_s=90),
     Check("attention of pairs, bfloat16", f"{_NUMERICS}:attention", ("bfloat16",), limit_s=90),
-    Check("attention: no recompilation", f"{_NUMERICS}:recompilation", limit_s=90),
+    Check("attention: no recompilation", f"{_NUMERICS}:recompilation", limit_s=120),
     Check("import, verify, export", f"{_TRAINING}:conversion"),
     Check("model, local layers, fp32", f"{_TRAINING}:log_probs_of_local_layers"),
     Check("model, Transformer Engine, fp32", f"{_TRAINING}:log_probs", ("fp32",)),

@@ -5,18 +5,20 @@ one GPU and too narrow for the next. Errors are root mean squares.
 """
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
-from nemo_minordpo.core.attention import pair_attention
+from nemo_minordpo.core.attention import _flex_attention, pair_attention
 from nemo_minordpo.core.logprobs import vocab_parallel_log_probs
 from nemo_minordpo.core.losses import LOSSES, preference_loss
 from nemo_minordpo.core.pair_packing import may_attend
-from tests.gpu import bounded, need_cuda
+from tests.gpu import NotRun, bounded, need_cuda
 
 _BETA, _LAMBDA = 0.1, 50.0
 _TOKENS, _HIDDEN, _VOCAB = 256, 256, 8192
@@ -113,15 +115,23 @@ def attention(folder: Path, dtype_name: str) -> str:
 
 
 def recompilation(folder: Path) -> str:
-    """Rows of changing lengths and structures after the first three compile nothing, forward and backward."""
-    need_cuda()
-    from torch._dynamo.utils import counters
+    """Rows of changing lengths and structures after the first three compile nothing, forward and backward.
 
-    compiled = []
+    FlexAttention has no backward pass on CPUs: there the forward pass alone is compiled, and compared.
+    """
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu and shutil.which("c++") is None:
+        raise NotRun("no C++ compiler")
+    compiled, worst = [], 0.0
     for number, length in enumerate(_ROW_LENGTHS):
         segments = torch.from_numpy(_row_of_pairs(length, seed=number))
-        query, key, value = (x.to(device(), torch.bfloat16).requires_grad_() for x in _row(length, seed=number))
-        pair_attention(query, key, value, segments, scale=None).float().sum().backward()
+        row = [x.to(device(), torch.bfloat16 if on_gpu else torch.float32) for x in _row(length, seed=number)]
+        if on_gpu:
+            pair_attention(*(x.requires_grad_() for x in row), segments, scale=None).float().sum().backward()
+        else:
+            structure, used = tuple(map(tuple, segments.tolist())), int(segments[-1, -1])
+            difference = _flex_attention(*row, structure, None) - pair_attention(*row, segments, scale=None)
+            worst = max(worst, difference[:, :, :used].abs().max().item())
         compiled.append(counters["stats"]["unique_graphs"])
     if compiled[-1] == 0:
         raise AssertionError("torch counted no compiled graph: nothing was measured")
@@ -129,7 +139,7 @@ def recompilation(folder: Path) -> str:
     words = f"{compiled[-1]} graphs for {len(_ROW_LENGTHS)} lengths, {more} of them after the first {_WARM_UP}"
     if more:
         raise AssertionError(words)
-    return words
+    return words if on_gpu else f"{words}; forward alone, {bounded('against the attention of CPUs:', worst, 1e-5)}"
 
 
 def _loss(name: str, ratios: Tensor, margin: Tensor) -> list[Tensor]:

@@ -27,6 +27,7 @@ ADAM = [
 ]  # fmt: skip
 # Of another layout goes on what has no dropout: its masks belong to a rank.
 ADAM_WITHOUT_DROPOUT = ADAM[:-1]
+FP8 = [*ADAM_WITHOUT_DROPOUT, "model.data.packed_sequence_size=96"]
 BEST = [
     "trainer.dpo.save_interval=1", "trainer.dpo.val_check_interval=1",
     "exp_manager.checkpoint_callback_params.keep_last=1", "exp_manager.checkpoint_callback_params.save_top_k=2",
@@ -180,6 +181,7 @@ def runs(workspace) -> Runs:
                 {**job(workspace, f"damaged_{file}", ADAM, copy_of="whole"), "damaged": file}
                 for file in ("common.pt", ".metadata", "__0_0.distcp")
             ),
+            *in_fp8(workspace),
             job(workspace, "time_limit", [*ADAM, "exp_manager.max_time_per_run=00:00:00:00"]),
         ],
     )
@@ -190,6 +192,30 @@ def watched(workspace: Path, *, ranks: int) -> list[dict]:
     """Runs whose answers are looked at before the first step, after the fifth and after the last."""
     layouts = [name for name in WATCH_LAYOUTS if ranks_of(name) == ranks]
     return [job(workspace, f"watch_{name}", [*SGD, *WATCH], layout=name) for name in layouts]
+
+
+def in_fp8(workspace: Path) -> list[dict]:
+    """Runs through layers that compute as FP8's do (delayed_scaling.py)."""
+    looks = [*FP8, *WATCH, "trainer.dpo.val_check_interval=1"]
+    live = "model.dpo.reference_log_probs=live"
+    apart = f"model.dpo.reference_cache={workspace}/reference_cache_without_scales"
+    kinds = (
+        ("whole", FP8, {}),
+        ("looks", looks, {}),
+        ("stopped", looks, {"dies_after": 4}),
+        ("stopped", looks, {}),
+        ("live", [*FP8, live], {}),
+        ("live_looks", [*looks, live], {}),
+        ("without_find_scales", [*FP8, apart], {"without": "find_scales"}),
+        ("without_scales_kept", looks, {"without": "scales_kept"}),
+    )
+    return [
+        {
+            **job(workspace, f"fp8_{name}", overrides, dies_after=more.get("dies_after")),
+            "fp8": {"without": more.get("without")},
+        }
+        for name, overrides, more in kinds
+    ]
 
 
 def ranks_of(layout: str) -> int:

@@ -39,7 +39,12 @@ def main(jobs_file: Path) -> None:
                 damage(Path(config.exp_manager.explicit_log_dir), job["damaged"])
             prepare_run(config)
         try:
-            if job["separate"]:
+            if "fp8" in job:
+                from tests.parallel.delayed_scaling import delayed_scaling
+
+                with delayed_scaling(**job["fp8"]):
+                    run(config, job["dies_after"])
+            elif job["separate"]:
                 compare_with_separate(config, job["separate"])
             elif job.get("log_probs"):
                 write_log_probs(config, Path(job["log_probs"]), steps_before=job.get("steps_before", 0))

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
 from nemo_minordpo.core import attention
@@ -170,6 +171,22 @@ def test_flex_attention_gives_the_same_values(monkeypatch, name, scale):
     flexible = attention._flex_attention(*leaves, tuple(map(tuple, segments)), scale)
     assert flexible.isfinite().all()
     assert_close(flexible[:, :, :used], ours[:, :, :used])
+
+
+@pytest.mark.parametrize("scale", [None, 0.7])
+def test_flex_attention_is_traced_three_times_whatever_the_lengths(monkeypatch, scale):
+    """For the first length, for rows of one block, for all others; what is traced anew is compiled anew."""
+    torch._dynamo.reset()
+    counters.clear()
+    traced = torch.compile(flex_attention, backend="eager")
+    monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: traced)
+    graphs = []
+    for length in (64, 40, 200, 72, 136, 300, 48):
+        row = [leaf.detach() for leaf in tensors(length, heads=4)]
+        segments = [[0, 8, 20, 30], *([[30, 31, length - 9, length - 8]] if length > 64 else [])]
+        attention._flex_attention(*row, tuple(map(tuple, segments)), scale)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs == [1, 2, 3, 3, 3, 3, 3]
 
 
 @pytest.mark.parametrize(("heads", "groups", "scale"), [(2, 2, None), (4, 2, 0.3)])

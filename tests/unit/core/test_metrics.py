@@ -52,6 +52,15 @@ def test_quantiles_of_the_margin_worked_by_hand(margins, quantiles):
     assert tuple(means[name] for name in MARGIN_QUANTILES) == pytest.approx(quantiles)
 
 
+@pytest.mark.parametrize(
+    ("noise", "rejected", "chosen"), [(0.0, 0.25, 0.0), (0.1, 0.5, 0.25), (0.25, 0.75, 0.25), (9.0, 1.0, 1.0)]
+)
+def test_pairs_nearer_to_a_kink_than_the_noise_are_undecided(noise, rejected, chosen):
+    means = summary(metrics([-0.1, 0.5, -1.0, 2.0], [0.0, -0.1, 0.25, -3.0]), noise=noise + 1e-7 * (noise > 0))
+    assert means["minordpo/rejected_undecided"] == rejected
+    assert means["dpop/chosen_undecided"] == chosen
+
+
 def test_one_pair_that_carries_the_mean_leaves_the_median_alone():
     means = summary(metrics([0.1, 0.1, 0.1, 0.1, 99.6], [0.0] * 5))
     assert means["rewards/margin"] == pytest.approx(20)

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from nemo_minordpo.train.reference import (
     ReferenceKey,
     evaluate_reference,
     load_or_evaluate,
+    noise_of_reference,
     reference_folder,
     reference_key,
 )
@@ -243,6 +245,8 @@ def differing_fields(one, other):
         ("precision", {"model_config": {"transformer_engine": True}}),
         ("precision", {"model_config": {"fp8": True}}),
         ("precision", {"model_config": {"fp8_hybrid": True}}),
+        ("precision", {"model_config": {"fp8_margin": 1}}),
+        ("precision", {"model_config": {"fp8_amax_history_len": 16}}),
         ("model", {"overrides": ["+model.rotary_base=1000"]}),
     ],
 )
@@ -334,10 +338,10 @@ class Model:
     def __init__(self, *, is_last_stage):
         self.is_last_stage, self.calls = is_last_stage, []
 
-    def prepare_for_validation_step(self):
+    @contextmanager
+    def evaluating(self):
         self.calls.append("prepare")
-
-    def finish_validation_step(self):
+        yield
         self.calls.append("finish")
 
     def get_logprob_batch(self, batch):
@@ -358,6 +362,18 @@ def test_every_pair_of_a_split_is_evaluated(one_rank, is_last_stage):
     assert values.dtype == np.float64
     assert (values == (expected if is_last_stage else 0.0)).all()
     assert model.calls == ["prepare", "log-probabilities", "log-probabilities", "gathered", "finish"]
+
+
+@pytest.mark.parametrize("is_last_stage", [True, False])
+def test_noise_is_the_largest_difference_of_a_response(one_rank, monkeypatch, is_last_stage):
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor, op: None)
+    batch = next(batches_of(PAIRS, global_batch=3, capacity=9).in_file_order())
+    kept = Model(is_last_stage=True).get_logprob_batch(batch)
+    model = Model(is_last_stage=is_last_stage)
+    model.modules = lambda: []
+    assert noise_of_reference(model, batch.with_references(kept), live=False) == 0.0
+    kept[-1] = kept[-1] + torch.linspace(0.25, -0.75, len(kept[-1]))
+    assert noise_of_reference(model, batch.with_references(kept), live=True) == (0.75 if is_last_stage else 0.0)
 
 
 def test_a_rank_evaluates_its_share(one_rank):

@@ -1,0 +1,152 @@
+"""Megatron-Core's linear layers with FP8 as Transformer Engine computes it with delayed scaling, in float32 on a CPU.
+
+Inputs and weights are rounded to E4M3 and gradients to E5M2 with the scales that follow from the steps before; scale
+and history are read, set and saved under the names of Transformer Engine 2.9, whose layers need a GPU. As there, they
+move with forward passes that have gradients and with backward passes, and every pass writes into the history.
+"""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from megatron.core.models.gpt import gpt_layer_specs
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+
+HISTORY = 16  # steps
+
+
+class Scaling(SimpleNamespace):
+    """scale: [tensors]; amax_history: [HISTORY, tensors], the present step first."""
+
+    def __init__(self, tensors: int, dtype: torch.dtype) -> None:
+        super().__init__(
+            scale=torch.ones(tensors), amax_history=torch.zeros(HISTORY, tensors),
+            dtype=dtype, largest=torch.finfo(dtype).max,
+        )  # fmt: skip
+
+    def rounded(self, values: torch.Tensor, tensor: int) -> torch.Tensor:
+        amax, scale = values.detach().abs().max(), self.scale[tensor].clone()
+        self.amax_history[0, tensor] = torch.maximum(self.amax_history[0, tensor], amax)
+        return (values * scale).clamp(-self.largest, self.largest).to(self.dtype).to(values.dtype) / scale
+
+    def update(self) -> None:
+        amax = self.amax_history.max(dim=0).values
+        self.scale.copy_(torch.where(amax > 0, self.largest / amax, self.scale))
+        self.amax_history.copy_(self.amax_history.roll(-1, 0))
+        self.amax_history[0] = 0
+
+
+class Rounded(torch.autograd.Function):
+    """Input or weight, rounded; its gradient passes."""
+
+    @staticmethod
+    def forward(ctx, values, scaling, tensor):
+        return scaling.rounded(values, tensor)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None, None
+
+
+class GradientRounded(torch.autograd.Function):
+    """The output as it is; its gradient, rounded."""
+
+    @staticmethod
+    def forward(ctx, values, scaling):
+        ctx.scaling = scaling
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        rounded = ctx.scaling.rounded(gradient, 0)
+        ctx.scaling.update()
+        return rounded, None
+
+
+class DelayedScaling:
+    """What is the same for both kinds of layers; before them in the order of classes."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.fp8_meta = {}  # until the first pass, as there
+
+    @property
+    def _forward_impl(self):
+        return self._rounded
+
+    @_forward_impl.setter
+    def _forward_impl(self, product):
+        self.__dict__["product"] = product
+
+    def begin(self):
+        self.fp8_meta |= {
+            "scaling_fwd": Scaling(2, torch.float8_e4m3fn),
+            "scaling_bwd": Scaling(1, torch.float8_e5m2),
+        }
+
+    def _rounded(self, *, input, weight, **more):
+        if not self.fp8_meta:
+            self.begin()
+        forward = self.fp8_meta["scaling_fwd"]
+        output = self.__dict__["product"](
+            input=Rounded.apply(input, forward, 0), weight=Rounded.apply(weight, forward, 1), **more
+        )
+        if torch.is_grad_enabled():
+            forward.update()
+        return GradientRounded.apply(output, self.fp8_meta["scaling_bwd"])
+
+    def get_fp8_meta_tensors(self):
+        if not self.fp8_meta:
+            return None
+        return {key: [meta.scale.clone(), meta.amax_history.clone()] for key, meta in self.fp8_meta.items()}
+
+    def reset_fp8_meta_tensors(self, tensors=None):
+        for key, meta in self.fp8_meta.items():
+            scale, history = tensors[key] if tensors else (torch.ones(()), torch.zeros(()))
+            meta.scale.copy_(scale)
+            meta.amax_history.copy_(history)
+
+    def get_extra_state(self):
+        if not self.fp8_meta:
+            return torch.empty(0, dtype=torch.uint8)
+        file = io.BytesIO()
+        torch.save(self.get_fp8_meta_tensors(), file)
+        return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+
+    def set_extra_state(self, state):
+        if state is not None and len(state):
+            self.begin()
+            self.reset_fp8_meta_tensors(torch.load(io.BytesIO(state.numpy().tobytes())))
+
+
+class ScaledColumnParallelLinear(DelayedScaling, ColumnParallelLinear):
+    pass
+
+
+class ScaledRowParallelLinear(DelayedScaling, RowParallelLinear):
+    pass
+
+
+@contextmanager
+def delayed_scaling(without: str | None) -> Iterator[None]:
+    """Models that are built within have these layers, and this project takes them for FP8's.
+
+    Args:
+        without: a function of train/fp8.py that does nothing meanwhile, to see what it is for; None: all are there.
+    """
+    from nemo_minordpo.train import fp8, reference
+    from nemo_minordpo.train import model as model_module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpt_layer_specs, "ColumnParallelLinear", ScaledColumnParallelLinear)
+        patch.setattr(gpt_layer_specs, "RowParallelLinear", ScaledRowParallelLinear)
+        patch.setattr(fp8, "in_use", lambda model: True)
+        if without == "find_scales":
+            patch.setattr(fp8, "find_scales", lambda *args: None)
+        if without == "scales_kept":
+            patch.setattr(model_module, "scales_kept", lambda model: nullcontext())
+            patch.setattr(reference, "move_scales", lambda model: None)  # it is put back by the other
+        yield
