@@ -7,7 +7,10 @@ there. So a step is timed from the demand to that question: collation, weight sw
 backward, gradient reduction, clipping, optimizer, `clear_memory()`, metrics, logger. Validation and checkpoints are
 off by Aligner's own settings (intervals of 0).
 
-What had to be mended to run it here, and why:
+On a GPU it is Aligner's own in every part: bfloat16 weights with float32 main weights, Transformer Engine's layers and
+attention where they are; its optimizer is Megatron-Core's distributed one, which needs no Apex. It has not run there.
+
+What had to be mended to run it on CPUs, and why:
 
 - `host.prepare()`: there is no CUDA, Apex or Transformer Engine (`stand_ins` of the ready line). Matrix products
   and memory stay torch's own.
@@ -39,8 +42,8 @@ _CONFIGURATION = """
 trainer:
   num_nodes: 1
   devices: ${settings.tensor_parallel}
-  accelerator: cpu
-  precision: 32-true
+  accelerator: ${device.accelerator}
+  precision: ${device.precision}
   logger: false
   enable_checkpointing: false
   use_distributed_sampler: false
@@ -51,17 +54,16 @@ trainer:
 exp_manager: {log_tflops_per_sec_per_gpu: false}
 model:
   mcore_gpt: true
-  precision: 32-true
+  precision: ${device.precision}
   micro_batch_size: ${settings.micro_batch_size}
   global_batch_size: ${settings.global_batch_size}
   tensor_model_parallel_size: ${settings.tensor_parallel}
-  megatron_amp_O2: false
+  megatron_amp_O2: ${device.main_weights}
   seed: 1234
   dpo:
     log_prob_forward_micro_batch_size: ${settings.micro_batch_size}
     ref_policy_kl_penalty: ${settings.beta}
     preference_loss: dpo
-  optim: {name: adamw, lr: "${settings.lr}", weight_decay: 0.0, fused: true}
   data:
     data_impl: jsonl
     splits_string: null
@@ -70,10 +72,9 @@ model:
     append_eod: true
     data_prefix: {train: ["${file}"], validation: ["${file}"], test: ["${file}"]}  # all three must be given
   overwrite_base_config: {data: {data_prefix: true}}
-  # what needs Transformer Engine or CUDA
-  transformer_engine: false
-  use_cpu_initialization: true
-  persist_layer_norm: false
+  transformer_engine: ${device.transformer_engine}
+  use_cpu_initialization: ${device.use_cpu_initialization}
+  persist_layer_norm: false  # needs Apex
 """
 
 
@@ -115,15 +116,20 @@ def build_trainer(settings: Settings, pairs: Path) -> Any:
     from nemo_aligner.utils import utils
     from omegaconf import OmegaConf
 
-    cfg: Any = OmegaConf.merge({"settings": asdict(settings), "file": str(pairs)}, OmegaConf.create(_CONFIGURATION))
+    given = {"settings": asdict(settings), "file": str(pairs), "device": _device()}
+    cfg: Any = OmegaConf.merge(given, OmegaConf.create(_CONFIGURATION))
     OmegaConf.resolve(cfg)
+    cfg.model.optim = {"lr": settings.lr, "weight_decay": 0.0, **cfg.device.optimizer}
     cfg.model = utils.load_and_override_model_config(settings.nemo, cfg.model)
-    _drop_the_mask()
+    if not host.has_cuda():
+        _drop_the_mask()
     lightning_trainer = script.resolve_and_create_trainer(cfg, "dpo")
     model = utils.load_from_nemo(
         MegatronGPTDPOModel, cfg.model, lightning_trainer, strict=True, restore_path=settings.nemo
     )
-    model.ref_policy_state_dict = utils.retrieve_model_state_dict_in_cpu(model, megatron_amp_O2=False)
+    model.ref_policy_state_dict = utils.retrieve_model_state_dict_in_cpu(
+        model, megatron_amp_O2=cfg.model.megatron_amp_O2
+    )
     script.init_distributed(lightning_trainer, model, cfg.model.transformer_engine)
     data = cfg.model.data
     dataset, _, _ = builders.build_train_valid_test_dpo_datasets(
@@ -150,6 +156,19 @@ def build_trainer(settings: Settings, pairs: Path) -> Any:
         ckpt_callback=script.FakeCheckpointCallback(),
         run_timer=None,
     )
+
+
+def _device() -> dict[str, Any]:
+    """What the configuration says of this machine."""
+    if host.has_cuda():
+        return {
+            "accelerator": "gpu", "precision": "bf16-mixed", "main_weights": True, "use_cpu_initialization": False,
+            "transformer_engine": host.has_transformer_engine(), "optimizer": {"name": "mcore_distributed_optim"},
+        }  # fmt: skip
+    return {
+        "accelerator": "cpu", "precision": "32-true", "main_weights": False, "use_cpu_initialization": True,
+        "transformer_engine": False, "optimizer": {"name": "adamw", "fused": True},
+    }  # fmt: skip
 
 
 def _drop_the_mask() -> None:

@@ -6,6 +6,7 @@ The model is a random one with the sizes of Qwen2.5-1.5B in packed rows of pairs
 import json
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,8 @@ _SIZES: dict[str, Any] = {
     "num_attention_heads": 12, "num_key_value_heads": 2, "max_position_embeddings": 4096,
 }  # fmt: skip
 _PAIRS_A_STEP, _STEPS, _ROW = 64, 6, 8192
-_GOALS = {"peak fraction": 0.40, "FP8 over bf16": 1.25, "head memory": 0.10}
+_PAIRS_OF_ALIGNER = 4  # a micro-batch of its own
+_GOALS = {"peak fraction": 0.40, "FP8 over bf16": 1.25, "head memory": 0.10, "pairs over aligner": 4}
 # of the head: half of a row's places predict a response
 _PLACES, _RESPONSE = 8192, 4096
 
@@ -82,10 +84,31 @@ def head(folder: Path) -> str:
 
 
 def beside_aligner(folder: Path) -> str:
-    """NeMo-Aligner's own DPO step on the same pairs."""
+    """NeMo-Aligner's own DPO step in bf16 on the same pairs, beside ours of the step measured before."""
     need_nemo()
     need_cuda()
-    raise NotRun("tests/benchmarks/aligner_worker.py is wired for CPUs alone")
+    file = folder / "speed/bf16.json"
+    if not file.exists():
+        raise NotRun("it takes a measured step in bf16")
+    theirs, ours = _step_of_aligner(file.parent), json.loads(file.read_text())["step_s"]
+    return (
+        f"NeMo-Aligner {theirs:.2f} s, {_PAIRS_A_STEP / theirs:.1f} pairs/s; ours are "
+        f"{theirs / ours:.1f}x as many (goal: {_GOALS['pairs over aligner']:g}x)"
+    )
+
+
+def _step_of_aligner(work: Path) -> float:
+    """Seconds, the median of all steps but the first two."""
+    from tests.benchmarks.inputs import Inputs
+    from tests.benchmarks.run import ALIGNER, Case, Competitor
+
+    inputs = Inputs(hf={"model": work / runs.HF}, nemo={"model": work / runs.NEMO}, pairs={"pairs": work / runs.PAIRS})
+    case = Case("model", "pairs", 1, _PAIRS_A_STEP, _PAIRS_OF_ALIGNER, _STEPS - 1)
+    aligner = Competitor(ALIGNER, case, inputs, work, python=Path(sys.executable))
+    try:
+        return statistics.median([aligner.step()["seconds"] for _ in range(_STEPS)][2:])
+    finally:
+        aligner.close()
 
 
 def _prepared(folder: Path) -> Path:
