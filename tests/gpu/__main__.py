@@ -33,6 +33,7 @@ CHECKS = (
     Check("model, FP8", f"{_TRAINING}:log_probs", ("fp8_hybrid",)),
     Check("packed against separate", f"{_TRAINING}:packed"),
     Check("cached against live reference, fp32", f"{_TRAINING}:cached_reference", ("fp32",)),
+    Check("cached against live reference, bf16", f"{_TRAINING}:cached_reference", ("bf16",)),
     Check("cached against live reference, FP8", f"{_TRAINING}:cached_reference", ("fp8_hybrid",)),
     Check("stopped and resumed, fp32", f"{_TRAINING}:resume", ("fp32",)),
     Check("stopped and resumed, FP8", f"{_TRAINING}:resume", ("fp8_hybrid",)),
