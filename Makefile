@@ -30,7 +30,7 @@ demo: $(VENV)/.installed  ## a small model trained with DPO, DPOP and MinorDPO, 
 real: $(VENV)/.installed  ## the same road with GSM8K and SmolLM2-135M-Instruct
 	$(VENV)/bin/python -m nemo_minordpo sweep real
 
-paper-small: $(VENV)/.installed  ## the paper's experiment at the size of two cores: 24 runs in three quarters of an hour
+paper-small: $(VENV)/.installed  ## the paper's experiment at the size of two cores: 24 runs in about an hour
 	$(VENV)/bin/python -m nemo_minordpo sweep paper-small
 
 test: $(VENV)/.installed  ## all tests that need no GPU; those of the launchers where Slurm is (PYTEST_ARGS="-k name")
