@@ -58,7 +58,13 @@ def test_the_log_says_what_happened(whole):
     assert ranks == [f"rank_{rank}.log" for rank in range(4)]
 
 
-@pytest.mark.parametrize("kind", ["rank killed", "scontrol requeue", "truncated checkpoint"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "rank killed",
+        *(pytest.param(kind, marks=pytest.mark.long) for kind in ("scontrol requeue", "truncated checkpoint")),
+    ],
+)
 def test_a_run_that_is_hurt_ends_with_the_same_bits(place, whole, kind):
     outcome = run_hurt(*place, kind, "tp2pp2", whole, seed=1)
     assert outcome.state == "COMPLETED", outcome
@@ -77,6 +83,7 @@ def test_settings_that_cannot_work_do_not_start_ranks(place):
     assert "end, exit code 2" in log
 
 
+@pytest.mark.long
 def test_a_run_that_crashes_at_once_is_given_up(place, tmp_path):
     """The model's configuration is there, so that the plan finds nothing, its weights are not."""
     cluster, inputs = place
@@ -107,6 +114,7 @@ srun() {  # as with pyxis: it takes its options, and the rest goes on
 """
 
 
+@pytest.mark.long
 def test_another_site(place, whole, tmp_path):
     """GPUs, a container, and requeueing by exit code; all of it from the environment and a site file."""
     (tmp_path / "site.sh").write_text(SITE % f"{tmp_path}/container")
@@ -139,6 +147,7 @@ def wait_for_jobs(cluster, *, seconds=420):
     return {job["JobId"]: job["JobState"] for job in fields}
 
 
+@pytest.mark.long
 def test_the_whole_road_as_a_chain_of_jobs(place, tmp_path):
     cluster, inputs = place
     write_questions(tmp_path / "questions.jsonl")
@@ -163,6 +172,7 @@ def write_questions(path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+@pytest.mark.long
 def test_a_sweep_has_one_reference_and_a_report(place, tmp_path):
     """And with questions each run is exported and evaluated, and the model that it started from."""
     cluster, inputs = place
