@@ -107,6 +107,17 @@ def main() -> None:
     torch.distributed.destroy_process_group()
 
 
+def configuration(settings: Settings, pairs: Path) -> Any:
+    """What Aligner's script would get, but for the checkpoint's own configuration of the model."""
+    from omegaconf import OmegaConf
+
+    given = {"settings": asdict(settings), "file": str(pairs), "device": _device()}
+    cfg: Any = OmegaConf.merge(given, OmegaConf.create(_CONFIGURATION))
+    OmegaConf.resolve(cfg)
+    cfg.model.optim = {"lr": settings.lr, "weight_decay": 0.0, **cfg.device.optimizer}
+    return cfg
+
+
 def build_trainer(settings: Settings, pairs: Path) -> Any:
     """Aligner's DPOTrainer, wired as Aligner's own script does it; timer and logger are still to come."""
     from nemo_aligner.algorithms.dpo import DPOTrainer, dpo_custom_collate
@@ -114,12 +125,8 @@ def build_trainer(settings: Settings, pairs: Path) -> Any:
     from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
     from nemo_aligner.utils import train_script_utils as script
     from nemo_aligner.utils import utils
-    from omegaconf import OmegaConf
 
-    given = {"settings": asdict(settings), "file": str(pairs), "device": _device()}
-    cfg: Any = OmegaConf.merge(given, OmegaConf.create(_CONFIGURATION))
-    OmegaConf.resolve(cfg)
-    cfg.model.optim = {"lr": settings.lr, "weight_decay": 0.0, **cfg.device.optimizer}
+    cfg = configuration(settings, pairs)
     cfg.model = utils.load_and_override_model_config(settings.nemo, cfg.model)
     if not host.has_cuda():
         _drop_the_mask()

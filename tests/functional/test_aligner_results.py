@@ -118,7 +118,6 @@ def _main(folder: Path) -> None:
 def _train(folder: Path, results: Path, peft: dict[str, Any] | None) -> torch.Tensor:
     """Two steps as NeMo-Aligner's train_gpt_dpo.py does them; the trained model's logits of `IDS`."""
     import functools
-    from dataclasses import asdict
 
     from nemo.utils.exp_manager import exp_manager
     from nemo_aligner.algorithms.dpo import DPOTrainer, dpo_custom_collate
@@ -137,8 +136,7 @@ def _train(folder: Path, results: Path, peft: dict[str, Any] | None) -> torch.Te
         hf="", nemo=nemo, pairs=pairs, global_batch_size=4, micro_batch_size=1, seq_length=128, beta=0.1, lr=0.05,
         tensor_parallel=1, threads=1, steps=2,
     )  # fmt: skip
-    cfg: Any = OmegaConf.merge({"settings": asdict(settings), "file": pairs}, OmegaConf.create(upstream._CONFIGURATION))
-    OmegaConf.resolve(cfg)
+    cfg = upstream.configuration(settings, Path(pairs))
     cfg.trainer.dpo.update(save_interval=1, val_check_interval=1, limit_val_batches=1)
     cfg.model.optim = {"name": "sgd", "lr": settings.lr}
     cfg.pretrained_checkpoint = {"restore_from_path": nemo}
