@@ -292,7 +292,7 @@ def spawn(workspace: Path, *, ranks: int, jobs: list[dict], log: str | None = No
         for rank in range(ranks)
     ]
     try:
-        codes = [process.wait(timeout=900) for process in processes]
+        codes = [process.wait(timeout=1800) for process in processes]
     finally:
         for process in processes:
             process.kill()
