@@ -58,13 +58,8 @@ def test_the_log_says_what_happened(whole):
     assert ranks == [f"rank_{rank}.log" for rank in range(4)]
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "rank killed",
-        *(pytest.param(kind, marks=pytest.mark.long) for kind in ("scontrol requeue", "truncated checkpoint")),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["rank killed", "scontrol requeue", "truncated checkpoint"])
 def test_a_run_that_is_hurt_ends_with_the_same_bits(place, whole, kind):
     outcome = run_hurt(*place, kind, "tp2pp2", whole, seed=1)
     assert outcome.state == "COMPLETED", outcome
