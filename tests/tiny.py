@@ -5,8 +5,9 @@ import random
 from pathlib import Path
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 _SIZES = {
     "vocab_size": 403, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -36,7 +37,8 @@ def write_model(folder: Path, *, tied: bool = False, seed: int = 0, qwen3: bool 
     Qwen3 has norms of queries and keys in place of biases, and heads whose size does not follow from the hidden size.
     """
     torch.manual_seed(seed)
-    config_class = Qwen3Config if qwen3 else Qwen2Config
+    # by name: transformers before 4.51, which a GPU machine may have, knows no Qwen3
+    config_class = getattr(transformers, "Qwen3Config" if qwen3 else "Qwen2Config")
     model = AutoModelForCausalLM.from_config(
         config_class(
             tie_word_embeddings=tied,

@@ -1,5 +1,5 @@
-"""Adapters inside NeMo and Megatron-Core: for machines that lack something, for torch newer than they are, and for
-models with query and key norms, which Megatron-Core can build and NeMo passes over.
+"""Adapters inside NeMo and Megatron-Core: for machines that lack something, and for models with query and key norms,
+which Megatron-Core can build and NeMo passes over.
 """
 
 import importlib
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from nemo_minordpo.host import StandIn
+from nemo_minordpo.host import StandIn, newer
 
 
 def install(*, cuda: bool, apex: bool, transformer_engine: bool) -> list[StandIn]:
@@ -19,7 +19,7 @@ def install(*, cuda: bool, apex: bool, transformer_engine: bool) -> list[StandIn
     if not cuda:
         active.append(_cpu_rng_tracker())
         active.append(_fused_on_cpu())
-    active.extend(_write_item_of_newer_torch())
+    active.extend(newer.install())
     if not transformer_engine:
         active.append(_adapters_without_transformer_engine(cuda=cuda))
         active.append(_no_bert_catalogue())
@@ -72,35 +72,6 @@ def _use_fused(*modules: Any) -> None:
             module.apply_rotary_pos_emb = apply_rotary
         if hasattr(module, "bias_swiglu_impl"):
             module.bias_swiglu_impl = lambda x, bias, *unused: swiglu(x if bias is None else x + bias)
-
-
-def _write_item_of_newer_torch() -> list[StandIn]:
-    """Torch 2.7 gave `_write_item` two more arguments; Megatron-Core 0.10 - 0.12 calls it with four."""
-    import megatron.core.dist_checkpointing.strategies.filesystem_async as writer
-    import torch.distributed.checkpoint.filesystem as filesystem
-
-    parameters = list(inspect.signature(filesystem._write_item).parameters)
-    if parameters == ["stream", "data", "write_item", "storage_key"]:
-        return []
-    expected = ["transforms", "stream", "data", "write_item", "storage_key", "serialization_format"]
-    if parameters != expected:
-        raise ImportError(
-            f"torch {torch.__version__}: _write_item takes {parameters}, {expected} was expected; "
-            "distributed checkpoints cannot be written with this version"
-        )
-    _require(writer, "_write_item")
-    original: Any = filesystem._write_item
-    transforms = filesystem._StorageWriterTransforms
-
-    def write_item(*arguments: Any) -> Any:
-        # Megatron-Core 0.12 passes the transforms where torch has them, 0.10 and 0.11 do not.
-        if isinstance(arguments[0], transforms):
-            arguments = arguments[1:]
-        return original(transforms(), *arguments[:4], filesystem.SerializationFormat.TORCH_SAVE)
-
-    module: Any = writer
-    module._write_item = write_item
-    return [StandIn("the torch that Megatron-Core was written for", "its checkpoint writer is adapted to this one")]
 
 
 def _adapters_without_transformer_engine(*, cuda: bool) -> StandIn:

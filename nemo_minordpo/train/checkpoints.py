@@ -17,18 +17,16 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.optimizer import get_param_id_to_sharded_param_map, optim_state_to_sharding_state
-from nemo.core.optim.optimizers import init_optimizer_states
 from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_minordpo.config import CheckpointSection
 from nemo_minordpo.records import sha256_of_file, write_json
 from nemo_minordpo.train.attempt import Attempt
+from nemo_minordpo.train.optimizer_state import load_optimizer_state, sharded_optimizer_state
 from nemo_minordpo.train.stopping import signals_kept_from_children
 
 _NAME = re.compile(r"step_(\d+)")
 _FILES = "files.json"
-_TORCH_OPTIMIZERS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 # What reading or writing a checkpoint raises, torch's, Megatron's and the system's.
 _FAULTS = (OSError, EOFError, KeyError, RuntimeError, UnpicklingError, CheckpointException, CheckpointingException)
 
@@ -156,35 +154,15 @@ def load_checkpoint(path: Path, *, strategy: Any, model: Any, optimizer: Any) ->
         weights = {key.removeprefix("model."): value for key, value in loaded["model"].items()}
         missing = module.load_state_dict(weights, strict=not model.use_peft)
         assert not missing.unexpected_keys, missing.unexpected_keys
-    optimizer_state = loaded["optimizer"]
-    if isinstance(optimizer, _TORCH_OPTIMIZERS):
-        for values in optimizer_state["state"].values():
-            if common["optimizer_steps"] is not None:
-                values["step"] = torch.tensor(float(common["optimizer_steps"]))
-    optimizer.load_state_dict(optimizer_state)
+    load_optimizer_state(optimizer, loaded["optimizer"], steps=common["optimizer_steps"])
     return progress
 
 
 def _sharded_state(strategy: Any, model: Any, optimizer: Any, *, is_loading: bool) -> tuple[dict[str, Any], int | None]:
-    """Model and optimizer as Megatron's sharded state, and torch's step count, which is no sharded tensor."""
-    if not isinstance(optimizer, _TORCH_OPTIMIZERS):
-        sharded = strategy.optimizer_sharded_state_dict(
-            unsharded_optim_state=None if is_loading else optimizer.state_dict(), is_loading=is_loading
-        )
-        return {"model": model.sharded_state_dict(), "optimizer": sharded}, None
-    init_optimizer_states(optimizer)
+    """Model and optimizer as Megatron's sharded state, and the optimizer's steps where they are no part of it."""
     weights = model.sharded_state_dict()
-    state = optimizer.state_dict()
-    # NeMo shards the scalar `step` like a weight, which fails; left out, Adam's bias correction would start anew.
-    state["state"] = {key: dict(values) for key, values in state["state"].items()}
-    steps = {int(values.pop("step")) for values in state["state"].values() if "step" in values}
-    assert len(steps) <= 1, f"parameters with different optimizer steps: {sorted(steps)}"
-    by_id: Any = get_param_id_to_sharded_param_map(
-        model_sharded_state_dict={key: value for key, value in weights.items() if not key.endswith("_extra_state")},
-        optim_params_iter=(parameter for group in optimizer.param_groups for parameter in group["params"]),
-    )
-    optim_state_to_sharding_state(state, by_id)
-    return {"model": weights, "optimizer": state}, next(iter(steps), None)
+    of_optimizer, steps = sharded_optimizer_state(strategy, optimizer, weights, is_loading=is_loading)
+    return {"model": weights, "optimizer": of_optimizer}, steps
 
 
 def _damage(path: Path) -> str:

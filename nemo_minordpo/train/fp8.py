@@ -67,4 +67,19 @@ def move_scales(model: Any) -> None:
 
 
 def _layers(model: Any) -> list[Any]:
-    return [module for module in model.modules() if hasattr(module, "reset_fp8_meta_tensors")]
+    """The layers that have scales; there are some exactly where products are FP8's.
+
+    Megatron's distributed optimizer makes the model a plain list, of which the Lightning module that holds it knows
+    nothing: its own `modules()` has none of the layers then.
+
+    Raises:
+        RuntimeError: none was found, though the model computes in FP8.
+    """
+    parts = model.get_model_module_list()
+    layers = [module for part in parts for module in part.modules() if hasattr(module, "reset_fp8_meta_tensors")]
+    if in_use(model) and not layers:
+        raise RuntimeError(
+            "model.fp8=true, but none of the model's layers has scales as Transformer Engine's layers do; "
+            "precision=bf16 trains without FP8"
+        )
+    return layers

@@ -171,7 +171,9 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
     @torch.no_grad()
     def get_ref_policy_logprobs(self, batch: StepBatch) -> list[Tensor | None]:
         """As :meth:`get_logprob_batch`, under the reference weights, in eval mode."""
-        training = self.training
+        # of the layers: where the model is a list, as Megatron's distributed optimizer wants it, the flag of this
+        # module, which holds it, never changes
+        training = self.get_model_module_list()[0].training
         # The scales of FP8 are the policy's: where both have the same weights, both round to the same numbers.
         with (
             cpu_weight_swap(self, self.ref_policy_state_dict, megatron_amp_O2=self.megatron_amp_O2),

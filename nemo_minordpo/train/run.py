@@ -1,6 +1,7 @@
 """One rank of a training run, wired in the order a reader wants it."""
 
 import logging
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,8 @@ def _lightning_trainer(config: TrainConfig, model_config: Any) -> Any:
         "use_distributed_sampler": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
-        "gradient_clip_val": config.trainer.dpo.gradient_clip_val,
+        # of Megatron's distributed optimizer, which compares it with 0; an infinite limit clips nothing
+        "gradient_clip_val": config.trainer.dpo.gradient_clip_val or math.inf,
         # NeMo compares it with its own schedules, which are not used
         "max_steps": 1,
     }

@@ -130,7 +130,10 @@ class MinorDPOTrainer:
         self.model.finish_training_step()
         # an infinite limit clips nothing, and still gives the norm
         grad_norm = clip_gradients(self.model, self.config.trainer.dpo.gradient_clip_val or math.inf)
-        self.optimizer.step()
+        stepped = self.optimizer.step()
+        if self.model.use_mcore_dist_optim:
+            # it clips inside its step, which gives (loss, norm, zeros)
+            grad_norm = stepped[1]
         self.progress = replace(
             self.progress, step=step + 1, consumed_pairs=self.progress.consumed_pairs + batch.num_global_pairs
         )
