@@ -98,6 +98,9 @@ class ModelSection:
     fp8_margin: int | None = None  # powers of two below the largest value that FP8 holds
     fp8_amax_history_len: int | None = None  # steps whose largest values decide a scale
     fp8_amax_compute_algo: str | None = None  # "max" or "most_recent"
+    apply_rope_fusion: bool | None = None  # the kernels of fusions=te; on CPUs this project's own take their place
+    bias_activation_fusion: bool | None = None
+    gradient_accumulation_fusion: bool | None = None
     activations_checkpoint_granularity: str | None = None
     activations_checkpoint_method: str | None = None
     activations_checkpoint_num_layers: int | None = None

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from nemo_minordpo.host import StandIn, newer
+from nemo_minordpo.host import StandIn, fusions, newer
 
 
 def install(*, cuda: bool, apex: bool, transformer_engine: bool) -> list[StandIn]:
@@ -25,6 +25,8 @@ def install(*, cuda: bool, apex: bool, transformer_engine: bool) -> list[StandIn
         active.append(_no_bert_catalogue())
     if not apex:
         active.append(_strategy_without_apex())
+        if transformer_engine:
+            active.extend(fusions.install())
     if not transformer_engine:
         active.append(_layers_without_transformer_engine())
     _query_key_norms(transformer_engine=transformer_engine)

@@ -30,9 +30,9 @@ from nemo_minordpo.core.logprobs import (
 from nemo_minordpo.core.losses import preference_loss
 from nemo_minordpo.core.metrics import PAIR_METRICS, pair_metrics, summary
 from nemo_minordpo.host.attention import with_pair_attention
+from nemo_minordpo.train import fp8
 from nemo_minordpo.train.adapters import sharded_adapters
 from nemo_minordpo.train.dataset import MicroBatch, StepBatch, split_pairs
-from nemo_minordpo.train.fp8 import scales_kept
 from nemo_minordpo.train.model_config import model_size
 from nemo_minordpo.train.packed_gpt import PackedPairsGPTModel
 
@@ -152,7 +152,7 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
     def evaluating(self) -> Iterator[None]:
         """In eval mode, and back into training; what is evaluated within does not change what is trained after."""
         self.prepare_for_validation_step()
-        with scales_kept(self):
+        with fp8.scales_kept(self):
             yield
         self.finish_validation_step()
 
@@ -177,7 +177,7 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
         # The scales of FP8 are the policy's: where both have the same weights, both round to the same numbers.
         with (
             cpu_weight_swap(self, self.ref_policy_state_dict, megatron_amp_O2=self.megatron_amp_O2),
-            scales_kept(self),
+            fp8.scales_kept(self),
         ):
             set_eval(self)
             try:
@@ -218,11 +218,15 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
         return chosen
 
     def sharded_state_dict(self, prefix: str = "") -> dict[str, Any]:
-        """Megatron's sharded state of what is trained: the weights, or the adapters on them."""
+        """Megatron's sharded state of what training changes: the weights, or adapters and the scales of FP8."""
         if not self.use_peft:
             return super().sharded_state_dict(prefix=prefix) or {}
         (model,) = self.get_model_module_list()
-        return sharded_adapters(model, prefix=f"{prefix}model.")
+        state = sharded_adapters(model, prefix=f"{prefix}model.")
+        if fp8.in_use(self):
+            whole = model.sharded_state_dict(prefix=f"{prefix}model.")
+            state |= {key: value for key, value in whole.items() if key.endswith("_extra_state")}
+        return state
 
     def gathered(self, values: Tensor) -> Tensor:
         """Values that each data-parallel rank's last pipeline stage has a part of, and zeros elsewhere: on every rank.

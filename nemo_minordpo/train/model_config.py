@@ -193,8 +193,8 @@ def _check(config: TrainConfig, model: DictConfig, *, cuda: bool, te: bool) -> N
             "model.optim.name=mcore_distributed_optim with model.peft.peft_scheme=lora: Megatron-Core would sum "
             "gradients of the model's query and key norms, which are frozen; give model.optim.name=adamw"
         )
-    if model.get("fp8"):
-        problems += _fp8_problems(model)
+    problems += _fp8_problems(model) if model.get("fp8") else []
+    problems += _fusion_problems(model, te=te)
     problems += _packing_problems(config, model, cuda=cuda)
     if problems:
         raise ValueError("\n".join(problems))
@@ -207,6 +207,16 @@ def _fp8_problems(model: DictConfig) -> list[str]:
     sides = {"hidden_size": model.hidden_size, "ffn_hidden_size / TP": model.ffn_hidden_size // tensor,
              "heads x head size / TP": attended // tensor}  # fmt: skip
     return [f"model.fp8: {name} = {size} is no multiple of 16" for name, size in sides.items() if size % 16]
+
+
+def _fusion_problems(model: DictConfig, *, te: bool) -> list[str]:
+    """What NeMo would turn off with a line in a log, or Megatron-Core would fail at after loading."""
+    if model.get("gradient_accumulation_fusion") and not (te and model.megatron_amp_O2):
+        return [
+            "model.gradient_accumulation_fusion=true (fusions=te) needs Transformer Engine, and bfloat16 with float32 "
+            "main weights: precision=bf16 or fp8_hybrid"
+        ]
+    return []
 
 
 def _packing_problems(config: TrainConfig, model: DictConfig, *, cuda: bool) -> list[str]:

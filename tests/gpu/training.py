@@ -13,6 +13,19 @@ from tests.gpu import NotRun, bounded, need_cuda, need_nemo, need_precision, nee
 from tests.gpu.separate_sequences import token_log_probs
 
 _LOCAL = "log_probs_local.pt"
+# Ways to train the same run, by what they add to its settings. All but LoRA give the same curve.
+WAYS: dict[str, list[str]] = {
+    "plain": [],
+    "rows": ["model.data.packed_sequence_size=160"],
+    "recomputed": [
+        "model.activations_checkpoint_granularity=full", "model.activations_checkpoint_method=uniform",
+        "model.activations_checkpoint_num_layers=1",
+    ],
+    "selective": ["model.activations_checkpoint_granularity=selective"],
+    "fusions": ["fusions=te"],
+    "adamw": ["model.optim.name=adamw"],
+    "lora": ["model.peft.peft_scheme=lora", "model.peft.lora_tuning.adapter_dim=16"],
+}  # fmt: skip
 _FP8_WARM_UP = 3  # steps after which the scales of delayed scaling have seen every tensor
 
 
@@ -117,42 +130,48 @@ def cached_reference(folder: Path, precision: str) -> str:
     )
 
 
-def resume(folder: Path, precision: str) -> str:
+def resume(folder: Path, precision: str, way: str = "plain") -> str:
     """Stopped after step 4 of 8 without a checkpoint of it and started again, against a run that was not stopped."""
     need_nemo()
     need_precision(precision)
     runs.prepared(folder)
-    whole, stopped = f"whole_{precision}", f"stopped_{precision}"
-    optimizer = [*(runs.ADAM if precision == "fp32" else runs.ADAM_WITH_MAIN_WEIGHTS), "trainer.dpo.save_interval=3"]
+    whole, stopped = f"whole_{precision}_{way}", f"stopped_{precision}_{way}"
+    optimizer = [*_adam(precision), *WAYS[way], "trainer.dpo.save_interval=3"]
     jobs = [
         runs.job(folder, whole, optimizer, precision=precision),
         runs.job(folder, stopped, optimizer, precision=precision, dies_after=4),
         runs.job(folder, stopped, optimizer, precision=precision),
     ]
-    runs.do(folder, f"resume_{precision}", jobs)
+    runs.do(folder, f"resume_{precision}_{way}", jobs)
     # sums that a GPU makes in no fixed order move a step a little; on CPUs every bit is the same
     bound = 0.0 if not host.has_cuda() else 1e-4 if precision == "fp32" else 1e-3
     difference = runs.largest_difference(runs.metrics(folder, stopped), runs.metrics(folder, whole))
     return bounded("largest difference of 8 steps:", difference, bound)
 
 
-def twenty_steps(folder: Path, precision: str) -> str:
+def twenty_steps(folder: Path, precision: str, way: str = "plain") -> str:
     """MinorDPO here and on the CPU: rewards of each step, relative to the largest one of the CPU's."""
     need_nemo()
     if not host.has_cuda():
         raise NotRun("no CUDA device to compare with the CPU")
     need_precision(precision)
+    if way == "fusions":
+        need_transformer_engine()
     runs.prepared(folder)
-    optimizer = runs.ADAM if precision == "fp32" else runs.ADAM_WITH_MAIN_WEIGHTS
-    if not (folder / "on_cpu/checkpoints/step_000020").exists():
-        runs.do_on_cpu(folder, "on_cpu", [runs.job(folder, "on_cpu", runs.ADAM, steps=20)])
-    name = f"steps_{precision}"
-    runs.do(folder, name, [runs.job(folder, name, optimizer, precision=precision, steps=20)])
-    found, expected = (_rewards(folder, run) for run in (name, "on_cpu"))
+    on_cpu, adapters = ("on_cpu_lora", WAYS["lora"]) if way == "lora" else ("on_cpu", [])
+    if not (folder / on_cpu / "checkpoints/step_000020").exists():
+        runs.do_on_cpu(folder, on_cpu, [runs.job(folder, on_cpu, [*runs.ADAM, *adapters], steps=20)])
+    name = f"steps_{precision}_{way}"
+    runs.do(folder, name, [runs.job(folder, name, [*_adam(precision), *WAYS[way]], precision=precision, steps=20)])
+    found, expected = (_rewards(folder, run) for run in (name, on_cpu))
     last = f"last step {found[-1, 0]:+.3f} / {found[-1, 1]:+.3f}, CPU's {expected[-1, 0]:+.3f} / {expected[-1, 1]:+.3f}"
     bound = {"fp32": 1e-2, "bf16": 0.1, "fp8_hybrid": 0.25}[precision]
     error = ((found - expected).abs().max() / expected.abs().max()).item()
     return f"{bounded('rewards:', error, bound)}; {last}"
+
+
+def _adam(precision: str) -> list[str]:
+    return runs.ADAM if precision == "fp32" else runs.ADAM_WITH_MAIN_WEIGHTS
 
 
 def _rewards(folder: Path, name: str) -> torch.Tensor:

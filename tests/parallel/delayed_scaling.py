@@ -138,7 +138,6 @@ def delayed_scaling(without: str | None) -> Iterator[None]:
         without: a function of train/fp8.py that does nothing meanwhile, to see what it is for; None: all are there.
     """
     from nemo_minordpo.train import fp8, reference
-    from nemo_minordpo.train import model as model_module
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpt_layer_specs, "ColumnParallelLinear", ScaledColumnParallelLinear)
@@ -147,6 +146,6 @@ def delayed_scaling(without: str | None) -> Iterator[None]:
         if without == "find_scales":
             patch.setattr(fp8, "find_scales", lambda *args: None)
         if without == "scales_kept":
-            patch.setattr(model_module, "scales_kept", lambda model: nullcontext())
+            patch.setattr(fp8, "scales_kept", lambda model: nullcontext())
             patch.setattr(reference, "move_scales", lambda model: None)  # it is put back by the other
         yield

@@ -1,0 +1,46 @@
+"""Fused kernels of Transformer Engine where Megatron-Core 0.10 - 0.11 looks for them in Apex, or in an older one."""
+
+from typing import Any
+
+from nemo_minordpo.host import StandIn
+
+
+def install() -> list[StandIn]:
+    """On a machine with Transformer Engine and without Apex; each is used where a model's configuration turns it on."""
+    return [*_rotary_embedding(), *_gradient_accumulation()]
+
+
+def _rotary_embedding() -> list[StandIn]:
+    """`apply_rope_fusion`: Transformer Engine 2 moved the function that Megatron-Core imports."""
+    import megatron.core.models.common.embeddings.rope_utils as rope_utils
+
+    if rope_utils.fused_apply_rotary_pos_emb is not None:
+        return []
+    try:
+        from transformer_engine.pytorch.attention.rope import apply_rotary_pos_emb
+    except ImportError:
+        return []  # Megatron-Core says so where a model wants it
+
+    def fused(t: Any, freqs: Any, transpose_output_memory: bool = False) -> Any:
+        return apply_rotary_pos_emb(t, freqs, tensor_format="sbhd", fused=True)
+
+    module: Any = rope_utils
+    module.fused_apply_rotary_pos_emb = fused
+    return [StandIn("fused rotary embedding where Megatron-Core looks for it", "Transformer Engine's own")]
+
+
+def _gradient_accumulation() -> list[StandIn]:
+    """`gradient_accumulation_fusion`: products for gradients of weights that add to Megatron's main_grad.
+
+    Transformer Engine's layers do that themselves. Megatron-Core asks for Apex's extension all the same, for its own
+    head, which is built and never called: core/logprobs.py adds to main_grad, too.
+    """
+    import megatron.core.tensor_parallel.layers as layers
+
+    if not hasattr(layers, "_grad_accum_fusion_available"):
+        raise ImportError("megatron.core.tensor_parallel.layers asks otherwise for Apex: nemo_minordpo.host.fusions")
+    if layers._grad_accum_fusion_available:
+        return []
+    module: Any = layers
+    module._grad_accum_fusion_available = True
+    return [StandIn("Apex's gradient accumulation fusion", "Transformer Engine's layers have it")]
