@@ -2,6 +2,7 @@
 which Megatron-Core can build and NeMo passes over.
 """
 
+import functools
 import importlib
 import inspect
 import sys
@@ -29,6 +30,7 @@ def install(*, cuda: bool, apex: bool, transformer_engine: bool) -> list[StandIn
             active.extend(fusions.install())
     if not transformer_engine:
         active.append(_layers_without_transformer_engine())
+    active.extend(_distributed_optimizer_of_torch())
     _query_key_norms(transformer_engine=transformer_engine)
     return active
 
@@ -178,6 +180,48 @@ def _strategy_without_apex() -> StandIn:
     # Checkpointing asks isinstance of it; without Apex no optimizer is one.
     module.MegatronDistributedFusedAdam = type("MegatronDistributedFusedAdam", (), {})
     return StandIn("Apex in NeMo's strategy", "the strategy takes torch's and Megatron-Core's optimizers")
+
+
+def _distributed_optimizer_of_torch() -> list[StandIn]:
+    """Megatron-Core's distributed optimizer (0.10 - 0.12) on torch's Adam, where there is neither Apex nor TE.
+
+    Its checkpoints hold what Adam keeps of a weight as parts of the weight. Torch keeps the number of steps there, too,
+    which is none; Megatron has it in the parameter groups already, and fails where there has been no step to ask for it.
+    """
+    import megatron.core.optimizer.distrib_optimizer as distributed
+
+    if distributed.HAVE_APEX_OR_TE:
+        return []
+    optimizer: Any = distributed.DistributedOptimizer
+    for name in ("sharded_param_state_fs_model_space", "load_parameter_state_from_fs_model_space"):
+        _require(optimizer, name)
+        setattr(optimizer, name, _without_steps(getattr(optimizer, name)))
+    state_dict = optimizer.state_dict
+
+    def with_steps(self: Any) -> Any:
+        if not self.optimizer.state:
+            self.init_state_fn(self.optimizer)
+            for values in self.optimizer.state.values():
+                values["step"] = torch.zeros(())
+        return state_dict(self)
+
+    optimizer.state_dict = with_steps
+    return [StandIn("Adam of Apex or Transformer Engine in Megatron's distributed optimizer", "torch's")]
+
+
+def _without_steps(method: Any) -> Any:
+    @functools.wraps(method)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        states = [values for values in self.optimizer.state.values() if "step" in values]
+        steps = [values.pop("step") for values in states]
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            for values, step in zip(states, steps, strict=True):
+                # Megatron loads one tensor for all weights, to which torch would add a step for each of them
+                values["step"] = step.clone()
+
+    return wrapper
 
 
 def _require(module: Any, name: str) -> None:

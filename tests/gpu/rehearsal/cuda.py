@@ -23,7 +23,9 @@ def install() -> None:
     _OnCpu().__enter__()
     torch.Tensor.is_cuda = property(lambda self: True)
     for name, instead in _cuda_calls().items():
-        setattr(torch.cuda, name, instead)
+        for module in (torch.cuda, torch.cuda.random):
+            if module is torch.cuda or hasattr(module, name):
+                setattr(module, name, instead)
     torch.cuda.default_generators = (torch.default_generator,)
     torch.load = _loading_to_cpu(torch.load)
     # what is compiled for a GPU runs uncompiled
@@ -43,6 +45,8 @@ class _OnCpu(TorchFunctionMode):
             kwargs["device"] = _CPU
         if func is torch.Tensor.to:
             args = (args[0], *(_CPU if _is_cuda(given) else given for given in args[1:]))
+        elif func is torch.device and isinstance(args[0], int):
+            args = ("cuda", *args)  # a torch that was built without CUDA refuses numbers of devices
         elif func in (torch.Tensor.cuda, torch.Tensor.pin_memory):
             return args[0]
         elif func in (torch.mm, torch.addmm) and "out_dtype" in kwargs:
