@@ -56,7 +56,7 @@ def _write_item_of_newer_torch() -> list[StandIn]:
 
 
 def _metadata_of_newer_torch() -> list[StandIn]:
-    """Torch's writer copies the metadata field by field before it writes them (from 2.8 or so on).
+    """The writer of some torch releases copies the metadata field by field before it writes them (2.11; not 2.13).
 
     Megatron-Core 0.10 - 0.12 adds an attribute, `mcore_data`, that is no field. It has the shapes of flattened tensors:
     without it a checkpoint of the distributed optimizer is written, and cannot be loaded.
