@@ -11,6 +11,12 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.10 python3; do \
 # NeMo 2.1.0 with Megatron-Core 0.10.0; and NeMo 2.2.1 with 0.11.0, what NVIDIA's NeMo 25.02 container carries
 VENV := .venv
 VENV_25_02 := .venv-25-02
+# What a bare machine with a GPU has, for the rehearsal: Python 3.12, torch for CUDA (5 GB) and the stack of GPU_KIT
+VENV_GPU := .venv-gpu
+# Transformer Engine and NeMo for it (docs/gpu.md): site.tar.xz, and boot.sh that puts them on the path
+GPU_KIT ?= ../shared/gpu-kit
+PYTHON_3_12 ?= $(firstword $(shell for name in python3.12 "$$HOME"/.pyenv/versions/3.12.*/bin/python3; do \
+    "$$name" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo "$$name"; done))
 # TRL as it is now, for the benchmarks: its transformers is newer than NeMo's
 VENV_TRL := .venv-trl
 # A Python that has the stack already, a container's or a bare machine's: make gpu-check PYTHON_OF_STACK=python3
@@ -18,8 +24,11 @@ PYTHON_OF_STACK ?=
 TESTS ?= tests/unit tests/slurm tests/parallel tests/functional
 PYTEST_ARGS ?=
 GPU_CHECK_ARGS ?=
+REHEARSAL_ARGS ?=
+# 25-02: NeMo 2.2.1 with Megatron-Core 0.11.0 instead of the kit's
+REHEARSAL_STACK ?=
 
-.PHONY: help demo real paper-small test test-stacks gpu-check faults bench lint doctor
+.PHONY: help demo real paper-small test test-stacks gpu-check gpu-rehearsal faults bench lint doctor
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -38,6 +47,20 @@ test: $(VENV)/.installed  ## all tests that need no GPU; those of the launchers 
 
 gpu-check: $(if $(PYTHON_OF_STACK),,$(VENV)/.installed)  ## what a GPU's stack computes, and how fast (PYTHON_OF_STACK=python3)
 	$(or $(PYTHON_OF_STACK),$(VENV)/bin/python) -m tests.gpu $(GPU_CHECK_ARGS)
+
+# without the kit, and in continuous integration: what the CPU stack can play of it (tests/functional/test_rehearsal.py)
+ifneq ($(and $(wildcard $(GPU_KIT)/boot.sh),$(PYTHON_3_12)),)
+gpu-rehearsal: $(VENV_GPU)/.installed $(REHEARSAL_STACK:%=$(VENV_GPU)/stack-%/.installed)  ## gpu-check with a GPU that the CPU plays, then FlexAttention for sm_90 (40 minutes)
+	@export PATH="$(abspath $(VENV_GPU))/bin:$$PATH"; root=$$PWD; cd $(GPU_KIT); . ./boot.sh; cd "$$root"; \
+	    export PYTHONPATH=$(REHEARSAL_STACK:%=$(abspath $(VENV_GPU))/stack-%:)$$PYTHONPATH; \
+	    unset PYTHONDONTWRITEBYTECODE; export PYTHONPYCACHEPREFIX=$(abspath $(VENV_GPU))/bytecode; \
+	    python3 -m tests.gpu.rehearsal $(REHEARSAL_ARGS)
+	@PYTHONPATH= $(VENV_GPU)/bin/python -m tests.gpu.sm90 --output runs/gpu-rehearsal-sm90.json
+else
+gpu-rehearsal:
+	@echo "not run: it takes Python 3.12 (PYTHON_3_12=$(or $(PYTHON_3_12),none found)) and a folder with" \
+	    "Transformer Engine for it (GPU_KIT=$(GPU_KIT): $(if $(wildcard $(GPU_KIT)/boot.sh),there,no boot.sh in it))"
+endif
 
 faults: $(VENV)/.installed  ## 20 jobs on a Slurm of virtual nodes, each hurt once; results in docs/ (root, an hour)
 	$(VENV)/bin/python -m tests.slurm.faults
@@ -75,6 +98,18 @@ $(VENV)/.installed $(VENV_25_02)/.installed: pyproject.toml
 	    | awk '/^ *(Collecting|Downloading|Building) / && ++count % 25 == 0 { print "  " $$1, $$2; fflush() } \
 	           /^(Installing collected|Successfully installed|ERROR)/ { print "  " $$1, $$2; fflush() }' || { tail -n 20 $(@D)/install.log; exit 1; }
 	@$(@D)/bin/python -m pip check
+	@touch $@
+
+$(VENV_GPU)/.installed: tests/gpu/rehearsal/requirements.txt
+	@echo "Setting up $(@D) with $(PYTHON_3_12), once: 6 GB, some minutes. What pip says: $(@D)/install.log"
+	@$(PYTHON_3_12) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --progress-bar off -r $< > $(@D)/install.log 2>&1 \
+	    || { tail -n 20 $(@D)/install.log; exit 1; }
+	@touch $@
+
+$(VENV_GPU)/stack-25-02/.installed: $(VENV_GPU)/.installed
+	@$(VENV_GPU)/bin/python -m pip install --progress-bar off --no-deps --target $(@D) \
+	    nemo_toolkit==2.2.1 megatron-core==0.11.0 > $(VENV_GPU)/install-25-02.log 2>&1
 	@touch $@
 
 $(VENV_TRL)/.installed:

@@ -49,6 +49,7 @@ trainer:
   use_distributed_sampler: false
   max_epochs: 1
   max_steps: ${settings.steps}
+  gradient_clip_val: 1.0  # Megatron-Core's optimizer clips in its step, by Lightning's limit; others by Aligner's below
   dpo: {max_epochs: 1, max_steps: "${settings.steps}", val_check_interval: 0, save_interval: 0, limit_val_batches: 0,
     gradient_clip_val: 1.0}
 exp_manager: {log_tflops_per_sec_per_gpu: false}
@@ -114,7 +115,7 @@ def configuration(settings: Settings, pairs: Path) -> Any:
     given = {"settings": asdict(settings), "file": str(pairs), "device": _device()}
     cfg: Any = OmegaConf.merge(given, OmegaConf.create(_CONFIGURATION))
     OmegaConf.resolve(cfg)
-    cfg.model.optim = {"lr": settings.lr, "weight_decay": 0.0, **cfg.device.optimizer}
+    cfg.model.optim = {"lr": settings.lr, "weight_decay": 0.0, "betas": [0.9, 0.999], **cfg.device.optimizer}
     return cfg
 
 

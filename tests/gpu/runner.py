@@ -8,124 +8,132 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from threading import Event, Lock
 
-from rich.markup import escape
-from rich.table import Table
-
-from nemo_minordpo.records import write_json
+from tests.gpu.schedule import Check, Phase, end_of, lanes_at_a_time, threads_of_check
 
 ROOT = Path(__file__).parent.parent.parent
-_STYLES = {"passed": "green", "FAILED": "bold red", "not run": "yellow"}
-
-
-@dataclass(frozen=True)
-class Check:
-    """A row of the table.
-
-    target: MODULE:FUNCTION, called with the shared folder and the arguments.
-    limit_s: seconds after which it has failed.
-    """
-
-    name: str
-    target: str
-    arguments: tuple[str, ...] = ()
-    limit_s: float = 180.0
+_POLL_S = 0.5
+# Ranks of one machine need no other interface; a few threads compile what one check needs, and lanes share the cores.
+_ENVIRONMENT = {"NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo", "TORCHINDUCTOR_COMPILE_THREADS": "4"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """What became of a check: `passed`, `FAILED` or `not run`; the last two with a reason."""
+    """What became of a check: `passed`, `FAILED` or `not run`; the last two with a reason.
+
+    started_s, ended_s: seconds after the start of the whole.
+    """
 
     name: str
     result: str
     reason: str
     figure: str
-    seconds: float
+    started_s: float
+    ended_s: float
+
+    @property
+    def seconds(self) -> float:
+        return self.ended_s - self.started_s
 
 
-def run_check(check: Check, folder: Path, *, left_s: float) -> Row:
-    """Run one check, with its output in a log of its own in the folder.
+@dataclass(frozen=True)
+class Session:
+    """A run of checks.
 
-    Args:
-        check: which one.
-        folder: shared by all checks.
-        left_s: seconds that are left for all checks.
+    folder: existing; for what checks share, with a log of each.
+    limit_s: seconds for all of them.
+    stop: set from elsewhere, it ends the checks that run and starts no other one.
+    tell: called with each row as it comes, one at a time.
     """
-    if left_s <= 0:
-        return Row(check.name, "not run", "no time left", "", 0.0)
-    answer = folder / f"{_file_name(check)}.answer"  # not what a check of this name may write
-    answer.unlink(missing_ok=True)
-    started = time.monotonic()
-    with log_of(check, folder).open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.gpu.one", check.target, str(folder), str(answer), *check.arguments],
-            cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-        try:
-            code = process.wait(timeout=min(check.limit_s, left_s))
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            # whatever it started ends with it
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    return _row(check, code, answer, seconds=time.monotonic() - started, out_of_time=left_s < check.limit_s)
 
+    folder: Path
+    limit_s: float
+    stop: Event = field(default_factory=Event)
+    tell: Callable[[Row], None] = lambda row: None
+    start: float = field(default_factory=time.monotonic)
+    _lock: Lock = field(default_factory=Lock)
 
-def _row(check: Check, code: int | None, answer: Path, *, seconds: float, out_of_time: bool) -> Row:
-    if code == 0 and answer.exists():
-        said: dict[str, str] = json.loads(answer.read_text())
-        return Row(check.name, said["result"], said.get("reason", ""), said.get("figure", ""), seconds)
-    if code is None and out_of_time:
-        return Row(check.name, "not run", "no time left to finish", "", seconds)
-    if code is None:
-        reason = f"not finished after {check.limit_s:g} s"
-    elif code < 0:
-        reason = f"killed by {signal.Signals(-code).name}"
-    else:
-        reason = f"ended with exit code {code}"
-    return Row(check.name, "FAILED", reason, "", seconds)
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.start
 
+    def run(self, phases: Sequence[Phase]) -> list[Row]:
+        """Run all checks; those for which no time is left are not run. Rows come in the order of the phases."""
+        rows: list[Row] = []
+        for phase in phases:
+            end_s = end_of(phase, phases, limit_s=self.limit_s)
+            run_lane = partial(self._run_lane, end_s=end_s, threads=threads_of_check(phase))
+            with ThreadPoolExecutor(lanes_at_a_time(phase)) as lanes:
+                rows += [row for of_lane in lanes.map(run_lane, phase.lanes) for row in of_lane]
+        return rows
 
-def run_all(checks: Iterable[Check], folder: Path, *, limit_s: float, tell: Any = None) -> list[Row]:
-    """Run checks one after another; those for which no time is left are not run.
+    def _run_lane(self, lane: Sequence[Check], *, end_s: float, threads: int) -> list[Row]:
+        rows = []
+        for check in lane:
+            rows.append(self.run_check(check, end_s=end_s, threads=threads))
+            with self._lock:
+                self.tell(rows[-1])
+        return rows
 
-    Args:
-        checks: in their order.
-        folder: existing; for what they share.
-        limit_s: seconds for all of them.
-        tell: called with each row as it comes.
-    """
-    end = time.monotonic() + limit_s
-    rows = []
-    for check in checks:
-        rows.append(run_check(check, folder, left_s=end - time.monotonic()))
-        if tell is not None:
-            tell(rows[-1])
-    return rows
+    def run_check(self, check: Check, *, end_s: float, threads: int) -> Row:
+        """Run one check, with its output in a log of its own in the folder.
 
+        Args:
+            check: which one.
+            end_s: when it is stopped at the latest, in seconds after the start of the whole.
+            threads: of torch on the CPU.
+        """
+        started_s = self.elapsed_s
+        if self.stop.is_set() or started_s >= end_s:
+            reason = "interrupted" if self.stop.is_set() else "no time left"
+            return Row(check.name, "not run", reason, "", started_s, started_s)
+        answer = self.folder / f"{_file_name(check)}.answer"  # not what a check of this name may write
+        answer.unlink(missing_ok=True)
+        with log_of(check, self.folder).open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.gpu.one", check.target, str(self.folder), str(answer), *check.arguments],
+                cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                env={**_ENVIRONMENT, "OMP_NUM_THREADS": str(threads), **os.environ},
+            )  # fmt: skip
+            try:
+                code = self._wait(process, until_s=min(started_s + check.limit_s, end_s))
+            finally:
+                # whatever it started ends with it
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        result, reason, figure = self._outcome(code, answer, check, out_of_time=end_s < started_s + check.limit_s)
+        return Row(check.name, result, reason, figure, started_s, self.elapsed_s)
 
-def exit_code(rows: list[Row]) -> int:
-    """1 when something failed; what was not run is no failure."""
-    return int(any(row.result == "FAILED" for row in rows))
+    def _wait(self, process: subprocess.Popen, *, until_s: float) -> int | None:
+        """Its exit code; None: it has to be ended."""
+        while (left_s := until_s - self.elapsed_s) > 0 and not self.stop.is_set():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(timeout=min(left_s, _POLL_S))
+        return None
 
-
-def table(rows: list[Row], *, title: str) -> Table:
-    result = Table("check", "result", "figure", title=title, title_justify="left")
-    result.add_column("s", justify="right")
-    for row in rows:
-        words = f"{row.result}: {row.reason}" if row.reason else row.result
-        result.add_row(row.name, f"[{_STYLES[row.result]}]{escape(words)}[/]", escape(row.figure), f"{row.seconds:.0f}")
-    return result
-
-
-def write_results(path: Path, rows: list[Row], stack: dict[str, Any]) -> None:
-    write_json(path, {"stack": stack, "rows": [asdict(row) for row in rows]})
+    def _outcome(self, code: int | None, answer: Path, check: Check, *, out_of_time: bool) -> tuple[str, str, str]:
+        """Result, reason and figure."""
+        if code == 0 and answer.exists():
+            said: dict[str, str] = json.loads(answer.read_text())
+            return said["result"], said.get("reason", ""), said.get("figure", "")
+        if code is None and self.stop.is_set():
+            return "not run", "interrupted", ""
+        if code is None and out_of_time:
+            return "not run", "no time left to finish", ""
+        if code is None:
+            reason = f"not finished after {check.limit_s:g} s"
+        elif code < 0:
+            reason = f"killed by {signal.Signals(-code).name}"
+        else:
+            reason = f"ended with exit code {code}"
+        return "FAILED", reason, ""
 
 
 def log_of(check: Check, folder: Path) -> Path:

@@ -4,8 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from nemo_minordpo import host
 from nemo_minordpo.records import StepMetrics
@@ -27,14 +30,15 @@ ADAM_WITH_MAIN_WEIGHTS = ["model.optim.name=mcore_distributed_optim", "model.opt
 
 def prepared(folder: Path) -> Path:
     """The folder, with the tiny model in both forms and pairs: made by the first check that needs them."""
-    if not (folder / NEMO).exists():
-        from nemo_minordpo.convert.hf_to_nemo import import_hf
-        from tests.tiny import write_model, write_pairs
+    with FileLock(folder / "prepared.lock"):  # checks run side by side
+        if not (folder / NEMO).exists():
+            from nemo_minordpo.convert.hf_to_nemo import import_hf
+            from tests.tiny import write_model, write_pairs
 
-        write_pairs(folder / PAIRS, count=22, seed=0)
-        write_pairs(folder / VALIDATION, count=5, seed=1)
-        write_model(folder / HF, **SIZES)
-        import_hf(folder / HF, folder / NEMO, overwrite=True)
+            write_pairs(folder / PAIRS, count=22, seed=0)
+            write_pairs(folder / VALIDATION, count=5, seed=1)
+            write_model(folder / HF, **SIZES)
+            import_hf(folder / HF, folder / NEMO, overwrite=True)
     return folder
 
 
@@ -84,9 +88,9 @@ def without_transformer_engine() -> None:
     host.has_transformer_engine = lambda: False
 
 
-def metrics(folder: Path, name: str) -> list[StepMetrics]:
+def metrics(folder: Path, name: str, *, split: str = "train") -> list[StepMetrics]:
     lines = (folder / name / "metrics.jsonl").read_text().splitlines()
-    return [line for line in map(StepMetrics.from_json, lines) if line.split == "train"]
+    return [line for line in map(StepMetrics.from_json, lines) if line.split == split]
 
 
 def largest_difference(ours: list[StepMetrics], expected: list[StepMetrics]) -> float:
@@ -103,6 +107,11 @@ def largest_difference(ours: list[StepMetrics], expected: list[StepMetrics]) -> 
         for here, there in zip(ours, expected, strict=True)
         for name in names
     )
+
+
+def one_step_late(lines: list[StepMetrics]) -> list[StepMetrics]:
+    """The same steps with the values of those before: a control for what compares curves."""
+    return [replace(line, values=before.values) for line, before in zip(lines, [lines[0], *lines[:-1]], strict=True)]
 
 
 def _file_of(folder: Path, name: str, jobs: list[dict]) -> Path:

@@ -1,14 +1,18 @@
-"""Steps, FP8 and the head, measured on a GPU. These measure: what is slow is told beside its goal, and fails nothing.
+"""Steps, FP8 and the head, measured on a GPU. These measure: a goal stands beside each figure, and nothing fails.
 
 The model is a random one with the sizes of Qwen2.5-1.5B in packed rows of pairs as long as GSM8K's.
 """
 
+import copy
 import json
+import os
 import random
+import shutil
 import statistics
 import sys
+import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,48 +20,80 @@ import torch
 from torch import Tensor
 
 from nemo_minordpo import host
+from nemo_minordpo.records import write_json
 from tests.benchmarks import be_the_only_rank
-from tests.gpu import NotRun, need_cuda, need_nemo, need_precision, runs
+from tests.gpu import (
+    MEASURED,
+    NotRun,
+    kernel_times,
+    need_cuda,
+    need_nemo,
+    need_precision,
+    need_transformer_engine,
+    runs,
+)
+from tests.ports import port_for_ranks
 
 _SIZES: dict[str, Any] = {
     "vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
     "num_attention_heads": 12, "num_key_value_heads": 2, "max_position_embeddings": 4096,
 }  # fmt: skip
-_PAIRS_A_STEP, _STEPS, _ROW = 64, 6, 8192
-_PAIRS_OF_ALIGNER = 4  # a micro-batch of its own
+_PAIRS_OF_STEP, _PAIRS_OF_ALIGNER = 64, 4  # of a micro-batch of NeMo-Aligner's own
+_WARM_UP, _TIMED, _PROFILED = 2, 4, 1  # steps; the first ones compile and allocate
+_STEPS = _WARM_UP + _TIMED + _PROFILED
 _GOALS = {"peak fraction": 0.40, "FP8 over bf16": 1.25, "head memory": 0.10, "pairs over aligner": 4}
+_MEDIANS = (
+    "step_s", "pairs_per_s", "tokens_per_s", "row_fill", "model_tflops", "matmul_peak_fraction", "peak_memory_gib",
+)  # fmt: skip
 # of the head: half of a row's places predict a response
 _PLACES, _RESPONSE = 8192, 4096
 
 
-def step(folder: Path, precision: str) -> str:
-    """Whole steps of training, the first two not counted: they compile and allocate."""
+def prepare(folder: Path) -> str:
+    """The model of 1.5B and its pairs, which the measurements then find."""
+    need_nemo()
+    need_cuda()
+    work = _prepared(folder)
+    size = sum(file.stat().st_size for file in (work / runs.NEMO).rglob("*"))
+    return f"{size / 2**30:.1f} GiB of weights, {_PAIRS_OF_STEP * _STEPS} pairs"
+
+
+def step(folder: Path, precision: str, kernels: str = "fused", *row_lengths: str) -> str:
+    """Whole steps of training, in rows of each length, one of which is profiled; a file with all of it after each.
+
+    `kernels` are `fused`, with Transformer Engine's (fusions=te), or `single`, as a checkpoint is imported.
+
+    The loaded model is measured with all lengths: loading takes longer than the steps. FP8 costs time of the CPU with
+    every layer and row, whatever its length, which long rows hide.
+    """
     need_nemo()
     need_cuda()
     need_precision(precision)
-    work = _prepared(folder)
-    found = _measure(work, precision)
-    (work / f"{precision}.json").write_text(json.dumps(found))
-    words = [
-        f"{found['step_s']:.2f} s a step of {_PAIRS_A_STEP} pairs",
-        f"{found['pairs_per_s']:.1f} pairs/s",
-        f"{found['tokens_per_s']:.0f} tokens/s",
-        f"{found['model_tflops']:.0f} TFLOP/s",
-        f"{found['matmul_peak_fraction']:.0%} of the measured bf16 peak (goal: {_GOALS['peak fraction']:.0%})",
-        f"{found['peak_memory_gib']:.1f} GiB",
-    ]
-    return "; ".join(words)
+    if kernels == "fused":
+        need_transformer_engine()
+    work, row_lengths = _prepared(folder), row_lengths or ("8192",)
+    started = time.perf_counter()
+    trainer = _trainer(work, precision, kernels, capacity=int(row_lengths[0]))
+    found: dict[str, Any] = {"set_up_s": time.perf_counter() - started, "rows": {}}
+    for length in row_lengths:
+        for values in _measure(trainer, capacity=int(length)):
+            found["rows"][length] = values
+            write_json(folder / _file(precision, kernels), found)
+    return "; ".join(f"rows of {length}: {_in_words(values)}" for length, values in found["rows"].items())
 
 
 def fp8_over_bf16(folder: Path) -> str:
     """The two measurements above beside each other."""
-    files = [folder / "speed" / f"{precision}.json" for precision in ("bf16", "fp8_hybrid")]
-    if not all(file.exists() for file in files):
-        raise NotRun("it takes a measured step in bf16 and in FP8")
-    bf16, fp8 = (json.loads(file.read_text()) for file in files)
-    ratio = bf16["step_s"] / fp8["step_s"]
-    losses = ", ".join(f"{here:.4f} ({there:.4f})" for here, there in zip(fp8["losses"], bf16["losses"], strict=True))
-    return f"{ratio:.2f}x bf16's pairs/s (goal: {_GOALS['FP8 over bf16']:g}x); losses in FP8 (bf16): {losses}"
+    bf16, fp8 = _measured(folder, "bf16", "fp8_hybrid")
+    words = []
+    for length in (length for length in bf16 if length in fp8):
+        here, there = fp8[length], bf16[length]
+        losses = ", ".join(f"{a:.4f} ({b:.4f})" for a, b in zip(here["losses"], there["losses"], strict=True))
+        words.append(
+            f"rows of {length}: {there['step_s'] / here['step_s']:.2f}x bf16's pairs/s "
+            f"(goal: {_GOALS['FP8 over bf16']:g}x); losses in FP8 (bf16): {losses}"
+        )
+    return "; ".join(words)
 
 
 def head(folder: Path) -> str:
@@ -87,34 +123,51 @@ def beside_aligner(folder: Path) -> str:
     """NeMo-Aligner's own DPO step in bf16 on the same pairs, beside ours of the step measured before."""
     need_nemo()
     need_cuda()
-    file = folder / "speed/bf16.json"
-    if not file.exists():
-        raise NotRun("it takes a measured step in bf16")
-    theirs, ours = _step_of_aligner(file.parent), json.loads(file.read_text())["step_s"]
+    (bf16,) = _measured(folder, "bf16")
+    ours = min(values["step_s"] for values in bf16.values())
+    theirs = _step_of_aligner(folder)
     return (
-        f"NeMo-Aligner {theirs:.2f} s, {_PAIRS_A_STEP / theirs:.1f} pairs/s; ours are "
+        f"NeMo-Aligner {theirs:.2f} s, {_PAIRS_OF_STEP / theirs:.1f} pairs/s; ours are "
         f"{theirs / ours:.1f}x as many (goal: {_GOALS['pairs over aligner']:g}x)"
     )
 
 
-def _step_of_aligner(work: Path) -> float:
+def _file(precision: str, kernels: str) -> Path:
+    """In the folder of the checks; what is measured goes into the file of results."""
+    return Path(MEASURED) / f"{precision}_{kernels}.json"
+
+
+def _measured(folder: Path, *precisions: str) -> list[dict[str, dict[str, Any]]]:
+    """What `step` wrote of each, by length of the rows: with fused kernels, or else with single ones."""
+    for kernels in ("fused", "single"):
+        files = [folder / _file(precision, kernels) for precision in precisions]
+        if all(file.exists() for file in files):
+            return [json.loads(file.read_text())["rows"] for file in files]
+    raise NotRun(f"it takes a measured step in {' and in '.join(precisions)}")
+
+
+def _step_of_aligner(folder: Path) -> float:
     """Seconds, the median of all steps but the first two."""
     from tests.benchmarks.inputs import Inputs
     from tests.benchmarks.run import ALIGNER, Case, Competitor
 
+    work = _prepared(folder)
     inputs = Inputs(hf={"model": work / runs.HF}, nemo={"model": work / runs.NEMO}, pairs={"pairs": work / runs.PAIRS})
-    case = Case("model", "pairs", 1, _PAIRS_A_STEP, _PAIRS_OF_ALIGNER, _STEPS - 1)
+    steps = _WARM_UP + 3
+    case = Case("model", "pairs", 1, _PAIRS_OF_STEP, _PAIRS_OF_ALIGNER, steps - 1)
     aligner = Competitor(ALIGNER, case, inputs, work, python=Path(sys.executable))
     try:
-        return statistics.median([aligner.step()["seconds"] for _ in range(_STEPS)][2:])
+        seconds = [aligner.step()["seconds"] for _ in range(steps)]
     finally:
         aligner.close()
+    write_json(folder / MEASURED / "aligner.json", {"seconds": seconds, "ready": aligner.ready})
+    return statistics.median(seconds[_WARM_UP:])
 
 
 def _prepared(folder: Path) -> Path:
-    """A folder with the model, which is made on the GPU and kept in bfloat16, and pairs."""
+    """A folder with pairs and the model, made on the GPU in bfloat16 and unpacked: every reader would unpack it."""
     work = folder / "speed"
-    if not (work / runs.NEMO).exists():
+    if not (work / runs.NEMO).is_dir():
         from nemo_minordpo.convert.hf_to_nemo import import_hf
         from tests.tiny import write_model
 
@@ -126,45 +179,82 @@ def _prepared(folder: Path) -> Path:
         torch.set_default_dtype(torch.float32)
         import_hf(work / runs.HF, work / runs.NEMO, overwrite=True)
         torch.cuda.empty_cache()
+        with tarfile.open(work / runs.NEMO) as archive:
+            archive.extractall(work / "unpacked", filter="data")
+        (work / runs.NEMO).unlink()
+        (work / "unpacked").rename(work / runs.NEMO)
+        shutil.rmtree(work / runs.HF)
     return work
 
 
 def _write_pairs(path: Path) -> None:
-    """Prompts of about 100 tokens, and responses of about 150 that part in their middle."""
+    """Prompts of 100 tokens and responses of 150 that part in their middle, on average; a word is two tokens."""
     draw = random.Random(0)
 
     def words(count: int) -> str:
         return " ".join(str(draw.randint(100, 999)) for _ in range(count))
 
     with path.open("w") as file:
-        for _ in range(_PAIRS_A_STEP * _STEPS):
-            prompt, shared = words(draw.randint(15, 35)), words(draw.randint(5, 30))
-            sides = [f"{shared} {words(draw.randint(5, 30))}" for _ in range(2)]
+        for _ in range(_PAIRS_OF_STEP * _STEPS):
+            prompt, shared = words(draw.randint(30, 70)), words(draw.randint(12, 62))
+            sides = [f"{shared} {words(draw.randint(12, 62))}" for _ in range(2)]
             row = {"prompt": f"{prompt}\n", "chosen_response": sides[0], "rejected_response": sides[1]}
             file.write(json.dumps(row) + "\n")
 
 
-def _measure(work: Path, precision: str) -> dict:
-    """Medians of the steps that count, and the losses of all of them."""
+def _trainer(work: Path, precision: str, kernels: str, *, capacity: int) -> Any:
+    """Set up as `minordpo train` does, before its first step."""
     be_the_only_rank()
+    os.environ["MASTER_PORT"] = str(port_for_ranks())
     host.prepare()
     from nemo_minordpo.config import compose, load
     from nemo_minordpo.core.losses import LOSSES
     from nemo_minordpo.train import run
     from nemo_minordpo.train.launch import prepare_run
     from nemo_minordpo.train.run_folder import RunFolder
-    from tests.benchmarks.ours_worker import batches_in_file_order
 
     optimizer = runs.ADAM if precision == "fp32" else runs.ADAM_WITH_MAIN_WEIGHTS
-    job = runs.job(work, f"run_{precision}", optimizer, precision=precision, steps=_STEPS)
-    sizes = [f"model.global_batch_size={_PAIRS_A_STEP}", f"model.data.packed_sequence_size={_ROW}"]
-    config = load(compose([*job["overrides"], *sizes, "model.optim.lr=1e-6"]), loss_names=tuple(LOSSES))
+    job = runs.job(work, f"run_{precision}_{kernels}", optimizer, precision=precision, steps=100)
+    more = [
+        f"model.global_batch_size={_PAIRS_OF_STEP}", f"model.data.packed_sequence_size={capacity}",
+        "model.optim.lr=1e-6", *(["fusions=te"] if kernels == "fused" else []),
+    ]  # fmt: skip
+    config = load(compose([*job["overrides"], *more]), loss_names=tuple(LOSSES))
     prepare_run(config)
-    trainer = run.set_up(config, RunFolder(Path(config.exp_manager.explicit_log_dir)))
-    steps = [trainer._train_step(coming).values for coming in batches_in_file_order(trainer)]
-    names = ("step_s", "pairs_per_s", "tokens_per_s", "model_tflops", "matmul_peak_fraction", "peak_memory_gib")
-    medians = {name: statistics.median(values[name] for values in steps[2:]) for name in names}
-    return {**medians, "losses": [values["loss"] for values in steps]}
+    return run.set_up(config, RunFolder(Path(config.exp_manager.explicit_log_dir)))
+
+
+def _measure(trainer: Any, *, capacity: int) -> Iterator[dict[str, Any]]:
+    """Medians of the steps that count, and losses of all; then the same with what the GPU did in one more.
+
+    Args:
+        trainer: of :func:`_trainer`; it goes on from the weights that it has, with the first pairs of the file.
+        capacity: most places of a row.
+    """
+    from tests.benchmarks.ours_worker import batches_in_file_order
+
+    trainer.train = copy.copy(trainer.train)
+    trainer.train._capacity = capacity
+    coming = batches_in_file_order(trainer)
+    steps = [trainer._train_step(batch).values for _, batch in zip(range(_WARM_UP + _TIMED), coming, strict=False)]
+    found: dict[str, Any] = {
+        **{name: statistics.median(values[name] for values in steps[_WARM_UP:]) for name in _MEDIANS},
+        "seconds_of_steps": [values["step_s"] for values in steps],
+        "losses": [values["loss"] for values in steps],
+    }
+    yield found
+    profiled_step: dict[str, float] = {}
+    kernels = kernel_times.profiled(lambda: profiled_step.update(trainer._train_step(next(coming)).values))
+    yield {**found, "profile": kernel_times.summary(kernels, wall_s=profiled_step["step_s"])}
+
+
+def _in_words(values: dict[str, Any]) -> str:
+    return (
+        f"{values['step_s']:.2f} s per step of {_PAIRS_OF_STEP} pairs, {values['pairs_per_s']:.1f} pairs/s, "
+        f"{values['tokens_per_s']:.0f} tokens/s, {values['model_tflops']:.0f} TFLOP/s, "
+        f"{values['matmul_peak_fraction']:.0%} of the measured bf16 peak (goal: {_GOALS['peak fraction']:.0%}), "
+        f"{values['peak_memory_gib']:.1f} GiB; {kernel_times.in_words(values['profile'])}"
+    )
 
 
 def _cost(function: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, weight: Tensor) -> tuple[float, float]:

@@ -26,6 +26,8 @@ WAYS: dict[str, list[str]] = {
     "adamw": ["model.optim.name=adamw"],
     "lora": ["model.peft.peft_scheme=lora", "model.peft.lora_tuning.adapter_dim=16"],
 }  # fmt: skip
+# Nats a token, root mean square: a few times what the rehearsal found
+_LOG_PROB_CEILINGS = {"fp32": 2e-3, "bf16": 1e-2, "fp8_hybrid": 5e-2}
 _FP8_WARM_UP = 3  # steps after which the scales of delayed scaling have seen every tensor
 
 
@@ -54,8 +56,14 @@ def log_probs_of_local_layers(folder: Path) -> str:
     runs.prepared(folder)
     runs.do(folder, "local", [runs.job(folder, "local", runs.SGD, log_probs=str(folder / _LOCAL))])
     found, expected = _read(folder / _LOCAL), token_log_probs(folder, device="cpu")
-    difference = max((found[key] - expected[key]).abs().max().item() for key in found)
-    return bounded("largest difference, nats a token:", difference, 5e-5 if host.has_cuda() else 5e-6)
+
+    def largest_difference(log_probs: dict[tuple[int, bool], torch.Tensor]) -> float:
+        return max((log_probs[key] - expected[key]).abs().max().item() for key in found)
+
+    return bounded(
+        "largest difference, nats a token:", largest_difference(found), 5e-5 if host.has_cuda() else 5e-6,
+        controls={"scored one token late": largest_difference(_one_token_late(expected))},
+    )  # fmt: skip
 
 
 def log_probs(folder: Path, precision: str) -> str:
@@ -85,8 +93,10 @@ def log_probs(folder: Path, precision: str) -> str:
     )  # fmt: skip
     exact = _read(folder / _LOCAL)
     naive = token_log_probs(folder, device="cuda", precision=precision)
-    ours, bound = _rms(_read(path), exact), 2 * _rms(naive, exact)
-    return bounded("nats a token:", ours, bound)
+    return bounded(
+        "nats a token:", _rms(_read(path), exact), 2 * _rms(naive, exact), ceiling=_LOG_PROB_CEILINGS[precision],
+        controls={"scored one token late": _rms(_one_token_late(exact), exact)},
+    )  # fmt: skip
 
 
 def packed(folder: Path) -> str:
@@ -122,12 +132,35 @@ def cached_reference(folder: Path, precision: str) -> str:
     runs.do(folder, f"reference_{precision}", jobs)
     bound = (1e-3 if host.has_cuda() else 1e-5) if precision == "fp32" else 5e-2
     lines = runs.metrics(folder, kept)
-    difference = runs.largest_difference(lines, runs.metrics(folder, live))
+    expected = runs.metrics(folder, live)
+    words = bounded(
+        "largest difference of 8 steps:", runs.largest_difference(lines, expected), bound,
+        controls={"one step late": runs.largest_difference(runs.one_step_late(expected), expected)},
+    )  # fmt: skip
     undecided = sum(line.values["minordpo/rejected_undecided"] for line in lines[1:]) / len(lines[1:])
     return (
-        f"{bounded('largest difference of 8 steps:', difference, bound)}; noise of what is kept "
+        f"{words}; noise of what is cached "
         f"{lines[0].values['reference_noise']:.1e} nats, in which {undecided:.0%} of the pairs lie after step 1"
     )
+
+
+def validation(folder: Path, precision: str) -> str:
+    """Weights that do not change, dropout in training alone, the reference evaluated live: log-ratios are 0."""
+    need_nemo()
+    need_precision(precision)
+    runs.prepared(folder)
+    name = f"validation_{precision}"
+    settings = [
+        *_adam(precision), "model.optim.lr=1e-30", "+model.hidden_dropout=0.1", "model.dpo.reference_log_probs=live",
+        f"model.data.data_prefix.validation=[{folder / runs.PAIRS}]",
+    ]  # fmt: skip
+    runs.do(folder, name, [runs.job(folder, name, settings, precision=precision, steps=1)])
+
+    def largest(split: str) -> float:
+        (line,) = (line for line in runs.metrics(folder, name, split=split))
+        return max(abs(line.values[key]) for key in ("rewards/chosen", "rewards/rejected"))
+
+    return bounded("nats a response:", largest("validation"), 1e-6, controls={"with dropout": largest("train")})
 
 
 def resume(folder: Path, precision: str, way: str = "plain") -> str:
@@ -145,8 +178,11 @@ def resume(folder: Path, precision: str, way: str = "plain") -> str:
     runs.do(folder, f"resume_{precision}_{way}", jobs)
     # sums that a GPU makes in no fixed order move a step a little; on CPUs every bit is the same
     bound = 0.0 if not host.has_cuda() else 1e-4 if precision == "fp32" else 1e-3
-    difference = runs.largest_difference(runs.metrics(folder, stopped), runs.metrics(folder, whole))
-    return bounded("largest difference of 8 steps:", difference, bound)
+    expected = runs.metrics(folder, whole)
+    return bounded(
+        "largest difference of 8 steps:", runs.largest_difference(runs.metrics(folder, stopped), expected), bound,
+        controls={"one step late": runs.largest_difference(runs.one_step_late(expected), expected)},
+    )  # fmt: skip
 
 
 def twenty_steps(folder: Path, precision: str, way: str = "plain") -> str:
@@ -166,8 +202,13 @@ def twenty_steps(folder: Path, precision: str, way: str = "plain") -> str:
     found, expected = (_rewards(folder, run) for run in (name, on_cpu))
     last = f"last step {found[-1, 0]:+.3f} / {found[-1, 1]:+.3f}, CPU's {expected[-1, 0]:+.3f} / {expected[-1, 1]:+.3f}"
     bound = {"fp32": 1e-2, "bf16": 0.1, "fp8_hybrid": 0.25}[precision]
-    error = ((found - expected).abs().max() / expected.abs().max()).item()
-    return f"{bounded('rewards:', error, bound)}; {last}"
+
+    def error(found: torch.Tensor) -> float:
+        return ((found - expected).abs().max() / expected.abs().max()).item()
+
+    late = torch.cat([expected[:1], expected[:-1]])
+    controls = {"one step late": error(late), "rejected for chosen": error(expected.flip(1))}
+    return f"{bounded('rewards:', error(found), bound, controls=controls)}; {last}"
 
 
 def _adam(precision: str) -> list[str]:
@@ -184,6 +225,11 @@ def _read(path: Path) -> dict[tuple[int, bool], torch.Tensor]:
     """Token log-probabilities by (pair, whether it is the rejected response), as the worker wrote them."""
     found = torch.load(path, map_location="cpu", weights_only=False)
     return {key: tokens.float() for key, (tokens, _) in found.items()}
+
+
+def _one_token_late(log_probs: dict[tuple[int, bool], torch.Tensor]) -> dict[tuple[int, bool], torch.Tensor]:
+    """A control: each token has the log-probability of the one before it."""
+    return {key: tokens.roll(1) for key, tokens in log_probs.items()}
 
 
 def _rms(found: dict[tuple[int, bool], torch.Tensor], exact: dict[tuple[int, bool], torch.Tensor]) -> float:

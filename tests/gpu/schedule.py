@@ -1,0 +1,153 @@
+"""What runs when: phases one after another; in a phase lanes side by side; in a lane checks in order.
+
+Checks of one lane share files, or follow one another for another reason. First comes what tells most.
+
+Seconds on an H100 with 16 cores, estimated: a process takes 17 until NeMo is there, 10 more for CUDA, process group and
+model, and FlexAttention compiles for 10 to 20 where no process before it left that in Inductor's cache. Preparation 55,
+correctness 185 (its longest lane, 15 % slower beside the others), measurements 205 without the last two: 445 of the
+480 of `--minutes 8`. The last two take 55 each.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+_NUMERICS, _TRAINING, _SPEED = "tests.gpu.numerics", "tests.gpu.training", "tests.gpu.speed"
+_CORES_OF_LANE = 2
+
+
+@dataclass(frozen=True)
+class Check:
+    """A row of the table.
+
+    target: MODULE:FUNCTION, called with the shared folder and the arguments.
+    limit_s: seconds after which it has failed.
+    """
+
+    name: str
+    target: str
+    arguments: tuple[str, ...] = ()
+    limit_s: float = 180.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Lanes that start when the phase before has ended.
+
+    until: the part of all time after which nothing of it runs, where a later phase has something to do on a GPU.
+    alone: one check at a time, with all cores.
+    """
+
+    name: str
+    lanes: tuple[tuple[Check, ...], ...]
+    until: float = 1.0
+    alone: bool = False
+
+
+def training(name: str, function: str, *arguments: str, limit_s: float = 180.0) -> Check:
+    """A check of tests/gpu/training.py."""
+    return Check(name, f"{_TRAINING}:{function}", arguments, limit_s)
+
+
+_PREPARATION = (
+    Check("stack", "tests.gpu.stack:stack"),
+    training("import, verify, export", "conversion"),
+)
+_CORRECTNESS = (
+    (
+        Check("attention of pairs, bfloat16", f"{_NUMERICS}:attention", ("bfloat16",), limit_s=120),
+        Check("attention of pairs, float32", f"{_NUMERICS}:attention", ("float32",), limit_s=120),
+        Check("attention: no recompilation", f"{_NUMERICS}:recompilation", limit_s=120),
+    ),
+    # rows of other precisions are compared with what the first one leaves
+    (
+        training("model, local layers, fp32", "log_probs_of_local_layers"),
+        training("model, FP8", "log_probs", "fp8_hybrid"),
+        training("model, bf16", "log_probs", "bf16"),
+    ),
+    # the first one leaves the run on the CPU to the others
+    (
+        training("20 steps, FP8 against CPU", "twenty_steps", "fp8_hybrid", limit_s=200),
+        training("20 steps, bf16, several rows each, against CPU", "twenty_steps", "bf16", "rows"),
+        training("20 steps, FP8, fusions, against CPU", "twenty_steps", "fp8_hybrid", "fusions"),
+    ),
+    (
+        Check("losses and gradients", f"{_NUMERICS}:losses", limit_s=60),
+        Check("log-probabilities, bfloat16", f"{_NUMERICS}:log_probs", ("bfloat16",), limit_s=60),
+        Check("log-probabilities, float32", f"{_NUMERICS}:log_probs", ("float32",), limit_s=60),
+        training("packed against separate", "packed"),
+        # by now the local layers of their lane are done
+        training("model, Transformer Engine, fp32", "log_probs", "fp32"),
+    ),
+    (
+        training("stopped and resumed, FP8", "resume", "fp8_hybrid"),
+        training("stopped and resumed, fp32", "resume", "fp32"),
+        # by now the run on the CPU is, which began before this lane
+        training("20 steps, fp32 against CPU", "twenty_steps", "fp32"),
+    ),
+    (
+        training("cached against live reference, FP8", "cached_reference", "fp8_hybrid"),
+        training("cached against live reference, bf16", "cached_reference", "bf16"),
+        training("cached against live reference, fp32", "cached_reference", "fp32"),
+    ),
+    (Check("1.5B model for the measurements", f"{_SPEED}:prepare"),),
+)
+_MEASUREMENTS = (
+    Check("step, 1.5B, bf16, fused", f"{_SPEED}:step", ("bf16", "fused", "8192", "16384"), limit_s=150),
+    Check("step, 1.5B, FP8, fused", f"{_SPEED}:step", ("fp8_hybrid", "fused", "8192", "16384"), limit_s=150),
+    Check("FP8 against bf16", f"{_SPEED}:fp8_over_bf16", limit_s=30),
+    Check("ours against NeMo-Aligner's step", f"{_SPEED}:beside_aligner", limit_s=150),
+    Check("head: time and memory", f"{_SPEED}:head", limit_s=60),
+    # what fusing gains, if there is time
+    Check("step, 1.5B, bf16, single kernels", f"{_SPEED}:step", ("bf16", "single", "8192"), limit_s=150),
+    Check("step, 1.5B, FP8, single kernels", f"{_SPEED}:step", ("fp8_hybrid", "single", "8192"), limit_s=150),
+)
+PHASES = (
+    Phase("preparation", (_PREPARATION,)),
+    Phase("correctness", _CORRECTNESS, until=0.65),
+    Phase("measurements, alone", (_MEASUREMENTS,), alone=True),
+)
+
+
+def checks_of(phases: Sequence[Phase]) -> list[Check]:
+    return [check for phase in phases for lane in phase.lanes for check in lane]
+
+
+def selected(phases: Sequence[Phase], wanted: Callable[[Check], bool]) -> list[Phase]:
+    """The phases with the checks that are wanted; lanes and phases that have none are left out."""
+    chosen = []
+    for phase in phases:
+        lanes = tuple(lane for whole in phase.lanes if (lane := tuple(filter(wanted, whole))))
+        if lanes:
+            chosen.append(replace(phase, lanes=lanes))
+    return chosen
+
+
+def end_of(phase: Phase, phases: Sequence[Phase], *, limit_s: float) -> float:
+    """Seconds after the start when the last check of a phase is stopped. Without a GPU nothing is left to measure."""
+    more_to_do = phase is not phases[-1] and shutil.which("nvidia-smi") is not None
+    return limit_s * (phase.until if more_to_do else 1.0)
+
+
+def lanes_at_a_time(phase: Phase) -> int:
+    """Side by side where there are cores for it: on two of them everything would only take turns."""
+    return 1 if phase.alone else min(max(_cores() // _CORES_OF_LANE, 1), len(phase.lanes))
+
+
+def threads_of_check(phase: Phase) -> int:
+    """Of torch on the CPU, so that lanes share the cores."""
+    return max(_cores() // lanes_at_a_time(phase), 1)
+
+
+def in_words(phases: Sequence[Phase]) -> Iterator[str]:
+    """What `--list` prints."""
+    for phase in phases:
+        yield f"{phase.name}: {lanes_at_a_time(phase)} of {len(phase.lanes)} lanes at a time"
+        for number, lane in enumerate(phase.lanes, start=1):
+            for check in lane:
+                yield f"  lane {number}  {check.limit_s:4.0f} s  {check.name}"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
