@@ -28,6 +28,8 @@ def install() -> None:
                 setattr(module, name, instead)
     torch.cuda.default_generators = (torch.default_generator,)
     torch.load = _loading_to_cpu(torch.load)
+    # not in the mode, which is off within what it calls: a backward pass, for one
+    torch.mm, torch.addmm = map(_with_dtype_of_result, (torch.mm, torch.addmm))
     # what is compiled for a GPU runs uncompiled
     torch.compile = lambda function=None, **options: function if function is not None else lambda given: given
     _collectives_over_gloo()
@@ -49,8 +51,6 @@ class _OnCpu(TorchFunctionMode):
             args = ("cuda", *args)  # a torch that was built without CUDA refuses numbers of devices
         elif func in (torch.Tensor.cuda, torch.Tensor.pin_memory):
             return args[0]
-        elif func in (torch.mm, torch.addmm) and "out_dtype" in kwargs:
-            return _product(func, *args, **kwargs)
         elif func is torch.Tensor.type and len(args) == 1 and not kwargs:
             return func(*args).replace("torch.", "torch.cuda.")
         return func(*args, **kwargs)
@@ -62,12 +62,19 @@ def _is_cuda(device: Any) -> bool:
     return isinstance(device, int) or (isinstance(device, str | torch.device) and torch.device(device).type == "cuda")
 
 
-def _product(func: Any, *operands: torch.Tensor, out_dtype: torch.dtype, **more: Any) -> torch.Tensor:
-    """A product of numbers in 16 bits with a result in float32, which CUDA has and CPUs have not."""
-    left, right = operands[-2:]
-    if left.dtype != right.dtype or left.dtype not in (torch.bfloat16, torch.float16):
-        raise TypeError(f"products with another dtype of the result take 16-bit numbers: {left.dtype}, {right.dtype}")
-    return func(*(tensor.to(out_dtype) for tensor in operands), **more)
+def _with_dtype_of_result(product: Callable[..., Any]) -> Callable[..., Any]:
+    """Products of numbers in 16 bits with a result in float32, which CUDA has and CPUs have not."""
+
+    @functools.wraps(product)
+    def wrapper(*operands: torch.Tensor, out_dtype: torch.dtype | None = None, **more: Any) -> torch.Tensor:
+        if out_dtype is None:
+            return product(*operands, **more)
+        kinds = {tensor.dtype for tensor in operands[-2:]}
+        if len(kinds) != 1 or not kinds <= {torch.bfloat16, torch.float16}:
+            raise TypeError(f"a result of another dtype wants factors of one 16-bit dtype, not {kinds}")
+        return product(*(tensor.to(out_dtype) for tensor in operands), **more)
+
+    return wrapper
 
 
 class _Event:
