@@ -86,6 +86,7 @@ def test_the_models_are_those_that_are_shipped_and_as_large_as_they_are_called()
     assert names("model") == sorted(MODELS)
     assert names("parallel") == ["gpus1", "gpus16", "gpus2", "gpus64", "gpus8"]
     assert names("precision") == ["bf16", "fp32", "fp8_hybrid"]
+    assert names("fusions") == ["te"]
     for name, architecture in MODELS.items():
         config = composed(f"model={name}", "parallel=gpus16", "precision=bf16")
         size = model_size(built(config, architecture), vocab_size=0)
@@ -141,3 +142,22 @@ def test_fp8_wants_sides_of_sixteen():
         built(config, odd)
     assert built(config, SMALL).fp8_amax_history_len == 1024
     assert built(config, SMALL).fp8_margin == 0
+
+
+FUSIONS = ("apply_rope_fusion", "bias_activation_fusion", "gradient_accumulation_fusion")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8_hybrid"])
+def test_fusions_are_what_they_are_asked_to_be(precision):
+    single = built(composed(f"precision={precision}"), SMALL)
+    fused = built(composed(f"precision={precision}", "fusions=te"), SMALL)
+    assert [single[name] for name in FUSIONS] == [False] * 3
+    assert [fused[name] for name in FUSIONS] == [True] * 3
+    one_off = composed(f"precision={precision}", "fusions=te", "model.apply_rope_fusion=false")
+    assert [built(one_off, SMALL)[name] for name in FUSIONS] == [False, True, True]
+
+
+def test_gradients_are_accumulated_in_main_gradients_or_not_fused():
+    with pytest.raises(ValueError, match=r"model\.gradient_accumulation_fusion=true \(fusions=te\) needs"):
+        built(composed("fusions=te"), SMALL)
+    built(composed("fusions=te", "model.gradient_accumulation_fusion=false"), SMALL)
