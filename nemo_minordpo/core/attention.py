@@ -9,17 +9,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-# Row structures whose masks are kept: those of the micro-batches that a pipeline has in flight.
-_STRUCTURES = 64
+from nemo_minordpo.core.flex import STRUCTURES, Structure, row_attention
+
+# What torch may choose from: all but cuDNN, which is its first choice on sm_90 and builds a plan for each new length;
+# lengths here are new all the time. The flash kernel takes what has no mask, the memory-efficient one a mask, and
+# float32; math, which builds the scores, is left for what neither takes, such as float64.
+_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None) -> Tensor:
     """Plain causal attention of [B, heads, S, D] on keys and values [B, groups, S, D]."""
-    return scaled_dot_product_attention(
-        query, key, value, is_causal=True, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
-    )
+    with sdpa_kernel(_BACKENDS):
+        return scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+        )
 
 
 def pair_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, *, scale: float | None) -> Tensor:
@@ -33,7 +39,7 @@ def pair_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, 
     """
     structure = tuple(map(tuple, segments.tolist()))
     if query.is_cuda:
-        return _flex_attention(query, key, value, structure, scale)
+        return row_attention(query, key, value, structure, scale)
     return _PairAttention.apply(query, key, value, structure, scale)
 
 
@@ -82,12 +88,15 @@ class KeyValueCache:
         for kept, new in zip(self._layers[layer], (key, value), strict=True):
             kept[rows, :, own] = new[0, :, :count].transpose(0, 1)
         keys, values = (kept[:, :, :longest] for kept in self._layers[layer])
-        attended = scaled_dot_product_attention(
-            query[0, :, :count].transpose(0, 1)[:, :, None], keys, values,
-            attn_mask=(seen <= own[:, None])[:, None, None], scale=scale, enable_gqa=query.shape[1] != key.shape[1],
-        )  # fmt: skip
+        # The heads of a group stand in the place of queries: [n, groups, heads / groups, D]. So a kernel reads keys and
+        # values once per group, and the memory-efficient one, which knows no groups in older torch, can be chosen.
+        heads = query[0, :, :count].transpose(0, 1).unflatten(1, (key.shape[1], -1))
+        with sdpa_kernel(_BACKENDS):
+            attended = scaled_dot_product_attention(
+                heads, keys, values, attn_mask=(seen <= own[:, None])[:, None, None], scale=scale
+            )
         result = torch.zeros_like(query)
-        result[0, :, :count] = attended[:, :, 0].transpose(0, 1)
+        result[0, :, :count] = attended.flatten(1, 2).transpose(0, 1)
         return result
 
     def _spread(self, row: Tensor) -> Tensor:
@@ -99,16 +108,6 @@ class KeyValueCache:
         return spread
 
 
-def _flex_attention(
-    query: Tensor, key: Tensor, value: Tensor, structure: tuple[tuple[int, ...], ...], scale: float | None
-) -> Tensor:
-    return _compiled_flex_attention()(
-        query, key, value,
-        block_mask=block_mask(structure, query.shape[2], str(query.device)),
-        scale=scale, enable_gqa=query.shape[1] != key.shape[1],
-    )  # fmt: skip
-
-
 class _PairAttention(torch.autograd.Function):
     """Flash attention call by call, each reading from and writing into its places of the row.
 
@@ -117,7 +116,7 @@ class _PairAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, structure: tuple[tuple[int, ...], ...], scale: float | None
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, structure: Structure, scale: float | None
     ) -> Tensor:
         attended = torch.empty_like(query)
         _padding(attended, structure).zero_()
@@ -158,10 +157,8 @@ _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-@lru_cache(maxsize=_STRUCTURES)
-def _calls(
-    structure: tuple[tuple[int, ...], ...], dtype: torch.dtype
-) -> list[tuple[slice, list[slice], Tensor | None]]:
+@lru_cache(maxsize=STRUCTURES)
+def _calls(structure: Structure, dtype: torch.dtype) -> list[tuple[slice, list[slice], Tensor | None]]:
     """Of each call: places of queries, places that they see, mask to add to the scores (None: causal)."""
     calls: list[tuple[slice, list[slice], Tensor | None]] = []
     for start, branch, chosen_end, end in structure:
@@ -179,35 +176,5 @@ def _at(row: Tensor, places: list[slice]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
-def _padding(row: Tensor, structure: tuple[tuple[int, ...], ...]) -> Tensor:
+def _padding(row: Tensor, structure: Structure) -> Tensor:
     return row[:, :, structure[-1][-1] if structure else 0 :]
-
-
-@lru_cache(maxsize=1)
-def _compiled_flex_attention() -> Any:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention)  # without it FlexAttention builds the S x S scores
-
-
-@lru_cache(maxsize=_STRUCTURES)
-def block_mask(segments: tuple[tuple[int, ...], ...], length: int, device: str) -> Any:
-    """FlexAttention's mask of a row; one for all layers, and for their recomputation.
-
-    Padding is a pair of its own: a place that sees nothing would have no softmax.
-    """
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    pair = torch.full((length,), len(segments), dtype=torch.int32)
-    part = torch.zeros(length, dtype=torch.int32)  # 0 shared, 1 chosen tail, 2 rejected tail
-    for number, (start, branch, chosen_end, end) in enumerate(segments):
-        pair[start:end] = number
-        part[branch:chosen_end] = 1
-        part[chosen_end:end] = 2
-    pair, part = pair.to(device), part.to(device)
-
-    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        not_across = (part[query] != 2) | (part[key] != 1)
-        return (query >= key) & (pair[query] == pair[key]) & not_across
-
-    return create_block_mask(sees, None, None, length, length, device=device)

@@ -7,6 +7,7 @@ size, F = MLP's, A = heads x head size, G = query groups x head size, T = tensor
 from dataclasses import dataclass
 
 from nemo_minordpo.core.flops import ModelSize
+from nemo_minordpo.core.logprobs import LOGITS_BYTES_CPU, LOGITS_BYTES_CUDA
 
 GIB = 2**30
 # Interpreter, libraries and buffers that grow with nothing here: measured on a CPU, assumed on a GPU (CUDA, NCCL).
@@ -123,5 +124,5 @@ def _layer_numbers(size: ModelSize, layout: Layout) -> float:
 
 def _head_bytes(size: ModelSize, layout: Layout, *, cuda: bool) -> float:
     """Three float32 copies of the response places' hidden states, and two blocks of logits (core/logprobs.py)."""
-    block = (512 if cuda else 8) * 2**20
+    block = LOGITS_BYTES_CUDA if cuda else LOGITS_BYTES_CPU
     return 3 * 4 * layout.num_targets * size.hidden_size + 2 * block

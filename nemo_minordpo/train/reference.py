@@ -31,7 +31,7 @@ from nemo_minordpo.train.run_folder import RunFolder
 
 # Modules that a log-probability is computed by; a change of their text is another version.
 _CODE = (
-    "core.logprobs", "core.pair_packing", "core.attention", "host.attention",
+    "core.logprobs", "core.logits", "core.pair_packing", "core.attention", "core.flex", "host.attention",
     "train.model", "train.packed_gpt", "train.model_config", "train.dataset", "train.fp8", "train.reference",
 )  # fmt: skip
 # Beside trainer.precision they decide in which numbers is computed.

@@ -5,11 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch._dynamo.utils import counters
-from torch.nn.attention.flex_attention import create_mask, flex_attention
 
 from nemo_minordpo.core import attention
-from nemo_minordpo.core.attention import KeyValueCache, block_mask, causal_attention, pair_attention
+from nemo_minordpo.core.attention import KeyValueCache, causal_attention, pair_attention
 from nemo_minordpo.core.pair_packing import may_attend
 
 SIZE = 8
@@ -21,7 +19,7 @@ ROWS = {
     "no chosen tail": ([[0, 3, 3, 6], [6, 8, 9, 11]], 12),
     "no rejected tail": ([[0, 3, 6, 6], [6, 8, 9, 11]], 12),
     "no tail": ([[0, 5, 5, 5], [5, 6, 6, 6]], 9),
-    "several blocks of FlexAttention's mask": ([[0, 40, 90, 150], [150, 260, 280, 300]], 310),
+    "long pairs": ([[0, 40, 90, 150], [150, 260, 280, 300]], 310),
 }
 
 
@@ -127,68 +125,6 @@ def test_gradients_of_strided_rows():
         assert torch.equal(grad, expected_grad)
 
 
-def flex_mask(segments, length):
-    return block_mask(tuple(map(tuple, segments)), length, "cpu")
-
-
-@pytest.mark.parametrize("name", [*ROWS, "no pair"])
-def test_flex_attentions_mask_is_the_definition(name):
-    segments, length = ROWS.get(name, ([], 6))
-    used = segments[-1][-1] if segments else 0
-    mask = create_mask(flex_mask(segments, length).mask_mod, None, None, length, length, device="cpu")[0, 0].numpy()
-    expected = may_attend(np.asarray(segments, dtype=np.int64).reshape(-1, 4), length)
-    expected[used:, used:] = np.tri(length - used, dtype=bool)
-    assert (mask == expected).all()
-
-
-def test_flex_attentions_blocks_hold_what_the_mask_does():
-    segments, length = ROWS["several blocks of FlexAttention's mask"]
-    blocks = flex_mask(segments, length).to_dense()[0, 0].bool().numpy()
-    seen = np.zeros((384, 384), dtype=bool)
-    seen[:length, :length] = may_attend(np.asarray(segments), length)
-    seen[300:310, 300:310] = np.tri(10, dtype=bool)
-    expected = seen.reshape(3, 128, 3, 128).any(axis=(1, 3))
-    assert not expected.all()
-    assert (blocks == expected).all()
-
-
-def test_one_mask_for_all_layers():
-    assert flex_mask([[0, 2, 4, 6]], 8) is flex_mask([[0, 2, 4, 6]], 8)
-    assert flex_mask([[0, 2, 4, 6]], 8) is not flex_mask([[0, 2, 5, 6]], 8)
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize(
-    "name", ["no chosen tail", "several pairs and padding", "several blocks of FlexAttention's mask"]
-)
-@pytest.mark.parametrize("scale", [None, 0.7])
-def test_flex_attention_gives_the_same_values(monkeypatch, name, scale):
-    monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: flex_attention)
-    segments, length = ROWS[name]
-    used = segments[-1][-1]
-    leaves = [leaf.detach() for leaf in tensors(length, heads=4)]
-    ours = pair_attention(*leaves, torch.tensor(segments), scale=scale)
-    flexible = attention._flex_attention(*leaves, tuple(map(tuple, segments)), scale)
-    assert flexible.isfinite().all()
-    assert_close(flexible[:, :, :used], ours[:, :, :used])
-
-
-@pytest.mark.parametrize("scale", [None, 0.7])
-def test_flex_attention_is_traced_three_times_whatever_the_lengths(monkeypatch, scale):
-    """For the first length, for rows of one block, for all others; what is traced anew is compiled anew."""
-    torch._dynamo.reset()
-    counters.clear()
-    traced = torch.compile(flex_attention, backend="eager")
-    monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: traced)
-    graphs = []
-    for length in (64, 40, 200, 72, 136, 300, 48):
-        row = [leaf.detach() for leaf in tensors(length, heads=4)]
-        segments = [[0, 8, 20, 30], *([[30, 31, length - 9, length - 8]] if length > 64 else [])]
-        attention._flex_attention(*row, tuple(map(tuple, segments)), scale)
-        graphs.append(counters["stats"]["unique_graphs"])
-    assert graphs == [1, 2, 3, 3, 3, 3, 3]
-
-
 @pytest.mark.parametrize(("heads", "groups", "scale"), [(2, 2, None), (4, 2, 0.3)])
 @pytest.mark.parametrize("padding", [0, 3])
 def test_written_token_by_token_is_the_same_as_all_at_once(heads, groups, scale, padding):
@@ -225,3 +161,25 @@ def test_written_token_by_token_is_the_same_as_all_at_once(heads, groups, scale,
         for n, (query, key, value) in enumerate(layers[layer]):
             expected = causal_attention(query, key, value, scale=scale)
             torch.testing.assert_close(torch.cat(written[layer][n], dim=2), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_cudnn_is_never_chosen(monkeypatch):
+    """Its plans are built for one length; the others stay allowed, and so does it elsewhere."""
+    allowed = []
+
+    def attend(*tensors, **options):
+        backends = torch.backends.cuda
+        allowed.append(
+            (backends.cudnn_sdp_enabled(), backends.flash_sdp_enabled(), backends.mem_efficient_sdp_enabled())
+        )
+        return torch.nn.functional.scaled_dot_product_attention(*tensors, **options)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", attend)
+    row = [leaf.detach() for leaf in tensors(6, heads=4)]
+    causal_attention(*row, scale=None)
+    cache = KeyValueCache(torch.tensor([[0, 2, 2, 2], [2, 6, 6, 6]]), max_new_tokens=1)
+    cache.attend(1, *row, scale=None)
+    cache.advance()
+    cache.attend(1, *(part[:, :, :2] for part in row), scale=None)
+    assert allowed == [(False, True, True)] * 2
+    assert torch.backends.cuda.cudnn_sdp_enabled()

@@ -280,7 +280,7 @@ def test_blocks_are_of_a_few_mebibytes_whatever_the_number_of_tokens():
     for tokens in (1021, 4093):
         forward, backward = seen_of(ours, tokens=tokens, vocab=5000)
         assert forward.largest == backward.largest < tokens * 5000
-        assert logprobs._CPU_BYTES / 2 < 4 * forward.largest <= logprobs._CPU_BYTES
+        assert logprobs.LOGITS_BYTES_CPU / 2 < 4 * forward.largest <= logprobs.LOGITS_BYTES_CPU
 
 
 def test_sequence_sums_worked_by_hand():
