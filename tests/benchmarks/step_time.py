@@ -43,7 +43,8 @@ H100 = Device(
 H200 = replace(H100, memory=4.8e12, fp8_efficiency=_SUSTAINED * 0.734)
 DEVICES = {"H100": H100, "H200": H200}
 
-# Passes over float32 logits: 7 forward and 7.5 backward; one each; none, but slower products and fewer of them.
+# Passes over float32 logits: 7 forward and 7.5 backward, as it was; one each, as it is (core/logits.py); none, but
+# slower products and fewer of them.
 HEADS = {
     "of single operations": HeadKernels(products=4, efficiency=None, bytes_of_logit=58, bytes_of_weight=16),
     "one pass a block": HeadKernels(products=4, efficiency=None, bytes_of_logit=10, bytes_of_weight=16),
@@ -52,13 +53,12 @@ HEADS = {
 }
 SINGLE = Software(
     fp8=False, fused_accumulation=False, fused_rope=False, fused_swiglu=False, attention_forward=300e12,
-    attention_backward=220e12, head=HEADS["of single operations"], exposed_tensor=1.0, exposed_data=1.0,
+    attention_backward=220e12, head=HEADS["one pass a block"], exposed_tensor=1.0, exposed_data=1.0,
     virtual_stages=1, linear_launch=60e-6, other_launches=56, launch=6e-6, row_launch=5e-3,
 )  # fmt: skip
-# What can be turned on or is at hand, one after another
+# What fusions=te turns on, one after another
 FUSIONS = {
     "SwiGLU fused (`bias_activation_fusion`)": {"fused_swiglu": True, "other_launches": 50},
-    "head with one pass a block": {"head": HEADS["one pass a block"]},
     "rotary embedding fused (`apply_rope_fusion`)": {"fused_rope": True, "other_launches": 36},
     "gradients added by the products (`gradient_accumulation_fusion`)": {
         "fused_accumulation": True, "other_launches": 30,
