@@ -38,6 +38,8 @@ _TILES: dict[tuple[int, int], dict[str, int]] = {
     (4, 64): {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 32, "fwd_num_warps": 8, "fwd_num_stages": 2},
     (4, 128): {"fwd_num_warps": 8, "fwd_num_stages": 2, "bwd_num_warps": 8},
 }
+# Compiled with torch 2.11; an older one, as in NVIDIA's container, has other templates, and takes its own tiles.
+_HAS_TILES = torch.__version__ >= (2, 11)
 
 
 class Blocks(NamedTuple):
@@ -106,7 +108,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, seen: Blocks, scale: floa
     from torch.nn.attention.flex_attention import flex_attention
 
     options: Any = dict(_OPTIONS)
-    if query.is_cuda:
+    if query.is_cuda and _HAS_TILES:
         options.update(_TILES.get((query.dtype.itemsize, query.shape[3]), {}))
     return flex_attention(
         query, key, value, block_mask=seen.mask(), scale=scale, enable_gqa=query.shape[1] != key.shape[1],

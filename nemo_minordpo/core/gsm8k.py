@@ -1,14 +1,15 @@
 """GSM8K as text: the paper's prompt, answers in its brief format, and the number that a text gives as its answer.
 
-Numbers are handed on as normalised decimal strings ("1234.5", "-3", "0.5"), never as floats: they stay exact
+Numbers are handed on as normalised strings ("1234.5", "-3", "0.5", "1/3"), never as floats: they stay exact
 and readable in `predictions.jsonl`, and equal numbers are equal strings.
 """
 
 import re
 from dataclasses import dataclass
-from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
+from nemo_minordpo.core.numerals import CURRENCY, Numeral, normalised, numeral_at, numerals, plain
 from nemo_minordpo.records import object_with_texts
 
 # Xie et al. 2024 (MinorDPO), end of section 4, wording and punctuation as printed.
@@ -17,21 +18,32 @@ PAPER_INSTRUCTION = (
     "line using the brief format So the answer is: . Below is the question:"
 )
 
+# Of the rules below, docstrings of `numerals` included: raised when any text is read otherwise than before.
+ANSWER_RULES = 2
+
 _CALCULATOR_MARK = re.compile(r"<<[^<>\n]*>>")
-_MINUS = "-\u2212"
-_CURRENCY = "$\u20ac\u00a3"
-# A minus counts as a sign only where no operand stands before it: "10-3" ends in 3, "is -3" in -3.
-_NUMBER = re.compile(
-    rf"(?P<sign>(?<![\w)%])[{_MINUS}])?[{_CURRENCY}]?"
-    r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
+_ANSWER_IS = re.compile(r"answer\s+is", re.IGNORECASE)
+_BOX = re.compile(r"boxed\s*\{")
+_MARKED = re.compile(r"(?<!#)####(?!#)(.*)")
+_HEADING = re.compile(r"[\s*]*[0-9]+\s*[.):-]\s+\S")
+# Between "answer is" and the number: the brief format's own colon and full stop (echoed by some models), line ends,
+# list marks, brackets, quotation marks, "about", and the letter of a choice.
+_LEAD = re.compile(
+    rf"(?:\n\s*[-+>\u2022]\s+|[\s:*_(\[\\'#~=\u2248]|[{CURRENCY}](?!\s?-?\.?[0-9])|\.(?![0-9])|\(?[A-E]\)"
+    r"|(?:about|approximately|approx\.?|around|roughly|nearly|exactly|only)(?![A-Za-z]))*",
+    re.IGNORECASE,
 )
-# Between "answer is" and the number: the brief format's own colon and full stop (echoed by some models),
-# line ends, Markdown, brackets and LaTeX openings.
-_ANSWER_IS = re.compile(rf"answer is(?:[\s:.*_(\[{{\\{_CURRENCY}]|boxed)*?(?={_NUMBER.pattern})", re.IGNORECASE)
-# An arithmetic operator with an operand after it, behind at most one word of unit: "2 * 3", "12 apples / 4".
-_OPERATOR = rf"(?:[{_MINUS}+*/xX\u00d7\u00f7]|\\times|\\cdot)"
-_GOES_ON = re.compile(rf"[\s%]*(?:(?![xX]\b)[A-Za-z]+\s*)??(?:(?P<equals>=)|{_OPERATOR}[\s({_CURRENCY}]*\.?[0-9])")
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
+_NAMED = re.compile(r"(?:[A-Za-z][A-Za-z ]{0,40}=\s*)+")  # x =, total cost =
+# Behind at most three words of unit, an equals sign or an operator with an operand after it: "2 * 3", "12 apples / 4".
+_CLOSING = r"[\s%\u00b0)\]'$]*"
+_WORD = r"(?:/\s*)?[A-Za-z]+\b"
+_OPERATOR = r"(?:-(?!-)|[+*/xX\u00d7\u00f7]|\s:|(?:plus|minus|times|(?:divided|multiplied)\s+by|to|(?<!out )of)(?=\s))"
+_GOES_ON = re.compile(
+    rf"{_CLOSING}(?:(?![xX]\b){_WORD}[\s)]*){{0,3}}?(?:[=\u2248]|{_OPERATOR}[\s({CURRENCY}]*-?\.?[0-9])"
+)
+_NEXT_OF_A_LIST = re.compile(rf"{_CLOSING}(?:[,;&]|and\b)?[\s{CURRENCY}]*[0-9]")
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n|$")
+_ASIDE = re.compile(r"\([^()]*[=\u2248][^()]*\)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,55 +115,125 @@ def gold_answer(answer: str) -> str:
     _, mark, final = answer.rpartition("####")
     if not mark:
         raise ValueError("no '#### <number>' line: GSM8K answers end with one")
-    number = _NUMBER.fullmatch(final.strip().removesuffix("%"))
-    if number is None:
-        raise ValueError(f"not a number behind '####': {final.strip()[:40]!r}")
-    return _normalised(number)
+    final = final.strip()
+    written = plain(final.removesuffix("%"))
+    number = numeral_at(written, 0)
+    if number is None or number.value is None or number.end != len(written):
+        raise ValueError(f"not a number behind '####': {final[:40]!r}")
+    return normalised(number.value)
 
 
 def strict_answer(text: str) -> str | None:
     r"""The number that the last "answer is" of `text` states, normalised; None when there is none.
 
     Accepts "So the answer is: 18", "The answer is 18", "**...**", "$1,234.50", "\(3\)" and a line end before the
-    number. Of "the answer is 2 * 3 = 6" it takes the number behind the last "=" of the sentence; a calculation
-    without a result ("the answer is 12/4") states no number. "the answer is x = 5" and fractions are not understood.
+    number; `numerals` says what a number is. An "answer is" without a number does not hide the one before; a number
+    that cannot be read does.
+
+    - An equation: of its sides, the one that is a single number, whatever stands on the others: "18 = 9 x 2",
+      "9 x 2 = 18", "x = 18". Sides that are different numbers ("18 apples = 36 halves", "x = 5, y = 6") are no answer.
+      A fraction beside a number is the calculation ("10/3 = 3.33").
+    - A calculation without a result ("12/4", "2 x 3", "5-10", "5 to 10", "2 : 1") is no answer.
+    - A list ("5, 6", "5 and 6") is no answer. Of "18 or 20", "20, since 15 + 5 = 20" and "18 (9 * 2 = 18)", the first
+      number is the answer.
     """
-    stated = None
-    for place in _ANSWER_IS.finditer(text):
-        stated = _stated_at(text, place.end())
-    return stated
+    return _last(_stated(text))
 
 
 def flexible_answer(text: str) -> str | None:
-    """The last number of `text`, normalised; None when there is none."""
-    last = None
-    for last in _NUMBER.finditer(text):  # noqa: B007  only the last one is wanted
-        pass
-    return None if last is None else _normalised(last)
+    r"""The number that `text` gives as its answer in one of the usual ways, normalised; None when there is none.
+
+    The first that is there decides, though its number may be one that cannot be read: the last `\boxed{...}`, the last
+    line `#### ...`, the last "answer is" (see `strict_answer`), the last number. A box or line whose words hold no
+    number is passed over; one with a second number beside an answer is no answer.
+    """
+    for rule in (_boxed, _marked, _stated, _numbers):
+        found = rule(text)
+        if found:
+            return _last(found)
+    return None
 
 
 def same_number(a: str | None, b: str | None) -> bool:
-    """Whether two decimal strings are the same number, exactly; None (no answer) equals nothing."""
-    return a is not None and b is not None and Decimal(a) == Decimal(b)
+    """Whether two numbers, as decimal strings or fractions, are the same, exactly; None (no answer) equals nothing."""
+    return a is not None and b is not None and Fraction(a) == Fraction(b)
 
 
-def _stated_at(text: str, start: int) -> str | None:
-    number = _NUMBER.match(text, start)
-    assert number is not None, "_ANSWER_IS ends where a number starts"
-    tail = text[number.end() :].split("\n", 1)[0]
-    sentence_end = _SENTENCE_END.search(tail)
-    tail = tail[: sentence_end.start()] if sentence_end else tail
-    goes_on = _GOES_ON.match(tail)
-    if goes_on is None:
-        return _normalised(number)
-    result = _NUMBER.search(tail.rpartition("=")[2]) if "=" in tail else None
-    if result is None:
-        return _normalised(number) if goes_on["equals"] else None
-    return _normalised(result)
+# Each rule gives what it finds, in order; None stands for a number that cannot be read.
 
 
-def _normalised(number: re.Match[str]) -> str:
-    whole, _, fraction = number["digits"].replace(",", "").partition(".")
-    whole, fraction = whole.lstrip("0") or "0", fraction.rstrip("0")
-    digits = f"{whole}.{fraction}" if fraction else whole
-    return f"-{digits}" if number["sign"] and digits != "0" else digits
+def _boxed(text: str) -> list[str | None]:
+    found: list[str | None] = []
+    for box in _BOX.finditer(text):
+        end = _closing_brace(text, box.end())
+        # A text that was cut within a box may have been cut within a number.
+        found += [None] if end is None else _statement(plain(text[box.end() : end]), alone=True)
+    return found
+
+
+def _marked(text: str) -> list[str | None]:
+    lines = (line for line in _MARKED.findall(text) if not _HEADING.match(line))
+    return [answer for line in lines for answer in _statement(plain(line), alone=True)]
+
+
+def _stated(text: str) -> list[str | None]:
+    written = plain(text)
+    ends = [place.end() for place in _ANSWER_IS.finditer(written)]
+    return [answer for end in ends for answer in _statement(written[end:], alone=False)]
+
+
+def _numbers(text: str) -> list[str | None]:
+    return [_text(number) for number in numerals(plain(text))]
+
+
+def _last(found: list[str | None]) -> str | None:
+    return found[-1] if found else None
+
+
+def _closing_brace(text: str, start: int) -> int | None:
+    """Where the brace that was opened before `start` is closed."""
+    depth = 1
+    for place in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        if depth == 0:
+            return place
+    return None
+
+
+def _statement(text: str, *, alone: bool) -> list[str | None]:
+    """What a plain text states at its beginning, if that is a number; `alone`: none may follow."""
+    start = _end_of_lead(text, 0)
+    named = _NAMED.match(text, start)
+    number = numeral_at(text, _end_of_lead(text, named.end()) if named else start)
+    if number is None:
+        return []
+    sentence_end = _SENTENCE_END.search(text, number.end)
+    assert sentence_end is not None, "a text has an end"
+    tail = text[number.end : sentence_end.start()]
+    if named or _GOES_ON.match(tail):
+        return [_solved(text[start : sentence_end.start()])]
+    listed = _NEXT_OF_A_LIST.match(tail) or (alone and next(numerals(tail), None))
+    return [None if listed else _text(number)]
+
+
+def _solved(equation: str) -> str | None:
+    """The one number that stands alone on a side of an equation."""
+    plain_ones, ratios = set(), set()
+    for side in re.split("[=\u2248]", _ASIDE.sub(" ", equation)):
+        number = numeral_at(side, _end_of_lead(side, 0))
+        if number is None or _GOES_ON.match(side, number.end):
+            continue
+        listed = _NEXT_OF_A_LIST.match(side, number.end)
+        (ratios if number.is_ratio else plain_ones).add(None if listed else _text(number))
+    found = plain_ones or ratios
+    return found.pop() if len(found) == 1 else None
+
+
+def _end_of_lead(text: str, start: int) -> int:
+    lead = _LEAD.match(text, start)
+    assert lead is not None, "nothing is a lead, too"
+    return lead.end()
+
+
+def _text(number: Numeral) -> str | None:
+    return None if number.value is None else normalised(number.value)

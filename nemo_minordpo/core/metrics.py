@@ -28,6 +28,8 @@ PAIR_METRICS = (
 MARGIN_QUANTILES = {"rewards/margin_p10": 0.1, "rewards/margin_p50": 0.5, "rewards/margin_p90": 0.9}
 # On which side of a kink a pair lies decides its gradient; nearer to it than the noise of the reference, chance does.
 UNDECIDED = {"minordpo/rejected_undecided": "rewards/rejected", "dpop/chosen_undecided": "rewards/chosen"}
+# Where these of a pair are finite, all others are.
+DECISIVE = ("loss", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected")
 METRICS = (*PAIR_METRICS, *MARGIN_QUANTILES, *UNDECIDED)
 
 
@@ -91,3 +93,17 @@ def summary(values: Tensor, *, noise: float = 0.0) -> dict[str, float]:
     rows = [PAIR_METRICS.index(name) for name in UNDECIDED.values()]
     undecided = (values[rows].abs() <= noise).double().mean(dim=1)
     return dict(zip(METRICS, torch.cat([values.mean(dim=1), margins, undecided]).tolist(), strict=True))
+
+
+def not_finite(values: Tensor) -> tuple[list[str], list[int]]:
+    """Which of :data:`DECISIVE` are not finite for some pair, and for which pairs.
+
+    Args:
+        values: [len(PAIR_METRICS), N], as :func:`pair_metrics` lays them out.
+
+    Returns:
+        Names, and columns in ascending order.
+    """
+    broken = ~values[[PAIR_METRICS.index(name) for name in DECISIVE]].isfinite()
+    names = [name for name, is_broken in zip(DECISIVE, broken.any(dim=1).tolist(), strict=True) if is_broken]
+    return names, broken.any(dim=0).nonzero()[:, 0].tolist()
