@@ -15,7 +15,7 @@ from nemo_minordpo.core.metrics import METRICS
 from nemo_minordpo.records import write_text
 from nemo_minordpo.sidecars import copy_sidecars, has_tokenizer, tokenizer_folder
 from nemo_minordpo.train.dataset import segment_lengths_of
-from nemo_minordpo.train.model_config import build_model_config, read_checkpoint_config
+from nemo_minordpo.train.model_config import build_model_config, model_size, read_checkpoint_config
 from nemo_minordpo.train.run_folder import RunFolder, rank_of_process
 from nemo_minordpo.train.tokens import expand_files, load_arrays, tokenize_files
 
@@ -76,6 +76,7 @@ def prepare_run(config: TrainConfig) -> None:
         for split, paths in files.items():
             tokenize_files(paths, folder.data(split), tokenizer=tokenizer, data=data, split=split)
             _check_rows(folder, split, data)
+            _check_tokens(folder, split, model_config, tokenizer)
 
     folder.prepare(
         config,
@@ -128,6 +129,18 @@ def _check_rows(folder: RunFolder, split: str, data: DataSection) -> None:
             f"model.data.packed_sequence_size={data.packed_sequence_size}: the largest of the {split} pairs needs "
             f"{longest} tokens of a row; give model.data.packed_sequence_size={longest} or more, or a smaller "
             "model.data.seq_length"
+        )
+
+
+def _check_tokens(folder: RunFolder, split: str, model_config: Any, tokenizer: Any) -> None:
+    """Rows of the embedding beyond the model's own vocabulary pad it to a round number: nothing was learnt there."""
+    tokens = load_arrays(folder.data(split)).tokens
+    size = model_size(model_config, vocab_size=len(tokenizer)).vocab_size
+    if (largest := int(tokens.max())) >= size:
+        raise ValueError(
+            f"token id {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}) of the {split} pairs is beyond the "
+            f"model's vocabulary of {size} tokens; its tokenizer has {len(tokenizer)}: take one that was not added to, "
+            "or a model whose embedding was made larger with it"
         )
 
 

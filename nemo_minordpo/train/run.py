@@ -185,10 +185,6 @@ def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any) -> 
     from nemo_minordpo.train.trainer import data_parallel_layout
 
     arrays = load_arrays(folder.data(split))
-    if (largest := int(arrays.tokens.max())) >= _vocab_size(model):
-        raise ValueError(
-            f"token id {largest} of the {split} pairs is beyond the model's vocabulary of {_vocab_size(model)}"
-        )
     batches = _pair_batches(config, model, arrays, row_capacity=config.model.data.packed_sequence_size)
     section = config.model
     if section.dpo.reference_log_probs == "cached":

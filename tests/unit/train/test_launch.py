@@ -70,6 +70,25 @@ def test_a_run_that_goes_on_with_smaller_rows_is_checked_again(prepare):
         prepare("model.data.packed_sequence_size=8")
 
 
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_tokens_of_the_padding_are_no_vocabulary(prepare, tokenizer, tmp_path, split):
+    """An embedding of 512 rows for a vocabulary with one token less than the pairs use."""
+    largest = int(load_arrays(prepare(splits=("train", "validation")).data(split)).tokens.max())
+
+    def with_vocabulary(size):
+        config = OmegaConf.load(tmp_path / "base/model_config.yaml")
+        OmegaConf.save({**config, "unpadded_vocab_size": size}, tmp_path / "base/model_config.yaml")
+        prepare(f"exp_manager.explicit_log_dir={tmp_path}/run_{size}", splits=("train", "validation"))
+
+    text = tokenizer.convert_ids_to_tokens(largest)
+    with pytest.raises(ValueError, match=f"token id {largest} ") as error:
+        with_vocabulary(largest)
+    for words in (repr(text), f"vocabulary of {largest} tokens", f"tokenizer has {len(tokenizer)}"):
+        assert words in str(error.value)
+    assert not (tmp_path / f"run_{largest}/config.yaml").exists()
+    with_vocabulary(largest + 1)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
