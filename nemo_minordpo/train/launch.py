@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import OmegaConf
 from rich.console import Console
 
@@ -77,6 +78,7 @@ def prepare_run(config: TrainConfig) -> None:
             tokenize_files(paths, folder.data(split), tokenizer=tokenizer, data=data, split=split)
             _check_rows(folder, split, data)
             _check_tokens(folder, split, model_config, tokenizer)
+            _check_context(folder, split, model_config)
 
     folder.prepare(
         config,
@@ -142,6 +144,21 @@ def _check_tokens(folder: RunFolder, split: str, model_config: Any, tokenizer: A
             f"model's vocabulary of {size} tokens; its tokenizer has {len(tokenizer)}: take one that was not added to, "
             "or a model whose embedding was made larger with it"
         )
+
+
+def _check_context(folder: RunFolder, split: str, model_config: Any) -> None:
+    """Sequences beyond the positions that the model was trained on: learned ones end there, rotary ones only suffer."""
+    context = model_config.get("max_position_embeddings")
+    lengths = np.maximum(*load_arrays(folder.data(split)).sequence_lengths)
+    if context is None or (longest := int(lengths.max())) <= context:
+        return
+    words = (
+        f"{(lengths > context).sum()} of {len(lengths)} {split} pairs are longer than the model's context of {context} "
+        f"tokens (the longest: {longest}); model.data.seq_length={context} leaves them out"
+    )
+    if model_config.get("position_embedding_type", "learned_absolute") == "learned_absolute":
+        raise ValueError(words)
+    Console(stderr=True).print(f"note: {words}", highlight=False, soft_wrap=True)
 
 
 def load_tokenizer(path: Path) -> Any:

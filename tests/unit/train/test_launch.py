@@ -89,6 +89,27 @@ def test_tokens_of_the_padding_are_no_vocabulary(prepare, tokenizer, tmp_path, s
     with_vocabulary(largest + 1)
 
 
+@pytest.mark.parametrize("embedding", ["rope", "learned_absolute"])
+def test_pairs_beyond_the_models_context(prepare, tmp_path, capsys, embedding):
+    longest = max(int(lengths.max()) for lengths in load_arrays(prepare().data("train")).sequence_lengths)
+
+    def with_context(size):
+        config = OmegaConf.load(tmp_path / "base/model_config.yaml")
+        context = {"max_position_embeddings": size, "position_embedding_type": embedding}
+        OmegaConf.save({**config, **context}, tmp_path / "base/model_config.yaml")
+        capsys.readouterr()
+        prepare(f"exp_manager.explicit_log_dir={tmp_path}/run_{size}")
+        return capsys.readouterr().err
+
+    words = f"1 of 2 train pairs are longer than the model's context of {longest - 1} tokens"
+    if embedding == "rope":
+        assert words in with_context(longest - 1)
+    else:
+        with pytest.raises(ValueError, match=words):
+            with_context(longest - 1)
+    assert "context" not in with_context(longest)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
