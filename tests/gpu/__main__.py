@@ -43,14 +43,14 @@ def run(phases: Sequence[Phase], *, limit_s: float, output: Path) -> int:
     console = Console()
     folder, checks, come = Path(tempfile.mkdtemp(prefix="gpu-check-")), checks_of(phases), []
 
-    def tell(row: Row) -> None:
+    def on_row(row: Row) -> None:
         come.append(row)
         write_results(output, come, checks, folder)
         words = f"{row.result}, {row.reason}" if row.reason else f"{row.result}, {row.figure}"
         line = f"{row.ended_s:4.0f} s  {len(come)}/{len(checks)}  {row.name}, {row.seconds:.0f} s: {words}"
         print(line, file=sys.stderr, flush=True)
 
-    session = Session(folder, limit_s, tell=tell)
+    session = Session(folder, limit_s, on_row=on_row)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: session.stop.set())
     rows = session.run(phases)

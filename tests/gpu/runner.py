@@ -49,13 +49,13 @@ class Session:
     folder: existing; for what checks share, with a log of each.
     limit_s: seconds for all of them.
     stop: set from elsewhere, it ends the checks that run and starts no other one.
-    tell: called with each row as it comes, one at a time.
+    on_row: called with each row as it comes, one at a time.
     """
 
     folder: Path
     limit_s: float
     stop: Event = field(default_factory=Event)
-    tell: Callable[[Row], None] = lambda row: None
+    on_row: Callable[[Row], None] = lambda row: None
     start: float = field(default_factory=time.monotonic)
     _lock: Lock = field(default_factory=Lock)
 
@@ -78,7 +78,7 @@ class Session:
         for check in lane:
             rows.append(self.run_check(check, end_s=end_s, threads=threads))
             with self._lock:
-                self.tell(rows[-1])
+                self.on_row(rows[-1])
         return rows
 
     def run_check(self, check: Check, *, end_s: float, threads: int) -> Row:

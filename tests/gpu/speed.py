@@ -229,7 +229,7 @@ def _measure(trainer: Any, *, capacity: int) -> Iterator[dict[str, Any]]:
     """Medians of the steps that count, and losses of all; then the same with what the GPU did in one more.
 
     Args:
-        trainer: of :func:`_trainer`; it goes on from the weights that it has, with the first pairs of the file.
+        trainer: of :func:`_trainer`; it continues from the weights that it has, with the first pairs of the file.
         capacity: most places of a row.
     """
     from tests.benchmarks.ours_worker import batches_in_file_order

@@ -81,7 +81,7 @@ def rows(tmp_path_factory):
     checks = (check("passes", "one", "two"), *map(check, ("fails", "lacks", "crashes", "ends")))
     checks = (*checks, check("hangs", limit_s=4.0))
     told = []
-    rows = Session(folder, 600, tell=told.append).run([Phase("all", (checks,))])
+    rows = Session(folder, 600, on_row=told.append).run([Phase("all", (checks,))])
     assert told == rows
     assert (folder / "passes.json").read_text() == "its own"
     assert "AssertionError: off by [2]" in log_of(checks[1], folder).read_text()
