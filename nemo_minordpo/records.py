@@ -146,8 +146,8 @@ class Prediction:
     num_tokens: int
     finished: bool  # True: the model ended its answer; False: cut at the token limit
     gold: str
-    strict: str | None  # the number after "the answer is"; None = not found
-    flexible: str | None  # the last number of the output
+    strict: str | None  # the number after "the answer is"; None = not found, or not readable
+    flexible: str | None  # a boxed number, else after ####, else the stated one, else the last; None likewise
     degenerate: str | None  # the reason, as core/repetition.py names it; None = healthy
 
 

@@ -18,7 +18,7 @@ PAPER_INSTRUCTION = (
     "line using the brief format So the answer is: . Below is the question:"
 )
 
-# Of the rules below, docstrings of `numerals` included: raised when any text is read otherwise than before.
+# Version of how answers are read, here and in numerals.py: raised when any text is read otherwise than before.
 ANSWER_RULES = 2
 
 _CALCULATOR_MARK = re.compile(r"<<[^<>\n]*>>")
@@ -37,7 +37,8 @@ _NAMED = re.compile(r"(?:[A-Za-z][A-Za-z ]{0,40}=\s*)+")  # x =, total cost =
 # Behind at most three words of unit, an equals sign or an operator with an operand after it: "2 * 3", "12 apples / 4".
 _CLOSING = r"[\s%\u00b0)\]'$]*"
 _WORD = r"(?:/\s*)?[A-Za-z]+\b"
-_OPERATOR = r"(?:-(?!-)|[+*/xX\u00d7\u00f7]|\s:|(?:plus|minus|times|(?:divided|multiplied)\s+by|to|(?<!out )of)(?=\s))"
+_OPERATOR_WORD = r"(?:plus|minus|times|(?:divided|multiplied)\s+by|to|(?<!out )of(?:\s+[A-Za-z]+)?)(?=\s)"
+_OPERATOR = rf"(?:[-+*/xX\u00d7\u00f7]|\s:|{_OPERATOR_WORD})"
 _GOES_ON = re.compile(
     rf"{_CLOSING}(?:(?![xX]\b){_WORD}[\s)]*){{0,3}}?(?:[=\u2248]|{_OPERATOR}[\s({CURRENCY}]*-?\.?[0-9])"
 )
@@ -132,7 +133,7 @@ def strict_answer(text: str) -> str | None:
 
     - An equation: of its sides, the one that is a single number, whatever stands on the others: "18 = 9 x 2",
       "9 x 2 = 18", "x = 18". Sides that are different numbers ("18 apples = 36 halves", "x = 5, y = 6") are no answer.
-      A fraction beside a number is the calculation ("10/3 = 3.33").
+      A fraction or a power beside a number is the calculation ("10/3 = 3.33", "8 = 2^3").
     - A calculation without a result ("12/4", "2 x 3", "5-10", "5 to 10", "2 : 1") is no answer.
     - A list ("5, 6", "5 and 6") is no answer. Of "18 or 20", "20, since 15 + 5 = 20" and "18 (9 * 2 = 18)", the first
       number is the answer.
@@ -144,8 +145,8 @@ def flexible_answer(text: str) -> str | None:
     r"""The number that `text` gives as its answer in one of the usual ways, normalised; None when there is none.
 
     The first that is there decides, though its number may be one that cannot be read: the last `\boxed{...}`, the last
-    line `#### ...`, the last "answer is" (see `strict_answer`), the last number. A box or line whose words hold no
-    number is passed over; one with a second number beside an answer is no answer.
+    line `#### ...`, the last "answer is" (see `strict_answer`), the last number. A box without a number and a line that
+    does not begin with one are passed over; with a second number beside the answer they give no answer.
     """
     for rule in (_boxed, _marked, _stated, _numbers):
         found = rule(text)
@@ -166,9 +167,16 @@ def _boxed(text: str) -> list[str | None]:
     found: list[str | None] = []
     for box in _BOX.finditer(text):
         end = _closing_brace(text, box.end())
-        # A text that was cut within a box may have been cut within a number.
-        found += [None] if end is None else _statement(plain(text[box.end() : end]), alone=True)
+        if end is None:  # a text that was cut within a box may have been cut within a number
+            found.append(None)
+            continue
+        written = plain(text[box.end() : end])
+        found += _statement(written, alone=True) or _only([_text(number) for number in numerals(written)])
     return found
+
+
+def _only(found: list[str | None]) -> list[str | None]:
+    return found if len(found) < 2 else [None]
 
 
 def _marked(text: str) -> list[str | None]:
@@ -218,14 +226,14 @@ def _statement(text: str, *, alone: bool) -> list[str | None]:
 
 def _solved(equation: str) -> str | None:
     """The one number that stands alone on a side of an equation."""
-    plain_ones, ratios = set(), set()
+    plain_ones, calculations = set(), set()
     for side in re.split("[=\u2248]", _ASIDE.sub(" ", equation)):
         number = numeral_at(side, _end_of_lead(side, 0))
         if number is None or _GOES_ON.match(side, number.end):
             continue
         listed = _NEXT_OF_A_LIST.match(side, number.end)
-        (ratios if number.is_ratio else plain_ones).add(None if listed else _text(number))
-    found = plain_ones or ratios
+        (calculations if number.is_calculation else plain_ones).add(None if listed else _text(number))
+    found = plain_ones or calculations
     return found.pop() if len(found) == 1 else None
 
 

@@ -43,7 +43,7 @@ _VULGAR = "\u00bc-\u00be\u2150-\u215e"
 _MARKUP: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), put)
     for pattern, put in (
-        (r"</?[A-Za-z][^<>\n]*>", _MARK),
+        (r"</?[A-Za-z][A-Za-z0-9]*(?:\s+[a-z-]+=[^<>\n]*)?\s*/?>", _MARK),
         (r"(?<=[0-9])(?=\\[dt]?frac)", " "),
         (r"\\[dt]?frac\s*([0-9])\s*([0-9])", r"\1/\2"),
         (r"\\[dt]?frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}", r"\1/\2"),
@@ -64,6 +64,7 @@ _MARKUP: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\^\s*\{\s*([-+]?[0-9]+)\s*\}", r"^\1"),
         (r"\\[A-Za-z]+|\\[()\[\]]|[{}]", _MARK),
         (r"(?<=[0-9])\*\*(?=[0-9])", "^"),
+        (r"(?<=[0-9])!(?=[ ]*[=+*/])", "^"),  # a factorial
         (r"\*\*|__", _MARK),
         (r"\b(?:equals|(?:is )?equal to)\b", "="),
         (rf"\b[Nn]egative (?=[{CURRENCY}]?\.?[0-9])", "-"),
@@ -80,12 +81,11 @@ _GROUPED = (
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 # A quantity in two units, the larger first: neither number is the whole.
 _TWO_UNITS = "|".join(
-    rf"(?:{large})[\s,]*(?:and\s+)?[0-9][0-9.,]*\s*(?:{small})\b"
+    rf"(?:{large})[ ,]*(?:and[ ]+)?[0-9][0-9.,]*[ ]?(?:{small})\b"
     for large, small in (
         ("years?", "months?"), ("weeks?", "days?"), ("days?", "hours?|hrs?"), ("hours?|hrs?|h", "minutes?|mins?|m"),
         ("minutes?|mins?", "seconds?|secs?"), ("(?:dollars?|euros?|pounds?)?", "cents?|pence"),
         ("feet|foot|ft", "inch(?:es)?|in"), ("pounds?|lbs?", "ounces?|oz"),
-        ("|".join(rf"{name}s?" for name in _SCALES), "|".join(_SCALES)),
     )
 )  # fmt: skip
 _AFTER_DECIMALS = "|".join(rf"(?<=\.[0-9]{{{count}}})" for count in range(1, 7))
@@ -94,7 +94,7 @@ _NUMERAL = re.compile(
     # Not behind a letter (but "9x2"), nor in the middle of another number.
     (?:(?<![A-Za-z0-9\u221a\u00b1])(?<![0-9][.,':/^_~])(?<![A-Za-z]_)|(?<=[0-9][xX])|(?<=[0-9][ ][xX]))
     # A minus is a sign only where no operand stands before it: "10-3" ends in 3, "is -3" in -3.
-    (?P<sign>(?<![\w)%\]-])(?<![0-9)%][ ])[-+])?(?:(?P<money>[{CURRENCY}]+)[ ]?(?P<behind>-)?)?
+    (?P<sign>(?<![\w)%\]|-])(?<![0-9)%][ ])[-+])?(?:(?P<money>[{CURRENCY}]+)[ ]?(?P<behind>-)?)?
     (?:
         (?P<whole>[0-9]+)[ ]+(?:and[ ]+)?(?P<part>[0-9]+/[0-9]+)
         |(?P<fraction>[0-9]+/[0-9]+)
@@ -102,11 +102,13 @@ _NUMERAL = re.compile(
         |(?P<decimal>(?:{_GROUPED}|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)
          (?:(?:[eE]|[ ]?[xX\u00d7*][ ]?10\^)(?P<exponent>[-+]?[0-9]{{1,2}})(?![0-9]))?
     )
-    (?P<scales>(?:[ -]?(?i:{"|".join(_SCALES)})s?\b)*)
+    (?P<scales>(?:[ -]?(?i:{"|".join(_SCALES)})s?\b)+)?
     (?P<unread>
         (?:[.,':/_~]?[0-9])+
-        |\s*[\^\u03c0\u221a\u00b1]|(?:[kKMB]|bn|(?(money)[mb]|(?!)))(?![A-Za-z])|(?:{_AFTER_DECIMALS})\.{{3}}
-        |[ -]*(?i:(?:ten|hundred|thousand|million)ths?|squared|cubed|to[ ]the[ ]power)\b
+        |[ {_MARK}]*[\^\u03c0\u221a\u00b1][ ]?[0-9]*|(?:[kKMB]|bn|(?(money)[mb]|(?!)))(?![A-Za-z])
+        |(?:{_AFTER_DECIMALS})\.{{3}}
+        |[ -]*(?i:(?:ten|hundred|thousand|million)ths?|squared|cubed|to[ ]the[ ]power(?:[ ]of[ ][0-9]+)?)\b
+        |(?(scales)[ ](?i:and[ ])?[0-9][0-9.,]*(?i:[ -]?(?:{"|".join(_SCALES)})\b)?|(?!))
         |(?![xX][0-9])[A-Za-z]+[0-9]\w*
         |-[0-9]+/[0-9]+|(?:-[0-9]+){{2,}}|[ ]*(?i:and[ ]+)?(?i:{_TWO_UNITS})
     )?
@@ -122,7 +124,7 @@ class Numeral:
     start: int
     end: int
     value: Fraction | None  # None: not to be read
-    is_ratio: bool  # written with a slash, as a division is
+    is_calculation: bool  # written with an operator, as a fraction or a power is
 
 
 def plain(text: str) -> str:
@@ -169,16 +171,18 @@ def _short_gap(found: re.Match[str]) -> str:
 
 
 def _numeral(found: re.Match[str]) -> Numeral:
-    is_ratio = found["fraction"] is not None or "/" in (found["unread"] or "")
+    is_calculation = found["fraction"] is not None or any(sign in (found["unread"] or "") for sign in "/^\u221a")
     known = found["unread"] is None and found.end() - found.start() <= _MOST_DIGITS
-    return Numeral(start=found.start(), end=found.end(), value=_value(found) if known else None, is_ratio=is_ratio)
+    return Numeral(
+        start=found.start(), end=found.end(), value=_value(found) if known else None, is_calculation=is_calculation
+    )
 
 
 def _value(found: re.Match[str]) -> Fraction | None:
     size = _size(found)
     if size is None:
         return None
-    for scale in re.findall("|".join(_SCALES), found["scales"].lower()):
+    for scale in re.findall("|".join(_SCALES), (found["scales"] or "").lower()):
         size *= _SCALES[scale]
     return -size if (found["sign"] == "-") != (found["behind"] == "-") else size
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from nemo_minordpo.core.gsm8k import Problem
+from nemo_minordpo.core.gsm8k import ANSWER_RULES, Problem
 from nemo_minordpo.evaluate.generate import Generator, load_generator
 from nemo_minordpo.evaluate.partial import PartialPredictions, is_interrupted
 from nemo_minordpo.evaluate.score import is_strictly_right, judge, score
@@ -82,6 +82,7 @@ def evaluate(
         "limit": limit,
         "dtype": str(generator.model.dtype).removeprefix("torch."),
         "device": generator.model.device.type,
+        "answer_rules": ANSWER_RULES,
     }
     rendered = [generator.render(problem.question, chat=chat, system=system) for problem in problems]
     prompts = [generator.encode(text) for text in rendered]

@@ -34,8 +34,9 @@ class Contents:
         lines = [
             "Rewards are log-ratios of policy to reference in nats, without beta; "
             "mean over the last tenth of the steps.",
-            'Strict accuracy: the number behind "the answer is" is right; flexible: the last number is. Intervals are '
-            "95 % (Wilson) over the questions. Clearly lower, higher, apart: the intervals do not touch.",
+            'Strict accuracy: the number after "the answer is" is right; flexible: a boxed one, else the one after '
+            "####, else the stated one, else the last is. Intervals are 95 % (Wilson) over the questions. Clearly "
+            "lower, higher, apart: the intervals do not touch.",
             f"Degenerate: the answer repeats itself; a run has degenerated when {100 * DEGENERATE_ABOVE_BASE:.0f} % of "
             "the answers more do so than of the base model's, with intervals apart.",
         ]

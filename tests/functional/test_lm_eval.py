@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from nemo_minordpo.core.gsm8k import ANSWER_RULES
+
 ROOT = Path(__file__).parent.parent.parent
 TASKS = ROOT / "nemo_minordpo/evaluate/lm_eval_tasks"
 TEMPLATE = (
@@ -39,7 +41,9 @@ def harness(model, questions, output, task, *arguments):
     (results,) = output.rglob("results_*.json")
     (samples,) = output.rglob("samples_*.jsonl")
     rows = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda row: row["doc_id"])
-    return json.loads(results.read_text())["results"][task], [row["resps"][0][0] for row in rows]
+    summary = json.loads(results.read_text())
+    assert summary["versions"][task] == ANSWER_RULES
+    return summary["results"][task], [row["resps"][0][0] for row in rows]
 
 
 @pytest.mark.parametrize(("form", "number"), [("plain", 100), ("chat", 10)])

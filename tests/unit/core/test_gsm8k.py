@@ -51,7 +51,14 @@ def test_response_has_no_marks_and_the_brief_format():
 
 @pytest.mark.parametrize(
     ("answer", "gold"),
-    [("#### 72", "72"), ("#### 1,080,000", "1080000"), ("x\n####-5", "-5"), ("#### $3.50", "3.5"), ("#### 20%", "20")],
+    [
+        ("#### 72", "72"),
+        ("#### 1,080,000", "1080000"),
+        ("x\n####-5", "-5"),
+        ("#### $3.50", "3.5"),
+        ("#### 20%", "20"),
+        ("#### 1/2", "0.5"),
+    ],
 )
 def test_gold_answer(answer, gold):
     assert gold_answer(answer) == gold
@@ -59,7 +66,14 @@ def test_gold_answer(answer, gold):
 
 @pytest.mark.parametrize(
     ("answer", "reason"),
-    [("it is 5", "no '####"), ("#### five", "not a number"), ("####", "not a number"), ("#### 5 pens", "5 pens")],
+    [
+        ("it is 5", "no '####"),
+        ("#### five", "not a number"),
+        ("####", "not a number"),
+        ("#### 5 pens", "5 pens"),
+        ("#### 1,2345", "1,2345"),
+        ("#### 12/4", "12/4"),
+    ],
 )
 def test_gold_answer_refuses(answer, reason):
     with pytest.raises(ValueError, match=reason):
@@ -126,8 +140,10 @@ def test_a_last_statement_without_a_number_does_not_hide_the_one_before():
         ("it costs $1,234.50", "1234.5"),
         ("10-3", "3"),
         ("down to -3", "-3"),
-        ("lists 1,2,3", "3"),
-        ("12,34", "34"),
+        ("lists 1, 2, 3", "3"),
+        ("lists 1,2,3", None),
+        ("12,34", None),
+        ("first 7, then at 10:30", None),
         ("no number", None),
     ],
 )
@@ -136,8 +152,102 @@ def test_flexible_answer(text, number):
 
 
 @pytest.mark.parametrize(
+    ("said", "number"),
+    [
+        # The quotation marks, brackets and words around it.
+        ("`18`", "18"), ('"18"', "18"), ("'18'", "18"), ("<b>18</b>", "18"), ("#### 18", "18"), ("US$18", "18"),
+        ("USD 18", "18"), ("Rs. 18", "18"), (r"$\boxed{\text{18}}$", "18"), (r"$\mathbf{18}$", "18"), ("~18", "18"),
+        ("about 18", "18"), ("= 18", "18"), ("A) 18", "18"), ("\n\n- 18", "18"), ("\n\n> 18", "18"),
+        ("is equal to 18", "18"),
+        ("18 dollars", "18"), ("18.-", "18"), ("18,", "18"), ("18, of 20", "18"), ("18 < 20", "18"),
+        ("18 - that is all", "18"),
+        ("18 -- 5 each", "18"), ("2x", "2"), ("50 percent", "50"), ("18\n(9 + 9 = 17)", "18"),
+        ("5\n50 cents each", "5"),
+        ("more than 18", None), ("> 18", None), ("x5", None), ("$5m", None),
+        # Equations: the side that is a single number.
+        ("18 = 9 x 2", "18"), ("9 x 2 = 18", "18"), ("9x2=18", "18"), ("168 = 24 hours x 7 days", "168"),
+        ("24 hours x 7 = 168", "168"), ("18 = 9 x 2 = 18.00", "18"), ("7 = 3+4 = 7", "7"), ("5 + 5 = 10 = 2 x 5", "10"),
+        ("x = 18", "18"), ("x = y = 18", "18"), ("total cost = $18", "18"), ("(3 + 1) x 2 = 8", "8"),
+        ("**9** x **2** = **18**", "18"), ("$9$ x $2$ = $18$", "18"), ("$5 x 3 = $15.", "15"),
+        ("100% - 20% = 80%", "80"),
+        ("50% of 20 = 10", "10"), ("9 times 2 equals 18", "18"), ("10 km/h x 3 h = 30 km", "30"),
+        (r"\frac{12}{4} = 3", "3"), ("12/4/3 = 1", "1"), ("1,000/4 = 250", "250"), ("8 = 2^3", "8"),
+        ("5! = 120", "120"), ("2/3 of the 18 cakes = 12", "12"), ("10/3 = 3.33", "3.33"),
+        ("0.5 = 1/2", "0.5"),
+        ("10 / 4 \u2248 2.5", "2.5"),
+        ("18 = 9 x 2 (x = 3)", "18"), ("3 + 4 = 7. Then 7 + 2 = 9", "7"),
+        # Not clear: no answer.
+        ("18 apples = 36 halves", None), ("60 minutes = 1 hour", None), ("x = 5, y = 6", None), ("x = 5 and 6", None),
+        ("3 + 4 = 7, 7 + 2 = 9", None), ("1/2 = 2/6 + 1/6 = 1/3", None), ("10:30 = 630", None),
+        # A calculation without a result, a range, a list.
+        ("9 times 2", None), ("50% of 20", None), ("18 of the 20", None), ("5 to 6", None), ("5 - 6", None),
+        ("2 : 1", None),
+        ("18 / 24 hours", None),
+        ("5, 6", None), ("5 and 6", None), ("$5$, $6$", None), ("1, 234", None), ("1 2345", None),
+        # But what follows these words is an aside.
+        ("18 or 20", "18"), ("18, not 20", "18"), ("18 because 20 - 2 = 18", "18"), ("18 out of 20", "18"),
+        ("20, since 15 + 5 = 20", "20"), ("$20/week 4 times", "20"),
+    ],
+)  # fmt: skip
+def test_what_a_sentence_states(said, number):
+    for text in (f"3 + 4 = 7.\nSo the answer is: {said}", f"3 + 4 = 7.\nTHE  final ANSWER is\uff1a {said}"):
+        assert strict_answer(text) == number
+
+
+def test_an_unreadable_statement_hides_the_one_before():
+    """Unlike one without a number: who corrects himself does not mean the first any more."""
+    assert strict_answer("The answer is 7. No, the answer is 12/4") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "flexible"),
+    [
+        (r"pay \(\boxed{48}\) dollars for the 16 glasses.", None, "48"),
+        (r"\boxed{48}. The answer is 5.\n#### 6\nand 7", "5", "48"),
+        (r"\boxed{4}, then \[\boxed{\frac{1}{3}}\] of 9", None, "1/3"),
+        (r"\boxed{x = 5} of 9", None, "5"),
+        (r"\boxed{\text{Total: } \$18} of 9", None, "18"),
+        (r"\boxed{\text{from } 5 \text{ up to } 6} of 9", None, None),
+        (r"\boxed{20 \text{ m}^2} of 9", None, "20"),
+        (r"\boxed{18 = 9 \times 2} of 9", None, "18"),
+        (r"\boxed{4} \boxed{\text{Monday}} of 9", None, "4"),
+        (r"The answer is 5 \boxed{Monday}", "5", "5"),
+        # What is in a box and no one number is no answer, and nothing else is taken for it.
+        (r"\boxed{5, 6} of 9", None, None),
+        (r"\boxed{5 \text{ or } 6} of 9", None, None),
+        (r"\boxed{10:30} of 9", None, None),
+        (r"\boxed{4} and then \boxed{12", None, None),
+        ("#### 18\nand 7", None, "18"),
+        ("####1,234 dollars\nand 7", None, "1234"),
+        ("#### 18\nThe answer is 5", "5", "18"),
+        ("#### 18\n#### x\nand 7", None, "18"),
+        ("#### 18 of 20\nand 7", None, None),
+        # Headings of Markdown.
+        ("#### Step 2: add\nso 7", None, "7"),
+        ("#### 2. Add\nso 7", None, "7"),
+        ("##### 18\nso 7", None, "7"),
+        ("So the answer is: 18 apples.\nCheck: 20 - 2", "18", "18"),
+        ("So the answer is: 12/4\nso 3", None, None),
+        ("So the answer is: unclear\nso 3", None, "3"),
+        ("It is 18, as 1'234", None, "1234"),
+    ],
+)
+def test_which_answer_comes_first(text, strict, flexible):
+    assert strict_answer(text) == strict
+    assert flexible_answer(text) == flexible
+
+
+@pytest.mark.parametrize(
     ("a", "b", "same"),
-    [("18", "18.0", True), ("-0", "0", True), ("18", "18.01", False), ("-3", "3", False), (None, "3", False)],
+    [
+        ("18", "18.0", True),
+        ("-0", "0", True),
+        ("0.5", "1/2", True),
+        ("1/3", "0.333", False),
+        ("18", "18.01", False),
+        ("-3", "3", False),
+        (None, "3", False),
+    ],
 )
 def test_same_number(a, b, same):
     assert same_number(a, b) is same

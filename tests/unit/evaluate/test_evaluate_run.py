@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from nemo_minordpo.core.gsm8k import ANSWER_RULES
 from nemo_minordpo.evaluate import run
 from nemo_minordpo.evaluate.generate import Generator
 from nemo_minordpo.evaluate.partial import KEY_NAME, PREDICTIONS_NAME
@@ -64,6 +65,7 @@ def test_manifest_names_inputs_and_settings(model_folder, questions, tmp_path):
     assert str(model_folder / "model.safetensors") in manifest.inputs
     assert manifest.counts == {"questions": 2, "taken from an interrupted run": 0}
     expected = {"template": "plain", "batch_size": 3, "max_new_tokens": 8, "limit": 2, "dtype": "float32"}
+    expected["answer_rules"] = ANSWER_RULES
     assert {name: manifest.settings[name] for name in expected} == expected
     assert manifest.settings["first_prompt"].endswith(" 0 pens?\n")
 
@@ -108,7 +110,7 @@ def _interrupted(model, questions, output, batches):
     batches.update(stop_after=None)
 
 
-def test_an_interrupted_run_of_something_else_is_refused(model_folder, questions, tmp_path, batches):
+def test_an_interrupted_run_of_something_else_is_refused(model_folder, questions, tmp_path, batches, monkeypatch):
     model = shutil.copytree(model_folder, tmp_path / "model")
     out = tmp_path / "out"
     _interrupted(model, questions, out, batches)
@@ -118,6 +120,10 @@ def test_an_interrupted_run_of_something_else_is_refused(model_folder, questions
         evaluate(model, questions, out, **(SHORT | {"max_new_tokens": 9}))
     with pytest.raises(ValueError, match=r"settings/limit: None there, 5 now"):
         evaluate(model, questions, out, limit=5, **SHORT)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "ANSWER_RULES", ANSWER_RULES + 1)
+        with pytest.raises(ValueError, match=rf"settings/answer_rules: {ANSWER_RULES} there, {ANSWER_RULES + 1} now"):
+            evaluate(model, questions, out, **SHORT)
     with pytest.raises(ValueError, match=r"settings/dtype: float32 there, bfloat16 now"):
         evaluate(model, questions, out, dtype="bfloat16", **SHORT)
     other_model = json.loads((model / "config.json").read_text()) | {"rope_theta": 20000.0}

@@ -9,7 +9,7 @@ def _judged(output, *, gold="1,000", num_tokens=10, finished=True):
 
 
 def test_judge_reads_both_answers():
-    one = _judged("So the answer is: 1000.00\nChecked with 7", finished=False)
+    one = _judged("So the answer is: 1000.00\n#### 7", finished=False)
     assert (one.index, one.question, one.num_tokens, one.finished) == (3, "Q?", 10, False)
     assert (one.gold, one.strict, one.flexible, one.degenerate) == ("1000", "1000", "7", None)
     assert is_strictly_right(one)
@@ -21,7 +21,7 @@ def test_judge_reads_both_answers():
 def test_score_worked_by_hand():
     predictions = [
         _judged("So the answer is: 1,000", num_tokens=10),  # both right
-        _judged("So the answer is: 1000 or 5", num_tokens=20),  # strict right only
+        _judged("So the answer is: 1000\nor \\boxed{5}", num_tokens=20),  # strict right only
         _judged("maybe 1000", num_tokens=30),  # flexible right only, no strict answer
         judge(0, Problem(question="Q?", answer="#### 1"), output="no", token_ids=[5] * 40, finished=False),  # a loop
     ]
