@@ -1,6 +1,9 @@
 """Ranges of settings, and combinations of them that cannot work."""
 
 import difflib
+import math
+from dataclasses import is_dataclass
+from typing import Any
 
 from nemo_minordpo.config.sections import (
     CheckpointSection,
@@ -48,7 +51,22 @@ def problems_of(config: TrainConfig, *, loss_names: tuple[str, ...]) -> list[str
             ),
         )
         if wrong
-    ] + _duration_problems(config.exp_manager)
+    ] + [*_not_finite(config), *_duration_problems(config.exp_manager)]
+
+
+def _not_finite(value: Any, *keys: str) -> list[str]:
+    """A message for each number that is NaN or infinite, in a section and in what lies in it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        # keys of the checkpoint's own configuration are typed beside those of ModelSection
+        key = ".".join("model" if key == "checkpoint_overrides" else key for key in keys)
+        return [f"{key}={value}: a finite number expected"]
+    if is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, dict):
+        return [message for key, item in value.items() for message in _not_finite(item, *keys, str(key))]
+    if isinstance(value, list):
+        return [message for item in value for message in _not_finite(item, *keys)]
+    return []
 
 
 def _objective_checks(dpo: DPOSection, loss_names: tuple[str, ...]) -> list[tuple[bool, str]]:

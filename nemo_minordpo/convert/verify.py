@@ -26,6 +26,7 @@ from nemo_minordpo.convert.nemo_source import NemoSource, open_source
 from nemo_minordpo.convert.restored import restore
 from nemo_minordpo.convert.staging import progress_bar
 from nemo_minordpo.convert.tokenizers import tokenizer_problems
+from nemo_minordpo.core.finite import require_finite_tensors
 from nemo_minordpo.records import PreferencePair, read_lines
 from nemo_minordpo.sidecars import require_tokenizer
 
@@ -108,7 +109,7 @@ def verify(
         The figures, which are within the tolerance.
 
     Raises:
-        ValueError: they are not (NaN included), with what differs; or one side cannot be loaded.
+        ValueError: they are not, with what differs; or one side cannot be loaded or is not finite.
     """
     kind = parse_dtype(dtype)
     if kind not in (torch.float32, torch.bfloat16):
@@ -129,8 +130,10 @@ def verify(
         of_tokenizer = tokenizer_problems(source.tokenizers, hf, texts)
         problems += of_tokenizer or []
         wanted, trace, settings = _hf_run(hf, tokens)
+        require_finite_tensors(((f"logits of text {n}", logits) for n, logits in enumerate(wanted, 1)), where=str(hf))
         bounds = _bounds(hf, tokens, wanted, kind, tolerance)
         model = restore(source, tokenizer=hf, scratch=unpacked).model.to(kind)
+        require_finite_tensors(model.named_parameters(), where=str(nemo))
         found = [logits[:, : facts.vocab_size] for logits in _nemo_logits(model, tokens)]
         result = replace(compare_logits(found, wanted, tolerance=bounds.pop("tolerance")), dtype=dtype, **bounds)
         problems += _live_differences(settings, model)
@@ -256,6 +259,7 @@ def _hf_model(hf: Path, dtype: torch.dtype) -> Any:
     model: Any = AutoModelForCausalLM.from_pretrained(
         hf, torch_dtype=dtype, attn_implementation="sdpa", local_files_only=True
     )
+    require_finite_tensors(model.named_parameters(), where=str(hf))
     return model.eval()
 
 

@@ -39,7 +39,7 @@ _TILES: dict[tuple[int, int], dict[str, int]] = {
     (4, 128): {"fwd_num_warps": 8, "fwd_num_stages": 2, "bwd_num_warps": 8},
 }
 # Compiled with torch 2.11; an older one, as in NVIDIA's container, has other templates, and takes its own tiles.
-_HAS_TILES = torch.__version__ >= (2, 11)
+_HAS_TILES = torch.__version__ >= "2.11"  # compared as versions, not as texts
 
 
 class Blocks(NamedTuple):

@@ -241,7 +241,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 # torch 2.8 and later, on CUDA
 _HAS_OUT_DTYPE = "dtype" in torch.ops.aten.mm.overloads()
 # torch 2.8 to 2.10 ask for a sum in the dtype of the factors
-_ADDS_TO_FLOAT = torch.__version__ >= (2, 11)
+_ADDS_TO_FLOAT = torch.__version__ >= "2.11"  # compared as versions, not as texts
 
 
 def _accumulation_dtype(tensor: Tensor) -> torch.dtype:

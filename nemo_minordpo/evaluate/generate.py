@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessorList
 
 from nemo_minordpo.core.boundaries import beginning_of, end_ids, missing_beginning
+from nemo_minordpo.core.finite import require_finite_tensors
 from nemo_minordpo.core.gsm8k import chat_prompt, plain_prompt
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -70,6 +71,9 @@ class Generator:
             prompts: token ids; padded here, on the left.
             max_new_tokens: the limit for each prompt.
             on_token: called after every token, for progress.
+
+        Raises:
+            ValueError: logits are not finite.
         """
         width = max(len(prompt) for prompt in prompts)
         padding = self.stop_ids[0]  # hidden by the mask: any id of the vocabulary would do
@@ -80,11 +84,18 @@ class Generator:
         self.model.generation_config = GenerationConfig(
             do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=self.stop_ids, pad_token_id=padding
         )
+        logits = _FiniteLogits(self.model.device)
         with torch.inference_mode():
             written = self.model.generate(
                 input_ids=ids.to(self.model.device),
                 attention_mask=mask.to(self.model.device),
+                logits_processor=LogitsProcessorList([logits]),
                 stopping_criteria=[_Tick(on_token)],
+            )
+        if not logits.all_finite:
+            raise ValueError(
+                f"the model's logits are not finite in {_name(self.model.dtype)}, though its weights are: "
+                "another dtype may hold them"
             )
         return [self._generation(row) for row in written[:, width:].tolist()]
 
@@ -106,6 +117,21 @@ class _Tick:
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
+class _FiniteLogits:
+    """A processor that changes nothing: it remembers, on the device, whether all logits were finite."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._finite = torch.ones((), dtype=torch.bool, device=device)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self._finite = self._finite & scores.isfinite().all()
+        return scores
+
+    @property
+    def all_finite(self) -> bool:
+        return bool(self._finite)
+
+
 def load_generator(folder: Path, *, dtype: str, device: str) -> Generator:
     """Load model and tokenizer of an exported Hugging Face folder; nothing is fetched.
 
@@ -115,7 +141,8 @@ def load_generator(folder: Path, *, dtype: str, device: str) -> Generator:
         device: a torch device, or "auto": CUDA where there is a GPU, else the CPU.
 
     Raises:
-        ValueError: the folder holds no complete causal language model with its tokenizer, or an option is unknown.
+        ValueError: the folder holds no complete causal language model with its tokenizer, or weights that are not
+            finite; or an option is unknown.
     """
     if dtype not in ("auto", *_DTYPES):
         raise ValueError(f"dtype is {dtype!r}: choose auto, {', '.join(_DTYPES)}")
@@ -138,7 +165,13 @@ def load_generator(folder: Path, *, dtype: str, device: str) -> Generator:
     stop_ids = _stop_ids(model, tokenizer)
     if not stop_ids:
         raise ValueError(f"{folder}: neither generation_config.json nor the tokenizer names an end-of-text token")
-    return Generator(model=model.to(place).eval(), tokenizer=tokenizer, stop_ids=stop_ids)
+    model = model.to(place).eval()
+    require_finite_tensors(model.named_parameters(), where=f"{folder}, weights in {_name(model.dtype)}")
+    return Generator(model=model, tokenizer=tokenizer, stop_ids=stop_ids)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _device(name: str) -> torch.device:

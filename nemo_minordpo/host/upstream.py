@@ -186,7 +186,7 @@ def _distributed_optimizer_of_torch() -> list[StandIn]:
     """Megatron-Core's distributed optimizer (0.10 - 0.12) on torch's Adam, where there is neither Apex nor TE.
 
     Its checkpoints hold what Adam keeps of a weight as parts of the weight. Torch keeps the number of steps there, too,
-    which is none; Megatron has it in the parameter groups already, and fails where there has been no step to ask for it.
+    which is none. Megatron has it in the parameter groups already, and fails where no step has been done yet.
     """
     import megatron.core.optimizer.distrib_optimizer as distributed
 

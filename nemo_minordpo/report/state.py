@@ -11,6 +11,8 @@ _CONSEQUENCES = (
     "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Read error", "nothing moved for",
     "Timed out waiting", "Socket Timeout", "NCCL", "DistNetworkError", "DistStoreError", "Connection refused",
 )  # fmt: skip
+# What a run with the same settings meets again.
+_LASTING = ("NotFiniteError: ",)
 COMPLETE = "complete"
 
 
@@ -53,7 +55,13 @@ class State:
         last = next((event for event in reversed(self.events) if event.event in ("started", "stopped")), None)
         if last is not None and last.event == "stopped":
             return f"stopped ({last.detail}); the same command goes on"
-        if any(last is None or failure.time > last.time for failure in self.failures):
+        failed = [failure for failure in self.failures if last is None or failure.time > last.time]
+        for failure in failed:
+            if failure.error.startswith(_LASTING):
+                reason = failure.error.partition(": ")[2]
+                again = "the same command would end there again: change settings or inputs, in a new folder"
+                return f"failed; {reason}; {again}"
+        if failed:
             return "failed; the same command goes on"
         return "running, or killed without a word" if last is not None else "not started"
 

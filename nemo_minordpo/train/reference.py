@@ -8,6 +8,7 @@ latter is written last: an entry without it is not there.
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from nemo_minordpo.config import TrainConfig
 from nemo_minordpo.provenance import installed_versions
 from nemo_minordpo.records import differences, sha256_of_file, write_json
 from nemo_minordpo.train.dataset import StepBatch
+from nemo_minordpo.train.finite import Places, numbers_of, require_finite_log_probs
 from nemo_minordpo.train.fp8 import move_scales
 from nemo_minordpo.train.run_folder import RunFolder
 
@@ -213,13 +215,17 @@ def load_or_evaluate(
     return values
 
 
-def evaluate_reference(model: Any, batches: Any, *, title: str) -> np.ndarray:
+def evaluate_reference(model: Any, batches: Any, *, title: str, places: Places = numbers_of) -> np.ndarray:
     """:func:`log_probs_of` under the model's present weights, put into eval mode and back, with a progress bar.
 
     Args:
         model: MegatronGPTMinorDPOModel.
         batches: dataset.PairBatches of the split.
         title: what the progress bar says.
+        places: names pairs, for the error.
+
+    Raises:
+        NotFiniteError: on every rank; log-probabilities are not finite.
     """
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -228,7 +234,9 @@ def evaluate_reference(model: Any, batches: Any, *, title: str) -> np.ndarray:
     is_first = torch.distributed.get_rank() == 0
     with model.evaluating(), Progress(*columns, console=Console(stderr=True), disable=not is_first) as bar:
         task = bar.add_task(title, total=len(batches.arrays))
-        return log_probs_of(model, batches, on_batch=lambda pairs: bar.advance(task, pairs))
+        values = log_probs_of(model, batches, on_batch=lambda pairs: bar.advance(task, pairs))
+    require_finite_log_probs(values, what=title, places=places)
+    return values
 
 
 def log_probs_of(model: Any, batches: Any, *, on_batch: Callable[[int], None] = lambda pairs: None) -> np.ndarray:
@@ -254,6 +262,8 @@ def noise_of_reference(model: Any, batch: StepBatch, *, live: bool) -> float:
     Before the first step the policy is the reference. What is evaluated now has other neighbours in its row than what
     was kept and, in FP8, other scales, as the policy will have after some steps; the live reference has neither.
 
+    Infinite where a log-probability is not finite.
+
     Args:
         model: MegatronGPTMinorDPOModel, before its first step.
         batch: pairs as training packs them, with the reference log-probabilities that it would use.
@@ -268,6 +278,8 @@ def noise_of_reference(model: Any, batch: StepBatch, *, live: bool) -> float:
         if log_probs is not None and len(log_probs):
             assert part.reference_log_probs is not None
             largest = largest.maximum((log_probs - part.reference_log_probs.to(log_probs)).abs().max())
+    # a maximum over ranks may leave a NaN out
+    largest.nan_to_num_(nan=math.inf, posinf=math.inf)
     torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
     return largest.item()
 

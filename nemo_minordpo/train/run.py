@@ -175,6 +175,7 @@ def _lightning_trainer(config: TrainConfig, model_config: Any) -> Any:
 
 def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any) -> Any:
     """The packed batches of a split, with what the reference says of its pairs where that is kept."""
+    from nemo_minordpo.train.finite import places_in
     from nemo_minordpo.train.reference import (
         ReferenceCache,
         evaluate_reference,
@@ -194,7 +195,9 @@ def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any) -> 
             ReferenceCache(reference_folder(config)),
             reference_key(config, folder, split, model.cfg),
             num_pairs=len(arrays),
-            evaluate=lambda: evaluate_reference(model, batches, title=f"reference of {split} pairs"),
+            evaluate=lambda: evaluate_reference(
+                model, batches, title=f"reference of {split} pairs", places=places_in(config, split)
+            ),
             layout=layout,
         )
     return batches

@@ -1,8 +1,9 @@
 """Pairs as text -> token arrays on disk, once, before training; every fault is found here, with file and line."""
 
 import glob
+import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from nemo_minordpo.core.pair_packing import num_shared_tokens
 from nemo_minordpo.records import PreferencePair, read_lines, to_json_line, write_json, write_text
 
 _CHUNK = 512  # pairs that the tokenizer encodes at once, over all cores
+_LARGEST_REWARD = float(np.finfo(np.float32).max) / 2  # so that the difference of two is finite, too
 OVERLONG = "longer than model.data.seq_length"
 
 
@@ -159,6 +161,25 @@ def load_arrays(folder: Path) -> TokenArrays:
     return TokenArrays(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names})
 
 
+def places_of(pairs: Sequence[int], *, files: list[Path], folder: Path) -> list[str]:
+    """file:line of some pairs of :func:`tokenize_files`, by their numbers: the lines of the files but those left out.
+
+    Args:
+        pairs: numbers of tokenised pairs.
+        files, folder: as the pairs were tokenised.
+
+    Raises:
+        ValueError: the files are not those that were tokenised, or were moved since.
+        OSError: they cannot be read.
+    """
+    left_out = {json.loads(line)["place"] for _, line in read_lines(folder / "left_out_pairs.jsonl")}
+    lines = (f"{file}:{number}" for file in files for number, _ in read_lines(file))
+    used = [place for place in lines if place not in left_out]
+    if len(used) != json.loads((folder / "counts.json").read_text())["used"]:
+        raise ValueError(f"{folder} holds other pairs than {files}")
+    return [used[number] for number in pairs]
+
+
 def _chunks(files: list[Path], left_out: list[LeftOut], advance: Any) -> Iterator[list[tuple[str, PreferencePair]]]:
     chunk: list[tuple[str, PreferencePair]] = []
     for file in files:
@@ -193,12 +214,10 @@ def _encode(
             start = missing_beginning(prompt, beginning)
             sequences = [_sequence(prompt, whole, start, tokenizer, append_eos=data.append_eos) for whole in responses]
             _check(sequences, seq_length=data.seq_length)
+            margin = _reward_margin(pair, data)
         except ValueError as error:
             left_out.append(LeftOut(place, str(error)))
             continue
-        margin = _reward(pair.chosen_reward, data.default_chosen_reward) - _reward(
-            pair.rejected_reward, data.default_rejected_reward
-        )
         writer.add(*sequences, prompt_length=len(start) + len(prompt), reward_margin=margin)
 
 
@@ -227,8 +246,17 @@ def _check(sequences: list[list[int]], *, seq_length: int) -> None:
         raise ValueError("chosen_response and rejected_response have the same tokens")
 
 
-def _reward(value: float | None, default: float) -> float:
-    return default if value is None else value
+def _reward_margin(pair: PreferencePair, data: DataSection) -> float:
+    """Ground-truth reward of chosen minus rejected, which JSON may spell as NaN, Infinity or an integer of any size."""
+    rewards = {
+        "chosen_reward": data.default_chosen_reward if pair.chosen_reward is None else pair.chosen_reward,
+        "rejected_reward": data.default_rejected_reward if pair.rejected_reward is None else pair.rejected_reward,
+    }
+    for name, value in rewards.items():
+        # as it is stored; a NaN is not within anything
+        if not abs(value) <= _LARGEST_REWARD:
+            raise ValueError(f"field {name!r} is {str(value)[:20]}: a finite number of float32 is expected")
+    return rewards["chosen_reward"] - rewards["rejected_reward"]
 
 
 class ArrayWriter:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,14 @@ from nemo_minordpo.records import StepMetrics
 from nemo_minordpo.train.answers import AnswerWatch
 from nemo_minordpo.train.attempt import Attempt
 from nemo_minordpo.train.checkpoints import Progress, load_checkpoint, newest_intact_checkpoint, save_checkpoint
-from nemo_minordpo.train.dataset import PairBatches, StepBatch, steps_of_run, steps_per_epoch
+from nemo_minordpo.train.dataset import PairBatches, StepBatch, pairs_of_step, steps_of_run, steps_per_epoch
+from nemo_minordpo.train.finite import (
+    Places,
+    places_in,
+    require_finite,
+    require_finite_pairs,
+    require_finite_weights,
+)
 from nemo_minordpo.train.progress import RunLog
 from nemo_minordpo.train.reference import noise_of_reference
 from nemo_minordpo.train.schedule import learning_rate
@@ -82,8 +89,12 @@ class MinorDPOTrainer:
 
         Returns:
             Why the run was stopped: a checkpoint was saved and the same command goes on. Empty: it is complete.
+
+        Raises:
+            NotFiniteError: on every rank; checkpoints are those from before the value that is not finite.
         """
         loop = self.config.trainer.dpo
+        require_finite_weights(self.model, when=f"before step {self.progress.step + 1}")
         if self.progress.step == 0:
             self._measure_noise(watch)
         self._begin_answers(log, attempt, watch)
@@ -126,23 +137,45 @@ class MinorDPOTrainer:
             group["lr"] = rate
         self.optimizer.zero_grad()
         self.model.prepare_for_training_step()
-        metrics = self._summary(self.model.pair_metrics(batch, forward_only=False))
+        values = self.model.pair_metrics(batch, forward_only=False)
+        metrics = self._summary(values, when=f"step {step + 1}", places=self._places_of_step(step))
         self.model.finish_training_step()
         # an infinite limit clips nothing, and still gives the norm
         grad_norm = clip_gradients(self.model, self.config.trainer.dpo.gradient_clip_val or math.inf)
+        norm = self._finite_norm(grad_norm)
         stepped = self.optimizer.step()
         if self.model.use_mcore_dist_optim:
-            # it clips inside its step, which gives (loss, norm, zeros)
-            grad_norm = stepped[1]
+            # it clips inside its step, which gives (loss, norm, zeros): such weights are lost, but are not saved
+            norm = self._finite_norm(stepped[1])
         self.progress = replace(
             self.progress, step=step + 1, consumed_pairs=self.progress.consumed_pairs + batch.num_global_pairs
         )
-        metrics |= {"lr": rate, **({} if grad_norm is None else {"grad_norm": float(grad_norm)})}
+        metrics |= {"lr": rate, **norm}
         metrics["reference_noise"] = self.progress.reference_noise
         torch.cuda.synchronize()
         metrics |= self.throughput.of(batch.work, time.perf_counter() - started)
         metrics["peak_memory_gib"] = peak_memory_gib()
         return self._line("train", metrics)
+
+    def _finite_norm(self, grad_norm: Tensor | float | None) -> dict[str, float]:
+        """The gradient norm as a metric, where the optimizer gives one; the same on every rank."""
+        norm = {} if grad_norm is None else {"grad_norm": float(grad_norm)}
+        require_finite(norm, when=f"step {self.progress.step + 1}")
+        return norm
+
+    def _places_of_step(self, step: int) -> Places:
+        """From the columns of a step's table."""
+
+        def places(columns: Sequence[int]) -> list[str]:
+            pairs = pairs_of_step(
+                step,
+                num_pairs=len(self.train.arrays),
+                global_batch_size=self.train.global_batch_size,
+                seed=self.config.model.seed,
+            )
+            return places_in(self.config, "train")(pairs[list(columns)].tolist())
+
+        return places
 
     def _with_references(self, batch: StepBatch) -> StepBatch:
         """Reference log-probabilities: from the cache they are there; live, they are evaluated now.
@@ -163,7 +196,9 @@ class MinorDPOTrainer:
         watch.beat("the noise of the reference")
         first = self._with_kept_or_live(self.train, self.train.training_step(0, seed=self.config.model.seed))
         live = self.train.reference_log_probs is None
-        self.progress = replace(self.progress, reference_noise=noise_of_reference(self.model, first, live=live))
+        noise = noise_of_reference(self.model, first, live=live)
+        require_finite({"reference_noise": noise}, when="before step 1")
+        self.progress = replace(self.progress, reference_noise=noise)
 
     def _validate(self, watch: StallWatch) -> StepMetrics:
         started = time.perf_counter()
@@ -176,7 +211,8 @@ class MinorDPOTrainer:
                 watch.beat(f"validation batch {number} after step {self.progress.step}")
                 with_references = self._with_kept_or_live(self.validation, batch)
                 parts.append(self.model.pair_metrics(with_references, forward_only=True))
-        metrics = self._summary(torch.cat(parts, dim=1))
+        when = f"validation after step {self.progress.step}"
+        metrics = self._summary(torch.cat(parts, dim=1), when=when, places=places_in(self.config, "validation"))
         return self._line("validation", {**metrics, "step_s": time.perf_counter() - started})
 
     def _begin_answers(self, log: RunLog, attempt: Attempt, watch: StallWatch) -> None:
@@ -193,11 +229,14 @@ class MinorDPOTrainer:
         assert self.answers is not None
         watch.beat(f"the answers after step {self.progress.step}")
         values, alarm = self.answers.look(self.progress.step, attempt, chosen=chosen)
+        require_finite(values, when=f"answers after step {self.progress.step}")
         log(self._line("watch", values))
         if alarm:
             log.alarm(self.progress.step, alarm)
 
     def _save(self, attempt: Attempt) -> None:
+        # a last step may spoil weights that no further loss is computed from
+        require_finite_weights(self.model, when=f"after step {self.progress.step}")
         keep = self.config.exp_manager.checkpoint_callback_params
         last = self._validation
         save_checkpoint(
@@ -211,8 +250,12 @@ class MinorDPOTrainer:
             monitored=None if last is None or last.step != self.progress.step else last.values[keep.monitor],
         )
 
-    def _summary(self, values: Tensor) -> dict[str, float]:
-        return summary(self.model.gathered(values), noise=self.progress.reference_noise)
+    def _summary(self, values: Tensor, *, when: str, places: Places) -> dict[str, float]:
+        """Of all ranks' values, once they are known to be finite; arguments as train/finite.py takes them."""
+        table = self.model.gathered(values)
+        means = summary(table, noise=self.progress.reference_noise)
+        require_finite_pairs(table, means, when=when, places=places)
+        return means
 
     def _line(self, split: str, values: dict[str, float]) -> StepMetrics:
         return StepMetrics(

@@ -1,6 +1,8 @@
 """`minordpo train` as a user types it: what it refuses, and one run on two ranks with what becomes of it."""
 
 import json
+import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from safetensors.torch import load_file
 
 from nemo_minordpo.convert.hf_to_nemo import import_hf
 from nemo_minordpo.convert.nemo_to_hf import export_hf
+from nemo_minordpo.train.dataset import pairs_of_step
 from tests.tiny import write_model
 
 ROOT = Path(__file__).parent.parent.parent
@@ -130,6 +133,57 @@ def test_a_damaged_reference_is_refused(place, run):
     columns.write_bytes(whole)
     assert result.returncode != 0
     assert "is damaged: its checksum is not the one that was written" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def diverging(place, reference):
+    """On two ranks; the first step makes weights whose logits float32 cannot hold."""
+    arguments = command(
+        place, "diverging", "trainer.devices=2", "model.tensor_model_parallel_size=2", "trainer.dpo.max_epochs=2",
+        "trainer.dpo.save_interval=1", "model.optim.lr=1e30", "model.optim.sched.name=constant",
+        "model.optim.sched.warmup_ratio=0",
+    )  # fmt: skip
+    return minordpo(*arguments)
+
+
+def test_a_step_that_is_not_finite_ends_the_run(place, diverging):
+    assert diverging.returncode == 1, diverging.stderr[-3000:]
+    expected = (
+        rf"NotFiniteError: step 2: loss, .*logps/chosen, .*not finite for 4 of 4 pairs: {place}/train\.jsonl:(\d+), "
+    )
+    found = re.search(expected, diverging.stderr)
+    assert found, diverging.stderr[-3000:]
+    order = pairs_of_step(1, num_pairs=10, global_batch_size=4, seed=1234)
+    assert int(found[1]) == order[0] + 1
+    assert "done: " not in diverging.stderr
+    folder = place / "diverging"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1]
+    assert all(math.isfinite(value) for value in lines[0]["values"].values())
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_000001"]
+    assert not list(folder.glob("*.nemo*"))
+
+
+def test_status_says_what_was_not_finite(place, diverging):
+    said = minordpo("status", place / "diverging", timeout=60)
+    assert said.returncode == 1
+    assert "last checkpoint: step 1, " in said.stdout
+    assert re.search(r"\nfailed; step 2: loss, .* not finite for 4 of 4 pairs: .*/train\.jsonl:\d+, ", said.stdout)
+    assert said.stdout.endswith(
+        "; the same command would end there again: change settings or inputs, in a new folder\n"
+    )
+
+
+def test_weights_that_the_last_step_spoiled_are_not_saved(place, reference):
+    result = minordpo(
+        *command(place, "spoiled", "trainer.dpo.max_steps=1", "model.optim.lr=1e39"),
+        "model.data.data_prefix.validation=[]",
+        "model.optim.sched.warmup_ratio=0",
+    )
+    assert result.returncode == 1, result.stderr[-3000:]
+    assert "NotFiniteError: after step 1: weights not finite: " in result.stderr
+    assert not list((place / "spoiled").glob("checkpoints/*"))
+    assert not list((place / "spoiled").glob("*.nemo*"))
 
 
 def test_adapters_are_trained_and_written(place, run):

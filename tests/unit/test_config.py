@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -110,6 +112,40 @@ def test_bad_settings_say_what_is_wrong(override, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011
         load(override)
     assert message in str(error.value)
+
+
+def number_settings(section=config.TrainConfig, prefix=""):
+    """Every setting that may hold a number with a fraction, and how one is typed."""
+    for item in dataclasses.fields(section):
+        if dataclasses.is_dataclass(item.type):
+            yield from number_settings(item.type, f"{prefix}{item.name}.")
+        elif item.type is float or item.type == float | None:
+            yield f"{prefix}{item.name}", "{}"
+        elif item.type == list[float] | None:
+            yield f"{prefix}{item.name}", "[0.9,{}]"
+
+
+NUMBERS = dict(number_settings())
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [("nan", "nan"), ("inf", "inf"), ("-inf", "-inf"), ("Infinity", "inf"), ("1e999", "inf")]
+)
+def test_every_number_must_be_finite(value, shown):
+    with pytest.raises(ValueError, match="a finite number expected") as error:
+        load(*(f"{key}={form.format(value)}" for key, form in NUMBERS.items()))
+    expected = {f"{key}={shown}: a finite number expected" for key in NUMBERS}
+    assert expected == {line for line in str(error.value).splitlines() if line.endswith("a finite number expected")}
+
+
+def test_numbers_are_looked_for_where_they_are():
+    assert len(NUMBERS) >= 14
+    assert {"model.optim.betas", "model.optim.sched.min_lr", "trainer.dpo.gradient_clip_val"} <= NUMBERS.keys()
+    with pytest.raises(ValueError, match=r"^model.rope.scale=inf: a finite number expected$"):
+        load("+model.rope={scale: inf, base: 1e300}")
+    with pytest.raises(ValueError, match=r"^exp_manager.wandb_logger_kwargs.config=nan: a finite number expected$"):
+        load("+exp_manager.wandb_logger_kwargs={config: [1.0, nan], name: nan_is_a_word}")
+    assert load("+model.rope={scale: 1e300}", "model.optim.lr=1e30").model.optim.lr == 1e30
 
 
 def test_all_faults_are_told_at_once():

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from nemo_minordpo.convert.tokenizers import tokenizer_problems
-from nemo_minordpo.convert.verify import _sample, compare_logits
+from nemo_minordpo.convert.verify import _hf_model, _sample, compare_logits
+from tests.tiny import write_model
 
 WANTED = [torch.tensor([[1.0, 2.0], [4.0, 3.0]]), torch.tensor([[0.0, -1.0]])]
 
@@ -30,6 +32,17 @@ def test_figures_worked_by_hand() -> None:
 def test_nan_never_passes() -> None:
     found = [WANTED[0], torch.tensor([[0.0, float("nan")]])]
     assert not compare_logits(found, WANTED, tolerance=1e9).passed
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_hugging_face_folder_that_is_not_finite_is_refused_by_tensor(tmp_path: Path, value: float) -> None:
+    write_model(tmp_path, num_hidden_layers=2)
+    _hf_model(tmp_path, torch.float32)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][0, 0] = value
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"not finite: model\.layers\.1\.mlp\.down_proj\.weight$"):
+        _hf_model(tmp_path, torch.float32)
 
 
 def test_pairs_are_drawn_by_seed(tmp_path: Path) -> None:

@@ -3,7 +3,15 @@ import math
 import pytest
 import torch
 
-from nemo_minordpo.core.metrics import MARGIN_QUANTILES, METRICS, PAIR_METRICS, pair_metrics, summary
+from nemo_minordpo.core.metrics import (
+    DECISIVE,
+    MARGIN_QUANTILES,
+    METRICS,
+    PAIR_METRICS,
+    not_finite,
+    pair_metrics,
+    summary,
+)
 
 
 def metrics(chosen, rejected, *, beta=0.1, loss=None):
@@ -85,6 +93,28 @@ def test_no_gradient_is_kept():
     names = ("loss", "chosen_log_ratio", "rejected_log_ratio", "chosen_log_probs", "rejected_log_probs")
     values = pair_metrics(**{name: torch.ones(1, requires_grad=True) for name in names}, beta=0.1)
     assert not values.requires_grad
+
+
+def test_metrics_and_pairs_that_are_not_finite():
+    values = metrics([1.0, math.nan, 2.0, 3.0], [0.0, 0.0, 0.0, -math.inf])
+    assert not_finite(values) == (["rewards/chosen", "rewards/rejected"], [1, 3])
+    assert not_finite(metrics([1.0, -1e30], [0.0, 1e30])) == ([], [])
+    assert not_finite(metrics([1.0, 2.0], [0.0, 0.0], loss=[math.inf, 1.0])) == (["loss"], [0])
+
+
+@pytest.mark.parametrize("name", DECISIVE)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_every_mean_shows_a_pair_that_is_not_finite(name, value):
+    values = metrics([0.0] * 7, [0.0] * 7)
+    assert math.isfinite(summary(values)[name])
+    values[PAIR_METRICS.index(name), 4] = value
+    assert not math.isfinite(summary(values)[name])
+
+
+def test_where_the_decisive_metrics_are_finite_all_are():
+    values = metrics([0.0, -1e30, 1e30, 5.0], [1e30, 1e30, -1e30, 5.0])
+    assert values.isfinite().all()
+    assert all(map(math.isfinite, summary(values).values()))
 
 
 def test_no_pair_is_an_error():

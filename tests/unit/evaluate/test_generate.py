@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 import warnings
 
@@ -66,6 +67,37 @@ def test_an_end_of_text_cuts_and_counts_for_its_own_row_only(generator):
     first_place = free[0].token_ids.index(stop)
     assert stopping.generate(prompts[:1], max_new_tokens=first_place, on_token=lambda: None)[0].finished is False
     assert stopping.generate(prompts[:1], max_new_tokens=first_place + 1, on_token=lambda: None)[0].finished is True
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(model_folder, tmp_path, value):
+    folder = _copy(model_folder, tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][3, 5] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"in float32: not finite: model\.layers\.1\.mlp\.down_proj\.weight$"):
+        load_generator(folder, dtype="auto", device="cpu")
+
+
+def test_weights_that_a_smaller_type_cannot_hold_are_refused(model_folder, tmp_path):
+    folder = _copy(model_folder, tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = 70000.0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"weights in float16: not finite: model\.norm\.weight$"):
+        load_generator(folder, dtype="float16", device="cpu")
+    load_generator(folder, dtype="float32", device="cpu")
+
+
+def test_logits_that_are_not_finite_are_refused(model_folder, tmp_path):
+    """Weights that float32 can hold, and whose products it cannot."""
+    folder = _copy(model_folder, tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] *= 1e38
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    generator = load_generator(folder, dtype="auto", device="cpu")
+    with pytest.raises(ValueError, match="logits are not finite in float32, though its weights are"):
+        generator.generate(_prompts(generator)[:1], max_new_tokens=2, on_token=lambda: None)
 
 
 def load_generator_like(generator, stop_ids):

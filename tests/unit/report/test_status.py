@@ -3,6 +3,8 @@
 import pytest
 
 from nemo_minordpo.records import Failure, RunEvent, StepMetrics, to_json_line, write_json, write_text
+from nemo_minordpo.report.health import health_of
+from nemo_minordpo.report.runs import read_run
 from nemo_minordpo.report.state import first_failure
 from nemo_minordpo.report.status import print_status
 
@@ -113,6 +115,28 @@ def test_failure_before_the_first_step(folder, capsys):
     said = folder.status(capsys)[1]
     assert "before the first step: rank 1 on node1: ValueError: token id 7" in said
     assert said.endswith("failed; the same command goes on\n")
+
+
+def test_a_value_that_is_not_finite_is_named_and_nobody_is_told_to_go_on(folder, capsys):
+    folder.event("started", max_steps=9)
+    folder.steps(2)
+    reason = "step 3: loss not finite for 2 of 4 pairs: train.jsonl:7, train.jsonl:9"
+    folder.failure("RuntimeError: [gloo] Connection closed by peer [10.0.0.2]:1234", rank=1)
+    folder.failure(f"NotFiniteError: {reason}", rank=0)
+    complete, said = folder.status(capsys)
+    assert not complete
+    assert f"from step 0, failed: rank 0 on node1: NotFiniteError: {reason}\n" in said
+    assert said.endswith(
+        f"failed; {reason}; the same command would end there again: change settings or inputs, in a new folder\n"
+    )
+    run = read_run(folder.path)
+    assert any(reason in note for note in run.notes)
+    assert health_of(run).state == "failed"
+    # of an earlier attempt it says nothing about the present one
+    folder.event("started", attempt=2, max_steps=9)
+    assert folder.status(capsys)[1].endswith("running, or killed without a word\n")
+    folder.failure("RuntimeError: out of memory", rank=0)
+    assert folder.status(capsys)[1].endswith("failed; the same command goes on\n")
 
 
 def test_damaged_checkpoints_and_torn_lines(folder, capsys):

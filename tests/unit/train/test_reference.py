@@ -18,6 +18,7 @@ import torch.multiprocessing as mp
 from nemo_minordpo.config import compose, load
 from nemo_minordpo.host import cuda
 from nemo_minordpo.train import reference
+from nemo_minordpo.train.finite import NotFiniteError
 from nemo_minordpo.train.reference import (
     ReferenceCache,
     ReferenceKey,
@@ -364,13 +365,53 @@ def test_every_pair_of_a_split_is_evaluated(one_rank, is_last_stage):
     assert model.calls == ["prepare", "log-probabilities", "log-probabilities", "gathered", "finish"]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_log_probabilities_that_are_not_finite_do_not_enter_the_cache(one_rank, cache, monkeypatch, value):
+    monkeypatch.setattr(dist, "broadcast", lambda tensor, src: None)
+
+    def load_with(model):
+        batches = batches_of(PAIRS, global_batch=3, capacity=9)
+        return load_or_evaluate(
+            cache,
+            KEY,
+            num_pairs=4,
+            evaluate=lambda: evaluate_reference(
+                model, batches, title="reference of train pairs", places=lambda pairs: [f"line {n}" for n in pairs]
+            ),
+            layout="TP=1",
+        )
+
+    broken = Model(is_last_stage=True)
+    broken.gathered = lambda values: values.index_put(
+        (torch.tensor([1, 3]), torch.tensor([0, 1])), torch.tensor(value).double()
+    )
+    expected = r"^reference of train pairs: log-probabilities not finite for 2 of 4 pairs: line 1, line 3$"
+    with pytest.raises(NotFiniteError, match=expected):
+        load_with(broken)
+    assert not list(cache.folder.glob("*.safetensors"))
+    assert not cache.has(KEY)
+    load_with(Model(is_last_stage=True))
+    assert cache.has(KEY)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_noise_of_what_is_not_finite_is_infinite_on_every_rank(one_rank, monkeypatch, value):
+    reduced = []
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor, op: reduced.append(tensor.item()))
+    batch = next(batches_of(PAIRS, global_batch=3, capacity=9).in_file_order())
+    kept = Model(is_last_stage=True).get_logprob_batch(batch)
+    kept[0] = kept[0].index_fill(0, torch.tensor([0]), value)
+    assert noise_of_reference(Model(is_last_stage=True), batch.with_references(kept), live=True) == np.inf
+    assert reduced == [np.inf]  # a maximum over ranks need not let a NaN through
+
+
 @pytest.mark.parametrize("is_last_stage", [True, False])
 def test_noise_is_the_largest_difference_of_a_response(one_rank, monkeypatch, is_last_stage):
     monkeypatch.setattr(dist, "all_reduce", lambda tensor, op: None)
     batch = next(batches_of(PAIRS, global_batch=3, capacity=9).in_file_order())
     kept = Model(is_last_stage=True).get_logprob_batch(batch)
     model = Model(is_last_stage=is_last_stage)
-    model.modules = lambda: []
+    model.cfg, model.get_model_module_list = {}, lambda: []
     assert noise_of_reference(model, batch.with_references(kept), live=False) == 0.0
     kept[-1] = kept[-1] + torch.linspace(0.25, -0.75, len(kept[-1]))
     assert noise_of_reference(model, batch.with_references(kept), live=True) == (0.75 if is_last_stage else 0.0)

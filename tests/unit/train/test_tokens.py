@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pytest
@@ -42,6 +43,13 @@ def test_rewards_and_their_defaults(write, tmp_path, tokenizer):
     assert arrays.reward_margins.tolist() == [0.5, 3.5]
 
 
+def test_the_largest_rewards_stay_finite(write, tmp_path, tokenizer):
+    largest = 1.7e38
+    arrays = tokenize([write(pair(chosen_reward=largest, rejected_reward=-largest))], tmp_path / "data", tokenizer)
+    assert arrays.reward_margins.tolist() == [np.float32(2 * largest)]
+    assert np.isfinite(arrays.reward_margins).all()
+
+
 def common_beginning(chosen, rejected):
     count = 0
     while count < min(len(chosen), len(rejected)) and chosen[count] == rejected[count]:
@@ -83,6 +91,11 @@ FAULTS = {
     "chosen_response and rejected_response are equal": pair(rejected="2 + 2 = 4"),
     "merge with the first of the response": pair(prompt="the ans", chosen="wer is 4", rejected="wer is 5"),
     "field 'chosen_reward' must be a number": pair(chosen_reward="high"),
+    "field 'chosen_reward' is nan: a finite number": pair(chosen_reward=math.nan),
+    "field 'rejected_reward' is inf: a finite number": pair(rejected_reward=math.inf),
+    "field 'rejected_reward' is -inf: a finite number": pair(chosen_reward=2, rejected_reward=-math.inf),
+    "field 'chosen_reward' is 1e+39: a finite number of float32": pair(chosen_reward=1e39),
+    "field 'chosen_reward' is 10000000000000000000: a finite number of float32": pair(chosen_reward=10**400),
 }
 
 

@@ -1,0 +1,110 @@
+"""What stops a run: a loss, a log-probability, a gradient norm or a weight that is not finite.
+
+Every rank decides alike, from values that all of them have: none is left waiting in a collective.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nemo_minordpo.config import TrainConfig
+from nemo_minordpo.core.finite import first_of, tensors_not_finite
+from nemo_minordpo.core.metrics import DECISIVE, not_finite
+from nemo_minordpo.train.run_folder import RunFolder
+from nemo_minordpo.train.tokens import expand_files, places_of
+
+# From the numbers of pairs to what a person finds them by.
+Places = Callable[[Sequence[int]], list[str]]
+
+
+class NotFiniteError(RuntimeError):
+    """A value of the run is not finite: it stops, and the same settings would stop it again. One line."""
+
+
+def numbers_of(pairs: Sequence[int]) -> list[str]:
+    """Of pairs that are in no file."""
+    return [f"pair {number}" for number in pairs]
+
+
+def places_in(config: TrainConfig, split: str) -> Places:
+    """file:line of the pairs of a split (train or validation); their numbers where the files are not what they were."""
+
+    def places(pairs: Sequence[int]) -> list[str]:
+        folder = RunFolder(Path(config.exp_manager.explicit_log_dir)).data(split)
+        try:
+            return places_of(pairs, files=expand_files(getattr(config.model.data.data_prefix, split)), folder=folder)
+        except (OSError, ValueError):  # what is reported is the value that is not finite
+            return numbers_of(pairs)
+
+    return places
+
+
+def require_finite(values: dict[str, float], *, when: str) -> None:
+    """Values that every rank has.
+
+    Raises:
+        NotFiniteError: one of them is not finite.
+    """
+    found = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+    if found:
+        raise NotFiniteError(f"{when}: {first_of(found)}")
+
+
+def require_finite_pairs(table: Tensor, means: dict[str, float], *, when: str, places: Places) -> None:
+    """The metrics of each pair; the device is read only when the means, which NaN and infinity pass into, say so.
+
+    Args:
+        table: [len(PAIR_METRICS), N], of all pairs, the same on every rank.
+        means: of the rows of the table, on the host.
+        when: for the message: which step.
+        places: names pairs by their columns.
+
+    Raises:
+        NotFiniteError: with the metrics and the first pairs.
+    """
+    if all(math.isfinite(means[name]) for name in DECISIVE):
+        return
+    metrics, pairs = not_finite(table)
+    raise NotFiniteError(f"{when}: {', '.join(metrics)} not finite for {_in_words(pairs, table.shape[1], places)}")
+
+
+def require_finite_log_probs(values: np.ndarray, *, what: str, places: Places) -> None:
+    """Log-probabilities [N, 2] of pairs, the same on every rank.
+
+    Raises:
+        NotFiniteError: with the first pairs.
+    """
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist()
+    if bad:
+        raise NotFiniteError(f"{what}: log-probabilities not finite for {_in_words(bad, len(values), places)}")
+
+
+def require_finite_weights(model: Any, *, when: str) -> None:
+    """What is trained, each rank's own part; collective.
+
+    Args:
+        model: MegatronGPTMinorDPOModel.
+        when: for the message: which weights.
+
+    Raises:
+        NotFiniteError: on every rank, with the first tensors.
+    """
+    own = tensors_not_finite(
+        (name, parameter)
+        for module in model.get_model_module_list()
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    )
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, own)
+    if names := sorted({name for part in parts for name in part}):
+        raise NotFiniteError(f"{when}: weights not finite: {first_of(names)}")
+
+
+def _in_words(pairs: Sequence[int], total: int, places: Places) -> str:
+    return f"{len(pairs)} of {total} pairs: {first_of(places(pairs))}"

@@ -1,0 +1,124 @@
+"""Where in a step the trainer stops: before the optimizer moves anything, or else before anything is saved.
+
+NeMo's import costs 12 s a process and changes it, so one process (`python test_finite_step.py`, below) takes all steps.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def taken():
+    result = subprocess.run(
+        [sys.executable, __file__],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", ["sound", "sound, with Megatron's optimizer", "sound, without a norm"])
+def test_a_sound_step_is_taken(taken, name):
+    error, optimizer_steps, steps_done = taken[name]
+    assert (error, optimizer_steps, steps_done) == ("", 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "optimizer_steps"),
+    [
+        ("pairs", "step 1: loss not finite for 1 of 4 pairs: pair ", 0),
+        ("norm", "step 1: grad_norm is inf", 0),
+        ("norm of Megatron's optimizer", "step 1: grad_norm is nan", 1),
+    ],
+)
+def test_the_optimizer_does_not_move_where_that_is_known_before(taken, name, message, optimizer_steps):
+    error, moved, steps_done = taken[name]
+    assert error.startswith(message)
+    assert moved == optimizer_steps
+    assert steps_done == 0
+
+
+# --- below: the process that takes the steps ---
+
+
+def _step(*, loss=0.5, norm=1.0, norm_of_step=None):
+    """(what stopped it, steps of the optimizer, steps that the run counts)."""
+    from types import SimpleNamespace
+    from unittest.mock import MagicMock, patch
+
+    import torch
+
+    from nemo_minordpo.config import compose, load
+    from nemo_minordpo.core.metrics import PAIR_METRICS
+    from nemo_minordpo.train import trainer as module
+    from nemo_minordpo.train.finite import NotFiniteError
+    from tests.unit.train.arrays import PAIRS, batches_of
+
+    overrides = [
+        "pretrained_checkpoint.restore_from_path=base.nemo",
+        "model.data.data_prefix.train=[nowhere.jsonl]",
+        "exp_manager.explicit_log_dir=nowhere",
+        "model.dpo.ref_policy_kl_penalty=0.1",
+    ]
+    table = torch.zeros(len(PAIR_METRICS), len(PAIRS), dtype=torch.float64)
+    table[PAIR_METRICS.index("loss"), 2] = loss
+    model = MagicMock(has_dropout=False, use_mcore_dist_optim=norm_of_step is not None)
+    model.pair_metrics.return_value = model.gathered.return_value = table
+    optimizer = MagicMock(param_groups=[{}])
+    optimizer.step.return_value = (True, norm_of_step, None)
+    train = batches_of(PAIRS)
+    trainer = module.MinorDPOTrainer(
+        config=load(compose(overrides), loss_names=("minordpo",)),
+        model=model,
+        optimizer=optimizer,
+        strategy=None,
+        train=train,
+        validation=None,
+        checkpoints=Path("nowhere"),
+        throughput=SimpleNamespace(of=lambda work, seconds: {}),
+        answers=None,
+    )
+    coming = SimpleNamespace(result=lambda: train.training_step(0, seed=1234))
+    error = ""
+    with (
+        patch.object(module, "clip_gradients", lambda model, limit: None if norm is None else torch.tensor(norm)),
+        patch.object(module.tensor_parallel, "model_parallel_cuda_manual_seed"),
+        patch.object(module, "peak_memory_gib", lambda: 0.0),
+    ):
+        try:
+            line = trainer._train_step(coming)
+            assert line.values.get("grad_norm") == (norm if norm_of_step is None else norm_of_step)
+        except NotFiniteError as stop:
+            error = str(stop)
+    return error, optimizer.step.call_count, trainer.progress.step
+
+
+def _main():
+    from nemo_minordpo import host
+
+    host.prepare()
+    taken = {
+        "sound": _step(),
+        "sound, with Megatron's optimizer": _step(norm=None, norm_of_step=2.0),
+        "sound, without a norm": _step(norm=None),
+        "pairs": _step(loss=math.nan),
+        "norm": _step(norm=math.inf),
+        "norm of Megatron's optimizer": _step(norm=None, norm_of_step=math.nan),
+    }
+    sys.stdout.write(json.dumps(taken) + "\n")
+
+
+if __name__ == "__main__":
+    _main()
