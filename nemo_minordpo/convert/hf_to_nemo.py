@@ -14,6 +14,7 @@ from torch import Tensor
 from nemo_minordpo.convert import model_config
 from nemo_minordpo.convert.checkpoint import Chunk, StoredTensor, write_checkpoint
 from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_config
+from nemo_minordpo.convert.heap import return_freed_memory
 from nemo_minordpo.convert.hf_folder import HfWeights, dtype_name, parse_dtype
 from nemo_minordpo.convert.mapping import Row, extra_state_keys, mapping_table
 from nemo_minordpo.convert.nemo_source import WEIGHTS_FOLDER
@@ -44,6 +45,7 @@ def import_hf(source: Path, output: Path, *, overwrite: bool = False, dtype: str
     Raises:
         ValueError: the source is damaged, incomplete or of a kind that cannot be converted; the output exists.
     """
+    return_freed_memory()
     target_dtype = parse_dtype(dtype)
     if output.suffix != ".nemo":
         raise ValueError(f"{output}: the name of a NeMo checkpoint ends in .nemo")

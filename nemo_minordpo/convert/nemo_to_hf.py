@@ -14,6 +14,7 @@ from nemo_minordpo.convert import model_config
 from nemo_minordpo.convert.adapters import open_weights
 from nemo_minordpo.convert.checkpoint import PREFIX, Checkpoint
 from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_config
+from nemo_minordpo.convert.heap import return_freed_memory
 from nemo_minordpo.convert.hf_folder import dtype_name, parse_dtype, write_weights
 from nemo_minordpo.convert.mapping import EMBEDDING, HEAD, VOCAB, Row, mapping_table
 from nemo_minordpo.convert.nemo_source import NemoSource, open_source, rank_files
@@ -52,6 +53,7 @@ def export_hf(
     Raises:
         ValueError: the source is damaged, of another kind, or contradicts config.json; the output exists.
     """
+    return_freed_memory()
     target_dtype = parse_dtype(dtype)
     refuse_existing(output, overwrite=overwrite)
     with staging_folder(output) as folder:
