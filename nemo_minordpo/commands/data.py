@@ -119,7 +119,7 @@ def prepare_metamath(
     question then stay on one side of the split. With --marker it is what stands behind the last marker at the start
     of a line. A row for which neither is certain is rejected.
 
-    Examples: first a look at a thousand rows, then all
+    Examples: a thousand rows first, then all
       minordpo prepare metamath MetaMath_DPO_FewShot pairs --metamathqa MetaMathQA-395K.json --limit 1000
       minordpo prepare metamath abacusai/MetaMath_DPO_FewShot pairs --metamathqa meta-math/MetaMathQA \
         --template chat --tokenizer hf/base --num-validation 1000 --overwrite

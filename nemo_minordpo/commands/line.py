@@ -38,7 +38,7 @@ class Command(typer.core.TyperCommand):
 
 
 class Commands(typer.core.TyperGroup):
-    """Shows the commands in the order of the road, and what users can mend without a traceback."""
+    """Shows the commands in the order of the pipeline, and what users can mend without a traceback."""
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         _as_written(self, formatter)
