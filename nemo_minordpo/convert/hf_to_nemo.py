@@ -14,11 +14,11 @@ from torch import Tensor
 from nemo_minordpo.convert import model_config
 from nemo_minordpo.convert.checkpoint import Chunk, StoredTensor, write_checkpoint
 from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_config
-from nemo_minordpo.convert.heap import return_freed_memory
 from nemo_minordpo.convert.hf_folder import HfWeights, dtype_name, parse_dtype
 from nemo_minordpo.convert.mapping import Row, extra_state_keys, mapping_table
 from nemo_minordpo.convert.nemo_source import WEIGHTS_FOLDER
 from nemo_minordpo.convert.staging import progress_bar, publish, require_room, staging_folder
+from nemo_minordpo.host.heap import return_freed_memory
 from nemo_minordpo.records import Manifest, refuse_existing, sha256_of_file, write_json
 from nemo_minordpo.sidecars import copy_sidecars, require_tokenizer, tokenizer_folder
 

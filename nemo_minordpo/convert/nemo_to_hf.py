@@ -14,11 +14,11 @@ from nemo_minordpo.convert import model_config
 from nemo_minordpo.convert.adapters import open_weights
 from nemo_minordpo.convert.checkpoint import PREFIX, Checkpoint
 from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_config
-from nemo_minordpo.convert.heap import return_freed_memory
 from nemo_minordpo.convert.hf_folder import dtype_name, parse_dtype, write_weights
 from nemo_minordpo.convert.mapping import EMBEDDING, HEAD, VOCAB, Row, mapping_table
 from nemo_minordpo.convert.nemo_source import NemoSource, open_source, rank_files
 from nemo_minordpo.convert.staging import progress_bar, publish, staging_folder
+from nemo_minordpo.host.heap import return_freed_memory
 from nemo_minordpo.records import Manifest, refuse_existing, sha256_of_file, write_text
 from nemo_minordpo.sidecars import copy_sidecars, require_tokenizer
 

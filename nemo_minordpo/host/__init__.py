@@ -10,6 +10,7 @@ import importlib.util
 import os
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,12 @@ class StandIn:
 
     lacks: str
     instead: str
+
+
+def require(module: Any, name: str) -> None:
+    """Fail where a name that is about to be replaced is not there any more."""
+    if not hasattr(module, name):
+        raise ImportError(f"{module.__name__}.{name} is gone: nemo_minordpo.host does not know this version")
 
 
 _active: list[StandIn] | None = None

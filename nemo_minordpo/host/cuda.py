@@ -5,18 +5,16 @@ onto the CPU.
 """
 
 import contextlib
-import ctypes
 import functools
 from typing import Any
 
 import torch
 
-from nemo_minordpo.host import StandIn
+from nemo_minordpo.host import StandIn, heap
 
 # Factories that upstream calls with device="cuda" or device=torch.cuda.current_device().
 _FACTORIES = ("arange", "as_tensor", "empty", "full", "ones", "tensor", "zeros")
 _CPU = torch.device("cpu")
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 class _Stream:
@@ -44,20 +42,8 @@ def install() -> StandIn:
     cuda.manual_seed = torch.manual_seed
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     torch.nn.Module.cuda = lambda self, device=None: self  # type: ignore[method-assign,assignment]
-    _keep_memory()
+    heap.keep_freed_memory()
     return StandIn("a CUDA device", "CUDA calls are mapped onto the CPU, collectives run over gloo")
-
-
-def _keep_memory() -> None:
-    """Freed memory stays with the process, as with CUDA's caching allocator.
-
-    glibc gives every large block back to the system and asks for it anew, page by page: about a tenth of a step.
-    Other C libraries have no `mallopt`, and their own ways.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _on_cpu(factory: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from nemo_minordpo.host import StandIn
+from nemo_minordpo.host import StandIn, require
 
 
 def install() -> list[StandIn]:
@@ -37,8 +37,7 @@ def _gradient_accumulation() -> list[StandIn]:
     """
     import megatron.core.tensor_parallel.layers as layers
 
-    if not hasattr(layers, "_grad_accum_fusion_available"):
-        raise ImportError("megatron.core.tensor_parallel.layers asks otherwise for Apex: nemo_minordpo.host.fusions")
+    require(layers, "_grad_accum_fusion_available")
     if layers._grad_accum_fusion_available:
         return []
     module: Any = layers

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.distributed.checkpoint.filesystem as torch_writer
 
-from nemo_minordpo.host import StandIn
+from nemo_minordpo.host import StandIn, require
 
 
 def install() -> list[StandIn]:
@@ -39,8 +39,7 @@ def _write_item_of_newer_torch() -> list[StandIn]:
             f"torch {torch.__version__}: _write_item takes {parameters}, {expected} was expected; "
             "distributed checkpoints cannot be written with this version"
         )
-    if not hasattr(megatron_writer, "_write_item"):
-        raise ImportError("Megatron-Core's checkpoint writer has no _write_item: nemo_minordpo.host.newer")
+    require(megatron_writer, "_write_item")
     original: Any = torch_writer._write_item
     transforms = torch_writer._StorageWriterTransforms
 

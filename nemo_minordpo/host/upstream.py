@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nemo_minordpo.host import StandIn, fusions, newer
+from nemo_minordpo.host import StandIn, fusions, newer, require
 
 
 def install(*, cuda: bool, apex: bool, transformer_engine: bool) -> list[StandIn]:
@@ -39,7 +39,7 @@ def _cpu_rng_tracker() -> StandIn:
     """Megatron's random states live on the CPU generator (Megatron-Core 0.10 - 0.12)."""
     import megatron.core.tensor_parallel.random as random
 
-    _require(random, "_set_cuda_rng_state")
+    require(random, "_set_cuda_rng_state")
     module: Any = random
     module._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
     if hasattr(random, "_get_cuda_rng_state"):  # from 0.11 on
@@ -55,8 +55,8 @@ def _fused_on_cpu() -> StandIn:
     import megatron.core.transformer.attention as attention
     import megatron.core.transformer.mlp as mlp
 
-    _require(attention, "apply_rotary_pos_emb")
-    _require(mlp, "bias_swiglu_impl")
+    require(attention, "apply_rotary_pos_emb")
+    require(mlp, "bias_swiglu_impl")
     _use_fused(attention, mlp)
     return StandIn("fused CUDA kernels of rotary embedding, SwiGLU and RMSNorm", "fused ones of this project for CPUs")
 
@@ -97,7 +97,7 @@ def _no_bert_catalogue() -> StandIn:
     """Listing NeMo's pretrained BERT models imports a layer spec that needs Transformer Engine."""
     import nemo.collections.nlp.models.nlp_model as nlp_model
 
-    _require(nlp_model, "get_megatron_pretrained_bert_models")
+    require(nlp_model, "get_megatron_pretrained_bert_models")
     module: Any = nlp_model
     module.get_megatron_pretrained_bert_models = list
     return StandIn("NeMo's catalogue of BERT models (needs Transformer Engine)", "an empty list")
@@ -110,8 +110,8 @@ def _layers_without_transformer_engine() -> StandIn:
 
     from nemo_minordpo.host.attention import TorchNorm, local_layer_spec
 
-    _require(gpt_model, "get_specs")
-    _require(transformer_block, "LayerNormImpl")  # the norm behind the last layer
+    require(gpt_model, "get_specs")
+    require(transformer_block, "LayerNormImpl")  # the norm behind the last layer
     block: Any = transformer_block
     block.LayerNormImpl = TorchNorm
 
@@ -141,8 +141,8 @@ def _query_key_norms(*, transformer_engine: bool) -> None:
     from nemo_minordpo.host.attention import with_query_key_norms
 
     if transformer_engine:
-        _require(gpt_model, "get_specs")
-        _require(layer_specs, "TENorm")
+        require(gpt_model, "get_specs")
+        require(layer_specs, "TENorm")
         module: Any = gpt_model
         original_specs, norm = module.get_specs, layer_specs.TENorm
 
@@ -152,7 +152,7 @@ def _query_key_norms(*, transformer_engine: bool) -> None:
             return with_query_key_norms(spec, norm) if wanted else spec
 
         module.get_specs = get_specs
-    _require(mixins.MCoreSelfAttentionMixin, "get_query_key_value_tensors")
+    require(mixins.MCoreSelfAttentionMixin, "get_query_key_value_tensors")
     attention: Any = mixins.MCoreSelfAttentionMixin
     original = attention.get_query_key_value_tensors
     if "q_layernorm" in inspect.getsource(original):
@@ -172,7 +172,7 @@ def _strategy_without_apex() -> StandIn:
     import nemo.collections.nlp.parts.nlp_overrides as overrides
     from nemo.core.optim.mcore_optim import McoreDistributedOptimizer
 
-    _require(overrides, "HAVE_APEX")
+    require(overrides, "HAVE_APEX")
     module: Any = overrides
     module.HAVE_APEX = True
     module.HAVE_AMP_C = False
@@ -194,7 +194,7 @@ def _distributed_optimizer_of_torch() -> list[StandIn]:
         return []
     optimizer: Any = distributed.DistributedOptimizer
     for name in ("sharded_param_state_fs_model_space", "load_parameter_state_from_fs_model_space"):
-        _require(optimizer, name)
+        require(optimizer, name)
         setattr(optimizer, name, _without_steps(getattr(optimizer, name)))
     state_dict = optimizer.state_dict
 
@@ -222,8 +222,3 @@ def _without_steps(method: Any) -> Any:
                 values["step"] = step.clone()
 
     return wrapper
-
-
-def _require(module: Any, name: str) -> None:
-    if not hasattr(module, name):
-        raise ImportError(f"{module.__name__}.{name} is gone: nemo_minordpo.host does not know this version")

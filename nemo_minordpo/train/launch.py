@@ -18,7 +18,7 @@ from nemo_minordpo.sidecars import copy_sidecars, has_tokenizer, tokenizer_folde
 from nemo_minordpo.train.dataset import segment_lengths_of
 from nemo_minordpo.train.model_config import build_model_config, model_size, read_checkpoint_config
 from nemo_minordpo.train.run_folder import RunFolder, rank_of_process
-from nemo_minordpo.train.tokens import expand_files, load_arrays, tokenize_files
+from nemo_minordpo.train.tokens import TokenArrays, expand_files, load_arrays, tokenize_files
 
 # How the ranks that torchrun starts are told to stop before the first step.
 ONLY_REFERENCE = "--only-reference"
@@ -76,9 +76,10 @@ def prepare_run(config: TrainConfig) -> None:
     def make_data() -> None:
         for split, paths in files.items():
             tokenize_files(paths, folder.data(split), tokenizer=tokenizer, data=data, split=split)
-            _check_rows(folder, split, data)
-            _check_tokens(folder, split, model_config, tokenizer)
-            _check_context(folder, split, model_config)
+            arrays = load_arrays(folder.data(split))
+            _check_rows(arrays, split, data)
+            _check_tokens(arrays, split, model_config, tokenizer)
+            _check_context(arrays, split, model_config)
 
     folder.prepare(
         config,
@@ -124,8 +125,8 @@ def _weights(config: TrainConfig) -> list[Path]:
     return weights
 
 
-def _check_rows(folder: RunFolder, split: str, data: DataSection) -> None:
-    longest = int(segment_lengths_of(load_arrays(folder.data(split))).max())
+def _check_rows(arrays: TokenArrays, split: str, data: DataSection) -> None:
+    longest = int(segment_lengths_of(arrays).max())
     if longest > data.packed_sequence_size:
         raise ValueError(
             f"model.data.packed_sequence_size={data.packed_sequence_size}: the largest of the {split} pairs needs "
@@ -134,11 +135,10 @@ def _check_rows(folder: RunFolder, split: str, data: DataSection) -> None:
         )
 
 
-def _check_tokens(folder: RunFolder, split: str, model_config: Any, tokenizer: Any) -> None:
+def _check_tokens(arrays: TokenArrays, split: str, model_config: Any, tokenizer: Any) -> None:
     """Rows of the embedding beyond the model's own vocabulary pad it to a round number: nothing was learnt there."""
-    tokens = load_arrays(folder.data(split)).tokens
     size = model_size(model_config, vocab_size=len(tokenizer)).vocab_size
-    if (largest := int(tokens.max())) >= size:
+    if (largest := int(arrays.tokens.max())) >= size:
         raise ValueError(
             f"token id {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}) of the {split} pairs is beyond the "
             f"model's vocabulary of {size} tokens; its tokenizer has {len(tokenizer)}: take one that was not added to, "
@@ -146,10 +146,10 @@ def _check_tokens(folder: RunFolder, split: str, model_config: Any, tokenizer: A
         )
 
 
-def _check_context(folder: RunFolder, split: str, model_config: Any) -> None:
+def _check_context(arrays: TokenArrays, split: str, model_config: Any) -> None:
     """Sequences beyond the positions that the model was trained on: learned ones end there, rotary ones only suffer."""
     context = model_config.get("max_position_embeddings")
-    lengths = np.maximum(*load_arrays(folder.data(split)).sequence_lengths)
+    lengths = np.maximum(*arrays.sequence_lengths)
     if context is None or (longest := int(lengths.max())) <= context:
         return
     words = (

@@ -110,7 +110,7 @@ def keep_torch_matmul() -> None:
 
 def keep_torch() -> None:
     """Before host.prepare(): matrix products and memory stay torch's own, as other trainers have them."""
-    from nemo_minordpo.host import cuda
+    from nemo_minordpo.host import heap
 
     keep_torch_matmul()
-    cuda._keep_memory = lambda: None
+    heap.keep_freed_memory = lambda: None
