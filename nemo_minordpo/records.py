@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nemo_minordpo import __version__
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.provenance import installed_versions, source_commit
 
 _R = TypeVar("_R", bound="_Record")
@@ -46,9 +47,9 @@ class PreferencePair:
         for name in ("chosen_reward", "rejected_reward"):
             value = row.get(name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise ValueError(f"field {name!r} must be a number, not {type(value).__name__}")
+                raise UserError(f"field {name!r} must be a number, not {type(value).__name__}")
         if row["chosen_response"] == row["rejected_response"]:
-            raise ValueError("chosen_response and rejected_response are equal: nothing can be learnt from the pair")
+            raise UserError("chosen_response and rejected_response are equal: nothing can be learnt from the pair")
         names = cls.__dataclass_fields__
         return cls(**{name: row[name] for name in names if name in row})
 
@@ -177,9 +178,9 @@ def object_with_texts(text: str, names: tuple[str, ...]) -> dict[str, Any]:
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"invalid JSON: {error}") from error
+        raise UserError(f"invalid JSON: {error}") from error
     if not isinstance(row, dict):
-        raise ValueError(f"a JSON object was expected, not {type(row).__name__}")
+        raise UserError(f"a JSON object was expected, not {type(row).__name__}")
     for name in names:
         checked_text(row, name)
     return row
@@ -192,15 +193,15 @@ def checked_text(row: dict[str, Any], name: str) -> str:
         ValueError: it is not a text with something in it; the reason, without the place.
     """
     if name not in row:
-        raise ValueError(f"missing field {name!r} (found: {', '.join(sorted(map(str, row))) or 'none'})")
+        raise UserError(f"missing field {name!r} (found: {', '.join(sorted(map(str, row))) or 'none'})")
     if not isinstance(row[name], str):
-        raise ValueError(f"field {name!r} must be a string, not {type(row[name]).__name__}")
+        raise UserError(f"field {name!r} must be a string, not {type(row[name]).__name__}")
     if not row[name].strip():
-        raise ValueError(f"empty field {name!r}")
+        raise UserError(f"empty field {name!r}")
     try:
         row[name].encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"field {name!r} holds half a surrogate pair: not valid Unicode text") from error
+        raise UserError(f"field {name!r} holds half a surrogate pair: not valid Unicode text") from error
     return row[name]
 
 
@@ -249,7 +250,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         ValueError: the file is missing or not UTF-8.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file")
     number = 0
     try:
         with path.open(encoding="utf-8") as lines:
@@ -257,7 +258,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 if line.strip():
                     yield number, line
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}:{number + 1}: not UTF-8 text ({error})") from error
+        raise UserError(f"{path}:{number + 1}: not UTF-8 text ({error})") from error
 
 
 def sha256_of_file(path: Path) -> str:
@@ -276,7 +277,7 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """
     exists = any(path.iterdir()) if path.is_dir() else path.exists()
     if exists and not overwrite:
-        raise ValueError(f"{path} exists already: choose another place, or pass --overwrite to replace it")
+        raise UserError(f"{path} exists already: choose another place, or pass --overwrite to replace it")
 
 
 def utc_now() -> str:

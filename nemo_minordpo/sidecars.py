@@ -7,6 +7,8 @@ with the checkpoint: `base.nemo` has `base.tokenizer` beside it, and a run's `mo
 import shutil
 from pathlib import Path
 
+from nemo_minordpo.errors import UserError
+
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
@@ -42,7 +44,7 @@ def require_tokenizer(folder: Path) -> None:
     """Raise ValueError unless `folder` holds a tokenizer."""
     if not has_tokenizer(folder):
         wanted = ", ".join(" + ".join(names) for names in _TOKENIZERS)
-        raise ValueError(f"{folder}: no tokenizer in it (one of: {wanted}); copy the model's tokenizer files there")
+        raise UserError(f"{folder}: no tokenizer in it (one of: {wanted}); copy the model's tokenizer files there")
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 import typer.core
 
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import Manifest
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
@@ -49,7 +50,7 @@ class Commands(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except ValueError as error:
+        except UserError as error:
             _fail(str(error), code=2)
         except ModuleNotFoundError as error:
             if error.name is None or error.name.partition(".")[0] == "nemo_minordpo":

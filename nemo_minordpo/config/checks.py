@@ -14,6 +14,7 @@ from nemo_minordpo.config.sections import (
     TrainConfig,
     WatchSection,
 )
+from nemo_minordpo.errors import UserError
 
 LORA_TARGETS = ("attention_qkv", "attention_dense", "mlp_fc1", "mlp_fc2", "attention", "mlp", "all")
 OPTIMIZERS = ("adam", "adamw", "sgd", "fused_adam", "mcore_distributed_optim", "distributed_fused_adam")
@@ -220,7 +221,7 @@ def duration_in_seconds(text: str) -> int:
     """
     parts = text.split(":")
     if len(parts) != 4 or not all(part.isdigit() for part in parts):
-        raise ValueError(f"{text!r}: DD:HH:MM:SS expected, such as 00:03:50:00")
+        raise UserError(f"{text!r}: DD:HH:MM:SS expected, such as 00:03:50:00")
     days, hours, minutes, seconds = map(int, parts)
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 

@@ -9,6 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nemo_minordpo.config.checks import closest, problems_of
 from nemo_minordpo.config.sections import ModelSection, TrainConfig
+from nemo_minordpo.errors import UserError
 
 CONF = Path(__file__).parent.parent / "conf"
 # What may differ between the runs of one run folder: where it runs, how it reports and how often it saves.
@@ -42,7 +43,7 @@ def compose(overrides: list[str]) -> DictConfig:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return hydra_compose("train", overrides=overrides)
     except HydraException as error:
-        raise ValueError(_one_message(error)) from error
+        raise UserError(_one_message(error)) from error
 
 
 def load(composed: DictConfig, *, loss_names: tuple[str, ...]) -> TrainConfig:
@@ -62,19 +63,19 @@ def load(composed: DictConfig, *, loss_names: tuple[str, ...]) -> TrainConfig:
         overrides[key] = plain["model"].pop(key)
     problems = _unknown_keys(plain, TrainConfig, prefix="")
     if problems:
-        raise ValueError("\n".join(problems))
+        raise UserError("\n".join(problems))
     try:
         merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), plain)
         missing = sorted(str(key) for key in OmegaConf.missing_keys(merged))
         if missing:
-            raise ValueError("\n".join(f"{key} is required: give {key}=VALUE" for key in missing))
+            raise UserError("\n".join(f"{key} is required: give {key}=VALUE" for key in missing))
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ValueError(_one_message(error)) from error
+        raise UserError(_one_message(error)) from error
     assert isinstance(config, TrainConfig)
     problems = problems_of(config, loss_names=loss_names)
     if problems:
-        raise ValueError("\n".join(problems))
+        raise UserError("\n".join(problems))
     return config
 
 

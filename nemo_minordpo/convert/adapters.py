@@ -16,6 +16,7 @@ from torch import Tensor
 from nemo_minordpo.convert.checkpoint import PREFIX, Checkpoint
 from nemo_minordpo.convert.nemo_source import ADAPTER, NemoSource, rank_files
 from nemo_minordpo.convert.rank_files import read_rank_files
+from nemo_minordpo.errors import UserError
 
 # where NeMo keeps an adapter in a layer -> the weight that it is added to
 TARGETS = {
@@ -88,7 +89,7 @@ def require_fitting(adapters: Adapters, shapes: dict[str, tuple[int, ...]], *, w
         a, b = adapters.read(target, 0)
         fitting, found = shapes.get(target), (b.shape[0], a.shape[1])
         if fitting != found:
-            raise ValueError(f"{where}: {PREFIX}{target} has shape {fitting}, but its adapter is made for {found}")
+            raise UserError(f"{where}: {PREFIX}{target} has shape {fitting}, but its adapter is made for {found}")
 
 
 def open_weights(source: NemoSource, *, dtype: torch.dtype | None = None) -> Checkpoint:
@@ -118,7 +119,7 @@ def read_adapters(source: NemoSource) -> Adapters:
         shapes[place + _OUT][2] for place in places.values()
     }
     if len(ranks) != 1:
-        raise ValueError(f"{source.adapters}: adapters of different ranks {sorted(ranks)}")
+        raise UserError(f"{source.adapters}: adapters of different ranks {sorted(ranks)}")
     (rank,) = ranks
     settings = _settings(source, rank=rank)
     alpha = settings.get("alpha")
@@ -137,12 +138,12 @@ def _places(names: dict[str, tuple[int, ...]], where: Path) -> dict[str, str]:
     known = {place + part for place in places.values() for part in (_IN, _OUT)}
     unknown = sorted(set(names) - known)
     if unknown:
-        raise ValueError(f"{where}: {PREFIX}{unknown[0]}: adapters of this kind cannot be exported (only plain LoRA)")
+        raise UserError(f"{where}: {PREFIX}{unknown[0]}: adapters of this kind cannot be exported (only plain LoRA)")
     found = {target: place for target, place in places.items() if place + _IN in names or place + _OUT in names}
     for place in found.values():
         for part in (_IN, _OUT):
             if len(names.get(place + part, ())) != 3:
-                raise ValueError(f"{where}: {PREFIX}{place}{part} is missing or damaged")
+                raise UserError(f"{where}: {PREFIX}{place}{part} is missing or damaged")
     return found
 
 
@@ -151,15 +152,15 @@ def _settings(source: NemoSource, *, rank: int) -> dict[str, Any]:
     peft = (source.config or {}).get("peft") or {}
     settings = peft.get("lora_tuning")
     if peft.get("peft_scheme") != "lora" or not isinstance(settings, dict):
-        raise ValueError(
+        raise UserError(
             f"{source.origin}: no model config in or above it has peft.lora_tuning, which says how its adapters are "
             "scaled; name the run's folder or its .nemo"
         )
     for key, plain in (("variant", "nemo"), ("weight_tying", False), ("layer_selection", None)):
         if settings.get(key, plain) not in (plain, None):
-            raise ValueError(f"{source.origin}: peft.lora_tuning.{key}={settings[key]!r} cannot be exported")
+            raise UserError(f"{source.origin}: peft.lora_tuning.{key}={settings[key]!r} cannot be exported")
     if settings.get("adapter_dim") != rank:
-        raise ValueError(
+        raise UserError(
             f"{source.origin}: adapters of rank {rank}, but peft.lora_tuning.adapter_dim={settings.get('adapter_dim')}"
         )
     return settings

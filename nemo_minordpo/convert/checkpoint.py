@@ -27,6 +27,8 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from nemo_minordpo.errors import UserError
+
 PREFIX = "model."
 _NEMO_2_PREFIX = "module."  # of NeMo 2's checkpoints; the names behind it are the same
 BACKEND = "torch_dist"
@@ -99,7 +101,7 @@ class Checkpoint:
         try:
             metadata = self._reader.read_metadata()
         except (OSError, EOFError, pickle.UnpicklingError, AttributeError, ImportError) as error:
-            raise ValueError(f"{folder / '.metadata'}: unreadable ({error}); is the checkpoint complete?") from error
+            raise UserError(f"{folder / '.metadata'}: unreadable ({error}); is the checkpoint complete?") from error
         self._reader.set_up_storage_reader(metadata, is_coordinator=True)
         keys = metadata.state_dict_metadata
         self.prefix = PREFIX if any(key.startswith(PREFIX) for key in keys) else _NEMO_2_PREFIX
@@ -110,7 +112,7 @@ class Checkpoint:
         }
         if not self._described:
             first = ", ".join(sorted(keys)[:3])
-            raise ValueError(
+            raise UserError(
                 f"{folder}: no tensor's name starts with {PREFIX!r} or {_NEMO_2_PREFIX!r} (found: {first}, ...); "
                 "a checkpoint of NeMo's GPT model was expected"
             )
@@ -136,26 +138,26 @@ class Checkpoint:
         region = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
         items = create_read_items_for_chunk_list(self.prefix + name, described, [region])
         if sum(item.lengths.numel() for item in items) != torch.Size(sizes).numel():
-            raise ValueError(f"{self.folder}: {self.prefix}{name}: the stored chunks do not cover the tensor exactly")
+            raise UserError(f"{self.folder}: {self.prefix}{name}: the stored chunks do not cover the tensor exactly")
         target = torch.empty(sizes, dtype=described.properties.dtype)
         try:
             self._reader.read_data(LoadPlan(items), _ReadPlanner(target)).wait()
         except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, AssertionError) as error:
             reason = f"{type(error).__name__}: {error}"
-            raise ValueError(f"{self.folder}: {self.prefix}{name}: a file is missing or damaged ({reason})") from error
+            raise UserError(f"{self.folder}: {self.prefix}{name}: a file is missing or damaged ({reason})") from error
         return target if layer is None else target[0]
 
 
 def _require_torch_dist(folder: Path) -> None:
     path = folder / "metadata.json"
     if not path.is_file():
-        raise ValueError(f"{folder}: no metadata.json, so this is no distributed checkpoint of Megatron-Core")
+        raise UserError(f"{folder}: no metadata.json, so this is no distributed checkpoint of Megatron-Core")
     try:
         backend = json.loads(path.read_text(encoding="utf-8"))["sharded_backend"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: damaged ({error})") from error
+        raise UserError(f"{path}: damaged ({error})") from error
     if backend != BACKEND:
-        raise ValueError(f"{path}: format {backend!r}; only {BACKEND!r} can be read: save again with dist_ckpt_format")
+        raise UserError(f"{path}: format {backend!r}; only {BACKEND!r} can be read: save again with dist_ckpt_format")
 
 
 def _tensor_item(tensor: StoredTensor, chunk: Chunk) -> WriteItem:
@@ -191,7 +193,7 @@ class _WritePlanner(DefaultSavePlanner):
         assert offsets is not None
         block = self._loaders[write_item.index.fqn, tuple(offsets)]()
         if block.dtype != data.properties.dtype or block.numel() != data.chunk.sizes.numel():
-            raise ValueError(
+            raise UserError(
                 f"{write_item.index.fqn}: {block.dtype} {tuple(block.shape)} was read where "
                 f"{data.properties.dtype} {tuple(data.chunk.sizes)} was announced"
             )

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_minordpo.errors import UserError
+
 # NeMo pads nothing by itself once the vocabulary is written out, and tensor parallelism must divide it:
 # 128 admits every power of two up to 128 ranks.
 VOCAB_MULTIPLE = 128
@@ -102,15 +104,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; a Hugging Face model folder was expected")
+        raise UserError(f"{folder}: no such folder; a Hugging Face model folder was expected")
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; a Hugging Face model folder holds config.json and *.safetensors")
+        raise UserError(f"{path}: no such file; a Hugging Face model folder holds config.json and *.safetensors")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: invalid JSON: {error}") from error
+        raise UserError(f"{path}: invalid JSON: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path}: a JSON object was expected, not {type(config).__name__}")
+        raise UserError(f"{path}: a JSON object was expected, not {type(config).__name__}")
     return config
 
 
@@ -135,16 +137,14 @@ def facts_from_config(config: dict[str, Any], *, where: str) -> ModelFacts:
     hidden_size, num_heads = keys.positive("hidden_size"), keys.positive("num_attention_heads")
     kv_heads = keys.get("num_key_value_heads", int, family.kv_heads_default) or num_heads
     if kv_heads < 1 or num_heads % kv_heads:
-        raise ValueError(
-            f"{where}: num_attention_heads={num_heads} is not a multiple of num_key_value_heads={kv_heads}"
-        )
+        raise UserError(f"{where}: num_attention_heads={num_heads} is not a multiple of num_key_value_heads={kv_heads}")
     head_dim = keys.get("head_dim", int, family.head_dim_default)
     if head_dim is None:
         if hidden_size % num_heads:
             raise keys.refusal("hidden_size", f"is not a multiple of num_attention_heads={num_heads}")
         head_dim = hidden_size // num_heads
     if head_dim < 1 or head_dim % 2:
-        raise ValueError(f"{where}: head_dim={head_dim} must be positive and even (rotary embeddings turn pairs)")
+        raise UserError(f"{where}: head_dim={head_dim} must be positive and even (rotary embeddings turn pairs)")
     base, linear_factor, llama31 = _rope(keys)
     return ModelFacts(
         model_type=model_type,
@@ -179,18 +179,18 @@ class _Keys:
         value = self.config.get(key)
         if value is None:
             if default is _MISSING:
-                raise ValueError(f"{self.where}: key {key!r} is missing")
+                raise UserError(f"{self.where}: key {key!r} is missing")
             return default
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise ValueError(f"{self.where}: {key}={value!r} must be {kind.__name__}, not {type(value).__name__}")
+            raise UserError(f"{self.where}: {key}={value!r} must be {kind.__name__}, not {type(value).__name__}")
         return value
 
     def positive(self, key: str) -> int:
         value = self.get(key, int)
         if value < 1:
-            raise ValueError(f"{self.where}: {key}={value} must be positive")
+            raise UserError(f"{self.where}: {key}={value} must be positive")
         return value
 
     def refusal(self, key: str, reason: str) -> ValueError:
@@ -204,7 +204,7 @@ def _refuse_unrepresentable(keys: _Keys, family: Family) -> None:
     if "sliding_attention" in keys.get("layer_types", list, []):
         raise keys.refusal("layer_types", f"cannot be converted: {_WHOLE_CONTEXT}")
     if keys.config.get("quantization_config") is not None:
-        raise ValueError(f"{keys.where}: quantization_config is set: convert the unquantised model instead")
+        raise UserError(f"{keys.where}: quantization_config is set: convert the unquantised model instead")
     architectures = keys.get("architectures", list, [family.architecture])
     if family.architecture not in architectures:
         raise keys.refusal("architectures", f"cannot be converted: {family.architecture} was expected")
@@ -229,7 +229,7 @@ def _rope(keys: _Keys) -> tuple[float, float | None, bool]:
     scaling = keys.get("rope_scaling", dict, None)
     parameters = keys.get("rope_parameters", dict, None)
     if scaling is not None and parameters is not None and scaling != parameters:
-        raise ValueError(f"{keys.where}: rope_scaling and rope_parameters disagree: keep one of them")
+        raise UserError(f"{keys.where}: rope_scaling and rope_parameters disagree: keep one of them")
     name = "rope_parameters" if parameters is not None else "rope_scaling"
     rope = _Keys(parameters or scaling or {}, f"{keys.where}: {name}")
     nested = [key for key, value in rope.config.items() if isinstance(value, dict)]
@@ -237,7 +237,7 @@ def _rope(keys: _Keys) -> tuple[float, float | None, bool]:
         raise rope.refusal(nested[0], "cannot be converted: rotary embeddings that differ by layer are not supported")
     outer, inner = keys.get("rope_theta", float, None), rope.get("rope_theta", float, None)
     if outer is not None and inner is not None and outer != inner:
-        raise ValueError(f"{keys.where}: rope_theta={outer} and {name}.rope_theta={inner} disagree")
+        raise UserError(f"{keys.where}: rope_theta={outer} and {name}.rope_theta={inner} disagree")
     base = next((value for value in (inner, outer) if value is not None), 10000.0)  # transformers' own default
     if rope.get("partial_rotary_factor", float, 1.0) != 1.0:
         raise rope.refusal("partial_rotary_factor", f"cannot be converted: {_WHOLE_HEADS}")

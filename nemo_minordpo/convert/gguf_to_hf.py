@@ -14,6 +14,7 @@ from torch import Tensor
 from nemo_minordpo.convert.facts import facts_from_config
 from nemo_minordpo.convert.hf_folder import HfWeights, write_weights
 from nemo_minordpo.convert.staging import progress_bar, publish, staging_folder
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import Manifest, refuse_existing, sha256_of_file, write_json
 
 _SPECIAL = 3  # token_type of a control token
@@ -76,20 +77,20 @@ def _open(gguf: Path) -> Any:
     from gguf import GGUFReader
 
     if not gguf.is_file():
-        raise ValueError(f"{gguf}: no such file")
+        raise UserError(f"{gguf}: no such file")
     try:
         return GGUFReader(gguf)
     except (ValueError, IndexError) as error:
-        raise ValueError(f"{gguf}: damaged or no GGUF file ({error})") from error
+        raise UserError(f"{gguf}: damaged or no GGUF file ({error})") from error
 
 
 def _require(fields: dict[str, Any], gguf: Path) -> None:
     for key, value in _REQUIRED.items():
         if fields.get(key) != value:
-            raise ValueError(f"{gguf}: {key}={fields.get(key)!r}; only {value!r} can be converted")
+            raise UserError(f"{gguf}: {key}={fields.get(key)!r}; only {value!r} can be converted")
     for key in ("tokenizer.ggml.add_bos_token", "llama.rope.scaling.type"):
         if fields.get(key):
-            raise ValueError(f"{gguf}: {key}={fields[key]!r} cannot be converted")
+            raise UserError(f"{gguf}: {key}={fields[key]!r} cannot be converted")
 
 
 def _config(fields: dict[str, Any], *, tied: bool) -> dict[str, Any]:

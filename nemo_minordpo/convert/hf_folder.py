@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nemo_minordpo.convert.facts import ModelFacts
 from nemo_minordpo.convert.mapping import mapping_table
+from nemo_minordpo.errors import UserError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 * 10**9  # transformers' own limit, "5GB"
@@ -50,35 +51,35 @@ class HfWeights:
             with _open_safetensors(path) as file:
                 return file.get_tensor(name)
         except SafetensorError as error:
-            raise ValueError(f"{path}: {name} cannot be read ({error})") from error
+            raise UserError(f"{path}: {name} cannot be read ({error})") from error
 
     def _check(self, expected: dict[str, tuple[int, ...]]) -> None:
         missing = sorted(set(expected) - set(self._files))
         if missing:
-            raise ValueError(f"{self.folder}: {_some(missing)} missing, though config.json calls for it")
+            raise UserError(f"{self.folder}: {_some(missing)} missing, though config.json calls for it")
         unknown = sorted(name for name in set(self._files) - set(expected) if not name.endswith(_DERIVED_SUFFIX))
         if unknown == ["lm_head.weight"]:  # known unless the model is tied
             self._require_tied_head()
         elif unknown:
-            raise ValueError(f"{self.folder}: {_some(unknown)} present, but such a model has no place for it")
+            raise UserError(f"{self.folder}: {_some(unknown)} present, but such a model has no place for it")
         files = {path: _open_safetensors(path) for path in {self._files[name] for name in expected}}
         for name, shape in expected.items():
             path = self._files[name]
             try:
                 header = files[path].get_slice(name)
             except SafetensorError as error:
-                raise ValueError(f"{path}: {name} is not in it, though {INDEX} says so ({error})") from error
+                raise UserError(f"{path}: {name} is not in it, though {INDEX} says so ({error})") from error
             if tuple(header.get_shape()) != shape:
                 found = tuple(header.get_shape())
-                raise ValueError(f"{path}: {name} has shape {found}, but config.json makes it {shape}")
+                raise UserError(f"{path}: {name} has shape {found}, but config.json makes it {shape}")
             if header.get_dtype() not in _SAFETENSORS_DTYPES:
                 known = ", ".join(_SAFETENSORS_DTYPES)
-                raise ValueError(f"{path}: {name} has type {header.get_dtype()}; {known} can be converted")
+                raise UserError(f"{path}: {name} has type {header.get_dtype()}; {known} can be converted")
             self.dtypes[name] = _SAFETENSORS_DTYPES[header.get_dtype()]
 
     def _require_tied_head(self) -> None:
         if not torch.equal(self.read("lm_head.weight"), self.read("model.embed_tokens.weight")):
-            raise ValueError(
+            raise UserError(
                 f"{self.folder}: lm_head.weight differs from model.embed_tokens.weight, but config.json says "
                 "tie_word_embeddings=true, under which it would be ignored: set it to false, or remove lm_head.weight"
             )
@@ -114,7 +115,7 @@ class _Shard:
     def write(self, name: str, tensor: Tensor) -> None:
         wanted = self.described[name]
         if (tensor.dtype, tensor.shape) != (wanted.dtype, wanted.shape):
-            raise ValueError(
+            raise UserError(
                 f"{name}: {tensor.dtype} {tuple(tensor.shape)} was read where {wanted.dtype} {tuple(wanted.shape)} "
                 "was announced"
             )
@@ -153,7 +154,7 @@ def write_weights(
         del tensor  # before the next one is read
     missing = sorted(name for shard in shards for name in shard.places)
     if missing:
-        raise ValueError(f"{folder}: {_some(missing)} announced, but never written")
+        raise UserError(f"{folder}: {_some(missing)} announced, but never written")
     total = sum(shard.num_bytes for shard in shards)
     if len(shards) > 1:
         places = {name: shard.path.name for name, shard in shard_of.items()}
@@ -183,7 +184,7 @@ def parse_dtype(name: str | None) -> torch.dtype | None:
     if name is None:
         return None
     if name not in DTYPES:
-        raise ValueError(f"dtype {name!r} is unknown; choose one of {', '.join(DTYPES)}")
+        raise UserError(f"dtype {name!r} is unknown; choose one of {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
@@ -207,14 +208,14 @@ def _locate(folder: Path) -> dict[str, Path]:
         places = _read_index(index)
         for name in sorted(set(places.values())):
             if not (folder / name).is_file():
-                raise ValueError(f"{folder / name}: no such file, though {INDEX} names it")
+                raise UserError(f"{folder / name}: no such file, though {INDEX} names it")
         return {name: folder / file for name, file in places.items()}
     single = folder / WEIGHTS
     if not single.is_file():
         hint = ""
         with suppress(StopIteration):
             hint = f" ({next(folder.glob('*.bin')).name} is pickled: save the model with safe_serialization first)"
-        raise ValueError(f"{folder}: neither {WEIGHTS} nor {INDEX} is in it{hint}")
+        raise UserError(f"{folder}: neither {WEIGHTS} nor {INDEX} is in it{hint}")
     return dict.fromkeys(_open_safetensors(single).keys(), single)
 
 
@@ -222,14 +223,14 @@ def _read_index(path: Path) -> Mapping[str, str]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: damaged ({type(error).__name__}: {error})") from error
+        raise UserError(f"{path}: damaged ({type(error).__name__}: {error})") from error
 
 
 def _open_safetensors(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: damaged or incomplete ({error}); fetch it again") from error
+        raise UserError(f"{path}: damaged or incomplete ({error}); fetch it again") from error
 
 
 def _some(names: list[str], limit: int = 3) -> str:

@@ -18,6 +18,7 @@ from nemo_minordpo.convert.hf_folder import HfWeights, dtype_name, parse_dtype
 from nemo_minordpo.convert.mapping import Row, extra_state_keys, mapping_table
 from nemo_minordpo.convert.nemo_source import WEIGHTS_FOLDER
 from nemo_minordpo.convert.staging import progress_bar, publish, require_room, staging_folder
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.host.heap import return_freed_memory
 from nemo_minordpo.records import Manifest, refuse_existing, sha256_of_file, write_json
 from nemo_minordpo.sidecars import copy_sidecars, require_tokenizer, tokenizer_folder
@@ -48,7 +49,7 @@ def import_hf(source: Path, output: Path, *, overwrite: bool = False, dtype: str
     return_freed_memory()
     target_dtype = parse_dtype(dtype)
     if output.suffix != ".nemo":
-        raise ValueError(f"{output}: the name of a NeMo checkpoint ends in .nemo")
+        raise UserError(f"{output}: the name of a NeMo checkpoint ends in .nemo")
     beside = tokenizer_folder(output), manifest_path(output)
     for path in (output, *beside):
         refuse_existing(path, overwrite=overwrite)

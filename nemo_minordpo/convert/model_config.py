@@ -7,6 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from nemo_minordpo.convert.facts import VOCAB_MULTIPLE, ModelFacts
+from nemo_minordpo.errors import UserError
 
 FILE = "model_config.yaml"
 
@@ -150,9 +151,9 @@ def read_model_config(path: Path) -> dict[str, Any]:
     try:
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except Exception as error:  # yaml's and omegaconf's errors share no base
-        raise ValueError(f"{path}: unreadable ({type(error).__name__}: {error})") from error
+        raise UserError(f"{path}: unreadable ({type(error).__name__}: {error})") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path}: a mapping was expected")
+        raise UserError(f"{path}: a mapping was expected")
     return {str(key): value for key, value in config.items()}
 
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_minordpo.convert import model_config
 from nemo_minordpo.convert.checkpoint import Checkpoint
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.sidecars import tokenizer_folder
 
 WEIGHTS_FOLDER, RANK_FILE = "model_weights", "model_weights.ckpt"
@@ -74,22 +75,22 @@ def open_source(path: Path, *, scratch: Path, base: Path | None = None, only_ada
     tokenizers = found.tokenizers + ([] if trained_from is None else [tokenizer_folder(trained_from)])
     if found.weights is not None:
         if base is not None:
-            raise ValueError(f"{found.origin} has all weights of its model; leave out --base={base}")
+            raise UserError(f"{found.origin} has all weights of its model; leave out --base={base}")
         return NemoSource(found.origin, found.weights, found.config, tokenizers, found.adapters)
     base = base or trained_from
     if only_adapters:
         assert found.adapters is not None
         return NemoSource(found.origin, found.adapters, found.config, tokenizers, found.adapters, base)
     if base is None:
-        raise ValueError(f"{found.origin} holds adapters alone: name the model that they were trained on with --base")
+        raise UserError(f"{found.origin} holds adapters alone: name the model that they were trained on with --base")
     if not base.exists():
-        raise ValueError(
+        raise UserError(
             f"{found.origin} holds adapters alone, and {base}, on which they were trained, is not there: "
             "say with --base where it is"
         )
     under = _open(resolve_run(base), scratch=scratch / "base")
     if under.weights is None or under.adapters is not None:
-        raise ValueError(f"{base}: adapters cannot be added to adapters; export it, import that and name the result")
+        raise UserError(f"{base}: adapters cannot be added to adapters; export it, import that and name the result")
     tokenizers = [*tokenizers, *under.tokenizers]
     return NemoSource(
         found.origin, under.weights, found.config or under.config, tokenizers, found.adapters, under.origin
@@ -105,7 +106,7 @@ def resolve_run(path: Path) -> Path:
         ValueError: no such path, or a run without a complete checkpoint.
     """
     if not path.exists():
-        raise ValueError(f"{path}: no such file or folder")
+        raise UserError(f"{path}: no such file or folder")
     if (path / RUN_RESULT).exists():
         return path / RUN_RESULT
     folder = path / RUN_CHECKPOINTS
@@ -125,7 +126,7 @@ def resolve_run(path: Path) -> Path:
     hint = ""
     if any(folder.rglob("*.ckpt")):
         hint = "; NeMo's .ckpt files of single ranks cannot be read, the .nemo can that it writes at the end"
-    raise ValueError(f"{folder}: no complete checkpoint (step_*/metadata.json) in it{hint}")
+    raise UserError(f"{folder}: no complete checkpoint (step_*/metadata.json) in it{hint}")
 
 
 def rank_files(folder: Path) -> list[Path]:
@@ -146,7 +147,7 @@ def _open(path: Path, *, scratch: Path) -> _Found:
     for weights in (path, path / "weights"):  # NeMo 2 has a folder of that name
         if (weights / "metadata.json").is_file():
             return _found(path, weights, _config_above(path))
-    raise ValueError(
+    raise UserError(
         f"{path}: neither a .nemo, nor a distributed checkpoint (metadata.json), nor a run "
         f"({RUN_RESULT}, {RUN_CHECKPOINTS}/step_*/ or {RUN_CHECKPOINTS}/*step=*/)"
     )
@@ -158,7 +159,7 @@ def _unpacked(origin: Path, folder: Path) -> _Found:
         return _found(origin, folder / WEIGHTS_FOLDER, config)
     if _has_adapters(config) and rank_files(folder):
         return replace(_found(origin, None, config), adapters=folder)
-    raise ValueError(
+    raise UserError(
         f"{origin}: no folder {WEIGHTS_FOLDER} in it; checkpoints from before NeMo 1.21 (model_weights.ckpt, "
         "mp_rank_*) must be saved again with a newer NeMo"
     )
@@ -177,7 +178,7 @@ def _found(origin: Path, weights: Path | None, config: dict[str, Any] | None) ->
 
 def _config_in(origin: Path, folder: Path) -> dict[str, Any]:
     if not (folder / model_config.FILE).is_file():
-        raise ValueError(f"{origin}: no {model_config.FILE} in it")
+        raise UserError(f"{origin}: no {model_config.FILE} in it")
     return model_config.read_model_config(folder / model_config.FILE)
 
 
@@ -236,7 +237,7 @@ def _unpack(path: Path, scratch: Path, wanted: Callable[[PurePosixPath], bool]) 
                 with content, target.open("wb") as out:
                     shutil.copyfileobj(content, out, 1 << 20)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: damaged or no .nemo, which is a tar archive ({error})") from error
+        raise UserError(f"{path}: damaged or no .nemo, which is a tar archive ({error})") from error
 
 
 def _is_config_or_weights(name: PurePosixPath) -> bool:

@@ -18,6 +18,7 @@ from nemo_minordpo.convert.hf_folder import dtype_name, parse_dtype, write_weigh
 from nemo_minordpo.convert.mapping import EMBEDDING, HEAD, VOCAB, Row, mapping_table
 from nemo_minordpo.convert.nemo_source import NemoSource, open_source, rank_files
 from nemo_minordpo.convert.staging import progress_bar, publish, staging_folder
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.host.heap import return_freed_memory
 from nemo_minordpo.records import Manifest, refuse_existing, sha256_of_file, write_text
 from nemo_minordpo.sidecars import copy_sidecars, require_tokenizer
@@ -101,7 +102,7 @@ def _base_folder(source: NemoSource, tokenizer: Path | None) -> Path:
         if (folder / "config.json").is_file():
             require_tokenizer(folder)
             return folder
-    raise ValueError(
+    raise UserError(
         f"{source.origin}: no config.json in {' or '.join(map(str, candidates))}: "
         "name the folder of the model that was imported with --tokenizer"
     )
@@ -113,7 +114,7 @@ def _require_agreement(source: NemoSource, facts: ModelFacts, base: Path) -> Non
         return
     found = model_config.differences(facts, source.config)
     if found:
-        raise ValueError(
+        raise UserError(
             f"{source.origin}: its {model_config.FILE} contradicts {base / 'config.json'}: {'; '.join(found)}; "
             "name the folder of the model that was imported with --tokenizer"
         )
@@ -126,7 +127,7 @@ def _with_actual_tie(checkpoint: Checkpoint, facts: ModelFacts, where: Path) -> 
     """
     if HEAD not in checkpoint.tensors:
         if not facts.tied:
-            raise ValueError(f"{where}: no {PREFIX}{HEAD}, though config.json says tie_word_embeddings=false")
+            raise UserError(f"{where}: no {PREFIX}{HEAD}, though config.json says tie_word_embeddings=false")
         return facts
     if not facts.tied:
         return facts
@@ -140,11 +141,11 @@ def _require_tensors(checkpoint: Checkpoint, rows: list[Row], facts: ModelFacts,
     expected = {row.megatron: row for row in rows}
     missing = sorted(set(expected) - set(checkpoint.tensors))
     if missing:
-        raise ValueError(f"{where}: {PREFIX}{missing[0]} is missing ({len(missing)} in all), config.json calls for it")
+        raise UserError(f"{where}: {PREFIX}{missing[0]} is missing ({len(missing)} in all), config.json calls for it")
     known = {*expected, HEAD} if facts.tied else set(expected)  # a tied model's copy of its embedding, seen to above
     unknown = sorted(set(checkpoint.tensors) - known)
     if unknown:
-        raise ValueError(f"{where}: {PREFIX}{unknown[0]} ({len(unknown)} in all) has no place in such a model")
+        raise UserError(f"{where}: {PREFIX}{unknown[0]} ({len(unknown)} in all) has no place in such a model")
     for name, row in expected.items():
         shape = row.shape(facts)
         found = checkpoint.tensors[name]
@@ -153,7 +154,7 @@ def _require_tensors(checkpoint: Checkpoint, rows: list[Row], facts: ModelFacts,
             inner = (shape[0], *inner[1:])  # any padding will do
         if inner != shape or (row.per_layer and found[0] != facts.num_layers):
             wanted = (facts.num_layers, *shape) if row.per_layer else shape
-            raise ValueError(f"{where}: {PREFIX}{name} has shape {found}, but config.json makes it {wanted}")
+            raise UserError(f"{where}: {PREFIX}{name} has shape {found}, but config.json makes it {wanted}")
 
 
 def _described(

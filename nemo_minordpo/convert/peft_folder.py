@@ -22,6 +22,7 @@ from nemo_minordpo.convert.mapping import mapping_table
 from nemo_minordpo.convert.nemo_source import NemoSource, open_source
 from nemo_minordpo.convert.nemo_to_hf import hf_side, inputs_of
 from nemo_minordpo.convert.staging import publish, staging_folder
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import Manifest, refuse_existing
 
 _PREFIX = "base_model.model."
@@ -57,7 +58,7 @@ def export_peft(
         staged.mkdir()
         opened = open_source(source, scratch=scratch, base=base_nemo, only_adapters=True)
         if opened.adapters is None:
-            raise ValueError(f"{opened.origin}: no adapters in it; export it without --adapters peft")
+            raise UserError(f"{opened.origin}: no adapters in it; export it without --adapters peft")
         config_folder, facts = hf_side(opened, tokenizer)
         adapters = read_adapters(opened)
         shapes = {row.megatron: row.shape(facts) for row in mapping_table(facts)}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nemo_minordpo.convert.nemo_source import rank_files
+from nemo_minordpo.errors import UserError
 
 _NAME = re.compile(r"model\.decoder\.layers\.(\d+)\.(.+)")
 _RANKS = re.compile(r"mp_rank_(\d+)|tp_rank_(\d+)_pp_rank_(\d+)")
@@ -39,7 +40,7 @@ def read_rank_files(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
         for name, tensor in _load(file).items():
             place = _NAME.fullmatch(name)
             if place is None:
-                raise ValueError(f"{file}: {name} is no adapter of a layer")
+                raise UserError(f"{file}: {name} is no adapter of a layer")
             layer = stage * (num_layers // stages) + int(place[1])
             parts.setdefault((layer, place[2]), {})[tensor_rank] = tensor
     names = sorted({name for _, name in parts})
@@ -48,7 +49,7 @@ def read_rank_files(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
         for name in names:
             found = set(parts.get((layer, name), ()))
             if found != ranks:
-                raise ValueError(
+                raise UserError(
                     f"{folder}: {name} of layer {layer}: files of ranks {sorted(ranks - found)} are missing"
                 )
     return {
@@ -61,7 +62,7 @@ def _load(file: Path) -> dict[str, Tensor]:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{file}: damaged ({error})") from error
+        raise UserError(f"{file}: damaged ({error})") from error
 
 
 def _join(name: str, parts: dict[int, Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ from nemo_minordpo.convert import model_config
 from nemo_minordpo.convert.adapters import TARGETS, Adapters, read_adapters
 from nemo_minordpo.convert.checkpoint import PREFIX, Checkpoint
 from nemo_minordpo.convert.nemo_source import WEIGHTS_FOLDER, NemoSource
+from nemo_minordpo.errors import UserError
 
 _PLAIN_FLOAT32 = {
     "window_size": None,  # texts are cut where it begins
@@ -42,7 +43,7 @@ def restore(source: NemoSource, *, tokenizer: Path, scratch: Path) -> Any:
     """
     assert source.config is not None, source.origin
     if Checkpoint(source.weights).prefix != PREFIX:
-        raise ValueError(f"{source.origin}: a checkpoint of NeMo 2; export it, import that, and verify the result")
+        raise UserError(f"{source.origin}: a checkpoint of NeMo 2; export it, import that, and verify the result")
     host.prepare()
     from lightning.pytorch import Trainer
     from nemo.collections.nlp.models.language_modeling.megatron_gpt_model import MegatronGPTModel

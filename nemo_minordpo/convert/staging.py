@@ -10,6 +10,8 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from nemo_minordpo.errors import UserError
+
 
 @contextmanager
 def staging_folder(output: Path) -> Iterator[Path]:
@@ -37,7 +39,7 @@ def require_room(folder: Path, *, num_bytes: int) -> None:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
-        raise ValueError(f"{folder}: {free / 1e9:.1f} GB free, {num_bytes / 1e9:.1f} GB needed")
+        raise UserError(f"{folder}: {free / 1e9:.1f} GB free, {num_bytes / 1e9:.1f} GB needed")
 
 
 def progress_bar() -> Progress:

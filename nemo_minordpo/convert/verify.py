@@ -27,6 +27,7 @@ from nemo_minordpo.convert.restored import restore
 from nemo_minordpo.convert.staging import progress_bar
 from nemo_minordpo.convert.tokenizers import tokenizer_problems
 from nemo_minordpo.core.finite import require_finite_tensors
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import PreferencePair, read_lines
 from nemo_minordpo.sidecars import require_tokenizer
 
@@ -113,7 +114,7 @@ def verify(
     """
     kind = parse_dtype(dtype)
     if kind not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"dtype {dtype!r}: float32 or bfloat16 can be verified")
+        raise UserError(f"dtype {dtype!r}: float32 or bfloat16 can be verified")
     facts = facts_from_config(read_config(hf), where=str(hf / "config.json"))
     require_tokenizer(hf)
     # On GPUs, float32 means float32 on either side.
@@ -145,7 +146,7 @@ def verify(
             compared = compare_modules(model, trace, partial(_forward, model, tokens[0]))
             problems.append("on equal inputs, by kind of module:")
             problems += [f"  {difference}" for difference in compared]
-    raise ValueError(
+    raise UserError(
         "\n".join([f"{nemo} is not the model of {hf}:", *(f"  {line}" for line in [str(result), *problems])])
     )
 
@@ -192,12 +193,10 @@ def _settings_that_differ(source: NemoSource, facts: ModelFacts, hf: Path) -> li
         ValueError: of two models that do not even have the same shapes.
     """
     if source.config is None:
-        raise ValueError(
-            f"{source.origin}: no {model_config.FILE} in or above it, without which NeMo cannot restore it"
-        )
+        raise UserError(f"{source.origin}: no {model_config.FILE} in or above it, without which NeMo cannot restore it")
     found = model_config.differences(facts, source.config)
     if any(difference.partition(":")[0] not in _NUMBERS for difference in found):
-        raise ValueError(f"{source.origin} is not the model of {hf}: its {model_config.FILE} has {'; '.join(found)}")
+        raise UserError(f"{source.origin} is not the model of {hf}: its {model_config.FILE} has {'; '.join(found)}")
     return [f"settings: {difference} ({model_config.FILE} against config.json)" for difference in found]
 
 
@@ -230,7 +229,7 @@ def _sample(pairs: Path, num_samples: int, seed: int) -> list[str]:
         try:
             pair = PreferencePair.from_json(text)
         except ValueError as error:
-            raise ValueError(f"{pairs}:{number}: {error}") from error
+            raise UserError(f"{pairs}:{number}: {error}") from error
         texts.append(pair.prompt + pair.chosen_response)
     return texts
 
@@ -247,7 +246,7 @@ def _tokenize(hf: Path, texts: list[str], *, limit: int) -> list[Tensor]:
     tokenizer = AutoTokenizer.from_pretrained(hf, local_files_only=True)
     tokens = [torch.tensor(tokenizer(text)["input_ids"][:limit]) for text in texts]
     if any(len(ids) == 0 for ids in tokens):
-        raise ValueError("a text without a token cannot be compared")
+        raise UserError("a text without a token cannot be compared")
     return tokens
 
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from nemo_minordpo.errors import UserError
+
 
 @torch.no_grad()
 def tensors_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
@@ -27,7 +29,7 @@ def require_finite_tensors(tensors: Iterable[tuple[str, Tensor]], *, where: str)
         ValueError: with the names of the first tensors that are not finite; `where` they are.
     """
     if names := tensors_not_finite(tensors):
-        raise ValueError(f"{where}: not finite: {first_of(names)}")
+        raise UserError(f"{where}: not finite: {first_of(names)}")
 
 
 def first_of(items: list[str], *, count: int = 3) -> str:

@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import Any
 
 from nemo_minordpo.core.numerals import CURRENCY, Numeral, normalised, numeral_at, numerals, plain
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import object_with_texts
 
 # Xie et al. 2024 (MinorDPO), end of section 4, wording and punctuation as printed.
@@ -115,12 +116,12 @@ def gold_answer(answer: str) -> str:
     """
     _, mark, final = answer.rpartition("####")
     if not mark:
-        raise ValueError("no '#### <number>' line: GSM8K answers end with one")
+        raise UserError("no '#### <number>' line: GSM8K answers end with one")
     final = final.strip()
     written = plain(final.removesuffix("%"))
     number = numeral_at(written, 0)
     if number is None or number.value is None or number.end != len(written):
-        raise ValueError(f"not a number behind '####': {final[:40]!r}")
+        raise UserError(f"not a number behind '####': {final[:40]!r}")
     return normalised(number.value)
 
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from nemo_minordpo.core.boundaries import beginning_of, end_ids, missing_beginning
 from nemo_minordpo.core.finite import require_finite_tensors
 from nemo_minordpo.core.gsm8k import chat_prompt, plain_prompt
+from nemo_minordpo.errors import UserError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -49,7 +50,7 @@ class Generator:
         try:
             return chat_prompt(question, tokenizer=self.tokenizer, system=system)
         except TemplateError as error:
-            raise ValueError(f"the chat template refuses the prompt ({error})") from error
+            raise UserError(f"the chat template refuses the prompt ({error})") from error
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a prompt, as training makes them.
@@ -93,7 +94,7 @@ class Generator:
                 stopping_criteria=[_Tick(on_token)],
             )
         if not logits.all_finite:
-            raise ValueError(
+            raise UserError(
                 f"the model's logits are not finite in {_name(self.model.dtype)}, though its weights are: "
                 "another dtype may hold them"
             )
@@ -145,9 +146,9 @@ def load_generator(folder: Path, *, dtype: str, device: str) -> Generator:
             finite; or an option is unknown.
     """
     if dtype not in ("auto", *_DTYPES):
-        raise ValueError(f"dtype is {dtype!r}: choose auto, {', '.join(_DTYPES)}")
+        raise UserError(f"dtype is {dtype!r}: choose auto, {', '.join(_DTYPES)}")
     if not (folder / "config.json").is_file():
-        raise ValueError(
+        raise UserError(
             f"{folder}: no config.json there; a Hugging Face folder is needed (minordpo export-hf makes one)"
         )
     place = _device(device)
@@ -158,13 +159,13 @@ def load_generator(folder: Path, *, dtype: str, device: str) -> Generator:
             folder, local_files_only=True, torch_dtype=torch_dtype, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{folder}: cannot be loaded as a causal language model ({error})") from error
+        raise UserError(f"{folder}: cannot be loaded as a causal language model ({error})") from error
     if loading["missing_keys"]:
         names = sorted(loading["missing_keys"])
-        raise ValueError(f"{folder}: {len(names)} weights are missing and would be random, first {names[0]!r}")
+        raise UserError(f"{folder}: {len(names)} weights are missing and would be random, first {names[0]!r}")
     stop_ids = _stop_ids(model, tokenizer)
     if not stop_ids:
-        raise ValueError(f"{folder}: neither generation_config.json nor the tokenizer names an end-of-text token")
+        raise UserError(f"{folder}: neither generation_config.json nor the tokenizer names an end-of-text token")
     model = model.to(place).eval()
     require_finite_tensors(model.named_parameters(), where=f"{folder}, weights in {_name(model.dtype)}")
     return Generator(model=model, tokenizer=tokenizer, stop_ids=stop_ids)
@@ -181,7 +182,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: "Torch not compiled with CUDA enabled"
-        raise ValueError(f"device {name!r} cannot be used here ({error}); 'auto' takes what there is") from error
+        raise UserError(f"device {name!r} cannot be used here ({error}); 'auto' takes what there is") from error
     return device
 
 

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import Prediction, differences, refuse_existing, to_json_line, write_json
 
 PREDICTIONS_NAME = "predictions.partial.jsonl"
@@ -56,7 +57,7 @@ class PartialPredictions:
     def _refuse_other_key(self, key: dict[str, Any]) -> None:
         changes = differences(_flat(json.loads(self._key_path.read_text(encoding="utf-8"))), _flat(key))
         if changes:
-            raise ValueError(
+            raise UserError(
                 "\n".join([f"{self._path.parent} holds an unfinished evaluation of something else:", *changes])
                 + "\nchoose another folder, or pass --overwrite to begin anew"
             )
@@ -70,7 +71,7 @@ class PartialPredictions:
             try:
                 one = Prediction(**json.loads(line))
             except (ValueError, TypeError) as error:
-                raise ValueError(
+                raise UserError(
                     f"{self._path}:{number}: not a prediction ({error}); begin anew with --overwrite"
                 ) from error
             found[one.index] = one

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from nemo_minordpo.core.gsm8k import ANSWER_RULES, Problem
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.evaluate.generate import Generator, load_generator
 from nemo_minordpo.evaluate.partial import PartialPredictions, is_interrupted
 from nemo_minordpo.evaluate.score import is_strictly_right, judge, score
@@ -69,7 +70,7 @@ def evaluate(
     """
     for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens), ("limit", limit)):
         if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}: it must be 1 or more")
+            raise UserError(f"{name} is {value}: it must be 1 or more")
     if not overwrite and not is_interrupted(output):
         refuse_existing(output, overwrite=False)  # said before the model is loaded
     problems = _read_problems(questions, limit=limit)
@@ -119,20 +120,20 @@ def _read_problems(questions: Path, *, limit: int | None) -> list[Problem]:
             faults.append(f"{questions}:{number}: {error}")
     if faults:
         more = [f"... and {len(faults) - _FAULTS_SHOWN} more"] if len(faults) > _FAULTS_SHOWN else []
-        raise ValueError("\n".join(["questions that cannot be scored:", *faults[:_FAULTS_SHOWN], *more]))
+        raise UserError("\n".join(["questions that cannot be scored:", *faults[:_FAULTS_SHOWN], *more]))
     if not problems:
-        raise ValueError(f"{questions}: no questions; one JSON object with 'question' and 'answer' a line is expected")
+        raise UserError(f"{questions}: no questions; one JSON object with 'question' and 'answer' a line is expected")
     return problems
 
 
 def _is_chat(generator: Generator, *, template: str, system: str | None) -> bool:
     if template not in ("auto", "plain", "chat"):
-        raise ValueError(f"template is {template!r}: choose 'auto', 'plain' or 'chat'")
+        raise UserError(f"template is {template!r}: choose 'auto', 'plain' or 'chat'")
     if template == "chat" and not generator.has_chat_template:
-        raise ValueError("template is 'chat', but the model's tokenizer has no chat template: choose 'plain'")
+        raise UserError("template is 'chat', but the model's tokenizer has no chat template: choose 'plain'")
     chat = template != "plain" and generator.has_chat_template
     if system is not None and not chat:
-        raise ValueError("a system turn was given, but a plain prompt has none: leave it out, or use a chat template")
+        raise UserError("a system turn was given, but a plain prompt has none: leave it out, or use a chat template")
     return chat
 
 
@@ -143,14 +144,14 @@ def _check_context(
     context = getattr(generator.model.config, "max_position_embeddings", None)
     if context is not None and longest + max_new_tokens > context:
         room = context - longest
-        raise ValueError(
+        raise UserError(
             f"{questions}: the longest prompt has {longest} tokens, and {max_new_tokens} new ones exceed the model's "
             f"context of {context}: "
             + (f"set max_new_tokens to at most {room}" if room > 0 else "shorten the question")
         )
     largest, size = max(map(max, prompts)), generator.model.get_input_embeddings().num_embeddings
     if largest >= size:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer gives token id {largest}, the model has {size} embeddings: they do not belong together"
         )
 

@@ -13,6 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from nemo_minordpo.core.attention import KeyValueCache, causal_attention, pair_attention
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.host.fused import RMSNorm
 
 
@@ -23,7 +24,7 @@ def local_layer_spec(transformer_config: TransformerConfig) -> Any:
         ValueError: the model needs layers that only Transformer Engine's spec has.
     """
     if transformer_config.num_moe_experts is not None:
-        raise ValueError("model.num_moe_experts: mixture-of-experts layers need Transformer Engine")
+        raise UserError("model.num_moe_experts: mixture-of-experts layers need Transformer Engine")
     spec = get_gpt_layer_local_spec()
     spec.submodules.input_layernorm = TorchNorm
     spec.submodules.pre_mlp_layernorm = TorchNorm
@@ -65,11 +66,11 @@ class PairAttention(MegatronModule):
         """As Megatron-Core calls it."""
         super().__init__(config=config)
         if config.context_parallel_size != 1 or getattr(config, "window_size", None) is not None:
-            raise ValueError("context parallelism and sliding windows are not supported by the attention of pairs")
+            raise UserError("context parallelism and sliding windows are not supported by the attention of pairs")
         if attn_mask_type != AttnMaskType.causal:
-            raise ValueError(f"causal attention only, not {attn_mask_type}")
+            raise UserError(f"causal attention only, not {attn_mask_type}")
         if config.attention_dropout if attention_dropout is None else attention_dropout:
-            raise ValueError("attention dropout is not supported by the attention of pairs")
+            raise UserError("attention dropout is not supported by the attention of pairs")
         self.softmax_scale = softmax_scale
         self.layer_number = layer_number
 
@@ -107,7 +108,7 @@ class TorchNorm:
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: Any) -> torch.nn.Module:
         """As Megatron-Core calls it."""
         if config.layernorm_zero_centered_gamma:
-            raise ValueError("model.layernorm_zero_centered_gamma needs Transformer Engine")
+            raise UserError("model.layernorm_zero_centered_gamma needs Transformer Engine")
         norms: dict[str, Any] = {"LayerNorm": torch.nn.LayerNorm, "RMSNorm": RMSNorm}
         kind: Any = config.normalization  # Megatron annotates it as a bool
         norm = norms[kind](hidden_size, eps=eps)

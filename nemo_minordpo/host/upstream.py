@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.host import StandIn, fusions, newer, require
 
 
@@ -117,7 +118,7 @@ def _layers_without_transformer_engine() -> StandIn:
 
     def get_specs(spec_name: str, transformer_config: Any = None, *unused: Any, **unused_too: Any) -> Any:
         if spec_name not in ("", "te_gpt"):
-            raise ValueError(f"model.name={spec_name!r}: this layer spec needs Transformer Engine")
+            raise UserError(f"model.name={spec_name!r}: this layer spec needs Transformer Engine")
         return local_layer_spec(transformer_config)
 
     module: Any = gpt_model

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.arithmetic_stories import FAMILIES, Story
 from nemo_minordpo.records import Manifest, refuse_existing, write_jsonl
 
@@ -56,9 +57,9 @@ def write_arithmetic(
     """
     for name, value in (("num_train", num_train), ("num_test", num_test)):
         if value < 1:
-            raise ValueError(f"{name} = {value}: at least 1 problem is needed")
+            raise UserError(f"{name} = {value}: at least 1 problem is needed")
     if num_train + num_test > MAX_PROBLEMS:
-        raise ValueError(f"num_train + num_test = {num_train + num_test}: at most {MAX_PROBLEMS} problems can be made")
+        raise UserError(f"num_train + num_test = {num_train + num_test}: at most {MAX_PROBLEMS} problems can be made")
     refuse_existing(output, overwrite=overwrite)
     problems = arithmetic_problems(seed)
     counts = {}

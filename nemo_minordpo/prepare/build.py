@@ -24,6 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 import nemo_minordpo.prepare
 from nemo_minordpo import core
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.finish import OUTPUT_FILES, Finish, write_data_set
 from nemo_minordpo.prepare.makers import Makers
 from nemo_minordpo.prepare.parts import Part
@@ -59,12 +60,12 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         if self.num_validation < 0:
-            raise ValueError(f"num_validation is {self.num_validation}: it must be 0 or more")
+            raise UserError(f"num_validation is {self.num_validation}: it must be 0 or more")
         if not 0 <= self.max_rejected <= 1:
-            raise ValueError(f"max_rejected is {self.max_rejected}: it is a share, from 0 to 1")
+            raise UserError(f"max_rejected is {self.max_rejected}: it is a share, from 0 to 1")
         for name, value in (("limit", self.limit), ("workers", self.workers)):
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}: it must be 1 or more (leave it out for all)")
+                raise UserError(f"{name} is {value}: it must be 1 or more (leave it out for all)")
 
 
 def build(recipe: Recipe, sources: list[Source], output: Path, options: BuildOptions) -> Manifest:
@@ -120,11 +121,11 @@ def _refuse_foreign(output: Path, *, overwrite: bool) -> None:
     """The output is replaced as a whole: it may hold nothing that no build has made."""
     refuse_existing(output, overwrite=overwrite)
     if output.exists() and not output.is_dir():
-        raise ValueError(f"{output} is a file: name a folder")
+        raise UserError(f"{output} is a file: name a folder")
     found = [path.name for path in output.iterdir()] if output.exists() else []
     foreign = sorted(set(found) - set(OUTPUT_FILES))
     if foreign:
-        raise ValueError(
+        raise UserError(
             f"{output} holds what no preparation has made ({', '.join(foreign[:3])}), and would be replaced "
             "as a whole: choose another folder"
         )
@@ -137,7 +138,7 @@ def _locked(scratch: Path, output: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"{output}: another process is building it: wait for it, or choose another folder") from None
+        raise UserError(f"{output}: another process is building it: wait for it, or choose another folder") from None
     try:
         yield
     finally:
@@ -198,7 +199,7 @@ def _make_parts(recipe: Recipe, sources: list[Source], scratch: Path, options: B
                     makers.make(path, rows)
                 progress.update(task, completed=sum(source.read_bytes for source in sources), rows=num_rows)
     except BrokenProcessPool:
-        raise ValueError(
+        raise UserError(
             "a worker process ended unexpectedly (out of memory?): start the same command again, perhaps with fewer "
             "--workers; what is made already is kept"
         ) from None

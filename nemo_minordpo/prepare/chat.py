@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_minordpo.core.gsm8k import paper_prompt, plain_prompt
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.conversation import Message
 from nemo_minordpo.records import PreferencePair
 from nemo_minordpo.sidecars import TOKENIZER_FILES
@@ -31,12 +32,12 @@ class Prompting:
     def __post_init__(self) -> None:
         """Raises ValueError for options that do not go together."""
         if self.template not in ("plain", "chat"):
-            raise ValueError(f"template is {self.template!r}: choose 'plain' or 'chat'")
+            raise UserError(f"template is {self.template!r}: choose 'plain' or 'chat'")
         if self.template == "chat" and self.tokenizer is None:
-            raise ValueError("template 'chat' needs a tokenizer folder: its chat template makes the prompts")
+            raise UserError("template 'chat' needs a tokenizer folder: its chat template makes the prompts")
         if self.template == "plain" and (self.tokenizer is not None or self.system is not None):
             given = "tokenizer" if self.tokenizer is not None else "system"
-            raise ValueError(f"template 'plain' has no use for {given}: leave it out, or choose template 'chat'")
+            raise UserError(f"template 'plain' has no use for {given}: leave it out, or choose template 'chat'")
 
     def settings(self) -> dict[str, Any]:
         tokenizer = None if self.tokenizer is None else str(self.tokenizer)
@@ -78,14 +79,14 @@ def load_tokenizer(folder: Path) -> Any:
         ValueError: there is none in it.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such tokenizer folder")
+        raise UserError(f"{folder}: no such tokenizer folder")
     # Loading transformers takes seconds, and plain prompts do without.
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever the files' readers have to say
-        raise ValueError(f"{folder}: no Hugging Face tokenizer can be loaded from it ({error})") from error
+        raise UserError(f"{folder}: no Hugging Face tokenizer can be loaded from it ({error})") from error
 
 
 class ChatTemplate:
@@ -102,7 +103,7 @@ class ChatTemplate:
 
         self._tokenizer, self._system, self._template_error = tokenizer, system, TemplateError
         if tokenizer.chat_template is None:
-            raise ValueError(f"{name}: the tokenizer has no chat template; choose template 'plain'")
+            raise UserError(f"{name}: the tokenizer has no chat template; choose template 'plain'")
         self._special = [text for text in tokenizer.all_special_tokens if len(text) >= _SHORTEST_SPECIAL]
         turns = "a user turn" + ("" if system is None else " with a system turn before it")
         question, answer = "What is 1 + 1?", "1 + 1 = 2."
@@ -111,9 +112,9 @@ class ChatTemplate:
             prompt = self._render(conversation, add_generation_prompt=True)
             self._checked(conversation, prompt, answer)
         except ValueError as error:
-            raise ValueError(f"{name}: the chat template cannot be used with {turns}: {error}") from error
+            raise UserError(f"{name}: the chat template cannot be used with {turns}: {error}") from error
         if any(message["content"] not in prompt for message in conversation):
-            raise ValueError(f"{name}: the chat template leaves out {turns}, or parts of it")
+            raise UserError(f"{name}: the chat template leaves out {turns}, or parts of it")
         end = self._render([*conversation, _assistant(answer)]).rpartition(answer)[2]
         self._ends = (tokenizer.eos_token or "", end.strip())
         self.advice = ""  # for the user, when it is not empty
@@ -132,11 +133,11 @@ class ChatTemplate:
         texts = [message["content"] for message in messages] + [self._without_end(text) for text in (chosen, rejected)]
         for special in self._special:
             if any(special in text for text in texts):
-                raise ValueError(f"special token in a text: {special!r} (rendered by a template already?)")
+                raise UserError(f"special token in a text: {special!r} (rendered by a template already?)")
         conversation = self._with_system(messages)
         prompt = self._render(conversation, add_generation_prompt=True)
         if prompt.rstrip().endswith(_THINK) and any(text.lstrip().startswith(_THINK) for text in (chosen, rejected)):
-            raise ValueError("both prompt and response open <think>: take it out of the responses")
+            raise UserError("both prompt and response open <think>: take it out of the responses")
         notes = [self._checked(conversation, prompt, response) for response in (chosen, rejected)]
         pair = PreferencePair(prompt=prompt, chosen_response=chosen, rejected_response=rejected)
         return pair, max(notes)
@@ -152,7 +153,7 @@ class ChatTemplate:
         if whole.startswith(prompt):
             return "" if whole.startswith(response, len(prompt)) else "the template would rewrite the response"
         if not whole.startswith(self._render(conversation)):
-            raise ValueError("the chat template rewrites the prompt when the response is there")
+            raise UserError("the chat template rewrites the prompt when the response is there")
         return "the template's generation prompt is not how it begins an assistant's turn"
 
     def _with_system(self, messages: list[Message]) -> list[Message]:
@@ -166,9 +167,9 @@ class ChatTemplate:
                 messages, add_generation_prompt=add_generation_prompt, tokenize=False
             )
         except self._template_error as error:
-            raise ValueError(f"the chat template refuses the conversation: {error}") from error
+            raise UserError(f"the chat template refuses the conversation: {error}") from error
         except (TypeError, AttributeError, LookupError, ArithmeticError) as error:  # in an expression of the template
-            raise ValueError(f"the chat template fails at the conversation: {error}") from error
+            raise UserError(f"the chat template fails at the conversation: {error}") from error
 
     def _without_end(self, response: str) -> str:
         """A response may be written with its end: EOS, behind which training puts no other, or the template's."""

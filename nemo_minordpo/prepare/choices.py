@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.build import BuildOptions, build
 from nemo_minordpo.prepare.chat import Prompting
 from nemo_minordpo.prepare.recipe import Made, MakePair, Recipe
@@ -84,9 +85,9 @@ def read_question(row: dict[str, Any]) -> Question:
     """
     asked = _hellaswag(row) if "endings" in row else _arc(row)
     if not 0 <= asked.right < len(asked.options):
-        raise ValueError(f"the answer is not among the options: number {asked.right} of {len(asked.options)}")
+        raise UserError(f"the answer is not among the options: number {asked.right} of {len(asked.options)}")
     if len(set(asked.options)) < 2:
-        raise ValueError("fewer than two different options")
+        raise UserError("fewer than two different options")
     return asked
 
 
@@ -98,7 +99,7 @@ def _arc(row: dict[str, Any]) -> Question:
     labels, options = _labelled(nested.get("choices"))
     key = checked_text(row, "answerKey").strip()
     if key not in labels:
-        raise ValueError(f"the answer is not among the options: {key[:20]!r} of {', '.join(labels)[:60]}")
+        raise UserError(f"the answer is not among the options: {key[:20]!r} of {', '.join(labels)[:60]}")
     return Question(text, f"Question: {text}\nAnswer:", options, labels.index(key))
 
 
@@ -106,21 +107,21 @@ def _labelled(choices: Any) -> tuple[list[str], list[str]]:
     """Labels and texts: of {"text": [...], "label": [...]}, or of [{"text": ..., "label": ...}, ...]."""
     if isinstance(choices, dict) and all(isinstance(choices.get(name), list) for name in ("text", "label")):
         if len(choices["text"]) != len(choices["label"]):
-            raise ValueError(f"choices: {len(choices['text'])} texts, but {len(choices['label'])} labels")
+            raise UserError(f"choices: {len(choices['text'])} texts, but {len(choices['label'])} labels")
         choices = [
             {"text": text, "label": label} for text, label in zip(choices["text"], choices["label"], strict=True)
         ]
     if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
-        raise ValueError(f"choices must be texts with labels: found {type(choices).__name__}")
+        raise UserError(f"choices must be texts with labels: found {type(choices).__name__}")
     return [checked_text(one, "label") for one in choices], [checked_text(one, "text").strip() for one in choices]
 
 
 def _hellaswag(row: dict[str, Any]) -> Question:
     endings, label = row["endings"], row.get("label")
     if not isinstance(endings, list):
-        raise ValueError(f"endings must be a list: found {type(endings).__name__}")
+        raise UserError(f"endings must be a list: found {type(endings).__name__}")
     if isinstance(label, bool) or not re.fullmatch(r"[0-9]{1,4}", str(label)):
-        raise ValueError("no label: the test split tells no right answers")
+        raise UserError("no label: the test split tells no right answers")
     context = _without_headings(checked_text(row, "ctx"))
     if "activity_label" in row:
         context = f"{checked_text(row, 'activity_label')}: {context}"

@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+from nemo_minordpo.errors import UserError
+
 Message = dict[str, str]
 
 # ShareGPT's names, and what everybody else calls them.
@@ -20,18 +22,18 @@ def read_messages(value: list[Any], what: str) -> list[Message]:
     messages = []
     for one in value:
         if not isinstance(one, dict):
-            raise ValueError(f"{what} holds what is no message: {type(one).__name__}")
+            raise UserError(f"{what} holds what is no message: {type(one).__name__}")
         role, content = (one.get("role"), one.get("content")) if "role" in one else (one.get("from"), one.get("value"))
         known = _ROLES.get(role.lower()) if isinstance(role, str) else None
         if known is None:
-            raise ValueError(f"{what} has a message of unknown role: {str(role)[:40]!r}")
+            raise UserError(f"{what} has a message of unknown role: {str(role)[:40]!r}")
         if not isinstance(content, str):
-            raise ValueError(f"{what} has a message whose content is not a text: {type(content).__name__}")
+            raise UserError(f"{what} has a message whose content is not a text: {type(content).__name__}")
         if not content.strip():
-            raise ValueError(f"{what} has an empty message")
+            raise UserError(f"{what} has an empty message")
         messages.append({"role": known, "content": content})
     if not messages:
-        raise ValueError(f"{what} has no message")
+        raise UserError(f"{what} has no message")
     return messages
 
 
@@ -52,11 +54,11 @@ def only_response(messages: list[Message], what: str) -> str:
         ValueError: there are more, or none, or it is another's.
     """
     if not messages:
-        raise ValueError("one response is only the beginning of the other, or both are equal")
+        raise UserError("one response is only the beginning of the other, or both are equal")
     if len(messages) > 1:
-        raise ValueError(f"{what} has more than one turn behind what both share: only the last turn may differ")
+        raise UserError(f"{what} has more than one turn behind what both share: only the last turn may differ")
     if messages[0]["role"] != "assistant":
-        raise ValueError(f"{what} ends with a turn of another role: {messages[0]['role']}")
+        raise UserError(f"{what} ends with a turn of another role: {messages[0]['role']}")
     return messages[0]["content"]
 
 
@@ -74,7 +76,7 @@ def split_hh(chosen: str, rejected: str) -> tuple[str, str, str]:
     end = chosen.rfind(_ASSISTANT) + len(_ASSISTANT)
     prompt = chosen[:end]
     if not rejected.startswith(prompt) or _TURN.search(rejected, end):
-        raise ValueError("the dialogues differ before the assistant's last turn")
+        raise UserError("the dialogues differ before the assistant's last turn")
     return prompt, chosen[end:], rejected[end:]
 
 
@@ -87,6 +89,6 @@ def hh_messages(prompt: str) -> list[Message]:
     _, *pieces = _TURN.split(prompt)
     roles, texts = pieces[0::2], [text.strip() for text in pieces[1::2]]
     if roles[-1:] != ["Assistant"] or texts[-1:] != [""]:
-        raise ValueError("a dialogue must end with 'Assistant:'")
+        raise UserError("a dialogue must end with 'Assistant:'")
     turns = list(zip(roles[:-1], texts[:-1], strict=True))
     return read_messages([{"from": role, "value": text} for role, text in turns], "dialogue") if turns else []

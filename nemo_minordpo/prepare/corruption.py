@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from nemo_minordpo.core.gsm8k import same_number
+from nemo_minordpo.errors import UserError
 
 NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 # `<<48/2=24>>24`: the expression, its result, and the result once more where the reader of the answer sees it.
@@ -48,11 +49,11 @@ def corrupt_calculation(answer: str, *, seed: int, row: int) -> Corruption:
     """
     marks = list(_CALCULATION.finditer(answer))
     if not marks:
-        raise ValueError("no calculator mark (<<...=...>>): there is no calculation to corrupt")
+        raise UserError("no calculator mark (<<...=...>>): there is no calculation to corrupt")
     intermediate = list(enumerate(marks))[: max(1, len(marks) - 1)]
     shown = [(index, mark) for index, mark in intermediate if _shows_its_result(mark)]
     if not shown:
-        raise ValueError("no intermediate calculation shows its result directly after its mark")
+        raise UserError("no intermediate calculation shows its result directly after its mark")
     draw = random.Random(f"{seed}:{row}")
     index, mark = draw.choice(shown)
     wrong = draw.choice(near_wrong_numbers(mark["shown"]))

@@ -8,6 +8,7 @@ import random
 import re
 from decimal import Decimal
 
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.corruption import NUMBER, Corruption, near_wrong_numbers
 
 # A number behind "=" is a result where it ends the side of the equation: no operand, unit letter, power or brace
@@ -55,7 +56,7 @@ def corrupt_result(answer: str, *, seed: int, row: int) -> Corruption:
     while intermediate and _same_value(intermediate[-1]["number"], final):
         intermediate.pop()
     if not results:
-        raise ValueError("no equation with a number as its result: there is no calculation to corrupt")
+        raise UserError("no equation with a number as its result: there is no calculation to corrupt")
     draw = random.Random(f"{seed}:{row}")
     chosen = draw.choice(intermediate or results[-1:])
     wrong = draw.choice(near_wrong_numbers(chosen["number"]))
@@ -71,7 +72,7 @@ def stated_answer(answer: str) -> str:
     """
     spans = final_spans(answer)
     if not spans:
-        raise ValueError("no final answer: neither 'The answer is', nor '####', nor \\boxed{}")
+        raise UserError("no final answer: neither 'The answer is', nor '####', nor \\boxed{}")
     start, end = spans[-1]
     return answer[start:end]
 

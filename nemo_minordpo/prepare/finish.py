@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.parts import Part, rejection_line
 from nemo_minordpo.prepare.recipe import reason_kind
 from nemo_minordpo.prepare.statistics import draw_histograms, summarise
@@ -63,7 +64,7 @@ def write_data_set(
     num_pairs, num_rejected = len(found.pair), num_rows - len(found.pair)
     assert len(found.is_pair) == num_rows, f"{num_rows} rows were read, {len(found.is_pair)} lie in parts"
     if not num_pairs or num_rejected + len(found.doubts) > finish.max_rejected * num_rows:
-        raise ValueError(_refusal(paths, found, finish, scratch))
+        raise UserError(_refusal(paths, found, finish, scratch))
     fate, first = _fates(found, finish)
     staged.mkdir(exist_ok=True)
     for left in staged.iterdir():  # of an interrupted build
@@ -100,7 +101,7 @@ def _look_through(paths: list[Path]) -> _Found:
         notes.update(part.summary["notes"])
         doubts += part.summary["doubts"]
     if not paths:
-        raise ValueError("no rows: the sources are empty")
+        raise UserError("no rows: the sources are empty")
     return _Found(
         **{name: np.concatenate(arrays) for name, arrays in columns.items()}, kinds=kinds, notes=notes, doubts=doubts
     )
@@ -152,7 +153,7 @@ def _held_out(questions: np.ndarray, *, num_validation: int) -> np.ndarray:
             taken[place] = True
             room -= size
     if num_validation >= len(questions) or room == num_validation > 0:
-        raise ValueError(
+        raise UserError(
             f"num_validation is {num_validation}, but there are {len(questions)} pairs of {len(digests)} questions, "
             "and a question stays on one side: hold out fewer, or read more rows"
         )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_minordpo.core.gsm8k import gold_answer, response_from_answer, without_marks
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.build import BuildOptions, build
 from nemo_minordpo.prepare.chat import Prompting, question_prompts
 from nemo_minordpo.prepare.corruption import corrupt_calculation
@@ -76,5 +77,5 @@ def _responses(fields: dict[str, Any], *, seed: int, row: int) -> tuple[str, str
         try:
             wrong = corrupt_result(without_marks(answer), seed=seed, row=row).answer
         except ValueError as no_equation:
-            raise ValueError(f"{no_mark}; {no_equation}") from no_equation
+            raise UserError(f"{no_mark}; {no_equation}") from no_equation
     return question, response_from_answer(answer), response_from_answer(wrong)

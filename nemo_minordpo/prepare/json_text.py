@@ -5,6 +5,8 @@ import json
 import re
 from typing import IO, Any
 
+from nemo_minordpo.errors import UserError
+
 _BLOCK = 1 << 20  # characters read at a time
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -39,14 +41,14 @@ class GrowingText:
                 value, end = self._scan(self._text, self._start)
                 fault = "the text ends with it"
             except RecursionError as error:
-                raise ValueError(f"{self._name}: row {number} is nested too deeply") from error
+                raise UserError(f"{self._name}: row {number} is nested too deeply") from error
             except ValueError as error:  # damaged, or to be continued
                 value, end, fault = None, len(self._text), str(error)
             if end < len(self._text):  # what ends with the text may go on behind it: 12|34
                 self._start = end
                 return value
             if len(self._text) - self._start > self._max_characters or not self._grow(characters):
-                raise ValueError(f"{self._name}: damaged at row {number}, nothing behind it can be read: {fault}")
+                raise UserError(f"{self._name}: damaged at row {number}, nothing behind it can be read: {fault}")
             characters *= 2  # a long value is tried again a few times only
 
     def is_at_end(self) -> bool:
@@ -65,6 +67,6 @@ class GrowingText:
         try:
             more = self._data.read(characters)
         except UnicodeDecodeError as error:
-            raise ValueError(f"{self._name}: not UTF-8 text: {error}") from error
+            raise UserError(f"{self._name}: not UTF-8 text: {error}") from error
         self._text, self._start = self._text[self._start :] + more, 0
         return bool(more)

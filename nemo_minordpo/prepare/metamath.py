@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.build import BuildOptions, build
 from nemo_minordpo.prepare.chat import Prompting, question_prompts
 from nemo_minordpo.prepare.metamathqa import INDEX_NAME, QuestionIndex, build_index
@@ -64,7 +65,7 @@ def prepare_metamath(
     """
     found = find_sources(sources, subset=subset, split=split)
     if (metamathqa is None) == (marker is None):
-        raise ValueError(_which_way(found))
+        raise UserError(_which_way(found))
     recipe = MetaMathRecipe(
         seed=seed,
         prompting=prompting or Prompting(),
@@ -143,7 +144,7 @@ def question_of_response(prompt: str, chosen: str, *, index: QuestionIndex) -> t
     """
     candidates = index.questions_of(chosen)
     if not candidates:
-        raise ValueError("the chosen response is not in MetaMathQA")
+        raise UserError("the chosen response is not in MetaMathQA")
     ends = [squeezed(prompt)]
     while (cut := _cut(ends[-1], _CUE)) != ends[-1]:
         ends.append(cut)
@@ -151,7 +152,7 @@ def question_of_response(prompt: str, chosen: str, *, index: QuestionIndex) -> t
         (query, original) for query, original in candidates if any(_ends_with(end, squeezed(query)) for end in ends)
     ]
     if not fitting:
-        raise ValueError("the prompt does not end with the question that MetaMathQA has for the chosen response")
+        raise UserError("the prompt does not end with the question that MetaMathQA has for the chosen response")
     return max(fitting, key=lambda found: len(found[0]))
 
 
@@ -175,18 +176,18 @@ def question_behind_marker(prompt: str, chosen: str, *, marker: re.Pattern[str])
         found for found in marker.finditer(prompt) if found.start() == 0 or prompt[found.start() - 1] == "\n"
     ]
     if not at_line_starts:
-        raise ValueError("no marker at the start of a line of the prompt")
+        raise UserError("no marker at the start of a line of the prompt")
     question = _cut(prompt[at_line_starts[-1].end() :], _LINE_CUE).strip()
     if not question:
-        raise ValueError("nothing stands behind the last marker")
+        raise UserError("nothing stands behind the last marker")
     if len(question) > MAX_QUESTION_CHARACTERS:
-        raise ValueError(f"question too long: more than {MAX_QUESTION_CHARACTERS} characters behind the last marker")
+        raise UserError(f"question too long: more than {MAX_QUESTION_CHARACTERS} characters behind the last marker")
     if marker.search(question):
-        raise ValueError("a second marker stands within a line of the question")
+        raise UserError("a second marker stands within a line of the question")
     if _SOLVED.search(question):
-        raise ValueError("a solved question stands behind the last marker: it holds '####' or 'The answer is'")
+        raise UserError("a solved question stands behind the last marker: it holds '####' or 'The answer is'")
     if chosen.strip() in question:
-        raise ValueError("the question holds the chosen response")
+        raise UserError("the question holds the chosen response")
     return question
 
 
@@ -198,9 +199,9 @@ def _compiled(marker: str) -> re.Pattern[str]:
     try:
         compiled = re.compile(marker)
     except re.error as error:
-        raise ValueError(f"marker {marker!r} is not a regular expression: {error}") from error
+        raise UserError(f"marker {marker!r} is not a regular expression: {error}") from error
     if compiled.match(""):
-        raise ValueError(f"marker {marker!r} matches everywhere: name the text before a question, such as 'Question:'")
+        raise UserError(f"marker {marker!r} matches everywhere: name the text before a question, such as 'Question:'")
     return compiled
 
 

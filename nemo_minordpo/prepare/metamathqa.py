@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.sources import Source
 from nemo_minordpo.records import checked_text
 
@@ -40,7 +41,7 @@ def build_index(sources: Iterable[Source], path: Path) -> dict[str, int]:
     )
     connection.close()
     if not entries:
-        raise ValueError(
+        raise UserError(
             f"MetaMathQA: none of its {rejected_rows} rows is usable: "
             "'query', 'response' and 'original_question' are expected"
         )

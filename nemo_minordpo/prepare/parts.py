@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.recipe import Made, MakePair, reason_kind
 from nemo_minordpo.prepare.sources import Row
 from nemo_minordpo.prepare.statistics import MEASURES, measure
@@ -124,7 +125,7 @@ def _line(made: Made) -> bytes:
     """
     pair = made.pair
     if "\0" in pair.prompt or "\0" in pair.chosen_response or "\0" in pair.rejected_response:
-        raise ValueError("NUL character in a text: tokenizers and other tools cut it there")
+        raise UserError("NUL character in a text: tokenizers and other tools cut it there")
     line = to_json_line(vars(pair) | made.origin)
     PreferencePair.from_json(line)
     # A file name may hold bytes that are no text; the texts of a pair may not.

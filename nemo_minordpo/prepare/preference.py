@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.build import BuildOptions, build
 from nemo_minordpo.prepare.chat import ChatTemplate, Prompting
 from nemo_minordpo.prepare.conversation import (
@@ -52,7 +53,7 @@ class Columns:
         named = getattr(self, column)
         if named is not None:
             if named not in row:
-                raise ValueError(f"missing column {named!r} (found: {', '.join(sorted(map(str, row))) or 'none'})")
+                raise UserError(f"missing column {named!r} (found: {', '.join(sorted(map(str, row))) or 'none'})")
             return named, row[named]
         for name in _NAMES[column]:
             if row.get(name) is not None:
@@ -141,14 +142,14 @@ def read_preference(row: dict[str, Any], columns: Columns) -> Preference:
     if isinstance(prompt, list):
         prompt = read_messages(prompt, "prompt")
     elif prompt is not None and not isinstance(prompt, str):
-        raise ValueError(f"prompt must be a string or messages: found {type(prompt).__name__}")
+        raise UserError(f"prompt must be a string or messages: found {type(prompt).__name__}")
     chosen, rejected = (_as_list_or_text(value, name) for value, name in ((chosen, "chosen"), (rejected, "rejected")))
     if isinstance(chosen, str) and isinstance(rejected, str):
         prompt, chosen, rejected = _of_texts(prompt, chosen, rejected)
     elif isinstance(chosen, list) and isinstance(rejected, list):
         prompt, chosen, rejected = _of_messages(prompt, chosen, rejected)
     else:
-        raise ValueError("one of chosen and rejected is a string, the other one messages")
+        raise UserError("one of chosen and rejected is a string, the other one messages")
     system = columns.find(row, "system")[1]
     if system:
         prompt = _with_system(prompt, checked_text({"system": system}, "system"))
@@ -158,7 +159,7 @@ def read_preference(row: dict[str, Any], columns: Columns) -> Preference:
 def _needed(found: tuple[str, Any]) -> Any:
     name, value = found
     if value is None:
-        raise ValueError(f"missing or null: column {name!r}")
+        raise UserError(f"missing or null: column {name!r}")
     return value
 
 
@@ -168,14 +169,14 @@ def _as_list_or_text(value: Any, name: str) -> str | list[Message]:
     if isinstance(value, list):
         return read_messages(value, name)
     if not isinstance(value, str):
-        raise ValueError(f"{name} must be a string or messages: found {type(value).__name__}")
+        raise UserError(f"{name} must be a string or messages: found {type(value).__name__}")
     return value
 
 
 def _of_texts(prompt: Any, chosen: str, rejected: str) -> tuple[Any, str, str]:
     if prompt is None:
         if not (is_hh(chosen) and is_hh(rejected)):
-            raise ValueError("no prompt: name its column, unless chosen and rejected are dialogues as Anthropic's HH")
+            raise UserError("no prompt: name its column, unless chosen and rejected are dialogues as Anthropic's HH")
         prompt, chosen, rejected = split_hh(chosen, rejected)
     return prompt, chosen, rejected
 
@@ -187,37 +188,37 @@ def _of_messages(prompt: Any, chosen: list[Message], rejected: list[Message]) ->
     rejected_text = only_response(rejected[len(shared) :], "rejected")
     if isinstance(prompt, str):
         if shared and prompt.strip() not in [message["content"].strip() for message in shared]:
-            raise ValueError("the prompt is not one of the turns that chosen and rejected share")
+            raise UserError("the prompt is not one of the turns that chosen and rejected share")
         conversation = shared or [{"role": "user", "content": prompt}]
     elif prompt and shared[: len(prompt)] == prompt:  # repeated in the conversations
         conversation = shared
     else:
         conversation = [*(prompt or []), *shared]
     if not conversation:
-        raise ValueError("no prompt: chosen and rejected begin with different turns, and there is no prompt column")
+        raise UserError("no prompt: chosen and rejected begin with different turns, and there is no prompt column")
     return conversation, chosen_text, rejected_text
 
 
 def _with_system(prompt: Any, system: str) -> list[Message]:
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if turns[0]["role"] == "system":
-        raise ValueError("two system turns: one in the conversation, one in the system column")
+        raise UserError("two system turns: one in the conversation, one in the system column")
     return [{"role": "system", "content": system}, *turns]
 
 
 def _best_and_worst(completions: Any) -> tuple[str, str, float, float]:
     """Texts and scores of the best and the worst of UltraFeedback's completions; of equals the first counts."""
     if not isinstance(completions, list):
-        raise ValueError(f"completions must be a list: found {type(completions).__name__}")
+        raise UserError(f"completions must be a list: found {type(completions).__name__}")
     scored = []
     for one in completions:
         if not isinstance(one, dict):
-            raise ValueError(f"completions holds what is no object: {type(one).__name__}")
+            raise UserError(f"completions holds what is no object: {type(one).__name__}")
         score = _reward("overall_score", one.get("overall_score"))
         if score is not None:
             scored.append((score, checked_text(one, "response")))
     if len({score for score, _ in scored}) < 2:
-        raise ValueError("no two completions with different overall_score: none is better")
+        raise UserError("no two completions with different overall_score: none is better")
     best, worst = max(scored, key=lambda one: one[0]), min(scored, key=lambda one: one[0])
     return best[1], worst[1], best[0], worst[0]
 
@@ -226,16 +227,16 @@ def _reward(name: str, value: Any) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} must be a number: found {type(value).__name__}")
+        raise UserError(f"{name} must be a number: found {type(value).__name__}")
     if not -1e300 < value < 1e300 or math.isnan(value):
-        raise ValueError(f"{name} must be a finite number")
+        raise UserError(f"{name} must be a finite number")
     return value
 
 
 def _pair(found: Preference, chat: ChatTemplate | None) -> tuple[PreferencePair, str]:
     if chat is None:
         if not isinstance(found.prompt, str):
-            raise ValueError("messages need a chat template: --template chat and --tokenizer")
+            raise UserError("messages need a chat template: --template chat and --tokenizer")
         pair = PreferencePair(prompt=found.prompt, chosen_response=found.chosen, rejected_response=found.rejected)
         return _with_rewards(pair, found), ""
     prompt, chosen, rejected = found.prompt, found.chosen, found.rejected
@@ -244,7 +245,7 @@ def _pair(found: Preference, chat: ChatTemplate | None) -> tuple[PreferencePair,
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     if not prompt or prompt[-1]["role"] != "user":
-        raise ValueError("the conversation before the response does not end with the user's turn")
+        raise UserError("the conversation before the response does not end with the user's turn")
     pair, note = chat.pair(prompt, chosen=chosen, rejected=rejected)
     return _with_rewards(pair, found), note
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.json_text import GrowingText
 from nemo_minordpo.records import sha256_of_file
 
@@ -44,10 +45,10 @@ class Row(NamedTuple):
             ValueError: the reason why it is none, without the place.
         """
         if self.fault:
-            raise ValueError(self.fault)
+            raise UserError(self.fault)
         value = _decoded(self.value) if isinstance(self.value, bytes) else self.value
         if not isinstance(value, dict):
-            raise ValueError(f"a JSON object was expected: found {type(value).__name__}")
+            raise UserError(f"a JSON object was expected: found {type(value).__name__}")
         return value
 
 
@@ -71,7 +72,7 @@ class LocalFile:
         try:
             return sha256_of_file(self.path)
         except OSError as error:
-            raise ValueError(f"{self.path}: cannot be read: {error}") from error
+            raise UserError(f"{self.path}: cannot be read: {error}") from error
 
     def rows(self) -> Iterator[Row]:
         """The rows in the order of the file; blank lines are no rows.
@@ -85,7 +86,7 @@ class LocalFile:
                 number = row.number
                 yield row
         except (EOFError, zlib.error, OSError) as error:  # of gzip and of the disk; those of parquet are told below
-            raise ValueError(
+            raise UserError(
                 f"{self.path}: damaged after row {number}, nothing behind it can be read: {error}"
             ) from error
         self.read_bytes = self.num_bytes
@@ -97,7 +98,7 @@ class LocalFile:
         with self.path.open("rb") as raw, _unpacked(self.path, raw) as data:
             beginning = data.read(4096)
             if beginning.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise ValueError(f"{self.path}: UTF-16 text: convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)")
+                raise UserError(f"{self.path}: UTF-16 text: convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)")
             data.seek(0)
             rows = self._lines(raw, data)
             if ".json" in self.path.suffixes:
@@ -105,7 +106,7 @@ class LocalFile:
                 if start.startswith(b"["):
                     rows = self._elements(raw, data)
                 elif start.split(b"\n", 1)[0].strip() == b"{":
-                    raise ValueError(
+                    raise UserError(
                         f"{self.path}: a JSON object over several lines: rows are expected in an array or one a line"
                     )
             yield from rows
@@ -132,13 +133,13 @@ class LocalFile:
         number = 0
         while not text.take("]"):
             if number and not text.take(","):
-                raise ValueError(f"{self.path}: damaged after row {number}: neither ',' nor ']' follows it")
+                raise UserError(f"{self.path}: damaged after row {number}: neither ',' nor ']' follows it")
             number += 1
             value = text.take_value(number)
             self.read_bytes = raw.tell()
             yield Row(self.name, number, value if isinstance(value, dict) else json.dumps(value).encode())
         if not text.is_at_end():
-            raise ValueError(f"{self.path}: more text behind the array of {number} rows")
+            raise UserError(f"{self.path}: more text behind the array of {number} rows")
 
     def _parquet_rows(self) -> Iterator[Row]:
         import pyarrow
@@ -153,9 +154,9 @@ class LocalFile:
                         yield Row(self.name, number, value, fault)
                     self.read_bytes = size * number // max(1, file.metadata.num_rows)
                 if number != file.metadata.num_rows:
-                    raise ValueError(f"{self.path}: {number} rows where the file says {file.metadata.num_rows}")
+                    raise UserError(f"{self.path}: {number} rows where the file says {file.metadata.num_rows}")
         except pyarrow.ArrowException as error:
-            raise ValueError(f"{self.path}: damaged parquet after row {number}: {error}") from error
+            raise UserError(f"{self.path}: damaged parquet after row {number}: {error}") from error
 
 
 @dataclass
@@ -183,7 +184,7 @@ class HubSet:
                 number += 1
                 yield Row(name, number, value)
         except Exception as error:  # whatever network, file system and format have to say
-            raise ValueError(f"{name}: cannot be read after row {number}: {_one_line(error)}") from error
+            raise UserError(f"{name}: cannot be read after row {number}: {_one_line(error)}") from error
 
     def _builder(self) -> Any:
         import datasets
@@ -191,7 +192,7 @@ class HubSet:
         try:
             return datasets.load_dataset_builder(self.name, self.subset)
         except Exception as error:  # not found, no network, a script instead of files, ...
-            raise ValueError(
+            raise UserError(
                 f"{self.name}: no such file or folder here, and no data set on the hub: {_one_line(error)}"
             ) from error
 
@@ -216,7 +217,7 @@ def find_sources(names: Iterable[str | Path], *, subset: str | None = None, spli
         for path in _files(name, split=split):
             found[str(path.resolve())] = LocalFile(path)
     if not found:
-        raise ValueError("no source is given: name files, folders, or a data set of the hub")
+        raise UserError("no source is given: name files, folders, or a data set of the hub")
     return list(found.values())
 
 
@@ -232,10 +233,10 @@ def _files(name: str, *, split: str) -> list[Path]:
         return _files_below(path, split=split)
     paths = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(name, recursive=True))]
     if not paths:
-        raise ValueError(f"{name}: no such file")
+        raise UserError(f"{name}: no such file")
     for one in paths:
         if not one.is_file() or not one.name.endswith(SUFFIXES):
-            raise ValueError(f"{one}: not a file of rows, whose name ends with {', '.join(SUFFIXES)}")
+            raise UserError(f"{one}: not a file of rows, whose name ends with {', '.join(SUFFIXES)}")
     return paths
 
 
@@ -246,11 +247,9 @@ def _files_below(folder: Path, *, split: str) -> list[Path]:
     paths = [path for path in paths if ".json" not in path.suffixes] or paths
     of_split = [path for path in paths if _tells(path.relative_to(folder), split)]
     if not paths:
-        raise ValueError(f"{folder}: no file of rows in this folder ({', '.join(SUFFIXES)})")
+        raise UserError(f"{folder}: no file of rows in this folder ({', '.join(SUFFIXES)})")
     if not of_split and any(_tells(path.relative_to(folder), word) for path in paths for word in _SPLIT_WORDS):
-        raise ValueError(
-            f"{folder}: no file of the split {split!r}: there are {', '.join(str(path) for path in paths)}"
-        )
+        raise UserError(f"{folder}: no file of the split {split!r}: there are {', '.join(str(path) for path in paths)}")
     return of_split or paths
 
 
@@ -267,11 +266,11 @@ def _decoded(line: bytes) -> Any:
     try:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 text: {error}") from error
+        raise UserError(f"not UTF-8 text: {error}") from error
     except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+        raise UserError("nested too deeply") from error
     except ValueError as error:  # JSONDecodeError, and integers of thousands of digits
-        raise ValueError(f"invalid JSON: {error}") from error
+        raise UserError(f"invalid JSON: {error}") from error
 
 
 def _batch_values(batch: Any) -> Iterator[tuple[dict[str, Any] | None, str]]:

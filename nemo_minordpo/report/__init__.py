@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import refuse_existing, write_text
 from nemo_minordpo.report.contents import Contents, contents_of
 from nemo_minordpo.report.figures.coefficient import draw_coefficient
@@ -52,7 +53,7 @@ def report(runs: list[Path], *, base: Path | None, output: Path, overwrite: bool
     read, left_out = _read(runs)
     base_score = None if base is None else read_score(base)
     if base is not None and base_score is None:
-        raise ValueError(f"{base / 'score.json'}: no such file; `minordpo evaluate` writes it")
+        raise UserError(f"{base / 'score.json'}: no such file; `minordpo evaluate` writes it")
     contents = contents_of(arrange(read, base_score, left_out))
     written = [*_draw(contents, output), *_write_numbers(contents, output)]
     write_text(output / "report.csv", as_csv(contents.rows))
@@ -72,7 +73,7 @@ def _read(folders: list[Path]) -> tuple[list[Run], list[str]]:
         except ValueError as error:
             left_out.append(f"left out: {error}")
     if not runs:
-        raise ValueError("; ".join(left_out).replace("left out: ", ""))
+        raise UserError("; ".join(left_out).replace("left out: ", ""))
     return runs, left_out
 
 

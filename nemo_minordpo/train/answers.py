@@ -17,6 +17,7 @@ import torch
 
 from nemo_minordpo.core.boundaries import end_ids
 from nemo_minordpo.core.repetition import degenerate_reason, repeated_4grams
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import WatchedAnswer, read_lines, write_jsonl
 from nemo_minordpo.train.attempt import Attempt
 from nemo_minordpo.train.dataset import PairBatches
@@ -83,7 +84,7 @@ class AnswerWatch:
         """
         first = self._answers_file(0)
         if not (self._reference_file.is_file() and first.is_file()):
-            raise ValueError(
+            raise UserError(
                 f"{self.folder}: the answers of the reference, from before the first step, are gone: start the run "
                 "again in another folder, or put them back"
             )

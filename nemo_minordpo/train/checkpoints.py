@@ -20,6 +20,7 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_minordpo.config import CheckpointSection
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import sha256_of_file, write_json
 from nemo_minordpo.train.attempt import Attempt
 from nemo_minordpo.train.optimizer_state import load_optimizer_state, sharded_optimizer_state
@@ -145,7 +146,7 @@ def load_checkpoint(path: Path, *, strategy: Any, model: Any, optimizer: Any) ->
         loaded = strategy.unwrapped_checkpoint_io.load_checkpoint(str(path), sharded_state_dict=state)
         progress = Progress(**common["progress"])
     except _FAULTS as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is no checkpoint of this run ({type(error).__name__}: {error}); "
             "take the folder away, and the run goes on from the one before it"
         ) from error

@@ -13,6 +13,7 @@ from nemo_minordpo import host
 from nemo_minordpo.config import DataSection, TrainConfig, closest, compose, load
 from nemo_minordpo.core.losses import LOSSES
 from nemo_minordpo.core.metrics import METRICS
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import write_text
 from nemo_minordpo.sidecars import copy_sidecars, has_tokenizer, tokenizer_folder
 from nemo_minordpo.train.dataset import segment_lengths_of
@@ -37,7 +38,7 @@ def main(overrides: list[str], *, only_reference: bool = False) -> None:
     config = load(compose(overrides), loss_names=tuple(LOSSES))
     started_by_launcher = "WORLD_SIZE" in os.environ or "SLURM_NTASKS" in os.environ
     if config.trainer.num_nodes > 1 and not started_by_launcher:
-        raise ValueError(
+        raise UserError(
             f"trainer.num_nodes={config.trainer.num_nodes}: start one process a rank with srun or torchrun: "
             "torchrun --nnodes=... --nproc-per-node=... -m nemo_minordpo.train KEY=VALUE ..."
         )
@@ -110,9 +111,9 @@ def _check_monitor(config: TrainConfig) -> None:
     name = f"exp_manager.checkpoint_callback_params.monitor={section.monitor}"
     if section.monitor not in METRICS:
         hint = closest(section.monitor, METRICS)
-        raise ValueError(f"{name}: validation gives {', '.join(METRICS)}{hint}")
+        raise UserError(f"{name}: validation gives {', '.join(METRICS)}{hint}")
     if section.save_top_k and not config.model.data.data_prefix.validation:
-        raise ValueError(f"{name}: there are no validation pairs (model.data.data_prefix.validation)")
+        raise UserError(f"{name}: there are no validation pairs (model.data.data_prefix.validation)")
 
 
 def _weights(config: TrainConfig) -> list[Path]:
@@ -121,14 +122,14 @@ def _weights(config: TrainConfig) -> list[Path]:
     weights = [Path(config.pretrained_checkpoint.restore_from_path), *([Path(adapters)] if adapters else [])]
     for path in weights:
         if not path.exists():
-            raise ValueError(f"model.peft.restore_from_path={path}: no such file")
+            raise UserError(f"model.peft.restore_from_path={path}: no such file")
     return weights
 
 
 def _check_rows(arrays: TokenArrays, split: str, data: DataSection) -> None:
     longest = int(segment_lengths_of(arrays).max())
     if longest > data.packed_sequence_size:
-        raise ValueError(
+        raise UserError(
             f"model.data.packed_sequence_size={data.packed_sequence_size}: the largest of the {split} pairs needs "
             f"{longest} tokens of a row; give model.data.packed_sequence_size={longest} or more, or a smaller "
             "model.data.seq_length"
@@ -139,7 +140,7 @@ def _check_tokens(arrays: TokenArrays, split: str, model_config: Any, tokenizer:
     """Rows of the embedding beyond the model's own vocabulary pad it to a round number: nothing was learnt there."""
     size = model_size(model_config, vocab_size=len(tokenizer)).vocab_size
     if (largest := int(arrays.tokens.max())) >= size:
-        raise ValueError(
+        raise UserError(
             f"token id {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}) of the {split} pairs is beyond the "
             f"model's vocabulary of {size} tokens; its tokenizer has {len(tokenizer)}: take one that was not added to, "
             "or a model whose embedding was made larger with it"
@@ -157,7 +158,7 @@ def _check_context(arrays: TokenArrays, split: str, model_config: Any) -> None:
         f"tokens (the longest: {longest}); model.data.seq_length={context} leaves them out"
     )
     if model_config.get("position_embedding_type", "learned_absolute") == "learned_absolute":
-        raise ValueError(words)
+        raise UserError(words)
     Console(stderr=True).print(f"note: {words}", highlight=False, soft_wrap=True)
 
 
@@ -172,12 +173,12 @@ def load_tokenizer(path: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path))
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"model.tokenizer.type={path}, as the checkpoint names it, cannot be loaded ({error}); "
             "if it moved, give +model.tokenizer.type=FOLDER"
         ) from error
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"the tokenizer {path} has no EOS token")
+        raise UserError(f"the tokenizer {path} has no EOS token")
     return tokenizer
 
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from nemo_minordpo.config import ModelSection, TrainConfig, closest
 from nemo_minordpo.core.flops import ModelSize
 from nemo_minordpo.core.pair_packing import row_multiple
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.sidecars import tokenizer_folder
 from nemo_minordpo.train.layout import data_parallel_size, layout_problems
 
@@ -44,19 +45,19 @@ def read_checkpoint_config(path: Path) -> DictConfig:
 def _read_config(path: Path) -> DictConfig:
     if path.is_dir():
         if not (path / _CONFIG_NAME).is_file():
-            raise ValueError(f"{path} has no {_CONFIG_NAME}: a .nemo file or an extracted one was expected")
+            raise UserError(f"{path} has no {_CONFIG_NAME}: a .nemo file or an extracted one was expected")
         return _as_config(OmegaConf.load(path / _CONFIG_NAME))
     if not path.is_file():
-        raise ValueError(f"pretrained_checkpoint.restore_from_path={path}: no such file or folder")
+        raise UserError(f"pretrained_checkpoint.restore_from_path={path}: no such file or folder")
     try:
         with tarfile.open(path) as archive:
             names = [name for name in archive.getnames() if Path(name).name == _CONFIG_NAME]
             member = archive.extractfile(names[0]) if names else None
             if member is None:
-                raise ValueError(f"{path} holds no {_CONFIG_NAME}: not a .nemo checkpoint")
+                raise UserError(f"{path} holds no {_CONFIG_NAME}: not a .nemo checkpoint")
             return _as_config(OmegaConf.create(member.read().decode()))
     except tarfile.TarError as error:
-        raise ValueError(f"{path} is not a .nemo checkpoint ({error}); make one with `minordpo import-hf`") from error
+        raise UserError(f"{path} is not a .nemo checkpoint ({error}); make one with `minordpo import-hf`") from error
 
 
 def build_model_config(config: TrainConfig, checkpoint: DictConfig, *, cuda: bool, te: bool) -> DictConfig:
@@ -74,7 +75,7 @@ def build_model_config(config: TrainConfig, checkpoint: DictConfig, *, cuda: boo
     unknown = [key for key in config.checkpoint_overrides if key not in model]
     if unknown:
         hints = "; ".join(f"model.{key}{closest(key, [str(k) for k in model])}" for key in unknown)
-        raise ValueError(f"neither a setting nor in the checkpoint's {_CONFIG_NAME}: {hints}")
+        raise UserError(f"neither a setting nor in the checkpoint's {_CONFIG_NAME}: {hints}")
     with open_dict(model):
         for name in ("target", "nemo_version"):
             model.pop(name, None)
@@ -148,7 +149,7 @@ def _window(model: DictConfig) -> int:
 
 def _as_config(loaded: Any) -> DictConfig:
     if not isinstance(loaded, DictConfig):
-        raise ValueError(f"{_CONFIG_NAME} does not hold settings by name")
+        raise UserError(f"{_CONFIG_NAME} does not hold settings by name")
     return loaded
 
 
@@ -197,7 +198,7 @@ def _check(config: TrainConfig, model: DictConfig, *, cuda: bool, te: bool) -> N
     problems += _fusion_problems(model, te=te)
     problems += _packing_problems(config, model, cuda=cuda)
     if problems:
-        raise ValueError("\n".join(problems))
+        raise UserError("\n".join(problems))
 
 
 def _fp8_problems(model: DictConfig) -> list[str]:

@@ -16,6 +16,7 @@ from nemo_minordpo.config import TrainConfig, compose, load
 from nemo_minordpo.core.flops import ModelSize, StepWork
 from nemo_minordpo.core.losses import LOSSES
 from nemo_minordpo.core.memory import GIB, Layout, Numerics, RankMemory, fullest_rank
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.train.dataset import PairBatches, steps_of_run
 from nemo_minordpo.train.launch import load_tokenizer
 from nemo_minordpo.train.layout import data_parallel_size, layout_in_words, possible_layouts
@@ -92,7 +93,7 @@ def main(
         flops = _peak_of_machine(config) if device_tflops is None else device_tflops * 1e12
         _print(plan, config, Device(memory, flops, efficiency))
     if plan.memory.total > memory:
-        raise ValueError(
+        raise UserError(
             f"the fullest rank needs about {plan.memory.total / GIB:.1f} GiB, a device has {memory / GIB:.1f} GiB; "
             + _what_fits(config, plan, memory)
         )

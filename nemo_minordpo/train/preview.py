@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from nemo_minordpo.config import DataSection
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.train.tokens import TokenArrays, expand_files, first_pairs
 
 _AT_BOUNDARY = 4  # tokens shown on each side of it
@@ -37,15 +38,15 @@ def preview(pairs: list[str], *, tokenizer: Path, number: int, seq_length: int, 
 
 def _load_tokenizer(folder: Path) -> Any:
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such tokenizer folder")
+        raise UserError(f"{folder}: no such tokenizer folder")
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever the files' readers have to say
-        raise ValueError(f"{folder}: no Hugging Face tokenizer can be loaded from it ({error})") from error
+        raise UserError(f"{folder}: no Hugging Face tokenizer can be loaded from it ({error})") from error
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"{folder}: the tokenizer has no EOS token, with which training ends responses")
+        raise UserError(f"{folder}: the tokenizer has no EOS token, with which training ends responses")
     return tokenizer
 
 

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.numpy import load_file, save_file
 
 from nemo_minordpo.config import TrainConfig
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.provenance import installed_versions
 from nemo_minordpo.records import differences, sha256_of_file, write_json
 from nemo_minordpo.train.dataset import StepBatch
@@ -122,17 +123,17 @@ class ReferenceCache:
             other = differences(description["key"], asdict(key))
             checksum = description["sha256"]
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{self._description(key)} cannot be read ({error}); {advice}") from error
+            raise UserError(f"{self._description(key)} cannot be read ({error}); {advice}") from error
         if other:
-            raise ValueError("\n".join([f"{columns} is stale: it was evaluated for another run:", *other, advice]))
+            raise UserError("\n".join([f"{columns} is stale: it was evaluated for another run:", *other, advice]))
         if not columns.is_file() or sha256_of_file(columns) != checksum:
-            raise ValueError(f"{columns} is damaged: its checksum is not the one that was written; {advice}")
+            raise UserError(f"{columns} is damaged: its checksum is not the one that was written; {advice}")
         loaded = load_file(columns)
         if loaded.keys() != {"chosen", "rejected"}:
-            raise ValueError(f"{columns}: columns chosen and rejected expected, not {sorted(loaded)}; {advice}")
+            raise UserError(f"{columns}: columns chosen and rejected expected, not {sorted(loaded)}; {advice}")
         values = np.stack([loaded["chosen"], loaded["rejected"]], axis=1)
         if values.shape != (num_pairs, 2) or not np.isfinite(values).all():
-            raise ValueError(f"{columns}: {num_pairs} finite pairs expected, not {values.shape}; {advice}")
+            raise UserError(f"{columns}: {num_pairs} finite pairs expected, not {values.shape}; {advice}")
         return values
 
     def write(self, key: ReferenceKey, values: np.ndarray, *, layout: str) -> None:

@@ -22,6 +22,7 @@ from typing import Any, TextIO
 from omegaconf import OmegaConf
 
 from nemo_minordpo.config import TrainConfig, identity
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import (
     Manifest,
     StepMetrics,
@@ -78,7 +79,7 @@ class RunFolder:
             return
         leftovers = {"data", "manifest.json", "logs", "failures"}  # of a run that never started
         if self.path.exists() and any(item.name not in leftovers for item in self.path.iterdir()):
-            raise ValueError(
+            raise UserError(
                 f"exp_manager.explicit_log_dir={self.path} is not empty and holds no run: choose another folder"
             )
         shutil.rmtree(self.path / "data", ignore_errors=True)
@@ -114,7 +115,7 @@ class RunFolder:
         before = identity(TrainConfig()) | Manifest.read(self.path).settings
         changes = differences(before, json.loads(json.dumps(settings)))
         if changes:
-            raise ValueError(
+            raise UserError(
                 "\n".join([f"{self.path} belongs to a run with other settings:", *changes])
                 + "\nChoose another exp_manager.explicit_log_dir, or give that run's settings to go on with it"
             )

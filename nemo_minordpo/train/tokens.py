@@ -15,6 +15,7 @@ from rich.progress import Progress
 from nemo_minordpo.config import DataSection
 from nemo_minordpo.core.boundaries import beginning_of, missing_beginning
 from nemo_minordpo.core.pair_packing import num_shared_tokens
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import PreferencePair, read_lines, to_json_line, write_json, write_text
 
 _CHUNK = 512  # pairs that the tokenizer encodes at once, over all cores
@@ -71,7 +72,7 @@ def expand_files(patterns: list[str]) -> list[Path]:
     for pattern in patterns:
         matches = sorted(glob.glob(pattern, recursive=True))
         if not matches:
-            raise ValueError(f"model.data.data_prefix: {pattern!r} matches no file")
+            raise UserError(f"model.data.data_prefix: {pattern!r} matches no file")
         files.update(dict.fromkeys(Path(match).resolve() for match in matches))
     return list(files)
 
@@ -103,13 +104,13 @@ def tokenize_files(files: list[Path], folder: Path, *, tokenizer: Any, data: Dat
     if invalid and data.invalid_pairs == "refuse":
         shown = "\n".join(f"  {item.place}: {item.reason}" for item in invalid[:20])
         more = f"\n  ... and {len(invalid) - 20} more" if len(invalid) > 20 else ""
-        raise ValueError(
+        raise UserError(
             f"{len(invalid)} of {len(invalid) + writer.count} {split} pairs cannot be used:\n{shown}{more}\n"
             "Mend them, or start without them: model.data.invalid_pairs=drop"
         )
     if not writer.count:
         reasons = Counter(item.reason for item in left_out)
-        raise ValueError(f"no {split} pair is left to train on; left out: {dict(reasons) or 'none'} in {files}")
+        raise UserError(f"no {split} pair is left to train on; left out: {dict(reasons) or 'none'} in {files}")
     counts = Counter({"used": writer.count}) + Counter(item.reason for item in left_out)
     folder.mkdir(parents=True, exist_ok=True)
     writer.save(folder)
@@ -129,7 +130,7 @@ def sample_pairs(files: list[Path], *, tokenizer: Any, data: DataSection) -> tup
         _encode(chunk, tokenizer=tokenizer, data=data, writer=writer, left_out=[])
         break
     if not writer.count:
-        raise ValueError(f"none of the first {_CHUNK} pairs of {files[0]} can be used: `minordpo train` says why")
+        raise UserError(f"none of the first {_CHUNK} pairs of {files[0]} can be used: `minordpo train` says why")
     return writer.arrays(), sum(1 for file in files for _ in read_lines(file))
 
 
@@ -176,7 +177,7 @@ def places_of(pairs: Sequence[int], *, files: list[Path], folder: Path) -> list[
     lines = (f"{file}:{number}" for file in files for number, _ in read_lines(file))
     used = [place for place in lines if place not in left_out]
     if len(used) != json.loads((folder / "counts.json").read_text())["used"]:
-        raise ValueError(f"{folder} holds other pairs than {files}")
+        raise UserError(f"{folder} holds other pairs than {files}")
     return [used[number] for number in pairs]
 
 
@@ -227,23 +228,23 @@ def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 def _sequence(prompt: list[int], whole: list[int], start: list[int], tokenizer: Any, *, append_eos: bool) -> list[int]:
     if whole[: len(prompt)] != prompt:
-        raise ValueError(
+        raise UserError(
             "the last tokens of the prompt merge with the first of the response: "
             "end the prompt, or start the response, at a token boundary (such as a line break)"
         )
     if not start and not prompt:
-        raise ValueError("the prompt has no token: nothing predicts the first token of the response")
+        raise UserError("the prompt has no token: nothing predicts the first token of the response")
     if len(whole) == len(prompt):
-        raise ValueError("the response has no token")
+        raise UserError("the response has no token")
     end = [tokenizer.eos_token_id] if append_eos and whole[-1] != tokenizer.eos_token_id else []
     return [*start, *whole, *end]
 
 
 def _check(sequences: list[list[int]], *, seq_length: int) -> None:
     if max(map(len, sequences)) > seq_length:
-        raise ValueError(OVERLONG)
+        raise UserError(OVERLONG)
     if sequences[0] == sequences[1]:
-        raise ValueError("chosen_response and rejected_response have the same tokens")
+        raise UserError("chosen_response and rejected_response have the same tokens")
 
 
 def _reward_margin(pair: PreferencePair, data: DataSection) -> float:
@@ -255,7 +256,7 @@ def _reward_margin(pair: PreferencePair, data: DataSection) -> float:
     for name, value in rewards.items():
         # as it is stored; a NaN is not within anything
         if not abs(value) <= _LARGEST_REWARD:
-            raise ValueError(f"field {name!r} is {str(value)[:20]}: a finite number of float32 is expected")
+            raise UserError(f"field {name!r} is {str(value)[:20]}: a finite number of float32 is expected")
     return rewards["chosen_reward"] - rewards["rejected_reward"]
 
 

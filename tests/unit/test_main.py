@@ -11,6 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from nemo_minordpo.__main__ import app
+from nemo_minordpo.errors import UserError
 
 HEAVY = ("torch", "nemo", "megatron", "transformers", "matplotlib", "hydra", "omegaconf", "numpy")
 
@@ -48,7 +49,7 @@ def test_help_loads_no_stage():
         "print('LOADED', loaded, ours)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("LOADED [] ['__main__', 'commands', 'provenance', 'records']\n")
+    assert done.stdout.endswith("LOADED [] ['__main__', 'commands', 'errors', 'provenance', 'records']\n")
     assert "minordpo prepare gsm8k" in done.stdout
 
 
@@ -146,16 +147,17 @@ def test_overwrite_is_off_unless_told(run, stage):
 
 
 def test_a_users_error_is_one_line_and_exit_code_2(run, stage):
-    stage("convert.hf_to_nemo", "import_hf", raises=ValueError("hf/config.json:3: no such thing; do this"))
+    stage("convert.hf_to_nemo", "import_hf", raises=UserError("hf/config.json:3: no such thing; do this"))
     done = run("import-hf", "hf", "base.nemo")
     assert done.exit_code == 2
     assert done.stderr == "error: hf/config.json:3: no such thing; do this\n"
     assert done.stdout == ""
 
 
-def test_a_bug_keeps_its_traceback(run, stage):
-    stage("convert.hf_to_nemo", "import_hf", raises=TypeError("a bug"))
-    assert isinstance(run("import-hf", "hf", "base.nemo").exception, TypeError)
+@pytest.mark.parametrize("bug", [TypeError("a bug"), ValueError("zip() argument 2 is shorter than argument 1")])
+def test_a_bug_keeps_its_traceback(run, stage, bug):
+    stage("convert.hf_to_nemo", "import_hf", raises=bug)
+    assert run("import-hf", "hf", "base.nemo").exception is bug
 
 
 def test_ctrl_c_ends_with_130(run, stage):

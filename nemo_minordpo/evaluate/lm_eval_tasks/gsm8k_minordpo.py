@@ -15,6 +15,7 @@ from nemo_minordpo.core.gsm8k import (
     same_number,
     strict_answer,
 )
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import read_lines
 
 
@@ -26,13 +27,13 @@ def questions(**_: Any) -> dict[str, datasets.Dataset]:
     """
     named = os.environ.get("MINORDPO_QUESTIONS")
     if not named:
-        raise ValueError("MINORDPO_QUESTIONS is not set: it names GSM8K's test.jsonl, or any jsonl with its two keys")
+        raise UserError("MINORDPO_QUESTIONS is not set: it names GSM8K's test.jsonl, or any jsonl with its two keys")
     rows = []
     for number, text in read_lines(Path(named)):
         try:
             problem = Problem.from_json(text)
         except ValueError as error:
-            raise ValueError(f"{named}:{number}: {error}") from error
+            raise UserError(f"{named}:{number}: {error}") from error
         rows.append({"question": problem.question, "answer": problem.answer})
     return {"test": datasets.Dataset.from_list(rows)}
 
