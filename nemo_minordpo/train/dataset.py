@@ -14,6 +14,7 @@ from torch import Tensor
 from nemo_minordpo.config import TrainerDPOSection
 from nemo_minordpo.core.flops import StepWork
 from nemo_minordpo.core.pair_packing import PairTokens, lay_out, pack, segment_lengths
+from nemo_minordpo.core.transfer import to_device
 from nemo_minordpo.train.tokens import TokenArrays
 
 
@@ -45,7 +46,7 @@ class MicroBatch:
     def to(self, device: torch.device) -> "MicroBatch":
         """With everything that the model computes with on ``device``."""
         moved = {
-            name: value.to(device, non_blocking=True)
+            name: to_device(value, device)
             for name, value in vars(self).items()
             if isinstance(value, Tensor) and name != "segments"
         }

@@ -50,6 +50,13 @@ def training(name: str, function: str, *arguments: str, limit_s: float = 180.0) 
     return Check(name, f"{_TRAINING}:{function}", arguments, limit_s)
 
 
+def step(model: str, precision: str, kernels: str, *row_lengths: str) -> Check:
+    """A measurement of tests/gpu/speed.py."""
+    name = {"fp8_hybrid": "FP8"}.get(precision, precision)
+    arguments = (model, precision, kernels, *row_lengths)
+    return Check(f"step, {model}, {name}, {kernels} kernels", f"{_SPEED}:step", arguments, limit_s=150)
+
+
 _PREPARATION = (
     Check("stack", "tests.gpu.stack:stack"),
     training("import, verify, export", "conversion"),
@@ -91,17 +98,20 @@ _CORRECTNESS = (
         training("cached against live reference, bf16", "cached_reference", "bf16"),
         training("cached against live reference, fp32", "cached_reference", "fp32"),
     ),
-    (Check("1.5B model for the measurements", f"{_SPEED}:prepare"),),
+    tuple(Check(f"{model} for the measurements", f"{_SPEED}:prepare", (model,)) for model in ("1.5B", "7B")),
 )
 _MEASUREMENTS = (
-    Check("step, 1.5B, bf16, fused", f"{_SPEED}:step", ("bf16", "fused", "8192", "16384"), limit_s=150),
-    Check("step, 1.5B, FP8, fused", f"{_SPEED}:step", ("fp8_hybrid", "fused", "8192", "16384"), limit_s=150),
-    Check("FP8 against bf16", f"{_SPEED}:fp8_over_bf16", limit_s=30),
-    Check("ours against NeMo-Aligner's step", f"{_SPEED}:beside_aligner", limit_s=150),
+    step("1.5B", "bf16", "fused", "16384", "32768"),
+    step("1.5B", "fp8_hybrid", "fused", "16384", "32768"),
+    Check("FP8 against bf16, 1.5B", f"{_SPEED}:fp8_over_bf16", ("1.5B",), limit_s=30),
+    step("7B", "bf16", "fused", "8192", "16384"),
+    step("7B", "fp8_hybrid", "fused", "8192", "16384"),
+    Check("FP8 against bf16, 7B", f"{_SPEED}:fp8_over_bf16", ("7B",), limit_s=30),
     Check("head: time and memory", f"{_SPEED}:head", limit_s=60),
-    # what fusing gains, if there is time
-    Check("step, 1.5B, bf16, single kernels", f"{_SPEED}:step", ("bf16", "single", "8192"), limit_s=150),
-    Check("step, 1.5B, FP8, single kernels", f"{_SPEED}:step", ("fp8_hybrid", "single", "8192"), limit_s=150),
+    # what fusing gains, and NeMo-Aligner, if there is time
+    Check("ours against NeMo-Aligner's step", f"{_SPEED}:beside_aligner", limit_s=150),
+    step("1.5B", "bf16", "single", "16384"),
+    step("1.5B", "fp8_hybrid", "single", "16384"),
 )
 PHASES = (
     Phase("preparation", (_PREPARATION,)),

@@ -1,6 +1,7 @@
 """Steps, FP8 and the head, measured on a GPU. These measure: a goal stands beside each figure, and nothing fails.
 
-The model is a random one with the sizes of Qwen2.5-1.5B in packed rows of pairs as long as GSM8K's.
+Models are random ones with the sizes of Qwen2.5-1.5B and of Qwen2.5-7B, of the latter 8 of 28 layers with what Adam
+keeps of them; pairs are as long as GSM8K's, in packed rows.
 """
 
 import copy
@@ -34,11 +35,18 @@ from tests.gpu import (
 )
 from tests.ports import port_for_ranks
 
-_SIZES: dict[str, Any] = {
-    "vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
-    "num_attention_heads": 12, "num_key_value_heads": 2, "max_position_embeddings": 4096,
+_SIZES: dict[str, dict[str, Any]] = {
+    "1.5B": {
+        "vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
+        "num_attention_heads": 12, "num_key_value_heads": 2, "max_position_embeddings": 4096, "tied": True,
+    },
+    "7B": {
+        "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 8,
+        "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 4096, "tied": False,
+    },
 }  # fmt: skip
-_PAIRS_OF_STEP, _PAIRS_OF_ALIGNER = 64, 4  # of a micro-batch of NeMo-Aligner's own
+_PAIRS_OF_STEP = 128
+_PAIRS_OF_ALIGNER_STEP, _PAIRS_OF_ALIGNER = 64, 4  # of its step and its micro-batch
 _WARM_UP, _TIMED, _PROFILED = 2, 4, 1  # steps; the first ones compile and allocate
 _STEPS = _WARM_UP + _TIMED + _PROFILED
 _PEAK_OF_HOPPER = 989  # TFLOP/s, dense, data sheets
@@ -50,16 +58,16 @@ _MEDIANS = (
 _PLACES, _RESPONSE = 8192, 4096
 
 
-def prepare(folder: Path) -> str:
-    """The model of 1.5B and its pairs, which the measurements then find."""
+def prepare(folder: Path, model: str) -> str:
+    """A model and its pairs, which the measurements then find."""
     need_nemo()
     need_cuda()
-    work = _prepared(folder)
+    work = _prepared(folder, model)
     size = sum(file.stat().st_size for file in (work / runs.NEMO).rglob("*"))
     return f"{size / 2**30:.1f} GiB of weights, {_PAIRS_OF_STEP * _STEPS} pairs"
 
 
-def step(folder: Path, precision: str, kernels: str = "fused", *row_lengths: str) -> str:
+def step(folder: Path, model: str, precision: str, kernels: str = "fused", *row_lengths: str) -> str:
     """Whole steps of training, in rows of each length, one of which is profiled; a file with all of it after each.
 
     `kernels` are `fused`, with Transformer Engine's (fusions=te), or `single`, as a checkpoint is imported.
@@ -72,20 +80,20 @@ def step(folder: Path, precision: str, kernels: str = "fused", *row_lengths: str
     need_precision(precision)
     if kernels == "fused":
         need_transformer_engine()
-    work, row_lengths = _prepared(folder), row_lengths or ("8192",)
+    work, row_lengths = _prepared(folder, model), row_lengths or ("8192",)
     started = time.perf_counter()
     trainer = _trainer(work, precision, kernels, capacity=int(row_lengths[0]))
     found: dict[str, Any] = {"set_up_s": time.perf_counter() - started, "rows": {}}
     for length in row_lengths:
         for values in _measure(trainer, capacity=int(length)):
             found["rows"][length] = values
-            write_json(folder / _file(precision, kernels), found)
+            write_json(folder / _file(model, precision, kernels), found)
     return "; ".join(f"rows of {length}: {_in_words(values)}" for length, values in found["rows"].items())
 
 
-def fp8_over_bf16(folder: Path) -> str:
+def fp8_over_bf16(folder: Path, model: str) -> str:
     """The two measurements above beside each other."""
-    bf16, fp8 = _measured(folder, "bf16", "fp8_hybrid")
+    bf16, fp8 = _measured(folder, model, "bf16", "fp8_hybrid")
     words = []
     for length in (length for length in bf16 if length in fp8):
         here, there = fp8[length], bf16[length]
@@ -103,9 +111,10 @@ def head(folder: Path) -> str:
     from nemo_minordpo.core.logprobs import vocab_parallel_log_probs
 
     torch.manual_seed(0)
-    hidden = torch.randn(_PLACES, _SIZES["hidden_size"], device="cuda", dtype=torch.bfloat16)
-    weight = torch.randn(_SIZES["vocab_size"], _SIZES["hidden_size"], device="cuda", dtype=torch.bfloat16) * 0.02
-    targets = torch.arange(_PLACES, device="cuda") * 37 % _SIZES["vocab_size"]
+    vocab_size, hidden_size = (_SIZES["1.5B"][name] for name in ("vocab_size", "hidden_size"))
+    hidden = torch.randn(_PLACES, hidden_size, device="cuda", dtype=torch.bfloat16)
+    weight = torch.randn(vocab_size, hidden_size, device="cuda", dtype=torch.bfloat16) * 0.02
+    targets = torch.arange(_PLACES, device="cuda") * 37 % vocab_size
 
     def ours(hidden: Tensor, weight: Tensor) -> Tensor:
         return vocab_parallel_log_probs(hidden[-_RESPONSE:], weight, targets[-_RESPONSE:], group=None)
@@ -124,24 +133,25 @@ def beside_aligner(folder: Path) -> str:
     """NeMo-Aligner's own DPO step in bf16 on the same pairs, beside ours of the step measured before."""
     need_nemo()
     need_cuda()
-    (bf16,) = _measured(folder, "bf16")
-    ours = min(values["step_s"] for values in bf16.values())
-    theirs = _step_of_aligner(folder)
+    (bf16,) = _measured(folder, "1.5B", "bf16")
+    ours = max(values["pairs_per_s"] for values in bf16.values())
+    seconds = _step_of_aligner(folder)
+    theirs = _PAIRS_OF_ALIGNER_STEP / seconds
     return (
-        f"NeMo-Aligner {theirs:.2f} s, {_PAIRS_OF_STEP / theirs:.1f} pairs/s; ours are "
-        f"{theirs / ours:.1f}x as many (goal: {_GOALS['pairs over aligner']:g}x)"
+        f"NeMo-Aligner {seconds:.2f} s per step of {_PAIRS_OF_ALIGNER_STEP} pairs, {theirs:.1f} pairs/s; ours are "
+        f"{ours / theirs:.1f}x as many (goal: {_GOALS['pairs over aligner']:g}x)"
     )
 
 
-def _file(precision: str, kernels: str) -> Path:
+def _file(model: str, precision: str, kernels: str) -> Path:
     """In the folder of the checks; what is measured goes into the file of results."""
-    return Path(MEASURED) / f"{precision}_{kernels}.json"
+    return Path(MEASURED) / f"{model}_{precision}_{kernels}.json"
 
 
-def _measured(folder: Path, *precisions: str) -> list[dict[str, dict[str, Any]]]:
+def _measured(folder: Path, model: str, *precisions: str) -> list[dict[str, dict[str, Any]]]:
     """What `step` wrote of each, by length of the rows: with fused kernels, or else with single ones."""
     for kernels in ("fused", "single"):
-        files = [folder / _file(precision, kernels) for precision in precisions]
+        files = [folder / _file(model, precision, kernels) for precision in precisions]
         if all(file.exists() for file in files):
             return [json.loads(file.read_text())["rows"] for file in files]
     raise NotRun(f"it takes a measured step in {' and in '.join(precisions)}")
@@ -152,10 +162,10 @@ def _step_of_aligner(folder: Path) -> float:
     from tests.benchmarks.inputs import Inputs
     from tests.benchmarks.run import ALIGNER, Case, Competitor
 
-    work = _prepared(folder)
+    work = _prepared(folder, "1.5B")
     inputs = Inputs(hf={"model": work / runs.HF}, nemo={"model": work / runs.NEMO}, pairs={"pairs": work / runs.PAIRS})
     steps = _WARM_UP + 3
-    case = Case("model", "pairs", 1, _PAIRS_OF_STEP, _PAIRS_OF_ALIGNER, steps - 1)
+    case = Case("model", "pairs", 1, _PAIRS_OF_ALIGNER_STEP, _PAIRS_OF_ALIGNER, steps - 1)
     aligner = Competitor(ALIGNER, case, inputs, work, python=Path(sys.executable))
     try:
         seconds = [aligner.step()["seconds"] for _ in range(steps)]
@@ -165,9 +175,9 @@ def _step_of_aligner(folder: Path) -> float:
     return statistics.median(seconds[_WARM_UP:])
 
 
-def _prepared(folder: Path) -> Path:
+def _prepared(folder: Path, model: str) -> Path:
     """A folder with pairs and the model, made on the GPU in bfloat16 and unpacked: every reader would unpack it."""
-    work = folder / "speed"
+    work = folder / f"speed_{model}"
     if not (work / runs.NEMO).is_dir():
         from nemo_minordpo.convert.hf_to_nemo import import_hf
         from tests.tiny import write_model
@@ -176,7 +186,7 @@ def _prepared(folder: Path) -> Path:
         _write_pairs(work / runs.PAIRS)
         torch.set_default_dtype(torch.bfloat16)
         with torch.device("cuda"):
-            write_model(work / runs.HF, tied=True, **_SIZES)
+            write_model(work / runs.HF, **_SIZES[model])
         torch.set_default_dtype(torch.float32)
         import_hf(work / runs.HF, work / runs.NEMO, overwrite=True)
         torch.cuda.empty_cache()
