@@ -187,7 +187,7 @@ def _backward(
     scaled_hidden = (hidden * -grad).to(hidden.dtype).T
     if not hidden.is_cuda:
         # [H, T] in memory: a CPU's library then copies none of the larger matrix in the products below. cuBLAS reads
-        # either, but has no fast kernel where T, the distance of two rows, is odd: 3 ms instead of 0.7 a block on H200
+        # either, but has no fast kernel where T, the distance of two rows, is odd: 32 ms of a step of 395 on an H200
         scaled_hidden = scaled_hidden.contiguous()
     for block in _blocks(num_rows, block_size):
         logits = _product(hidden, weight[block].T)

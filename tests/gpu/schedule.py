@@ -2,10 +2,8 @@
 
 Checks of one lane share files, or follow one another for another reason. First comes what tells most.
 
-Seconds on an H100 with 16 cores, estimated: a process takes 17 until NeMo is there, 10 more for CUDA, process group and
-model, and FlexAttention compiles for 10 to 20 where no process before it left that in Inductor's cache. Preparation 55,
-correctness 185 (its longest lane, 15 % slower beside the others), measurements 205 without the last two: 445 of the
-480 of `--minutes 8`. The last two take 55 each.
+On an H200 with 16 cores preparation takes 53 s, the longest lane of those that compare 105, the measurements about 300:
+460 of the 480 of `--minutes 8` (docs/gpu.md).
 """
 
 import os
