@@ -10,16 +10,18 @@ import os
 import platform
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_origin
 
 from nemo_minordpo import __version__
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.provenance import installed_versions, source_commit
 
 _R = TypeVar("_R", bound="_Record")
+_MOST_BITS = 63  # of a whole number in a record: more can only be damage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +48,8 @@ class PreferencePair:
         row = object_with_texts(text, ("prompt", "chosen_response", "rejected_response"))
         for name in ("chosen_reward", "rejected_reward"):
             value = row.get(name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise UserError(f"field {name!r} must be a number, not {type(value).__name__}")
+            if value is not None:
+                checked_number(value, name)
         if row["chosen_response"] == row["rejected_response"]:
             raise UserError("chosen_response and rejected_response are equal: nothing can be learnt from the pair")
         names = cls.__dataclass_fields__
@@ -64,6 +66,8 @@ class Manifest:
     settings: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)  # reason -> rows, where rows can be rejected
+    unread: dict[str, int] = field(default_factory=dict)  # column that is in no pair -> rows in which it is not empty
+    prompts: list[dict[str, Any]] = field(default_factory=list)  # of the pairs trained on: see prompts.py
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     version: str = __version__
     commit: str | None = field(default_factory=source_commit)
@@ -75,7 +79,12 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        return cls(**json.loads((folder / "manifest.json").read_text()))
+        """Raises UserError where there is none, or one that is damaged."""
+        path = folder / "manifest.json"
+        try:
+            return cls(**read_json_object(path))
+        except TypeError as error:
+            raise UserError(f"{path}: not a manifest as `minordpo` writes it ({error})") from error
 
 
 class _Record:
@@ -83,8 +92,11 @@ class _Record:
 
     @classmethod
     def from_json(cls: type[_R], text: str) -> _R:
-        """Raises ValueError or TypeError where ``text`` is not one."""
-        return cls(**json.loads(text))
+        """Raises ValueError or TypeError where ``text`` is not one, or has a field of another type."""
+        record = cls(**parse_json(text))
+        for one in fields(cls):  # pyright: ignore[reportArgumentType]  # every record is a dataclass
+            _check_type(getattr(record, one.name), one.type, name=one.name)
+        return record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +115,7 @@ class StepMetrics(_Record):
 
 @dataclass(frozen=True, kw_only=True)
 class RunEvent(_Record):
-    """One line of a run's `events.jsonl`: started, saved, damaged, alarm, stopped, complete."""
+    """One line of a run's `events.jsonl`: begun (set-up), started, saved, damaged, alarm, stopped, complete."""
 
     time: str  # UTC
     attempt: int
@@ -169,16 +181,52 @@ class Score:
     mean_tokens: float
 
 
+def _check_type(value: Any, kind: Any, *, name: str) -> None:
+    """Raises UserError where a value is not of the type of its field."""
+    if not isinstance(value, kind if isinstance(kind, UnionType) else get_origin(kind) or kind):
+        raise UserError(f"field {name!r} holds a value of another type: {type(value).__name__}")
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        raise UserError(f"field {name!r} holds a whole number of {value.bit_length()} bits")
+
+
+def parse_json(text: str) -> Any:
+    """The value of a text of JSON that a user gave.
+
+    Raises:
+        UserError: it is none, or one that Python does not read; the reason, without the place.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise UserError("invalid JSON: nested too deeply") from error
+    except ValueError as error:  # JSONDecodeError, and whole numbers of thousands of digits
+        raise UserError(f"invalid JSON: {error}") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that a user gave, or could have damaged.
+
+    Raises:
+        UserError: with the path.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        value = parse_json(path.read_bytes().decode())
+    except (UnicodeDecodeError, UserError) as error:
+        raise UserError(f"{path}: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: a JSON object was expected, not {type(value).__name__}")
+    return value
+
+
 def object_with_texts(text: str, names: tuple[str, ...]) -> dict[str, Any]:
     """A line of JSON as an object whose fields ``names`` are texts with something in them.
 
     Raises:
         ValueError: the reason, without the place.
     """
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"invalid JSON: {error}") from error
+    row = parse_json(text)
     if not isinstance(row, dict):
         raise UserError(f"a JSON object was expected, not {type(row).__name__}")
     for name in names:
@@ -203,6 +251,19 @@ def checked_text(row: dict[str, Any], name: str) -> str:
     except UnicodeEncodeError as error:
         raise UserError(f"field {name!r} holds half a surrogate pair: not valid Unicode text") from error
     return row[name]
+
+
+def checked_number(value: Any, name: str) -> float:
+    """A finite number that a float can hold.
+
+    Raises:
+        UserError: it is something else; the reason, without the place.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"field {name!r} must be a number, not {type(value).__name__}")
+    if not abs(value) <= sys.float_info.max:  # false for NaN, too
+        raise UserError(f"field {name!r} must be a finite number, not {value!r:.40}")
+    return value
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -1,11 +1,11 @@
 """Commands that make questions and pairs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from nemo_minordpo.commands.line import Overwrite, Tokenizer, done
+from nemo_minordpo.commands.line import Date, Overwrite, TemplateOptions, Tokenizer, done
 
 Sources = Annotated[
     list[str], typer.Argument(help="Files (jsonl, json, also .gz; parquet), globs, folders, or OWNER/NAME on the hub.")
@@ -23,6 +23,10 @@ MaxRejected = Annotated[
     float, typer.Option(min=0.0, max=1.0, help="Share of rows that may give no pair; above it nothing is written.")
 ]
 OnePerQuestion = Annotated[bool, typer.Option("--one-per-question", help="Keep only the first pair of each question.")]
+IgnoreColumns = Annotated[
+    list[str] | None,
+    typer.Option(help="Columns, and keys of messages, not to read: NAME,NAME; else what carries meaning is refused."),
+]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; not given = one a core. The pairs are the same.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same pairs.")]
 
@@ -53,6 +57,9 @@ def prepare_gsm8k(
     template: Template = "plain",
     tokenizer: Tokenizer = None,
     system: System = None,
+    date: Date = None,
+    template_option: TemplateOptions = None,
+    ignore_columns: IgnoreColumns = None,
     num_validation: NumValidation = 0,
     limit: Limit = None,
     max_rejected: MaxRejected = 0.01,
@@ -72,12 +79,11 @@ def prepare_gsm8k(
       minordpo prepare gsm8k MetaMathQA-395K.json pairs --max-rejected 0.2
     """
     from nemo_minordpo.prepare.build import BuildOptions
-    from nemo_minordpo.prepare.chat import Prompting
     from nemo_minordpo.prepare.gsm8k import prepare_gsm8k
 
     prepare_gsm8k(
-        source, output, seed=seed,
-        prompting=Prompting(template=template, tokenizer=tokenizer, system=system),
+        source, output, seed=seed, ignore_columns=_names(ignore_columns),
+        prompting=_prompting(template, tokenizer, system=system, date=date, options=template_option),
         options=BuildOptions(
             num_validation=num_validation, limit=limit, max_rejected=max_rejected, one_per_question=one_per_question,
             workers=workers, overwrite=overwrite,
@@ -102,8 +108,11 @@ def prepare_metamath(
     template: Template = "plain",
     tokenizer: Tokenizer = None,
     system: System = None,
+    date: Date = None,
+    template_option: TemplateOptions = None,
     subset: Subset = None,
     split: Split = "train",
+    ignore_columns: IgnoreColumns = None,
     num_validation: NumValidation = 0,
     limit: Limit = None,
     max_rejected: MaxRejected = 0.01,
@@ -126,13 +135,12 @@ def prepare_metamath(
       minordpo prepare metamath 'data/train-*.parquet' pairs --marker 'Question:'
     """
     from nemo_minordpo.prepare.build import BuildOptions
-    from nemo_minordpo.prepare.chat import Prompting
     from nemo_minordpo.prepare.metamath import prepare_metamath
 
     prepare_metamath(
         sources, output, metamathqa=metamathqa, marker=marker, keep_few_shot=keep_few_shot,
-        subset=subset, split=split, seed=seed,
-        prompting=Prompting(template=template, tokenizer=tokenizer, system=system),
+        subset=subset, split=split, seed=seed, ignore_columns=_names(ignore_columns),
+        prompting=_prompting(template, tokenizer, system=system, date=date, options=template_option),
         options=BuildOptions(
             num_validation=num_validation, limit=limit, max_rejected=max_rejected, one_per_question=one_per_question,
             workers=workers, overwrite=overwrite,
@@ -143,10 +151,23 @@ def prepare_metamath(
 def prepare_hf(
     sources: Sources,
     output: Output,
-    prompt_column: Annotated[str | None, typer.Option(help="Not given = prompt, instruction or question.")] = None,
+    prompt_column: Annotated[
+        str | None, typer.Option(help="Not given = prompt, instruction, question, input, messages.")
+    ] = None,
     chosen_column: Annotated[str | None, typer.Option(help="Not given = chosen or chosen_response.")] = None,
     rejected_column: Annotated[str | None, typer.Option(help="Not given = rejected or rejected_response.")] = None,
-    system_column: Annotated[str | None, typer.Option(help="Of a system turn; not given = none.")] = None,
+    system_column: Annotated[
+        str | None, typer.Option(help="Of a system turn; not given = system, system_prompt or system_message.")
+    ] = None,
+    input_column: Annotated[
+        str | None, typer.Option(help="Of a text behind the prompt; not given = input, beside instruction.")
+    ] = None,
+    history_column: Annotated[
+        str | None, typer.Option(help="Of earlier turns, pairs or messages; not given = history.")
+    ] = None,
+    tools_column: Annotated[
+        str | None, typer.Option(help="Of functions for the chat template; not given = tools or functions.")
+    ] = None,
     chosen_reward_column: Annotated[
         str | None, typer.Option(help="Not given = chosen_reward, score_chosen or chosen_score, where there is one.")
     ] = None,
@@ -156,8 +177,11 @@ def prepare_hf(
     template: Template = "plain",
     tokenizer: Tokenizer = None,
     system: System = None,
+    date: Date = None,
+    template_option: TemplateOptions = None,
     subset: Subset = None,
     split: Split = "train",
+    ignore_columns: IgnoreColumns = None,
     num_validation: NumValidation = 0,
     limit: Limit = None,
     max_rejected: MaxRejected = 0.01,
@@ -169,7 +193,9 @@ def prepare_hf(
     r"""Make pairs of a published preference set: jsonl, json, parquet, or a data set of the Hugging Face hub.
 
     Each row may be: prompt, chosen and rejected as strings; lists of messages, with the prompt apart or as the common
-    beginning of both; UltraFeedback's completions with scores; Anthropic HH's dialogues; NeMo-Aligner's own jsonl.
+    beginning of both; UltraFeedback's completions with scores; Anthropic HH's dialogues; NeMo-Aligner's own jsonl;
+    Alpaca's instruction, input and history; with system and tools columns. A prompt that stands twice is taken out.
+    Columns that are not read are named; those known to carry meaning refuse the build unless --ignore-columns has them.
     --template plain takes strings as they are (rendered already, perhaps), chat renders them with the tokenizer's
     chat template; lists of messages need chat. `minordpo preview` shows the result as training sees it.
 
@@ -180,16 +206,16 @@ def prepare_hf(
       minordpo prepare hf Anthropic/hh-rlhf pairs
     """
     from nemo_minordpo.prepare.build import BuildOptions
-    from nemo_minordpo.prepare.chat import Prompting
     from nemo_minordpo.prepare.preference import Columns, prepare_preference
 
     prepare_preference(
-        sources, output, subset=subset, split=split, seed=seed,
+        sources, output, subset=subset, split=split, seed=seed, ignore_columns=_names(ignore_columns),
         columns=Columns(
             prompt=prompt_column, chosen=chosen_column, rejected=rejected_column, system=system_column,
+            input=input_column, history=history_column, tools=tools_column,
             chosen_reward=chosen_reward_column, rejected_reward=rejected_reward_column,
         ),
-        prompting=Prompting(template=template, tokenizer=tokenizer, system=system),
+        prompting=_prompting(template, tokenizer, system=system, date=date, options=template_option),
         options=BuildOptions(
             num_validation=num_validation, limit=limit, max_rejected=max_rejected, one_per_question=one_per_question,
             workers=workers, overwrite=overwrite,
@@ -203,8 +229,11 @@ def prepare_choices(
     template: Template = "plain",
     tokenizer: Tokenizer = None,
     system: System = None,
+    date: Date = None,
+    template_option: TemplateOptions = None,
     subset: Subset = None,
     split: Split = "train",
+    ignore_columns: IgnoreColumns = None,
     num_validation: NumValidation = 0,
     limit: Limit = None,
     max_rejected: MaxRejected = 0.01,
@@ -222,17 +251,32 @@ def prepare_choices(
       minordpo prepare choices allenai/ai2_arc pairs --subset ARC-Challenge --template chat --tokenizer hf/base
     """
     from nemo_minordpo.prepare.build import BuildOptions
-    from nemo_minordpo.prepare.chat import Prompting
     from nemo_minordpo.prepare.choices import prepare_choices
 
     prepare_choices(
-        sources, output, subset=subset, split=split, seed=seed,
-        prompting=Prompting(template=template, tokenizer=tokenizer, system=system),
+        sources, output, subset=subset, split=split, seed=seed, ignore_columns=_names(ignore_columns),
+        prompting=_prompting(template, tokenizer, system=system, date=date, options=template_option),
         options=BuildOptions(
             num_validation=num_validation, limit=limit, max_rejected=max_rejected, one_per_question=one_per_question,
             workers=workers, overwrite=overwrite,
         ),
     )  # fmt: skip
+
+
+def _prompting(
+    template: str, tokenizer: Path | None, *, system: str | None, date: str | None, options: list[str] | None
+) -> Any:
+    from nemo_minordpo.core.chat_template import parse_options
+    from nemo_minordpo.prepare.chat import Prompting
+
+    return Prompting(
+        template=template, tokenizer=tokenizer, system=system, date=date, template_options=parse_options(options or [])
+    )
+
+
+def _names(written: list[str] | None) -> list[str]:
+    """The names in options NAME,NAME."""
+    return [name.strip() for text in written or () for name in text.split(",") if name.strip()]
 
 
 def preview(

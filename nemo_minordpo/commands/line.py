@@ -6,11 +6,21 @@ from typing import Annotated, Any, NoReturn
 import typer
 import typer.core
 
-from nemo_minordpo.errors import UserError
+from nemo_minordpo.errors import UserError, refused_by_machine
 from nemo_minordpo.records import Manifest
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 Tokenizer = Annotated[Path | None, typer.Option(help="Folder of the model's tokenizer.", show_default=False)]
+Date = Annotated[
+    str | None,
+    typer.Option(help="Day that the chat template shows, such as 2026-11-27; not given = the day on which this began."),
+]
+TemplateOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE", help="What the chat template reads by name, such as enable_thinking=false; any number."
+    ),
+]
 
 # typer puts groups behind commands
 _ORDER = (
@@ -52,6 +62,10 @@ class Commands(typer.core.TyperGroup):
             return super().invoke(ctx)
         except UserError as error:
             _fail(str(error), code=2)
+        except OSError as error:
+            if not (message := refused_by_machine(error)):
+                raise
+            _fail(message, code=2)
         except ModuleNotFoundError as error:
             if error.name is None or error.name.partition(".")[0] == "nemo_minordpo":
                 raise

@@ -1,9 +1,10 @@
 """How a prompt begins and what ends a response, in training and in evaluation alike."""
 
+from collections.abc import Sequence
 from typing import Any
 
-# Chat templates of the ChatML family end a turn with it, whatever the tokenizer calls its end of text.
-_END_OF_TURN = "<|im_end|>"
+# Chat templates (ChatML's family, Llama 3's) end a turn with these, whatever the tokenizer calls its end of text.
+_ENDS_OF_TURNS = ("<|im_end|>", "<|eot_id|>")
 
 
 def beginning_of(tokenizer: Any) -> list[int]:
@@ -25,5 +26,28 @@ def missing_beginning(prompt_ids: list[int], beginning: list[int]) -> list[int]:
 def end_ids(tokenizer: Any) -> set[int]:
     """The tokens with which a response ends, of a Hugging Face tokenizer; empty when it names none."""
     # Taken from the vocabulary: convert_tokens_to_ids gives the unknown token's id for what is no token.
-    found = {tokenizer.eos_token_id, tokenizer.get_vocab().get(_END_OF_TURN)}
-    return found - {None}
+    vocabulary = tokenizer.get_vocab()
+    return {tokenizer.eos_token_id, *map(vocabulary.get, _ENDS_OF_TURNS)} - {None}
+
+
+def end_texts(tokenizer: Any) -> list[str]:
+    """The tokens of :func:`end_ids` as texts."""
+    return tokenizer.convert_ids_to_tokens(sorted(end_ids(tokenizer)))
+
+
+def split_end(response: str, ends: Sequence[str]) -> tuple[str, str]:
+    r"""(the response without its end, the end): "It is 2.<|im_end|>\n" -> ("It is 2.", "<|im_end|>").
+
+    White space and further ends behind the first one belong to neither.
+
+    Args:
+        response: may be written with its end, as a chat template prints it.
+        ends: texts with which a response ends.
+
+    Returns:
+        The response as it is and "" where it has no end.
+    """
+    body, end = response, ""
+    while found := next((text for text in ends if text and body.rstrip().endswith(text)), ""):
+        body, end = body.rstrip().removesuffix(found), found
+    return body, end

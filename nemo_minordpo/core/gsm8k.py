@@ -7,7 +7,6 @@ and readable in `predictions.jsonl`, and equal numbers are equal strings.
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 from nemo_minordpo.core.numerals import CURRENCY, Numeral, normalised, numeral_at, numerals, plain
 from nemo_minordpo.errors import UserError
@@ -77,17 +76,15 @@ def plain_prompt(question: str) -> str:
     return paper_prompt(question) + "\n"
 
 
-def chat_prompt(question: str, *, tokenizer: Any, system: str | None) -> str:
-    """What a chat model reads before its response: its template around the paper's prompt, up to the response.
+def chat_turns(question: str, *, system: str | None) -> list[dict[str, str]]:
+    """What a chat model is asked: the paper's prompt as the user's turn.
 
     Args:
         question: the bare question.
-        tokenizer: has a chat template; only its `apply_chat_template` is used.
-        system: the system turn; None leaves it to the template (Qwen's adds one of its own).
+        system: the system turn; None leaves it to the chat template (Qwen's adds one of its own).
     """
     turns = [] if system is None else [{"role": "system", "content": system}]
-    turns.append({"role": "user", "content": paper_prompt(question)})
-    return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    return [*turns, {"role": "user", "content": paper_prompt(question)}]
 
 
 def response_from_answer(answer: str) -> str:

@@ -6,7 +6,6 @@ settings alone, neither on the number of processes nor on interruptions. Whole c
 memory; of every pair a few numbers are kept at the end, for the split.
 """
 
-import hashlib
 import itertools
 import json
 import os
@@ -22,16 +21,16 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-import nemo_minordpo.prepare
-from nemo_minordpo import core
+from nemo_minordpo.core.chat_template import date_line
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.prepare.chat import ChatTemplate
 from nemo_minordpo.prepare.finish import OUTPUT_FILES, Finish, write_data_set
 from nemo_minordpo.prepare.makers import Makers
 from nemo_minordpo.prepare.parts import Part
 from nemo_minordpo.prepare.recipe import Recipe
 from nemo_minordpo.prepare.show import report_of, say, show
 from nemo_minordpo.prepare.sources import Row, Source
-from nemo_minordpo.provenance import installed_versions
+from nemo_minordpo.provenance import code_version
 from nemo_minordpo.records import Manifest, differences, refuse_existing, write_json
 
 CHUNK_ROWS = 1000
@@ -88,8 +87,9 @@ def build(recipe: Recipe, sources: list[Source], output: Path, options: BuildOpt
     with _locked(scratch, output):
         refuse_existing(output, overwrite=options.overwrite)  # another build may just have ended
         inputs = {source.name: source.identity() for source in sources} | recipe.identities()
+        recipe, key = _dated(recipe, chat, scratch, _key(recipe, inputs, limit=options.limit))
         settings = recipe.settings() | {"limit": options.limit}
-        _forget_others(scratch, {"stage": recipe.stage, "code": _code_version()} | settings | {"inputs": inputs})
+        _forget_others(scratch, key)
         more_counts = recipe.begin(scratch)
         paths, num_rows = _make_parts(recipe, sources, scratch, options)
         manifest = Manifest(
@@ -147,14 +147,44 @@ def _locked(scratch: Path, output: Path) -> Iterator[None]:
         lock.release()
 
 
+def _key(recipe: Recipe, inputs: dict[str, str], *, limit: int | None) -> dict[str, Any]:
+    """All that the parts of a build depend on, as JSON has it."""
+    key = (
+        {"stage": recipe.stage, "code": code_version("prepare")}
+        | recipe.settings()
+        | {"limit": limit, "inputs": inputs}
+    )
+    return json.loads(json.dumps(key))
+
+
+def _dated(
+    recipe: Recipe, chat: ChatTemplate | None, scratch: Path, key: dict[str, Any]
+) -> tuple[Recipe, dict[str, Any]]:
+    """Recipe and key with the date of their prompts, where the chat template shows one.
+
+    It is the day that the user names, or else the day on which this build began.
+    """
+    if chat is None or chat.date is None:
+        return recipe, key
+    date, unfinished = chat.date, _unfinished(scratch)
+    if key["date"] is None and unfinished is not None and unfinished | {"date": None} == key:
+        date = unfinished["date"]
+    say(date_line(date))
+    return recipe.dated(date), key | {"date": date}
+
+
+def _unfinished(scratch: Path) -> dict[str, Any] | None:
+    """The key of a build that was interrupted; None where there is none."""
+    try:
+        return json.loads((scratch / "key.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def _forget_others(scratch: Path, key: dict[str, Any]) -> None:
     """Take away the parts of a build with other rows or settings, and say so."""
-    path = scratch / "key.json"
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        before = None
-    if before != json.loads(json.dumps(key)):
+    before = _unfinished(scratch)
+    if before != key:
         if before is not None:
             say("\n".join(["an unfinished build of something else is forgotten:", *differences(before, key)]))
         for found in scratch.iterdir():
@@ -164,17 +194,7 @@ def _forget_others(scratch: Path, key: dict[str, Any]) -> None:
                 shutil.rmtree(found)
             elif found.name != "lock":
                 found.unlink()
-        write_json(path, key)
-
-
-def _code_version() -> str:
-    """Digest of the code that makes pairs, and versions of the packages it uses."""
-    digest = hashlib.sha256()
-    for package in (nemo_minordpo.prepare, core):
-        for path in sorted(Path(package.__path__[0]).glob("*.py")):
-            digest.update(path.read_bytes())
-    versions = installed_versions()
-    return f"{digest.hexdigest()[:24]}, transformers {versions.get('transformers')}"
+        write_json(scratch / "key.json", key)
 
 
 def _make_parts(recipe: Recipe, sources: list[Source], scratch: Path, options: BuildOptions) -> tuple[list[Path], int]:

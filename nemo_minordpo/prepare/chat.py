@@ -1,19 +1,33 @@
 """Prompts as a model is to read them: plain text, or turns in the tokenizer's own chat template."""
 
+import copy
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from nemo_minordpo.core.boundaries import end_texts, split_end
+from nemo_minordpo.core.chat_template import FixedTemplate
 from nemo_minordpo.core.gsm8k import paper_prompt, plain_prompt
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.hugging_face import load_tokenizer
 from nemo_minordpo.prepare.conversation import Message
+from nemo_minordpo.prepare.fields import texts_in
+from nemo_minordpo.prepare.rendering import written_response
 from nemo_minordpo.records import PreferencePair
 from nemo_minordpo.sidecars import TOKENIZER_FILES
 
 _THINK = "<think>"
 # "<s>" and "</s>" are also HTML, and the tokenizers that have them as tokens meet them in ordinary text.
 _SHORTEST_SPECIAL = 5
+# What other models' templates, and well-known formats of prompts, begin a prompt and end a response with.
+_RENDERED = re.compile(
+    r"\s*(<s>|<\|im_start\|>|<\|(?:begin_of_text|start_header_id|system|user)\|>|<start_of_turn>|<bos>|\[INST\]"
+    r"|### (?:Instruction|System|User|Human):|Below is an instruction that describes a task)"
+)
+_OTHERS_ENDS = ("</s>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end|>", "<end_of_turn>", "<eos>")
+_BEFORE_DIFFERENCE, _SHOWN = 20, 80  # characters of an example
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +37,15 @@ class Prompting:
     template: "plain": the text as it is; "chat": turns of the tokenizer's template.
     tokenizer: Hugging Face folder with a chat template; for "chat", and only then.
     system: the system turn where a conversation has none of its own; None leaves it to the template.
+    date: what a template shows that asks for the date, ISO 8601; None = today.
+    template_options: what the template reads by name besides the conversation, such as enable_thinking.
     """
 
     template: str = "plain"
     tokenizer: Path | None = None
     system: str | None = None
+    date: str | None = None
+    template_options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raises ValueError for options that do not go together."""
@@ -35,13 +53,17 @@ class Prompting:
             raise UserError(f"template is {self.template!r}: choose 'plain' or 'chat'")
         if self.template == "chat" and self.tokenizer is None:
             raise UserError("template 'chat' needs a tokenizer folder: its chat template makes the prompts")
-        if self.template == "plain" and (self.tokenizer is not None or self.system is not None):
-            given = "tokenizer" if self.tokenizer is not None else "system"
-            raise UserError(f"template 'plain' has no use for {given}: leave it out, or choose template 'chat'")
+        given = [name for name, value in self.settings().items() if name != "template" and value not in (None, {})]
+        if self.template == "plain" and given:
+            raise UserError(f"template 'plain' has no use for {given[0]}: leave it out, or choose template 'chat'")
 
     def settings(self) -> dict[str, Any]:
         tokenizer = None if self.tokenizer is None else str(self.tokenizer)
-        return {"template": self.template, "tokenizer": tokenizer, "system": self.system}
+        return vars(self) | {"tokenizer": tokenizer}
+
+    def dated(self, date: str) -> "Prompting":
+        """The same on this day."""
+        return replace(self, date=date)
 
     def input_files(self) -> list[Path]:
         if self.tokenizer is None:
@@ -56,7 +78,9 @@ class Prompting:
         """
         if self.tokenizer is None:
             return None
-        return ChatTemplate(load_tokenizer(self.tokenizer), name=str(self.tokenizer), system=self.system)
+        tokenizer, name = load_tokenizer(self.tokenizer), str(self.tokenizer)
+        template = FixedTemplate(tokenizer, name=name, date=self.date, options=self.template_options)
+        return ChatTemplate(tokenizer, template, name=name, system=self.system)
 
 
 def question_prompts(prompting: Prompting) -> Callable[[str, str, str], tuple[PreferencePair, str]]:
@@ -72,23 +96,6 @@ def question_prompts(prompting: Prompting) -> Callable[[str, str, str], tuple[Pr
     )
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """A tokenizer of a local folder.
-
-    Raises:
-        ValueError: there is none in it.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such tokenizer folder")
-    # Loading transformers takes seconds, and plain prompts do without.
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # whatever the files' readers have to say
-        raise UserError(f"{folder}: no Hugging Face tokenizer can be loaded from it ({error})") from error
-
-
 class ChatTemplate:
     """Conversations through a tokenizer's `apply_chat_template`, and nothing else.
 
@@ -97,85 +104,146 @@ class ChatTemplate:
     trim or drop parts of an assistant's turn (`<think>`), which would change what is learnt.
     """
 
-    def __init__(self, tokenizer: Any, *, name: str, system: str | None):
-        """Raises ValueError where the template makes no prompt of a user's turn."""
-        from jinja2 import TemplateError
-
-        self._tokenizer, self._system, self._template_error = tokenizer, system, TemplateError
-        if tokenizer.chat_template is None:
-            raise UserError(f"{name}: the tokenizer has no chat template; choose template 'plain'")
+    def __init__(self, tokenizer: Any, template: FixedTemplate, *, name: str, system: str | None):
+        """Raises UserError where the template makes no prompt of a user's turn."""
+        self._template, self._system = template, system
         self._special = [text for text in tokenizer.all_special_tokens if len(text) >= _SHORTEST_SPECIAL]
         turns = "a user turn" + ("" if system is None else " with a system turn before it")
         question, answer = "What is 1 + 1?", "1 + 1 = 2."
         conversation = self._with_system([{"role": "user", "content": question}])
         try:
-            prompt = self._render(conversation, add_generation_prompt=True)
+            prompt = self._template.render(conversation, add_generation_prompt=True)
+            self._end = self._with_response(conversation, answer).rpartition(answer)[2]
+            self._ends = [*end_texts(tokenizer), self._end.strip()]
             self._checked(conversation, prompt, answer)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{name}: the chat template cannot be used with {turns}: {error}") from error
         if any(message["content"] not in prompt for message in conversation):
             raise UserError(f"{name}: the chat template leaves out {turns}, or parts of it")
-        end = self._render([*conversation, _assistant(answer)]).rpartition(answer)[2]
-        self._ends = (tokenizer.eos_token or "", end.strip())
         self.advice = ""  # for the user, when it is not empty
-        if tokenizer.eos_token and tokenizer.eos_token not in end:
+        if tokenizer.eos_token and tokenizer.eos_token not in self._end:
             self.advice = (
-                f"{name}: the template ends an assistant's turn with {end!r}, and training ends responses with the "
-                f"tokenizer's EOS {tokenizer.eos_token!r}: set eos_token if the model is to stop as the template does"
+                f"{name}: the template ends an assistant's turn with {self._end!r}, and training ends responses with "
+                f"the tokenizer's EOS {tokenizer.eos_token!r}: set eos_token if the model is to stop as the template "
+                "does"
             )
 
-    def pair(self, messages: list[Message], *, chosen: str, rejected: str) -> tuple[PreferencePair, str]:
+    @property
+    def date(self) -> str | None:
+        """What the template shows as today's date; None where it does not ask for it."""
+        return self._template.date
+
+    def with_tools(self, tools: list[dict[str, Any]]) -> "ChatTemplate":
+        """The same for conversations in which functions may be called, see `calls`."""
+        other = copy.copy(self)
+        other._template = self._template.with_tools(tools)
+        return other
+
+    def render(self, messages: list[Message]) -> str:
+        """Raises UserError where the template refuses the turns."""
+        return self._template.render(self._with_system(messages))
+
+    def pair(
+        self, messages: list[Message], *, chosen: str | Message, rejected: str | Message
+    ) -> tuple[PreferencePair, str]:
         """The pair of a conversation that ends with the user's turn, and a note where the template is peculiar.
 
+        A note is a line that such pairs share, and lines with what it is about in this one.
+
+        Args:
+            messages: the conversation.
+            chosen: as it is written; or a turn with more than a text, which is written as the template does.
+            rejected: likewise.
+
         Raises:
-            ValueError: the template refuses the conversation, or contradicts itself; or a text holds special tokens.
+            UserError: the template refuses the conversation, or contradicts itself; or a text holds special tokens.
         """
-        texts = [message["content"] for message in messages] + [self._without_end(text) for text in (chosen, rejected)]
+        # A response may be written with its end, as the template prints it; training puts one there.
+        given = [split_end(one, self._ends)[0] if isinstance(one, str) else one for one in (chosen, rejected)]
+        texts = list(texts_in([*messages, *given]))
         for special in self._special:
             if any(special in text for text in texts):
                 raise UserError(f"special token in a text: {special!r} (rendered by a template already?)")
         conversation = self._with_system(messages)
-        prompt = self._render(conversation, add_generation_prompt=True)
-        if prompt.rstrip().endswith(_THINK) and any(text.lstrip().startswith(_THINK) for text in (chosen, rejected)):
-            raise UserError("both prompt and response open <think>: take it out of the responses")
-        notes = [self._checked(conversation, prompt, response) for response in (chosen, rejected)]
-        pair = PreferencePair(prompt=prompt, chosen_response=chosen, rejected_response=rejected)
-        return pair, max(notes)
+        prompt = self._template.render(conversation, add_generation_prompt=True)
+        responses = [self._written(conversation, prompt, one) for one in (chosen, rejected)]
+        if len({split_end(text, self._ends)[0] for text in responses}) == 1 and responses[0] != responses[1]:
+            raise UserError("chosen and rejected differ in nothing but their end")
+        notes = [_foreign(messages, given)]
+        notes += [self._checked(conversation, prompt, one) for one in given if isinstance(one, str)]
+        pair = PreferencePair(prompt=prompt, chosen_response=responses[0], rejected_response=responses[1])
+        return pair, next(filter(None, notes), "")
+
+    def _written(self, conversation: list[Message], prompt: str, response: str | Message) -> str:
+        if isinstance(response, str):
+            return response
+        return written_response(conversation, response, prompt=prompt, end=self._end, render=self._template.render)
 
     def _checked(self, conversation: list[Message], prompt: str, response: str) -> str:
         """A note where the template would write the response otherwise, else "".
 
         Raises:
-            ValueError: the conversation with its response does not begin with the prompt, so that the model would be
-                trained on something else than what it is asked later.
+            UserError: the conversation with its response does not begin with the prompt, so that the model would be
+                trained on something else than what it is asked later; or both prompt and response open <think>.
         """
-        whole = self._render([*conversation, _assistant(response)])
+        if response.lstrip().startswith(_THINK) and _THINK in self._generation_prompt(conversation, prompt):
+            raise UserError("both prompt and response open <think>: take it out of the responses")
+        whole = self._with_response(conversation, response)
         if whole.startswith(prompt):
-            return "" if whole.startswith(response, len(prompt)) else "the template would rewrite the response"
-        if not whole.startswith(self._render(conversation)):
+            written = prompt + response
+            # Mistral's templates put a space before a response, which may be written with it
+            if whole.startswith(written) or self._with_response(conversation, response.lstrip()).startswith(written):
+                return ""
+            return "the template would rewrite the response\n" + _compared(
+                "as written", response, "by the template", whole[len(prompt) :].removesuffix(self._end)
+            )
+        generation_prompt = self._generation_prompt(conversation, prompt)
+        turns = prompt.removesuffix(generation_prompt)
+        if not whole.startswith(turns):
             raise UserError("the chat template rewrites the prompt when the response is there")
-        return "the template's generation prompt is not how it begins an assistant's turn"
+        return "the template's generation prompt is not how it begins an assistant's turn\n" + _compared(
+            "generation prompt", generation_prompt, "assistant's turn", whole.removeprefix(turns)
+        )
+
+    def _with_response(self, conversation: list[Message], response: str) -> str:
+        return self._template.render([*conversation, _assistant(response)])
+
+    def _generation_prompt(self, conversation: list[Message], prompt: str) -> str:
+        """What the prompt has behind the conversation's turns."""
+        return prompt[_num_shared(self._template.render(conversation), prompt) :]
 
     def _with_system(self, messages: list[Message]) -> list[Message]:
         if self._system is None or (messages and messages[0]["role"] == "system"):
             return messages
         return [{"role": "system", "content": self._system}, *messages]
 
-    def _render(self, messages: list[Message], *, add_generation_prompt: bool = False) -> str:
-        try:
-            return self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=add_generation_prompt, tokenize=False
-            )
-        except self._template_error as error:
-            raise UserError(f"the chat template refuses the conversation: {error}") from error
-        except (TypeError, AttributeError, LookupError, ArithmeticError) as error:  # in an expression of the template
-            raise UserError(f"the chat template fails at the conversation: {error}") from error
 
-    def _without_end(self, response: str) -> str:
-        """A response may be written with its end: EOS, behind which training puts no other, or the template's."""
-        for end in self._ends:
-            response = response.removesuffix(end)
-        return response
+def _foreign(messages: list[Message], responses: list[str | Message]) -> str:
+    """A note where texts bear marks of another template, which would be taught as words; else ""."""
+    found = _RENDERED.match(messages[-1]["content"])
+    ends = [split_end(one, _OTHERS_ENDS)[1] for one in responses if isinstance(one, str)]
+    mark = found[1] if found else next(filter(None, ends), "")
+    if not mark:
+        return ""
+    return f"texts seem to be rendered by another template already\nof {mark!r}: take it out, or use --template plain"
+
+
+def _compared(name: str, text: str, other_name: str, other: str) -> str:
+    """Two lines: both texts around the first character in which they differ."""
+    place = _num_shared(text, other)
+    start = max(0, place - _BEFORE_DIFFERENCE)
+    width = max(len(name), len(other_name)) + 1
+    shown = [
+        ("... " if start else "") + repr(one[start : start + _SHOWN]) + (" ..." if len(one) > start + _SHOWN else "")
+        for one in (text, other)
+    ]
+    return "\n".join(f"{label + ':':{width}} {one}" for label, one in zip((name, other_name), shown, strict=True))
+
+
+def _num_shared(text: str, other: str) -> int:
+    """Characters with which both begin."""
+    differing = (place for place, (one, another) in enumerate(zip(text, other, strict=False)) if one != another)
+    return next(differing, min(len(text), len(other)))
 
 
 def _assistant(response: str) -> Message:

@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.build import BuildOptions, build
 from nemo_minordpo.prepare.chat import Prompting
+from nemo_minordpo.prepare.fields import Fields
 from nemo_minordpo.prepare.recipe import Made, MakePair, Recipe
 from nemo_minordpo.prepare.sources import find_sources
 from nemo_minordpo.records import Manifest, PreferencePair, checked_text
@@ -28,6 +30,7 @@ def prepare_choices(
     output: Path,
     *,
     prompting: Prompting | None = None,
+    ignore_columns: Sequence[str] = (),
     subset: str | None = None,
     split: str = "train",
     seed: int = 1234,
@@ -41,13 +44,14 @@ def prepare_choices(
         sources: files, globs, folders, or a name on the hub: rows with `question`, `choices` and `answerKey` (ARC;
             OpenBookQA's `question_stem`), or `ctx`, `endings` and `label` (HellaSwag).
         output: folder, made when it is not there.
+        ignore_columns: columns of the rows that are not read.
         prompting: how prompts are written.
         subset: configuration of a data set of the hub, such as ARC-Challenge.
         split: of hub names and folders.
         seed: of the wrong option and of the split.
         options: of the build.
     """
-    recipe = ChoicesRecipe(seed=seed, prompting=prompting or Prompting())
+    recipe = ChoicesRecipe(seed=seed, prompting=prompting or Prompting(), ignore_columns=tuple(ignore_columns))
     return build(recipe, find_sources(sources, subset=subset, split=split), output, options or BuildOptions())
 
 
@@ -58,7 +62,7 @@ class ChoicesRecipe(Recipe):
     def open(self, scratch: Path) -> MakePair:
         chat = self.prompting.open()
 
-        def make(row: dict[str, Any], place: str, number: int) -> Made:
+        def make(row: Fields, place: str, number: int) -> Made:
             asked = read_question(row)
             right = asked.options[asked.right]
             draw = random.Random(f"{self.seed}:{number - 1}")
@@ -68,7 +72,7 @@ class ChoicesRecipe(Recipe):
                 pair, note = _plain(asked.prompt, f" {right}", f" {wrong}"), ""
             else:
                 pair, note = chat.pair([{"role": "user", "content": asked.text}], chosen=right, rejected=wrong)
-            return Made(pair=pair, question=asked.text, origin={"source": place}, note=note)
+            return Made(pair=pair, question=asked.text, origin={"source": place}, notes=(note,))
 
         return make
 

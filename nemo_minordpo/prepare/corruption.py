@@ -21,6 +21,7 @@ _CALCULATION = re.compile(
 # A wrong result is off by a tenth of the right one at most, but always by up to 2 units of the last place that
 # counts, and never by more than 20 of them.
 _SHARE, _FEWEST_STEPS, _MOST_STEPS = 10, 2, 20
+LONGEST_NUMBER = 100  # characters; what is longer is no result of a calculation that a person wrote
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,8 @@ def _unit(significand: int) -> int:
 
 def _shows_its_result(mark: re.Match[str]) -> bool:
     result = mark["result"].replace(",", "").replace("$", "").strip()
-    if mark["shown"] is None or not re.fullmatch(rf"-?(?:{NUMBER})", result):
+    if mark["shown"] is None or max(len(mark["shown"]), len(result)) > LONGEST_NUMBER:
+        return False
+    if not re.fullmatch(rf"-?(?:{NUMBER})", result):
         return False
     return same_number(result, str(Decimal(mark["shown"].replace(",", ""))))

@@ -9,7 +9,7 @@ import re
 from decimal import Decimal
 
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.prepare.corruption import NUMBER, Corruption, near_wrong_numbers
+from nemo_minordpo.prepare.corruption import LONGEST_NUMBER, NUMBER, Corruption, near_wrong_numbers
 
 # A number behind "=" is a result where it ends the side of the equation: no operand, unit letter, power or brace
 # follows it. "= 4 slices", "= 7$", "= 50\%" are results; "= 2 \cdot 3", "= 3x", "= 4 x 5", "= 1{,}000" are not.
@@ -49,7 +49,8 @@ def corrupt_result(answer: str, *, seed: int, row: int) -> Corruption:
     results = [
         found
         for found in _RESULT.finditer(answer)
-        if not any(start <= found.start("number") < end for start, end in kept)
+        if len(found["number"]) <= LONGEST_NUMBER
+        and not any(start <= found.start("number") < end for start, end in kept)
     ]
     results = [found for found in results if _is_calculated(answer, found)] or results
     intermediate = list(results)

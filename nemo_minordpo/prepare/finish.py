@@ -42,6 +42,8 @@ class _Found:
     kinds: Counter[str]
     notes: Counter[str]
     doubts: list[tuple[str, str]]  # (place, reason) of pairs that are kept though they should be rejected
+    unread: Counter[str]  # what rows hold and their pairs do not -> rows
+    lost: dict[str, tuple[int, str]]  # those that carry meaning -> rows, place of the first
 
 
 def write_data_set(
@@ -52,19 +54,21 @@ def write_data_set(
     Args:
         paths: the parts, in the order of the rows.
         staged: made anew.
-        manifest: gets `counts` and `rejected`, and is written last.
+        manifest: gets `counts`, `rejected` and `unread`, and is written last.
         finish: see there.
         num_rows: as many as were read.
         scratch: where the rejected rows are left when they are too many.
 
     Raises:
-        ValueError: no pair, too many rejected rows, or a split that cannot be.
+        ValueError: no pair, too many rejected rows, columns that would be lost, or a split that cannot be.
     """
     found = _look_through(paths)
     num_pairs, num_rejected = len(found.pair), num_rows - len(found.pair)
     assert len(found.is_pair) == num_rows, f"{num_rows} rows were read, {len(found.is_pair)} lie in parts"
     if not num_pairs or num_rejected + len(found.doubts) > finish.max_rejected * num_rows:
         raise UserError(_refusal(paths, found, finish, scratch))
+    if found.lost:
+        raise UserError(_what_is_lost(found.lost))
     fate, first = _fates(found, finish)
     staged.mkdir(exist_ok=True)
     for left in staged.iterdir():  # of an interrupted build
@@ -83,6 +87,7 @@ def write_data_set(
     assert written == [counts["train"], counts["validation"], counts["rejected"]], (written, counts)
     manifest.counts = counts | manifest.counts | {f"note: {note}": number for note, number in found.notes.items()}
     manifest.rejected = dict((found.kinds + _left_out(fate)).most_common())
+    manifest.unread = dict(found.unread.most_common())
     summary = summarise(found.measures[kept])
     write_json(staged / "statistics.json", summary)
     draw_histograms(found.measures[kept], staged / "statistics.png")
@@ -94,16 +99,27 @@ def _look_through(paths: list[Path]) -> _Found:
     kinds: Counter[str] = Counter()
     notes: Counter[str] = Counter()
     doubts: list[tuple[str, str]] = []
+    unread: Counter[str] = Counter()
+    lost: dict[str, tuple[int, str]] = {}
     for part in _opened(paths):
         for name, arrays in columns.items():
             arrays.append(part.array(name))
         kinds.update(part.summary["kinds"])
         notes.update(part.summary["notes"])
         doubts += part.summary["doubts"]
+        unread.update(part.summary["unread"])
+        for name, (number, place) in part.summary["lost"].items():
+            before, first = lost.get(name, (0, place))
+            lost[name] = before + number, first
     if not paths:
         raise UserError("no rows: the sources are empty")
     return _Found(
-        **{name: np.concatenate(arrays) for name, arrays in columns.items()}, kinds=kinds, notes=notes, doubts=doubts
+        **{name: np.concatenate(arrays) for name, arrays in columns.items()},
+        kinds=kinds,
+        notes=notes,
+        doubts=doubts,
+        unread=unread,
+        lost=lost,
     )
 
 
@@ -198,6 +214,18 @@ _REASON = {
 def _left_out(fate: np.ndarray) -> Counter[str]:
     numbers = {text.split(":")[0]: int((fate == what).sum()) for what, text in _REASON.items()}
     return Counter({kind: number for kind, number in numbers.items() if number})
+
+
+def _what_is_lost(lost: dict[str, tuple[int, str]]) -> str:
+    """Why nothing is written: what the rows hold, carries meaning, and would be missing in the pairs."""
+    lines = ["the pairs would lack what carries meaning in their rows:"]
+    lines += [f"  {number:,} x {name}, first at {place}" for name, (number, place) in lost.items()]
+    names = dict.fromkeys(name.partition(" in ")[0] for name in lost)
+    lines.append(
+        "to use it, name its column (prepare hf has options for that), or choose a chat template that shows it; "
+        f"to build without it: --ignore-columns {','.join(names)}"
+    )
+    return "\n".join(lines)
 
 
 def _refusal(paths: list[Path], found: _Found, finish: Finish, scratch: Path) -> str:

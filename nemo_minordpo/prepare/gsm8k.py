@@ -1,5 +1,6 @@
 """`minordpo prepare gsm8k`: questions with worked answers in, preference pairs with one wrong calculation out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from nemo_minordpo.prepare.build import BuildOptions, build
 from nemo_minordpo.prepare.chat import Prompting, question_prompts
 from nemo_minordpo.prepare.corruption import corrupt_calculation
 from nemo_minordpo.prepare.corruption_plain import corrupt_result, stated_answer
+from nemo_minordpo.prepare.fields import Fields
 from nemo_minordpo.prepare.recipe import Made, MakePair, Recipe
 from nemo_minordpo.prepare.sources import find_sources
 from nemo_minordpo.records import Manifest, checked_text
@@ -23,6 +25,7 @@ def prepare_gsm8k(
     output: Path,
     *,
     prompting: Prompting | None = None,
+    ignore_columns: Sequence[str] = (),
     seed: int = 1234,
     options: BuildOptions | None = None,
 ) -> Manifest:
@@ -35,11 +38,12 @@ def prepare_gsm8k(
         source: rows with `question` and `answer`, as grade_school_math publishes GSM8K; with `query` and `response`
             as MetaMathQA has them; or with `problem` and `solution` as MATH has them.
         output: folder, made when it is not there.
+        ignore_columns: columns of the rows that are not read.
         prompting: how prompts are written; the question stands in the paper's prompt.
         seed: of the corruption and of the split.
         options: of the build.
     """
-    recipe = Gsm8kRecipe(seed=seed, prompting=prompting or Prompting())
+    recipe = Gsm8kRecipe(seed=seed, prompting=prompting or Prompting(), ignore_columns=tuple(ignore_columns))
     return build(recipe, find_sources([source]), output, options or BuildOptions())
 
 
@@ -50,10 +54,10 @@ class Gsm8kRecipe(Recipe):
     def open(self, scratch: Path) -> MakePair:
         prompted = question_prompts(self.prompting)
 
-        def make(row: dict[str, Any], place: str, number: int) -> Made:
+        def make(row: Fields, place: str, number: int) -> Made:
             question, chosen, rejected = _responses(row, seed=self.seed, row=number - 1)
             pair, note = prompted(question, chosen, rejected)
-            return Made(pair=pair, question=str(row.get("original_question") or question), note=note)
+            return Made(pair=pair, question=str(row.get("original_question") or question), notes=(note,))
 
         return make
 
@@ -73,9 +77,9 @@ def _responses(fields: dict[str, Any], *, seed: int, row: int) -> tuple[str, str
     gold_answer(answer)
     try:
         wrong = corrupt_calculation(answer, seed=seed, row=row).answer
-    except ValueError as no_mark:
+    except UserError as no_mark:
         try:
             wrong = corrupt_result(without_marks(answer), seed=seed, row=row).answer
-        except ValueError as no_equation:
+        except UserError as no_equation:
             raise UserError(f"{no_mark}; {no_equation}") from no_equation
     return question, response_from_answer(answer), response_from_answer(wrong)

@@ -29,7 +29,7 @@ class Makers:
     def make(self, path: Path, rows: list[Row]) -> None:
         if self._workers <= 1:
             self._make = self._make or self._recipe.open(self._scratch)
-            write_part(path, rows, make=self._make, seed=self._recipe.seed)
+            _write(self._recipe, self._make, path, rows)
             return
         if self._pool is None:
             # spawn: forked children of a process with threads can hang
@@ -52,14 +52,14 @@ class Makers:
                 self._pool.shutdown(cancel_futures=True)
 
 
-_worker: tuple[MakePair, int] | None = None
+_worker: tuple[Recipe, MakePair] | None = None
 
 
 def _open_in_worker(recipe: Recipe, scratch: Path) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker = (recipe.open(scratch), recipe.seed)
+    _worker = (recipe, recipe.open(scratch))
 
 
 def _end_with_parent() -> None:
@@ -72,5 +72,8 @@ def _end_with_parent() -> None:
 
 def _make_in_worker(path: Path, rows: list[Row]) -> tuple[int, int]:
     assert _worker is not None
-    make, seed = _worker
-    return write_part(path, rows, make=make, seed=seed)
+    return _write(*_worker, path, rows)
+
+
+def _write(recipe: Recipe, make: MakePair, path: Path, rows: list[Row]) -> tuple[int, int]:
+    return write_part(path, rows, make=make, seed=recipe.seed, ignore_columns=recipe.ignore_columns)

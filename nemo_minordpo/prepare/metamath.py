@@ -7,7 +7,7 @@ user gives. A prompt whose question is not found for certain gives no pair.
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from typing import Any
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.build import BuildOptions, build
 from nemo_minordpo.prepare.chat import Prompting, question_prompts
+from nemo_minordpo.prepare.fields import Fields
 from nemo_minordpo.prepare.metamathqa import INDEX_NAME, QuestionIndex, build_index
+from nemo_minordpo.prepare.overlap import squeezed
 from nemo_minordpo.prepare.recipe import Made, MakePair, Recipe
 from nemo_minordpo.prepare.show import say
 from nemo_minordpo.prepare.sources import Row, Source, find_sources
@@ -39,6 +41,7 @@ def prepare_metamath(
     marker: str | None = None,
     keep_few_shot: bool = False,
     prompting: Prompting | None = None,
+    ignore_columns: Sequence[str] = (),
     subset: str | None = None,
     split: str = "train",
     seed: int = 1234,
@@ -53,6 +56,7 @@ def prepare_metamath(
             row is the `query` with which its prompt ends, of those whose `response` is the row's `chosen`.
         marker: without `metamathqa`: a regular expression of what stands before each question at the start of a line.
         keep_few_shot: keep a prompt as it is when its question is not found, instead of rejecting the row.
+        ignore_columns: columns of the rows that are not read.
         prompting: how prompts are written; the question stands in the paper's prompt.
         subset: configuration of a data set of the hub.
         split: of hub names and folders.
@@ -69,6 +73,7 @@ def prepare_metamath(
     recipe = MetaMathRecipe(
         seed=seed,
         prompting=prompting or Prompting(),
+        ignore_columns=tuple(ignore_columns),
         metamathqa=None if metamathqa is None else tuple(find_sources(metamathqa)),
         marker=marker,
         keep_few_shot=keep_few_shot,
@@ -116,20 +121,20 @@ class MetaMathRecipe(Recipe):
     def open(self, scratch: Path) -> MakePair:
         find, prompted = self._finder(scratch), question_prompts(self.prompting)
 
-        def make(row: dict[str, Any], place: str, number: int) -> Made:
+        def make(row: Fields, place: str, number: int) -> Made:
             prompt, chosen, rejected = (checked_text(row, name) for name in ("prompt", "chosen", "rejected"))
             digest = hashlib.sha256(prompt.encode()).hexdigest()
             origin = {"source": place, "original_prompt_sha256": digest}
             try:
                 question, original = find(prompt, chosen)
-            except ValueError as error:
+            except UserError as error:
                 if not self.keep_few_shot:
                     raise
                 doubt = str(error)
                 pair = PreferencePair(prompt=prompt, chosen_response=chosen, rejected_response=rejected)
-                return Made(pair=pair, question=prompt, origin=origin, note=_KEPT, doubt=doubt)
+                return Made(pair=pair, question=prompt, origin=origin, notes=(_KEPT,), doubt=doubt)
             pair, note = prompted(question, chosen, rejected)
-            return Made(pair=pair, question=original, origin=origin, note=note, before=prompt)
+            return Made(pair=pair, question=original, origin=origin, notes=(note,), before=prompt)
 
         return make
 
@@ -191,10 +196,6 @@ def question_behind_marker(prompt: str, chosen: str, *, marker: re.Pattern[str])
     return question
 
 
-def squeezed(text: str) -> str:
-    return " ".join(text.split())
-
-
 def _compiled(marker: str) -> re.Pattern[str]:
     try:
         compiled = re.compile(marker)
@@ -214,6 +215,6 @@ def _which_way(sources: list[Source]) -> str:
     row: Row | None = next(iter(sources[0].rows()), None)
     try:
         prompt = checked_text(row.fields(), "prompt") if row else ""
-    except ValueError:
+    except UserError:
         return told
     return f"{told}. The first prompt ends so:\n{prompt[-600:]}"

@@ -56,7 +56,7 @@ def _entries(sources: Iterable[Source], rejected: list[int]) -> Iterator[tuple[i
                 fields = row.fields()
                 query, response = checked_text(fields, "query"), checked_text(fields, "response")
                 original = checked_text(fields, "original_question") if "original_question" in fields else query
-            except ValueError:
+            except UserError:
                 rejected[0] += 1
                 continue
             yield _digest(response), query, original

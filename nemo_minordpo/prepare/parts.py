@@ -5,7 +5,7 @@ import json
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.prepare.fields import Fields
 from nemo_minordpo.prepare.recipe import Made, MakePair, reason_kind
 from nemo_minordpo.prepare.sources import Row
 from nemo_minordpo.prepare.statistics import MEASURES, measure
@@ -22,16 +23,26 @@ _SAMPLES = 5
 _REASON_CHARACTERS = 500
 
 
-def write_part(path: Path, rows: list[Row], *, make: MakePair, seed: int) -> tuple[int, int]:
+def write_part(
+    path: Path, rows: list[Row], *, make: MakePair, seed: int, ignore_columns: Sequence[str] = ()
+) -> tuple[int, int]:
     """Make what the rows give and write it, whole or not at all. Returns the numbers of pairs and of rejections."""
     made, lines = [], []
+    unread: Counter[str] = Counter()
+    lost: dict[str, list[str]] = {}  # name -> places
     for row in rows:
         try:
-            one = make(row.fields(), row.place, row.number)
+            fields = Fields(row.fields(), left_out=ignore_columns)
+            one = make(fields, row.place, row.number)
             line = _line(one)
-        except ValueError as error:
+        except UserError as error:
             one = str(error)[:_REASON_CHARACTERS]
             line = rejection_line(row.place, one)
+        else:
+            left = fields.unread(one.pair, question=one.question)
+            unread.update(left.names)
+            for name in left.lost:
+                lost.setdefault(name, []).append(row.place)
         made.append(one)
         lines.append(line)
     pairs = [one for one in made if isinstance(one, Made)]
@@ -39,7 +50,10 @@ def write_part(path: Path, rows: list[Row], *, make: MakePair, seed: int) -> tup
     summary = {
         "sources": sources,
         "kinds": Counter(reason_kind(one) for one in made if isinstance(one, str)),
-        "notes": Counter(one.note for one in pairs if one.note),
+        "notes": Counter(note.partition("\n")[0] for one in pairs for note in one.notes if note),
+        "examples": _examples(rows, made),
+        "unread": unread,
+        "lost": {name: (len(places), places[0]) for name, places in lost.items()},
         "doubts": [
             (row.place, one.doubt) for row, one in zip(rows, made, strict=True) if isinstance(one, Made) and one.doubt
         ],
@@ -63,6 +77,17 @@ def write_part(path: Path, rows: list[Row], *, make: MakePair, seed: int) -> tup
         )
     os.replace(temporary, path)
     return len(pairs), len(rows) - len(pairs)
+
+
+def _examples(rows: list[Row], made: list[Made | str]) -> dict[str, list[str]]:
+    """Of each note that has more lines the first row: its place, and the lines."""
+    examples: dict[str, list[str]] = {}
+    for row, one in zip(rows, made, strict=True):
+        for text in one.notes if isinstance(one, Made) else ():
+            note, *lines = text.split("\n")
+            if lines:
+                examples.setdefault(note, [row.place, *lines])
+    return examples
 
 
 class Part:

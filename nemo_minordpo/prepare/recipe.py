@@ -2,11 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nemo_minordpo.prepare.chat import Prompting
+from nemo_minordpo.prepare.fields import Fields
 from nemo_minordpo.records import PreferencePair, sha256_of_file
 
 
@@ -17,13 +18,14 @@ class Made:
     pair: PreferencePair
     question: str  # all rows of one question stay on one side of the split
     origin: dict[str, str] = field(default_factory=dict)  # further keys of the line, from which the row is found again
-    note: str = ""  # a peculiarity, counted in the manifest
+    # Peculiarities, or "": counted in the manifest by their first lines; the others are what this pair has of them.
+    notes: tuple[str, ...] = ()
     doubt: str = ""  # why the row would have been rejected had the user not asked to keep it; counts as rejected, too
     before: str = ""  # the prompt as it was, for the samples that are shown
 
 
-# (fields of the row, its place, its number) -> pair; a ValueError is a rejection, "reason: detail".
-MakePair = Callable[[dict[str, Any], str, int], Made]
+# (the row, its place, its number) -> pair; a ValueError is a rejection, "reason: detail".
+MakePair = Callable[[Fields, str, int], Made]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +34,22 @@ class Recipe(ABC):
 
     seed: of everything that is drawn, the split included.
     prompting: how prompts are written.
+    ignore_columns: columns of the rows, and keys of their messages, that are not read.
     """
 
     seed: int = 1234
     prompting: Prompting = field(default_factory=Prompting)
+    ignore_columns: tuple[str, ...] = ()
 
     stage = "prepare"
 
     def settings(self) -> dict[str, Any]:
         """All that a pair depends on besides its row, by the names of the options."""
-        return self.prompting.settings() | {"seed": self.seed}
+        return self.prompting.settings() | {"seed": self.seed, "ignore_columns": list(self.ignore_columns)}
+
+    def dated(self, date: str) -> "Recipe":
+        """The same with prompts of this day."""
+        return replace(self, prompting=self.prompting.dated(date))
 
     def identities(self) -> dict[str, str]:
         """Name and digest of everything that is read besides the rows."""

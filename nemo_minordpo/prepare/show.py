@@ -12,6 +12,7 @@ from nemo_minordpo.prepare.statistics import statistics_table
 from nemo_minordpo.records import Manifest, PreferencePair
 
 _REASONS_SHOWN = 3
+_NAMES_SHOWN = 30
 _SAMPLES_SHOWN = 5
 _TAIL_CHARACTERS = 700  # of a prompt in a sample: few-shot prompts are long, and their end is what counts
 
@@ -49,15 +50,34 @@ def report_of(folder: Path, output: Path, *, manifest: Manifest, paths: list[Pat
         lines.append(
             f"  {counts['repeated_questions']} pairs repeat a question; its pairs are on one side of the split"
         )
-    lines += [
-        f"  {number} pairs: {name[len('note: ') :]}" for name, number in counts.items() if name.startswith("note: ")
-    ]
+    lines += _notes(counts, paths)
+    if manifest.unread:
+        names = [f"{name} ({number:,})" for name, number in manifest.unread.items()]
+        more = f", and {len(names) - _NAMES_SHOWN} more in manifest.json" if len(names) > _NAMES_SHOWN else ""
+        lines.append(f"  not read, with the number of rows: {', '.join(names[:_NAMES_SHOWN])}{more}")
     # Text: brackets in paths and prompts are no markup.
     return [
         Text("\n".join(lines)),
         statistics_table(json.loads((folder / "statistics.json").read_text())),
         Text("\n".join([*_samples(paths), *_first_pair(folder)])),
     ]
+
+
+def _notes(counts: dict[str, int], paths: list[Path]) -> list[str]:
+    """How many pairs have each note, with the first of them where there is something to see."""
+    examples: dict[str, list[str]] = {}
+    for path in paths:
+        part = Part(path)
+        examples = part.summary["examples"] | examples
+        part.close()
+    lines = []
+    for name, number in counts.items():
+        note = name.removeprefix("note: ")
+        if note != name:
+            place, *more = examples.get(note, [""])
+            lines += [f"  {number} pairs: {note}" + (f"; the first is {place}" if more else "")]
+            lines += [f"    {line}" for line in more]
+    return lines
 
 
 def _rejected(folder: Path, output: Path, manifest: Manifest) -> list[str]:

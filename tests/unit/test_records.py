@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import pytest
 
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import (
     Manifest,
     PreferencePair,
     StepMetrics,
+    parse_json,
     read_lines,
     refuse_existing,
     sha256_of_file,
@@ -41,6 +43,9 @@ def test_a_pair_is_read_with_its_rewards_and_without_other_keys():
         ({**PAIR, "chosen_response": " \n"}, "empty field 'chosen_response'"),
         ({**PAIR, "rejected_response": "4"}, "are equal"),
         ({**PAIR, "chosen_reward": "1"}, "field 'chosen_reward' must be a number, not str"),
+        ({**PAIR, "chosen_reward": float("nan")}, "field 'chosen_reward' must be a finite number, not nan"),
+        ({**PAIR, "rejected_reward": -float("inf")}, "field 'rejected_reward' must be a finite number, not -inf"),
+        ({**PAIR, "rejected_reward": 10**400}, "field 'rejected_reward' must be a finite number"),
         ({**PAIR, "rejected_reward": True}, "field 'rejected_reward' must be a number, not bool"),
     ],
 )
@@ -125,3 +130,30 @@ def test_what_exists_is_refused_unless_told(tmp_path):
         refuse_existing(taken, overwrite=True)
         with pytest.raises(ValueError, match=r"exists already: choose another place, or pass --overwrite"):
             refuse_existing(taken, overwrite=False)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[" * 100_000 + "]" * 100_000, '{"a": ' + "9" * 5000 + "}"], ids=["torn", "deep", "digits"]
+)
+def test_json_that_python_does_not_read_is_the_users(text):
+    with pytest.raises(UserError, match=r"^invalid JSON: "):
+        parse_json(text)
+    assert parse_json('{"a": 1}') == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "no such file"),
+        (b"{", "invalid JSON"),
+        (b"[1]", "a JSON object was expected, not list"),
+        (b"\xff", "'utf-8' codec can't decode"),
+        (b'{"stage": "x", "odd": 1}', "not a manifest as `minordpo` writes it"),
+    ],
+)
+def test_a_damaged_manifest_is_the_users(tmp_path, content, reason):
+    if content is not None:
+        (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(UserError) as error:
+        Manifest.read(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / 'manifest.json'}: {reason}")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nemo_minordpo.core.gsm8k import (
     Problem,
-    chat_prompt,
+    chat_turns,
     flexible_answer,
     gold_answer,
     paper_prompt,
@@ -29,18 +29,10 @@ def test_prompt_is_the_papers_text():
     assert plain_prompt("How many?") == expected + "\n"
 
 
-class _Template:
-    """Stands in for a tokenizer: shows what it was asked to render."""
-
-    def apply_chat_template(self, turns, *, add_generation_prompt, tokenize):
-        assert (add_generation_prompt, tokenize) == (True, False)
-        return "".join(f"[{turn['role']}] {turn['content']} " for turn in turns) + "[assistant]"
-
-
-def test_chat_prompt_puts_the_paper_prompt_into_the_user_turn():
-    assert chat_prompt("Q?", tokenizer=_Template(), system=None) == f"[user] {paper_prompt('Q?')} [assistant]"
-    with_system = chat_prompt("Q?", tokenizer=_Template(), system="Be brief.")
-    assert with_system == f"[system] Be brief. [user] {paper_prompt('Q?')} [assistant]"
+def test_a_chat_model_is_asked_with_the_papers_prompt_as_the_users_turn():
+    user = {"role": "user", "content": paper_prompt("Q?")}
+    assert chat_turns("Q?", system=None) == [user]
+    assert chat_turns("Q?", system="Be brief.") == [{"role": "system", "content": "Be brief."}, user]
 
 
 def test_response_has_no_marks_and_the_brief_format():

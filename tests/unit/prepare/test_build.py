@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,10 @@ from filelock import FileLock
 from nemo_minordpo.prepare import build as build_module
 from nemo_minordpo.prepare import makers
 from nemo_minordpo.prepare.build import BuildOptions
+from nemo_minordpo.prepare.chat import Prompting
 from nemo_minordpo.prepare.preference import prepare_preference
 from nemo_minordpo.records import Manifest, PreferencePair
+from tests.unit.prepare.templates import LLAMA_3_2, QWEN_3, save_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +31,7 @@ def small_chunks(monkeypatch):
 
 def _row(number, *, question=None):
     prompt = question or f"What is {number} + 1?"
-    return {"prompt": prompt, "chosen": f"It is {number + 1}.", "rejected": f"It is {number + 2}."}
+    return {"prompt": prompt, "chosen": f"It is {number + 1}.", "rejected": f"It is {number + 2}.", "id": number}
 
 
 def _write(path, rows):
@@ -78,6 +82,7 @@ def test_every_row_is_a_pair_or_a_rejected_row_in_its_order(mixed, tmp_path):
     }  # fmt: skip
     assert rejected[-1]["reason"] == f"duplicate: prompt and responses are those of {mixed}:6"
     assert [row["reason"] for row in rejected[-3:-1]] == [f"duplicate: prompt and responses are those of {mixed}:1"] * 2
+    assert manifest.unread == {"id": 90}  # of the rows that gave a pair, duplicates included
     assert Manifest.read(tmp_path / "out") == manifest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "rows.jsonl"]
 
@@ -160,6 +165,99 @@ def test_parts_of_other_rows_or_settings_are_not_used(tmp_path, capsys):
         _row(n)["prompt"] for n in range(100, 121)
     ]
     assert "went on" not in capsys.readouterr().err
+
+
+# Time zones that never have the same day.
+_DAY, _ANOTHER_DAY = "Pacific/Kiritimati", "Etc/GMT+12"
+
+
+@pytest.fixture
+def move_to(monkeypatch):
+    def to(zone):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+
+    yield to
+    monkeypatch.undo()
+    time.tzset()
+
+
+def _dates(folder):
+    return {re.search("Today Date: (.*)", row["prompt"])[1] for row in _lines(folder / "train.jsonl")}
+
+
+def test_a_build_that_is_resumed_on_another_day_has_the_date_of_the_first(tmp_path, move_to, capsys):
+    hf = save_tokenizer(tmp_path / "hf", LLAMA_3_2, eos="<|eot_id|>")
+    chat = Prompting(template="chat", tokenizer=hf, template_options={})
+    source = _write(tmp_path / "rows.jsonl", [*map(_row, range(20)), "{"])
+
+    def prepare(name, *, max_rejected, prompting=chat, **options):
+        return prepare_preference(
+            [str(source)], tmp_path / name, prompting=prompting,
+            options=BuildOptions(max_rejected=max_rejected, workers=1, **options),
+        )  # fmt: skip
+
+    move_to(_DAY)
+    with pytest.raises(ValueError, match="cannot be used"):
+        prepare("out", max_rejected=0)
+    first = re.search(r"the date, which is (\S+) in all prompts", capsys.readouterr().err)[1]
+    for part in sorted((tmp_path / ".out.parts").glob("*.npz"))[1:]:
+        part.unlink()
+    move_to(_ANOTHER_DAY)
+    manifest = prepare("out", max_rejected=1)
+    told = capsys.readouterr().err
+    assert "went on with an interrupted build: 1 of 3 chunks" in told
+    assert f"prints the date, which is {first} in all prompts" in told
+    assert manifest.settings["date"] == first
+    assert len(_dates(tmp_path / "out")) == 1
+
+    # the controls: begun on this day, it has another date; and with the date as a setting the same bytes
+    other = prepare("other", max_rejected=1)
+    assert other.settings["date"] != first
+    assert _dates(tmp_path / "other") != _dates(tmp_path / "out")
+    prepare("again", max_rejected=1, prompting=replace(chat, date=first))
+    assert _bytes(tmp_path / "again") == _bytes(tmp_path / "out")
+
+
+def test_parts_of_another_date_are_not_used(tmp_path, move_to, capsys):
+    hf = save_tokenizer(tmp_path / "hf", LLAMA_3_2, eos="<|eot_id|>")
+    source = _write(tmp_path / "rows.jsonl", [*map(_row, range(20)), "{"])
+
+    def prepare(*, max_rejected, limit=None, **prompting):
+        return prepare_preference(
+            [str(source)], tmp_path / "out", prompting=Prompting(template="chat", tokenizer=hf, **prompting),
+            options=BuildOptions(max_rejected=max_rejected, limit=limit),
+        )  # fmt: skip
+
+    with pytest.raises(ValueError, match="cannot be used"):
+        prepare(max_rejected=0, date="2020-02-29")
+    with pytest.raises(ValueError, match="cannot be used"):
+        prepare(max_rejected=0, date="2021-03-01")
+    assert "forgotten:\n  date: 2020-02-29 there, 2021-03-01 now" in capsys.readouterr().err
+    # another build altogether does not inherit the date
+    assert prepare(max_rejected=1, limit=21).settings["date"] not in ("2020-02-29", "2021-03-01", None)
+
+
+def test_a_note_shows_its_first_pair(tmp_path, capsys):
+    hf = save_tokenizer(tmp_path / "hf", QWEN_3)
+    rows = [_row(number) for number in range(20)]
+    rows[0]["chosen"], rows[0]["rejected"] = ("<think>\n\n</think>\n\nOne.", "<think>\n\n</think>\n\nTwo.")
+    source = _write(tmp_path / "rows.jsonl", rows)
+    prompting = Prompting(template="chat", tokenizer=hf)
+    manifest = prepare_preference([str(source)], tmp_path / "out", prompting=prompting)
+    note = "the template would rewrite the response"
+    assert manifest.counts[f"note: {note}"] == 19
+    assert (
+        f"  19 pairs: {note}; the first is {source}:2\n"
+        "    as written:      'It is 2.'\n"
+        "    by the template: '<think>\\n\\n</think>\\n\\nIt is 2.'\n"
+    ) in capsys.readouterr().out
+    without = replace(prompting, template_options={"enable_thinking": False})
+    rejected_one = BuildOptions(max_rejected=1)
+    manifest = prepare_preference([str(source)], tmp_path / "without", prompting=without, options=rejected_one)
+    assert manifest.settings["template_options"] == {"enable_thinking": False}
+    assert manifest.rejected == {"both prompt and response open <think>": 1}
+    assert f"note: {note}" not in manifest.counts
 
 
 def test_a_damaged_part_is_made_again(tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from nemo_minordpo.core.chat_template import FixedTemplate
 from nemo_minordpo.prepare.chat import ChatTemplate, Prompting
 from tests.unit.prepare import templates
 from tests.unit.prepare.templates import make_tokenizer
@@ -11,12 +12,13 @@ TALK = [USER, {"role": "assistant", "content": "Two."}, {"role": "user", "conten
 SYSTEM = {"role": "system", "content": "Be brief."}
 
 
-def _chat(template, *, system=None, **special):
-    return ChatTemplate(make_tokenizer(template, **special), name="hf", system=system)
+def _chat(template, *, system=None, options=None, **special):
+    tokenizer = make_tokenizer(template, **special)
+    return ChatTemplate(tokenizer, FixedTemplate(tokenizer, name="hf", options=options), name="hf", system=system)
 
 
-def _pair(template, messages, *, system=None, chosen="Four.", rejected="Five.", **special):
-    return _chat(template, system=system, **special).pair(messages, chosen=chosen, rejected=rejected)
+def _pair(template, messages, *, chosen="Four.", rejected="Five.", **settings):
+    return _chat(template, **settings).pair(messages, chosen=chosen, rejected=rejected)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,31 @@ def test_thoughts_of_a_response_are_not_mangled(chosen):
     assert pair.prompt == "<|im_start|>user\nWhat is 1 + 1?<|im_end|>\n<|im_start|>assistant\n"
     assert pair.chosen_response == chosen
     # Without thoughts the template itself would put an empty <think> before the response.
-    assert note == ("the template would rewrite the response" if chosen == "Two." else "")
+    assert note == (
+        "the template would rewrite the response\n"
+        "as written:      'Two.'\n"
+        "by the template: '<think>\\n\\n</think>\\n\\nTwo.'"
+        if chosen == "Two."
+        else ""
+    )
+
+
+def test_without_thoughts_where_the_template_has_an_option_for_it():
+    pair, note = _pair(templates.QWEN_3, [USER], options={"enable_thinking": False})
+    assert pair.prompt.endswith("<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert note == ""
+    for number in range(2):
+        responses = ["Two.", "Three."]
+        responses[number] = "<think>\nHm.\n</think>\n\nTwo or three."
+        with pytest.raises(ValueError, match="both prompt and response open <think>"):
+            _pair(
+                templates.QWEN_3, [USER], options={"enable_thinking": False}, chosen=responses[0], rejected=responses[1]
+            )
+
+
+def test_a_thought_in_the_question_is_none_of_the_prompt():
+    asked = [{"role": "user", "content": "What is <think>?"}]
+    assert _pair(templates.QWEN_3, asked, chosen="<think>\n\n</think>\n\nA tag.", rejected="<think>\n</think>\nNo.")
 
 
 def test_thoughts_of_earlier_turns_are_the_templates_business():
@@ -91,7 +117,11 @@ def test_a_template_that_opens_the_thought_itself():
     pair, note = _pair(templates.R1, [USER], chosen="1 + 1.\n</think>Two.", rejected="Three.")
     assert pair.prompt == "<|User|>What is 1 + 1?<|Assistant|><think>\n"
     assert pair.chosen_response == "1 + 1.\n</think>Two."
-    assert note == "the template's generation prompt is not how it begins an assistant's turn"
+    assert note == (
+        "the template's generation prompt is not how it begins an assistant's turn\n"
+        "generation prompt: '<|Assistant|><think>\\n'\n"
+        "assistant's turn:  '<|Assistant|>Two.<|end|>'"
+    )
     with pytest.raises(ValueError, match="both prompt and response open <think>"):
         _pair(templates.R1, [USER], chosen="<think>\n1 + 1.\n</think>Two.")
 
@@ -99,7 +129,24 @@ def test_a_template_that_opens_the_thought_itself():
 def test_a_template_that_trims_the_response_is_told():
     pair, note = _pair(templates.LLAMA_3, [USER], chosen=" Two. ")
     assert pair.chosen_response == " Two. "
-    assert note == "the template would rewrite the response"
+    assert note.splitlines()[1:] == ["as written:      ' Two. '", "by the template: 'Two.'"]
+
+
+def test_a_space_of_the_template_is_told():
+    pair, note = _pair(templates.MISTRAL, [USER], eos="</s>", bos="<s>")
+    assert (pair.prompt, pair.chosen_response) == ("<s>[INST] What is 1 + 1? [/INST]", "Four.")
+    assert note.splitlines()[1:] == ["as written:      'Four.'", "by the template: ' Four.'"]
+    assert _pair(templates.MISTRAL, [USER], eos="</s>", bos="<s>", chosen=" Four.", rejected=" Five.")[1] == ""
+
+
+def test_of_a_long_response_the_place_is_shown():
+    _, note = _pair(templates.LLAMA_3, [USER], chosen="One and one are, as we know, two. " * 9)
+    shown = "... 're, as we know, two."
+    assert note.splitlines()[1:] == [f"as written:      {shown} '", f"by the template: {shown}'"]
+    _, note = _pair(templates.LLAMA_3, [USER], chosen=" " + "x" * 200)
+    assert note.splitlines()[1:] == [
+        f"as written:      ' {'x' * 79}' ...", f"by the template: '{'x' * 80}' ...",
+    ]  # fmt: skip
 
 
 def test_a_template_that_changes_the_prompt_afterwards_is_refused():
@@ -124,10 +171,14 @@ def test_texts_that_a_template_has_rendered_already_are_refused(messages, chosen
         _pair(templates.CHATML, messages, chosen=chosen)
 
 
-def test_a_response_may_be_written_with_its_end():
-    for eos in ("<|im_end|>", "<|endoftext|>"):
-        pair, _ = _pair(templates.CHATML, [USER], chosen="Two.<|im_end|>", eos=eos)
-        assert pair.chosen_response == "Two.<|im_end|>"
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|im_end|>\n", "<|im_end|>\n<|im_end|> \n"])
+@pytest.mark.parametrize("eos", ["<|im_end|>", "<|endoftext|>"])
+def test_a_response_may_be_written_with_its_end(eos, end):
+    pair, note = _pair(templates.CHATML, [USER], chosen=f"Two.{end}", eos=eos)
+    assert (pair.chosen_response, note) == (f"Two.{end}", "")
+    assert _pair(templates.LLAMA_3, [USER], chosen="Two.<|eot_id|>\n", eos="<|eot_id|>")[1] == ""
+    with pytest.raises(ValueError, match="differ in nothing but their end"):
+        _pair(templates.CHATML, [USER], chosen=f"Two.{end}", rejected="Two.", eos=eos)
 
 
 def test_an_end_of_turn_that_is_not_eos_is_told():
@@ -152,6 +203,8 @@ def test_templates_go_with_a_tokenizer(tmp_path):
         ({"template": "chat"}, "needs a tokenizer folder"),
         ({"tokenizer": tmp_path}, "no use for tokenizer"),
         ({"system": "Be brief."}, "no use for system"),
+        ({"date": "2024-03-09"}, "no use for date"),
+        ({"template_options": {"enable_thinking": False}}, "no use for template_options"),
         ({"template": "jinja"}, "choose 'plain' or 'chat'"),
     ):
         with pytest.raises(ValueError, match=reason):

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_minordpo.core.gsm8k import response_from_answer, strict_answer
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.corruption import corrupt_calculation, near_wrong_numbers
 
 THREE = (
@@ -98,10 +99,11 @@ def test_a_result_that_is_not_shown_is_left_alone():
         ("<<5>>5\n#### 5", "no calculator mark"),
         ("It is <<2*5=10>>ten.\nSum <<3*10=30>>30.\n#### 30", "shows its result"),
         ("It is <<2*x=2x>>2 and <<1+1=2>>2.\n#### 2", "shows its result"),
+        (f"<<1+1={'9' * 5000}>>{'9' * 5000} and <<1+1=2>>2.\n#### 2", "shows its result"),
     ],
 )
 def test_what_cannot_be_corrupted_is_refused(answer, reason):
-    with pytest.raises(ValueError, match=reason):
+    with pytest.raises(UserError, match=reason):
         corrupt_calculation(answer, seed=1, row=0)
 
 

@@ -50,6 +50,7 @@ def test_which_results_are_drawn(answer, rights):
         "2 + 1 = 3x", "2 + 1 = 3 x 4", "2 + 1 = 3 * 4", "2 + 1 = 3/4", "2 + 1 = 3^2", "2 + 1 = 3{,}000", "2 + 1 = 3(4)",
         "2 + 1 = 3_{10}", r"2 + 1 = 3 \cdot 4", r"2 + 1 = 3\sqrt{2}", r"2 + 1 = 3,\!000", "2 + 1 <= 3", "2 + 1 == 3",
         "2 + 1 >= 3", "2 + 1 != 3", "2 + 1 = three", "no equation",
+        "2 + 1 = " + "3" * 5000,
     ],
 )  # fmt: skip
 def test_what_is_no_result(text):

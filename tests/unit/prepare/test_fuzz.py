@@ -5,6 +5,7 @@ import gzip
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pyarrow
 import pytest
@@ -18,11 +19,12 @@ from nemo_minordpo.prepare.metamath import MetaMathRecipe
 from nemo_minordpo.prepare.preference import PreferenceRecipe
 from nemo_minordpo.prepare.sources import find_sources
 from nemo_minordpo.records import PreferencePair
-from tests.unit.prepare.templates import QWEN_3, save_tokenizer
+from tests.unit.prepare.templates import TOOLS, save_tokenizer
 
 _TURN, _GOOD, _BAD = (
     {"role": role, "content": text} for role, text in (("user", "Sky?"), ("assistant", "Blue."), ("assistant", "Red."))
 )
+_CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "sky", "arguments": {"a": 1}}}]}
 _HH = "\n\nHuman: Sky?\n\nAssistant: "
 _MATHS = "Ann has 3 + 4 = <<3+4=7>>7 eggs.\nShe eats 7 - 2 = <<7-2=5>>5.\n#### 5"
 # recipe -> good rows of every layout it knows
@@ -40,6 +42,12 @@ SEEDS = {
         {"instruction": "Sky?", "completions": [{"response": "x" * n, "overall_score": n} for n in (3, 9)]},
         {"chosen": f"{_HH}Blue.", "rejected": f"{_HH}Red."},
         {"prompt": [_TURN], "chosen_response": _GOOD, "rejected_response": _BAD},
+        {"instruction": "Say:", "input": "sky", "history": [["Hi", "Hello"]], "chosen": "Blue.", "rejected": "Red."},
+        {"prompt": "Q: Sky?\nA: ", "chosen": "Q: Sky?\nA: Blue.", "rejected": "Q: Sky?\nA: Red.", "system": "Guess."},
+        {
+            "prompt": [_TURN, _CALL, {"role": "tool", "content": "Blue.", "name": "sky"}], "chosen": [_GOOD],
+            "rejected": [_BAD | {"reasoning_content": "Hm."}], "tools": [{"name": "sky", "parameters": {"a": []}}],
+        },
     ],
     "choices": [
         {"question": "Gas?", "choices": {"text": ["air", "iron"], "label": ["A", "B"]}, "answerKey": "A"},
@@ -109,7 +117,7 @@ def _mutated_bytes(draw, data):
 
 @pytest.fixture(scope="module")
 def prompting(tmp_path_factory):
-    return Prompting(template="chat", tokenizer=save_tokenizer(tmp_path_factory.mktemp("tokenizer"), QWEN_3))
+    return Prompting(template="chat", tokenizer=save_tokenizer(tmp_path_factory.mktemp("tokenizer"), TOOLS))
 
 
 def _recipes(prompting):
@@ -159,7 +167,11 @@ def test_mutated_rows(tmp_path, prompting, case):
     source = tmp_path / "rows.jsonl"
     source.write_bytes(b"\n".join(lines) + b"\n")
     options = BuildOptions(max_rejected=1)
-    manifest = build(recipe, find_sources([source]), tmp_path / "out", options)
+    manifest, error = _result(lambda: build(recipe, find_sources([source]), tmp_path / "out", options))
+    if error:  # what carries meaning was lost: the option that the error names leaves it out
+        recipe = replace(recipe, ignore_columns=tuple(error.rpartition("--ignore-columns ")[2].split(",")))
+        manifest = build(recipe, find_sources([source]), tmp_path / "out", options)
+        assert manifest.unread
     reasons = _check(tmp_path / "out", manifest, len(lines))
     # Both outcomes are met often, or the rows would not try anything.
     assert manifest.counts["pairs"] > 10

@@ -8,8 +8,12 @@ from pyarrow import parquet
 
 from nemo_minordpo.prepare.build import BuildOptions
 from nemo_minordpo.prepare.chat import Prompting
-from nemo_minordpo.prepare.preference import Columns, Preference, prepare_preference, read_preference
-from tests.unit.prepare.templates import CHATML, save_tokenizer
+from nemo_minordpo.prepare.columns import Columns
+from nemo_minordpo.prepare.fields import Fields
+from nemo_minordpo.prepare.layouts import REPEATED, Preference, read_preference
+from nemo_minordpo.prepare.preference import prepare_preference
+from nemo_minordpo.records import PreferencePair
+from tests.unit.prepare.templates import CHATML, TOOLS, save_tokenizer
 
 USER, GOOD, BAD = (
     {"role": "user", "content": "Sky?"},
@@ -20,6 +24,10 @@ WHOLE = {"chosen": [USER, GOOD], "rejected": [USER, BAD]}
 LONG_HH = "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant: D"
 SYSTEM = {"role": "system", "content": "Be brief."}
 FIRST = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+def _read(row, **columns):
+    return read_preference(Fields(row), Columns(**columns))
 
 
 def _share_gpt(*messages):
@@ -65,26 +73,118 @@ def _share_gpt(*messages):
         ),
         ({"prompt": [SYSTEM, USER], "chosen_response": GOOD, "rejected_response": BAD}, [SYSTEM, USER], (None, None)),
         ({"prompt": [USER], "chosen_response": "Blue.", "rejected_response": "Green."}, [USER], (None, None)),
+        # Alpaca: the input belongs behind the instruction, the history before it
+        ({"instruction": "Say:", "input": "sky", "chosen": "Blue.", "rejected": "Green."}, "Say:\nsky", (None, None)),
+        ({"instruction": "Sky?", "input": "<noinput>", "chosen": "Blue.", "rejected": "Green."}, "Sky?", (None, None)),
+        ({"instruction": "Sky?", "input": " Sky? ", "chosen": "Blue.", "rejected": "Green."}, "Sky?", (None, None)),
+        ({"instruction": "", "input": "Sky?", "chosen": "Blue.", "rejected": "Green."}, "Sky?", (None, None)),
+        (
+            {
+                "instruction": "Sky?", "input": "", "history": [["Hi", "Hello"]], "system": "Be brief.",
+                "chosen": "Blue.", "rejected": "Green.",
+            },
+            [SYSTEM, *FIRST, USER], (None, None),
+        ),
+        ({"Prompt": "Sky?", "Chosen": "Blue.", "REJECTED": "Green."}, "Sky?", (None, None)),
+        # LLaMA-Factory's ShareGPT, and rows with nothing but messages
+        ({"conversations": _share_gpt(USER), "chosen": GOOD, "rejected": BAD, "system": ""}, [USER], (None, None)),
+        ({"messages": [USER, GOOD], "chosen": [USER, GOOD], "rejected": [USER, BAD]}, [USER], (None, None)),
+        # a system turn in a column and in the conversation
+        (
+            {"system": "Be  brief.", "prompt": [SYSTEM, USER], "chosen": "Blue.", "rejected": "Green."},
+            [SYSTEM, USER], (None, None),
+        ),
         # ShareGPT's names of roles
         ({"chosen": _share_gpt(USER, GOOD), "rejected": _share_gpt(USER, BAD)}, [USER], (None, None)),
     ],
 )  # fmt: skip
 def test_layouts(row, prompt, rewards):
-    assert read_preference(row, Columns()) == Preference(prompt, "Blue.", "Green.", *rewards)
+    chosen_reward, rejected_reward = rewards
+    assert _read(row) == Preference(
+        prompt=prompt, chosen=GOOD, rejected=BAD, chosen_reward=chosen_reward, rejected_reward=rejected_reward
+    )
 
 
 def test_hh_dialogues_share_their_beginning():
     shared = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Sky?\n\nAssistant:"
     row = {"chosen": f"{shared} Blue.", "rejected": f"{shared} Green.\nOr red."}
-    assert read_preference(row, Columns()) == Preference(shared, " Blue.", " Green.\nOr red.", None, None)
+    found = _read(row)
+    assert (found.prompt, found.chosen["content"], found.rejected["content"]) == (shared, " Blue.", " Green.\nOr red.")
 
 
 def test_columns_are_mapped():
     row = {"q": "Sky?", "sys": "Be brief.", "good": "Blue.", "bad": "Green.", "g": 3, "b": 1, "prompt": "other"}
-    columns = Columns(prompt="q", system="sys", chosen="good", rejected="bad", chosen_reward="g", rejected_reward="b")
-    assert read_preference(row, columns) == Preference([SYSTEM, USER], "Blue.", "Green.", 3, 1)
+    columns = {"prompt": "q", "system": "sys", "chosen": "good", "rejected": "bad"}
+    assert _read(row, **columns, chosen_reward="g", rejected_reward="b") == Preference(
+        prompt=[SYSTEM, USER], chosen=GOOD, rejected=BAD, chosen_reward=3, rejected_reward=1
+    )
     with pytest.raises(ValueError, match=r"missing column 'none' \(found: b, bad, g, good"):
-        read_preference(row, Columns(prompt="none", chosen="good", rejected="bad"))
+        _read(row, prompt="none", chosen="good", rejected="bad")
+
+
+HH = "\n\nHuman: Sky?\n\nAssistant:"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected", "found"),
+    [
+        # the prompt as text in front of the responses
+        ("Q: Sky?\nA: ", "Q: Sky?\nA: Blue.", "Q: Sky?\nA: Green.", "Q: Sky?\nA: "),
+        (HH, f"{HH} Blue.", f"{HH} Green.", HH),
+        ("Sky?", f"{HH} Blue.", f"{HH} Green.", HH),
+        ([SYSTEM, USER], f"{HH} Blue.", f"{HH} Green.", [SYSTEM, USER]),
+        ([SYSTEM, USER], "Sky? Blue.", "Sky? Green.", [SYSTEM, USER]),
+        ([USER], [{**GOOD, "content": "Sky?\nBlue."}], [{**BAD, "content": "Sky?\nGreen."}], [USER]),
+        # turns of the prompt at the start of the conversations
+        ([SYSTEM, *FIRST, USER], [USER, GOOD], [USER, BAD], [SYSTEM, *FIRST, USER]),
+        ([*FIRST, USER], [SYSTEM, *FIRST, USER, GOOD], [SYSTEM, *FIRST, USER, BAD], [SYSTEM, *FIRST, USER]),
+        ([USER], [*FIRST, USER, GOOD], [*FIRST, USER, BAD], [*FIRST, USER]),
+        ([SYSTEM], [USER, GOOD], [USER, BAD], [SYSTEM, USER]),
+        ([SYSTEM, FIRST[0]], [*FIRST, USER, GOOD], [*FIRST, USER, BAD], [SYSTEM, *FIRST, USER]),
+        # with other white space
+        ([{**USER, "content": "Sky?\n"}], [USER, GOOD], [USER, BAD], [{**USER, "content": "Sky?\n"}]),
+        ("Sky? ", [USER, GOOD], [{**USER, "content": " Sky?"}, BAD], [USER]),
+    ],
+)  # fmt: skip
+def test_a_prompt_stands_once(prompt, chosen, rejected, found):
+    preference = _read({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    assert preference.prompt == found
+    assert [turn["content"].strip() for turn in (preference.chosen, preference.rejected)] == ["Blue.", "Green."]
+
+
+def test_last_turns_may_differ_in_white_space_alone():
+    indented = {**GOOD, "content": " Blue."}
+    found = _read({"chosen": [USER, GOOD], "rejected": [USER, indented]})
+    assert (found.prompt, found.chosen, found.rejected) == ([USER], GOOD, indented)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": [USER, *FIRST], "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "stand twice"),
+        ({"prompt": [USER, GOOD], "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "stand twice"),
+        ({"prompt": [SYSTEM, USER], "chosen": [SYSTEM, FIRST[0], GOOD], "rejected": [SYSTEM, FIRST[0], BAD]}, "twice"),
+        ({"prompt": [FIRST[0]], "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "do not fit: user, then user"),
+        ({"prompt": FIRST, "chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]}, "assistant, then system"),
+        ({"prompt": "Sea?", "chosen": f"{HH} Blue.", "rejected": f"{HH} Green."}, "neither the beginning nor a turn"),
+        ({"prompt": "Sky?", "chosen": f"{HH} Blue.", "rejected": "Green."}, "one of .* is a dialogue"),
+        ({"prompt": "Is it?", "chosen": "Is it? Yes.", "rejected": "No."}, "one response begins with the prompt"),
+        ({"prompt": "", "chosen": "Blue.", "rejected": "Green."}, "no prompt, or an empty one"),
+        ({"prompt": " \n", "chosen": [GOOD], "rejected": [BAD]}, "no prompt, or an empty one"),
+        ({"prompt": [], "chosen": GOOD, "rejected": BAD}, "no prompt, or an empty one"),
+        ({"prompt": "\n\nHuman: \n\nAssistant:", "chosen": "Blue.", "rejected": "Green."}, "an empty message"),
+        ({"chosen": [SYSTEM, USER, GOOD], "rejected": [{**SYSTEM, "content": "Rhyme."}, USER, BAD]}, "more than one"),
+        ({"prompt": [SYSTEM, USER], "system": "Rhyme.", "chosen": "C", "rejected": "R"}, "two system turns"),
+        ({"prompt": "P", "history": "Hi", "chosen": "C", "rejected": "R"}, "history must be pairs of turns"),
+        ({"prompt": "P", "history": [["Hi"]], "chosen": "C", "rejected": "R"}, "history must be pairs of turns"),
+        ({"prompt": "P", "system": ["S"], "chosen": "C", "rejected": "R"}, "'system' must be a string"),
+        ({"prompt": "P", "tools": "none", "chosen": "C", "rejected": "R"}, "tools: a text that is not JSON"),
+        ({"prompt": "P", "chosen": "C", "rejected": "R", "score_rejected": float("inf")}, "a finite number, not inf"),
+    ],
+)  # fmt: skip
+def test_what_would_stand_twice_or_nowhere_is_refused(row, reason):
+    with pytest.raises(ValueError, match=reason):
+        _read(row)
 
 
 @pytest.mark.parametrize(
@@ -92,12 +192,12 @@ def test_columns_are_mapped():
     [
         ({}, "column 'chosen'"),
         ({"prompt": "P", "chosen": "C", "rejected": None}, "column 'rejected'"),
-        ({"chosen": "It is blue.", "rejected": "It is green."}, "no prompt: name its column"),
+        ({"chosen": "It is blue.", "rejected": "It is green."}, "no prompt, or an empty one: name its column"),
         ({"prompt": 3, "chosen": "C", "rejected": "R"}, "prompt must be a string or messages: found int"),
         ({"prompt": "P", "chosen": 3, "rejected": "R"}, "chosen must be a string or messages: found int"),
         ({"prompt": "P", "chosen": "C", "rejected": [BAD]}, "one of chosen and rejected is a string"),
-        ({"prompt": "P", "chosen": [], "rejected": [BAD]}, "chosen has no message"),
-        ({"prompt": "P", "chosen": [None], "rejected": [BAD]}, "no message: NoneType"),
+        ({"prompt": "P", "chosen": [], "rejected": [BAD]}, "missing or empty: column 'chosen'"),
+        ({"prompt": "P", "chosen": [None, GOOD], "rejected": [BAD]}, "no message: NoneType"),
         ({"prompt": "P", "chosen": [{"role": "robot", "content": "C"}], "rejected": [BAD]}, "unknown role: 'robot'"),
         ({"prompt": "P", "chosen": [{"role": [], "content": "C"}], "rejected": [BAD]}, "unknown role"),
         ({"prompt": "P", "chosen": [{"role": "assistant", "content": None}], "rejected": [BAD]}, "not a text"),
@@ -107,13 +207,13 @@ def test_columns_are_mapped():
         ({"chosen": [USER, GOOD], "rejected": [USER]}, "only the beginning"),
         ({"chosen": [USER, GOOD, *FIRST], "rejected": [USER, BAD]}, "chosen has more than one turn"),
         ({"chosen": [USER, GOOD], "rejected": [USER, BAD, USER]}, "rejected has more than one turn"),
-        ({"chosen": [GOOD], "rejected": [BAD]}, "no prompt: chosen and rejected begin with different turns"),
+        ({"chosen": [GOOD], "rejected": [BAD]}, "no prompt, or an empty one: .* share no turn"),
         ({"chosen": [GOOD, USER], "rejected": [GOOD, BAD]}, "chosen ends with a turn of another role"),
-        ({"prompt": "Sea?", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "not one of the turns"),
+        ({"prompt": "Sea?", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "not one of the user's turns"),
         ({"instruction": "P", "completions": "C"}, "completions must be a list"),
         ({"instruction": "P", "completions": [{"response": "C", "overall_score": 1}] * 3}, "none is better"),
         ({"instruction": "P", "completions": [3]}, "completions holds what is no object"),
-        ({"prompt": "P", "chosen": "C", "rejected": "R", "chosen_reward": "9"}, "chosen_reward must be a number"),
+        ({"prompt": "P", "chosen": "C", "rejected": "R", "chosen_reward": "9"}, "'chosen_reward' must be a number"),
         ({"prompt": "P", "chosen": "C", "rejected": "R", "chosen_reward": float("nan")}, "a finite number"),
         ({"prompt": "P", "chosen": "C", "rejected": "R", "chosen_reward": 10**400}, "a finite number"),
         (
@@ -128,13 +228,15 @@ def test_columns_are_mapped():
 )  # fmt: skip
 def test_what_is_no_pair_is_told(row, reason):
     with pytest.raises(ValueError, match=reason):
-        read_preference(row, Columns())
+        _read(row)
 
 
 def _prepared(folder, rows, **options):
     source = folder / "rows.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    manifest = prepare_preference([str(source)], folder / "out", options=BuildOptions(max_rejected=1), **options)
+    manifest = prepare_preference(
+        [str(source)], folder / "out", options=BuildOptions(max_rejected=1, overwrite=True), **options
+    )
     pairs = [json.loads(line) for line in (folder / "out/train.jsonl").read_text().splitlines()]
     reasons = [json.loads(line)["reason"] for line in (folder / "out/rejected_rows.jsonl").read_text().splitlines()]
     return pairs, reasons, manifest
@@ -157,7 +259,7 @@ def test_strings_are_taken_as_they_are_without_a_template(tmp_path):
         "chosen_reward": 2, "rejected_reward": None, "source": f"{tmp_path}/rows.jsonl:1",
     }  # fmt: skip
     assert (hh["prompt"], hh["chosen_response"]) == ("\n\nHuman: Sky?\n\nAssistant:", " Blue.")
-    assert reason == "messages need a chat template: --template chat and --tokenizer"
+    assert reason.startswith("messages, history and a system turn need a chat template: --template chat")
 
 
 def test_conversations_go_through_the_template(tmp_path):
@@ -202,3 +304,106 @@ def test_several_files_of_several_kinds(tmp_path):
     pairs = [json.loads(line) for line in (tmp_path / "out/train.jsonl").read_text().splitlines()]
     assert [pair["source"] for pair in pairs] == [f"{tmp_path}/a.parquet:1", f"{tmp_path}/b.json:1"]
     assert set(manifest.inputs) >= {f"{tmp_path}/a.parquet", f"{tmp_path}/b.json"}
+
+
+def test_short_turns_of_the_history_may_recur():
+    row = {"prompt": "Go on.", "history": [["Sky?", "Blue."], ["Go on.", "And grey."]], "chosen": "C", "rejected": "R"}
+    assert [turn["content"] for turn in _read(row).prompt] == ["Sky?", "Blue.", "Go on.", "And grey.", "Go on."]
+
+
+def test_white_space_where_the_prompt_was_taken_out_is_the_templates_in_chat_and_the_texts_without(tmp_path):
+    rows = [{"prompt": HH, "chosen": f"{HH} Blue.", "rejected": f"{HH} Green."}]
+    rows += [{"prompt": "What is the sky?", "chosen": "What is the sky? Blue.", "rejected": "What is the sky? Green."}]
+    rows += [{"prompt": "Sea?", "chosen": " Blue.", "rejected": "Green."}]
+    plain, _, manifest = _prepared(tmp_path, rows)
+    assert [pair["chosen_response"] for pair in plain] == [" Blue."] * 3
+    assert manifest.counts[f"note: {REPEATED}"] == 2
+    prompting = Prompting(template="chat", tokenizer=save_tokenizer(tmp_path / "hf", CHATML))
+    chat, _, _ = _prepared(tmp_path, rows, prompting=prompting)
+    assert [pair["chosen_response"] for pair in chat] == ["Blue.", "Blue.", " Blue."]
+    assert chat[0]["prompt"] == "<|im_start|>user\nSky?<|im_end|>\n<|im_start|>assistant\n"
+
+
+TOOL = {"type": "function", "function": {"name": "sky", "parameters": {"type": "object"}}}
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "sky", "arguments": "{}"}}]}
+LOST = [
+    {"prompt": "Sky?", "chosen": "Blue.", "rejected": "Green.", "id": 1, "tools": [TOOL]},
+    {"prompt": "Sea?", "chosen": "Blue.", "rejected": "Green.", "id": 2, "context": "By night."},
+    {"prompt": "Ice?", "chosen": {**GOOD, "reasoning_content": "Cold.", "name": "Eve"}, "rejected": BAD, "id": 3},
+    {"prompt": "Sun?", "chosen": "Red.", "rejected": "Green.", "id": 4, "context": "", "tools": "[]"},
+    {"prompt": "Fog?", "chosen": "Grey.", "rejected": "Green.", "context": "At noon."},
+]
+
+
+def test_what_carries_meaning_refuses_the_build_until_it_is_to_be_left_out(tmp_path, capsys):
+    prompting = Prompting(template="chat", tokenizer=save_tokenizer(tmp_path / "hf", CHATML))
+    with pytest.raises(ValueError, match="the pairs would lack what carries meaning") as told:
+        _prepared(tmp_path, LOST, prompting=prompting)
+    assert not (tmp_path / "out").exists()
+    assert str(told.value).splitlines()[1:4] == [
+        f"  1 x tools, first at {tmp_path}/rows.jsonl:1",
+        f"  2 x context, first at {tmp_path}/rows.jsonl:2",
+        f"  1 x reasoning_content in messages, first at {tmp_path}/rows.jsonl:3",
+    ]
+    assert str(told.value).endswith("--ignore-columns tools,context,reasoning_content")
+    ignored = ["tools", "context", "reasoning_content"]
+    pairs, _, manifest = _prepared(tmp_path, LOST, prompting=prompting, ignore_columns=ignored)
+    assert len(pairs) == 5
+    assert manifest.unread == {
+        "id": 4, "context": 2, "tools": 1, "reasoning_content in messages": 1, "name in messages": 1,
+    }  # fmt: skip
+    assert manifest.settings["ignore_columns"] == ignored
+    line = "id (4), context (2), tools (1), reasoning_content in messages (1), name in messages (1)"
+    assert f"not read, with the number of rows: {line}\n" in capsys.readouterr().out
+
+
+def test_of_many_columns_the_line_names_the_most_frequent(tmp_path, capsys):
+    rows = [{"prompt": f"{n}?", "chosen": "a", "rejected": "b", "id": n, f"key {n}": 1} for n in range(40)]
+    _, _, manifest = _prepared(tmp_path, rows)
+    assert len(manifest.unread) == 41
+    told = capsys.readouterr().out
+    assert "not read, with the number of rows: id (40), key 0 (1), " in told
+    assert told.count("key ") == 29
+    assert "(1), and 11 more in manifest.json\n" in told
+
+
+def test_tools_and_calls_go_through_a_template_that_has_a_use_for_them(tmp_path):
+    prompting = Prompting(template="chat", tokenizer=save_tokenizer(tmp_path / "hf", TOOLS))
+    result = {"role": "tool", "content": "It is blue."}
+    rows = [
+        {"prompt": "Sky?", "chosen": CALL, "rejected": BAD, "tools": json.dumps([TOOL["function"]])},
+        {"prompt": [USER, CALL, result], "chosen": "Blue.", "rejected": "Green.", "functions": [TOOL]},
+    ]
+    pairs, _, manifest = _prepared(tmp_path, rows, prompting=prompting)
+    head = f"<|im_start|>system\n{json.dumps([TOOL])}<|im_end|>\n<|im_start|>user\nSky?<|im_end|>\n"
+    call = '<tool_call>{"name": "sky", "arguments": {}}</tool_call>'
+    assert [pair["prompt"].removeprefix(head) for pair in pairs] == [
+        "<|im_start|>assistant\n",
+        f"<|im_start|>assistant\n{call}<|im_end|>\n<|im_start|>tool\nIt is blue.<|im_end|>\n<|im_start|>assistant\n",
+    ]
+    assert [pair["chosen_response"] for pair in pairs] == [call, "Blue."]
+    assert manifest.unread == {}
+
+
+def test_without_a_template_there_is_no_use_for_tools_nor_for_a_system_turn(tmp_path):
+    row = {"prompt": "Sky?", "chosen": "Blue.", "rejected": "Green."}
+    with pytest.raises(ValueError, match="1 x tools, first at"):
+        _prepared(tmp_path, [row | {"tools": [TOOL]}])
+    pairs, reasons, _ = _prepared(tmp_path, [row, row | {"system": "Be brief."}])
+    assert len(pairs) == 1
+    assert "a system turn need a chat template" in reasons[0]
+
+
+def test_a_turn_of_which_the_template_leaves_nothing_is_refused(tmp_path):
+    prompting = Prompting(template="chat", tokenizer=save_tokenizer(tmp_path / "hf", CHATML))
+    rows = [{"prompt": "Sky?", "chosen": CALL, "rejected": BAD}, LOST[3]]
+    _, reasons, _ = _prepared(tmp_path, rows, prompting=prompting)
+    assert reasons == ["the chat template has no use for tool_calls, and a turn holds nothing else"]
+
+
+def test_unused_keys_of_completions_are_named():
+    completions = [{"response": text, "overall_score": n, "principle": "truth"} for n, text in enumerate("ab")]
+    row = Fields({"instruction": "Sky?", "completions": completions})
+    read_preference(row, Columns())
+    pair = PreferencePair(prompt="Sky?", chosen_response="b", rejected_response="a")
+    assert row.unread(pair, question="Sky?") == (["principle in completions"], [])

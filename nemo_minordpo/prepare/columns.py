@@ -1,0 +1,132 @@
+"""Which columns of a published preference set hold what."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from nemo_minordpo.errors import UserError
+from nemo_minordpo.prepare.calls import read_tools
+from nemo_minordpo.prepare.conversation import Message, read_messages, with_messages
+from nemo_minordpo.prepare.fields import Fields, is_empty
+from nemo_minordpo.prepare.overlap import squeezed
+from nemo_minordpo.records import checked_text
+
+_CONVERSATIONS = ("messages", "conversations", "conversation")  # may end with a response
+# Where a column is not named, the first of these that holds something; see Fields.spelt for other spellings.
+_NAMES = {
+    "prompt": ("prompt", "instruction", "question", "input", *_CONVERSATIONS),
+    "chosen": ("chosen", "chosen_response"),
+    "rejected": ("rejected", "rejected_response"),
+    "system": ("system", "system_prompt", "system_message"),
+    "input": ("input",),
+    "history": ("history",),
+    "tools": ("tools", "functions"),
+    "chosen_reward": ("chosen_reward", "score_chosen", "chosen_score"),
+    "rejected_reward": ("rejected_reward", "score_rejected", "rejected_score"),
+}
+_WITH_INPUT = "instruction"  # the prompt's column beside which "input" belongs to it, as in Alpaca
+_NO_INPUT = ("<noinput>", "noinput")  # written where there is none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Names of columns; None = the usual ones, see the table above.
+
+    prompt: a text, or messages.
+    chosen, rejected: texts, or messages.
+    system: a text.
+    input: a text that belongs behind the prompt, as Alpaca's.
+    history: earlier turns, [[user, assistant], ...] as Alpaca's, or messages.
+    tools: functions that may be called.
+    chosen_reward, rejected_reward: numbers.
+    """
+
+    prompt: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    system: str | None = None
+    input: str | None = None
+    history: str | None = None
+    tools: str | None = None
+    chosen_reward: str | None = None
+    rejected_reward: str | None = None
+
+    def find(self, row: Fields, column: str) -> tuple[str, Any]:
+        """(name, value) of a column; the value is None where a column that was not named is missing or empty.
+
+        Raises:
+            ValueError: the row lacks a column that was named.
+        """
+        named = getattr(self, column)
+        if named is not None:
+            if named not in row:
+                raise UserError(f"missing column {named!r} (found: {', '.join(sorted(map(str, row))) or 'none'})")
+            return named, None if is_empty(row[named]) else row[named]
+        for name in map(row.spelt, _NAMES[column]):
+            if not is_empty(row.get(name)):
+                return name, row[name]
+        return column, None
+
+
+def find_prompt(row: Fields, columns: Columns) -> str | list[Message] | None:
+    """The prompt, with the text of the `input` column behind it; None where the row has no column for it.
+
+    Raises:
+        ValueError: it is neither a text nor messages.
+    """
+    name, prompt = columns.find(row, "prompt")
+    prompt = with_messages(prompt, "prompt")
+    if isinstance(prompt, list):
+        turns = read_messages(prompt, "prompt", row)
+        if name in map(row.spelt, _CONVERSATIONS) and turns[-1]["role"] == "assistant":
+            turns.pop()
+        return turns or None
+    if prompt is not None and not isinstance(prompt, str):
+        raise UserError(f"prompt must be a string or messages: found {type(prompt).__name__}")
+    if prompt is None or not (columns.input or row.spelt(_WITH_INPUT) == name):
+        return prompt
+    name, value = columns.find(row, "input")
+    if value is None or (isinstance(value, str) and value.strip().lower() in _NO_INPUT):
+        return prompt
+    return _with_input(prompt, checked_text(row, name))
+
+
+def _with_input(prompt: str, more: str) -> str:
+    if squeezed(prompt).endswith(squeezed(more)):
+        return prompt
+    return more if squeezed(more).startswith(squeezed(prompt)) else f"{prompt}\n{more}"
+
+
+def find_system(row: Fields, columns: Columns) -> str | None:
+    """Raises ValueError where the system turn is not a text."""
+    name, value = columns.find(row, "system")
+    return None if value is None else checked_text(row, name)
+
+
+def find_history(row: Fields, columns: Columns) -> list[Message]:
+    """The turns before the prompt.
+
+    Raises:
+        ValueError: they are neither pairs of texts nor messages.
+    """
+    name, value = columns.find(row, "history")
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise UserError(f"{name} must be pairs of turns, or messages: found {type(value).__name__}")
+    if all(isinstance(one, dict) for one in value):
+        return read_messages(value, name, row)
+    if not all(isinstance(one, list) and len(one) == 2 for one in value):
+        raise UserError(f"{name} must be pairs of turns, or messages")
+    roles = ("user", "assistant")
+    turns = [{"role": role, "content": text} for one in value for role, text in zip(roles, one, strict=True)]
+    return read_messages(turns, name, row)
+
+
+def find_tools(row: Fields, columns: Columns) -> tuple[str, list[dict[str, Any]]]:
+    """(name of the column, the functions that may be called).
+
+    Raises:
+        ValueError: they are in no form that is known.
+    """
+    name, value = columns.find(row, "tools")
+    return name, [] if value is None else read_tools(value)
