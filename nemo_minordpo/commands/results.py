@@ -5,7 +5,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from nemo_minordpo.commands.line import Overwrite
+from nemo_minordpo.commands.line import Date, Overwrite, TemplateOptions
 
 
 def evaluate(
@@ -16,6 +16,16 @@ def evaluate(
         str, typer.Option(help="plain, chat (the tokenizer's template), or auto: chat if there is one.")
     ] = "auto",
     system: Annotated[str | None, typer.Option(help="System turn; not given = the template's own.")] = None,
+    date: Date = None,
+    template_option: TemplateOptions = None,
+    prompts_of: Annotated[
+        Path | None,
+        typer.Option(
+            help="Pairs that `prepare` wrote, or a model trained on such pairs: ask as their prompts are written "
+            "(template, system turn, date, options), but for what is given here.",
+            show_default=False,
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at a time.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="An answer is cut here.")] = 512,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask the first so many questions; not given = all.")] = None,
@@ -29,14 +39,17 @@ def evaluate(
 
     Greedy, with the paper's prompt; a stopped call goes on where it was.
 
-    Example:
-      minordpo evaluate hf/minordpo gsm8k/test.jsonl runs/minordpo/evaluation --limit 200
+    Examples: with the prompts of the training, and as a Qwen3 that does not think
+      minordpo evaluate hf/minordpo gsm8k/test.jsonl runs/minordpo/evaluation --limit 200 --prompts-of hf/minordpo
+      minordpo evaluate hf/base gsm8k/test.jsonl evaluation/base --template-option enable_thinking=false
     """
+    from nemo_minordpo.core.chat_template import parse_options
     from nemo_minordpo.evaluate.run import evaluate
 
     score = evaluate(
         model, questions, output,
-        template=cast(Any, template), system=system, batch_size=batch_size, max_new_tokens=max_new_tokens,
+        template=cast(Any, template), system=system, date=date, template_options=parse_options(template_option or []),
+        prompts_of=prompts_of, batch_size=batch_size, max_new_tokens=max_new_tokens,
         limit=limit, dtype=dtype, device=device, overwrite=overwrite,
     )  # fmt: skip
     low, high = score.strict_interval_95

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessorList
+from rich.console import Console
+from transformers import GenerationConfig, LogitsProcessorList
 
 from nemo_minordpo.core.boundaries import beginning_of, end_ids, missing_beginning
 from nemo_minordpo.core.finite import require_finite_tensors
-from nemo_minordpo.core.gsm8k import chat_prompt, plain_prompt
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.hugging_face import find_weights, load_causal_lm, load_tokenizer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -34,23 +33,6 @@ class Generator:
     model: Any
     tokenizer: Any
     stop_ids: list[int]
-
-    @property
-    def has_chat_template(self) -> bool:
-        return self.tokenizer.chat_template is not None
-
-    def render(self, question: str, *, chat: bool, system: str | None) -> str:
-        """The whole text before the response.
-
-        Raises:
-            ValueError: the chat template refuses the turns.
-        """
-        if not chat:
-            return plain_prompt(question)
-        try:
-            return chat_prompt(question, tokenizer=self.tokenizer, system=system)
-        except TemplateError as error:
-            raise UserError(f"the chat template refuses the prompt ({error})") from error
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a prompt, as training makes them.
@@ -153,13 +135,10 @@ def load_generator(folder: Path, *, dtype: str, device: str) -> Generator:
         )
     place = _device(device)
     torch_dtype = _DTYPES.get(dtype, torch.float32 if place.type == "cpu" else "auto")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, torch_dtype=torch_dtype, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: cannot be loaded as a causal language model ({error})") from error
+    tokenizer = load_tokenizer(folder)
+    if note := find_weights(folder).note:
+        Console(stderr=True).print(note, highlight=False, soft_wrap=True, markup=False)
+    model, loading = load_causal_lm(folder, torch_dtype=torch_dtype, output_loading_info=True)
     if loading["missing_keys"]:
         names = sorted(loading["missing_keys"])
         raise UserError(f"{folder}: {len(names)} weights are missing and would be random, first {names[0]!r}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.records import Prediction, differences, refuse_existing, to_json_line, write_json
+from nemo_minordpo.records import Prediction, differences, read_json_object, refuse_existing, to_json_line, write_json
 
 PREDICTIONS_NAME = "predictions.partial.jsonl"
 KEY_NAME = "predictions.partial.key.json"
@@ -15,6 +15,13 @@ KEY_NAME = "predictions.partial.key.json"
 def is_interrupted(folder: Path) -> bool:
     """Whether `folder` holds an evaluation that was not finished."""
     return (folder / KEY_NAME).is_file()
+
+
+def interrupted_date(folder: Path) -> str | None:
+    """What the chat template of an unfinished evaluation shows as the date; None where it shows none."""
+    if not is_interrupted(folder):
+        return None
+    return read_json_object(folder / KEY_NAME).get("settings", {}).get("date")
 
 
 class PartialPredictions:
@@ -55,7 +62,7 @@ class PartialPredictions:
         self._key_path.unlink()
 
     def _refuse_other_key(self, key: dict[str, Any]) -> None:
-        changes = differences(_flat(json.loads(self._key_path.read_text(encoding="utf-8"))), _flat(key))
+        changes = differences(_flat(read_json_object(self._key_path)), _flat(key))
         if changes:
             raise UserError(
                 "\n".join([f"{self._path.parent} holds an unfinished evaluation of something else:", *changes])

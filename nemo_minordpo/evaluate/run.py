@@ -9,10 +9,12 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from nemo_minordpo.core.chat_template import date_line
 from nemo_minordpo.core.gsm8k import ANSWER_RULES, Problem
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.evaluate.asking import Asking, Prompts
 from nemo_minordpo.evaluate.generate import Generator, load_generator
-from nemo_minordpo.evaluate.partial import PartialPredictions, is_interrupted
+from nemo_minordpo.evaluate.partial import PartialPredictions, interrupted_date, is_interrupted
 from nemo_minordpo.evaluate.score import is_strictly_right, judge, score
 from nemo_minordpo.records import (
     Manifest,
@@ -38,6 +40,9 @@ def evaluate(
     *,
     template: Literal["auto", "plain", "chat"] = "auto",
     system: str | None = None,
+    date: str | None = None,
+    template_options: dict[str, Any] | None = None,
+    prompts_of: Path | None = None,
     batch_size: int = 16,
     max_new_tokens: int = 512,
     limit: int | None = None,
@@ -57,6 +62,11 @@ def evaluate(
         template: "plain" asks with the paper's prompt as it is, "chat" through the tokenizer's chat template;
             "auto" takes "chat" when there is one.
         system: system turn for "chat"; None leaves it to the template.
+        date: what a template shows that asks for the date, ISO 8601; None = today, or the day on which an interrupted
+            evaluation began.
+        template_options: what the template reads by name besides the conversation, such as enable_thinking.
+        prompts_of: folder of prepared pairs, or of a model trained on such pairs: template, system turn, date and
+            options are theirs where they are not given here.
         batch_size: questions answered at once; changes speed and memory only.
         max_new_tokens: where an answer is cut.
         limit: ask only the first questions, that many; None asks all.
@@ -75,17 +85,18 @@ def evaluate(
         refuse_existing(output, overwrite=False)  # said before the model is loaded
     problems = _read_problems(questions, limit=limit)
     generator = load_generator(model, dtype=dtype, device=device)
-    chat = _is_chat(generator, template=template, system=system)
-    settings = {
-        "template": "chat" if chat else "plain",
-        "system": system,
+    prompts_as = _prompts(
+        Asking(template=template, system=system, date=date, template_options=template_options or {}),
+        generator, prompts_of=prompts_of, model=model, interrupted_date=None if overwrite else interrupted_date(output),
+    )  # fmt: skip
+    settings = prompts_as.way | {
         "max_new_tokens": max_new_tokens,
         "limit": limit,
         "dtype": str(generator.model.dtype).removeprefix("torch."),
         "device": generator.model.device.type,
         "answer_rules": ANSWER_RULES,
     }
-    rendered = [generator.render(problem.question, chat=chat, system=system) for problem in problems]
+    rendered = [prompts_as.text(problem.question) for problem in problems]
     prompts = [generator.encode(text) for text in rendered]
     _check_context(generator, prompts, questions=questions, max_new_tokens=max_new_tokens)
 
@@ -116,7 +127,7 @@ def _read_problems(questions: Path, *, limit: int | None) -> list[Problem]:
     for number, text in itertools.islice(read_lines(questions), limit):
         try:
             problems.append(Problem.from_json(text))
-        except ValueError as error:
+        except UserError as error:
             faults.append(f"{questions}:{number}: {error}")
     if faults:
         more = [f"... and {len(faults) - _FAULTS_SHOWN} more"] if len(faults) > _FAULTS_SHOWN else []
@@ -126,15 +137,19 @@ def _read_problems(questions: Path, *, limit: int | None) -> list[Problem]:
     return problems
 
 
-def _is_chat(generator: Generator, *, template: str, system: str | None) -> bool:
-    if template not in ("auto", "plain", "chat"):
-        raise UserError(f"template is {template!r}: choose 'auto', 'plain' or 'chat'")
-    if template == "chat" and not generator.has_chat_template:
-        raise UserError("template is 'chat', but the model's tokenizer has no chat template: choose 'plain'")
-    chat = template != "plain" and generator.has_chat_template
-    if system is not None and not chat:
-        raise UserError("a system turn was given, but a plain prompt has none: leave it out, or use a chat template")
-    return chat
+def _prompts(
+    asking: Asking, generator: Generator, *, prompts_of: Path | None, model: Path, interrupted_date: str | None
+) -> Prompts:
+    """How the questions are asked, and on the terminal what is peculiar about it."""
+    if prompts_of is not None:
+        asking = asking.as_in(prompts_of)
+    prompts = asking.prompts(generator.tokenizer, interrupted_date=interrupted_date)
+    say = Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print
+    if date := prompts.way["date"]:
+        say(date_line(date))
+    if line := prompts.not_as_trained(model):
+        say(line)
+    return prompts
 
 
 def _check_context(

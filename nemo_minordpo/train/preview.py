@@ -8,7 +8,9 @@ from rich.console import Console
 from rich.text import Text
 
 from nemo_minordpo.config import DataSection
+from nemo_minordpo.core.boundaries import end_ids
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.hugging_face import load_tokenizer
 from nemo_minordpo.train.tokens import TokenArrays, expand_files, first_pairs
 
 _AT_BOUNDARY = 4  # tokens shown on each side of it
@@ -37,14 +39,7 @@ def preview(pairs: list[str], *, tokenizer: Path, number: int, seq_length: int, 
 
 
 def _load_tokenizer(folder: Path) -> Any:
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such tokenizer folder")
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # whatever the files' readers have to say
-        raise UserError(f"{folder}: no Hugging Face tokenizer can be loaded from it ({error})") from error
+    tokenizer = load_tokenizer(folder)
     if tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: the tokenizer has no EOS token, with which training ends responses")
     return tokenizer
@@ -63,7 +58,7 @@ def _shown(place: str, found: TokenArrays | str, tokenizer: Any) -> Text:
     text.append_text(_decoded(sequences[0][:prompt_length], tokenizer, style=_PROMPT))
     for name, ids, style in zip(("chosen", "rejected"), sequences, (_CHOSEN, _REJECTED), strict=True):
         response = ids[prompt_length:]
-        end = f"ends with EOS {tokenizer.eos_token!r}" if response[-1] == tokenizer.eos_token_id else "ends without EOS"
+        end = _end(response[-1], tokenizer)
         text.append(f"\n-- {name} response, which is learnt: {len(response)} tokens, {end}\n")
         text.append_text(_decoded(response[: shared - prompt_length], tokenizer, style=""))
         text.append_text(_decoded(ids[shared:], tokenizer, style=style))
@@ -74,16 +69,33 @@ def _shown(place: str, found: TokenArrays | str, tokenizer: Any) -> Text:
     return text.append("\n")
 
 
+def _end(token: int, tokenizer: Any) -> str:
+    if token == tokenizer.eos_token_id:
+        return f"ends with EOS {tokenizer.eos_token!r}"
+    if token in end_ids(tokenizer):
+        return f"ends with {_text([token], tokenizer)!r}"
+    return "ends without EOS"
+
+
 def _decoded(ids: list[int], tokenizer: Any, *, style: str) -> Text:
     """The text of tokens, those that are special made visible."""
     special = set(tokenizer.all_special_ids)
     text = Text()
     for is_special, run in itertools.groupby(ids, key=special.__contains__):
-        decoded = tokenizer.decode(list(run), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        text.append(decoded, _SPECIAL if is_special else style)
+        text.append(_text(list(run), tokenizer), _SPECIAL if is_special else style)
     return text
 
 
 def _tokens(ids: list[int], tokenizer: Any, *, style: str) -> Text:
-    pieces = [repr(tokenizer.decode([one], clean_up_tokenization_spaces=False)) for one in ids]
-    return Text(" ".join(pieces), style)
+    """Tokens one by one; what is no whole character alone under the name that the tokenizer has for it."""
+    pieces = [_text([one], tokenizer) for one in ids]
+    names = tokenizer.convert_ids_to_tokens(ids)
+    shown = [name if "\ufffd" in piece else repr(piece) for piece, name in zip(pieces, names, strict=True)]
+    return Text(" ".join(shown), style)
+
+
+def _text(ids: list[int], tokenizer: Any) -> str:
+    """The text of tokens in the middle of others: some tokenizers drop a space with which a text begins."""
+    before = [tokenizer.eos_token_id]
+    whole, beginning = (tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in (before + ids, before))
+    return whole.removeprefix(beginning)

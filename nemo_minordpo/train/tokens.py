@@ -13,14 +13,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from nemo_minordpo.config import DataSection
-from nemo_minordpo.core.boundaries import beginning_of, missing_beginning
 from nemo_minordpo.core.pair_packing import num_shared_tokens
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import PreferencePair, read_lines, to_json_line, write_json, write_text
+from nemo_minordpo.train.encoding import OVERLONG, encode
 
 _CHUNK = 512  # pairs that the tokenizer encodes at once, over all cores
-_LARGEST_REWARD = float(np.finfo(np.float32).max) / 2  # so that the difference of two is finite, too
-OVERLONG = "longer than model.data.seq_length"
 
 
 @dataclass(frozen=True)
@@ -96,10 +94,11 @@ def tokenize_files(files: list[Path], folder: Path, *, tokenizer: Any, data: Dat
         return
     writer = ArrayWriter()
     left_out: list[LeftOut] = []
+    num_cut = 0
     with Progress(transient=True) as progress:
         task = progress.add_task(f"tokenising {split} pairs", total=sum(file.stat().st_size for file in files))
         for chunk in _chunks(files, left_out, advance=lambda size: progress.advance(task, size)):
-            _encode(chunk, tokenizer=tokenizer, data=data, writer=writer, left_out=left_out)
+            num_cut += _encode(chunk, tokenizer=tokenizer, data=data, writer=writer, left_out=left_out)
     invalid = [item for item in left_out if item.reason != OVERLONG]
     if invalid and data.invalid_pairs == "refuse":
         shown = "\n".join(f"  {item.place}: {item.reason}" for item in invalid[:20])
@@ -116,7 +115,7 @@ def tokenize_files(files: list[Path], folder: Path, *, tokenizer: Any, data: Dat
     writer.save(folder)
     write_text(folder / "left_out_pairs.jsonl", "".join(to_json_line(asdict(item)) for item in left_out))
     write_json(folder / "counts.json", dict(counts))
-    _say_counts(split, counts, folder)
+    _say_counts(split, counts, folder, num_cut=num_cut)
 
 
 def sample_pairs(files: list[Path], *, tokenizer: Any, data: DataSection) -> tuple[TokenArrays, int]:
@@ -142,17 +141,19 @@ def first_pairs(files: list[Path], *, tokenizer: Any, data: DataSection) -> Iter
             place = f"{file}:{number}"
             try:
                 pair = PreferencePair.from_json(line)
-            except ValueError as error:
+            except UserError as error:
                 yield place, str(error)
                 continue
             _encode([(place, pair)], tokenizer=tokenizer, data=data, writer=writer, left_out=left_out)
             yield place, writer.arrays() if writer.count else left_out[0].reason
 
 
-def _say_counts(split: str, counts: Counter[str], folder: Path) -> None:
+def _say_counts(split: str, counts: Counter[str], folder: Path, *, num_cut: int) -> None:
     text = f"{split}: {counts['used']} pairs"
     if left_out := [f"{number} {reason}" for reason, number in counts.items() if reason != "used"]:
         text += f"; left out: {', '.join(left_out)} (file and line of each: {folder / 'left_out_pairs.jsonl'})"
+    if num_cut:
+        text += f"\n{split}: {num_cut} responses go on behind their end, with white space or a second end: cut there"
     Console(stderr=True).print(text, highlight=False, soft_wrap=True)
 
 
@@ -188,7 +189,7 @@ def _chunks(files: list[Path], left_out: list[LeftOut], advance: Any) -> Iterato
             advance(len(line.encode()))
             try:
                 chunk.append((f"{file}:{number}", PreferencePair.from_json(line)))
-            except ValueError as error:
+            except UserError as error:
                 left_out.append(LeftOut(f"{file}:{number}", str(error)))
             if len(chunk) == _CHUNK:
                 yield chunk
@@ -204,60 +205,17 @@ def _encode(
     data: DataSection,
     writer: "ArrayWriter",
     left_out: list[LeftOut],
-) -> None:
-    pairs = [pair for _, pair in chunk]
-    beginning = beginning_of(tokenizer)
-    prompts = _ids(tokenizer, [pair.prompt for pair in pairs])
-    chosen = _ids(tokenizer, [pair.prompt + pair.chosen_response for pair in pairs])
-    rejected = _ids(tokenizer, [pair.prompt + pair.rejected_response for pair in pairs])
-    for (place, pair), prompt, *responses in zip(chunk, prompts, chosen, rejected, strict=True):
-        try:
-            start = missing_beginning(prompt, beginning)
-            sequences = [_sequence(prompt, whole, start, tokenizer, append_eos=data.append_eos) for whole in responses]
-            _check(sequences, seq_length=data.seq_length)
-            margin = _reward_margin(pair, data)
-        except ValueError as error:
-            left_out.append(LeftOut(place, str(error)))
+) -> int:
+    """Tokenise a chunk; returns how many responses were written with more behind their end."""
+    num_cut = 0
+    encoded = encode([pair for _, pair in chunk], tokenizer=tokenizer, data=data)
+    for (place, _), found in zip(chunk, encoded, strict=True):
+        if isinstance(found, str):
+            left_out.append(LeftOut(place, found))
             continue
-        writer.add(*sequences, prompt_length=len(start) + len(prompt), reward_margin=margin)
-
-
-def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False).input_ids
-
-
-def _sequence(prompt: list[int], whole: list[int], start: list[int], tokenizer: Any, *, append_eos: bool) -> list[int]:
-    if whole[: len(prompt)] != prompt:
-        raise UserError(
-            "the last tokens of the prompt merge with the first of the response: "
-            "end the prompt, or start the response, at a token boundary (such as a line break)"
-        )
-    if not start and not prompt:
-        raise UserError("the prompt has no token: nothing predicts the first token of the response")
-    if len(whole) == len(prompt):
-        raise UserError("the response has no token")
-    end = [tokenizer.eos_token_id] if append_eos and whole[-1] != tokenizer.eos_token_id else []
-    return [*start, *whole, *end]
-
-
-def _check(sequences: list[list[int]], *, seq_length: int) -> None:
-    if max(map(len, sequences)) > seq_length:
-        raise UserError(OVERLONG)
-    if sequences[0] == sequences[1]:
-        raise UserError("chosen_response and rejected_response have the same tokens")
-
-
-def _reward_margin(pair: PreferencePair, data: DataSection) -> float:
-    """Ground-truth reward of chosen minus rejected, which JSON may spell as NaN, Infinity or an integer of any size."""
-    rewards = {
-        "chosen_reward": data.default_chosen_reward if pair.chosen_reward is None else pair.chosen_reward,
-        "rejected_reward": data.default_rejected_reward if pair.rejected_reward is None else pair.rejected_reward,
-    }
-    for name, value in rewards.items():
-        # as it is stored; a NaN is not within anything
-        if not abs(value) <= _LARGEST_REWARD:
-            raise UserError(f"field {name!r} is {str(value)[:20]}: a finite number of float32 is expected")
-    return rewards["chosen_reward"] - rewards["rejected_reward"]
+        num_cut += found.num_cut
+        writer.add(found.chosen, found.rejected, prompt_length=found.prompt_length, reward_margin=found.reward_margin)
+    return num_cut
 
 
 class ArrayWriter:

@@ -32,7 +32,7 @@ def questions(**_: Any) -> dict[str, datasets.Dataset]:
     for number, text in read_lines(Path(named)):
         try:
             problem = Problem.from_json(text)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{named}:{number}: {error}") from error
         rows.append({"question": problem.question, "answer": problem.answer})
     return {"test": datasets.Dataset.from_list(rows)}

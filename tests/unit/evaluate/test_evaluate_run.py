@@ -1,6 +1,7 @@
 import hashlib
 import json
 import shutil
+import time
 
 import pytest
 
@@ -9,7 +10,7 @@ from nemo_minordpo.evaluate import run
 from nemo_minordpo.evaluate.generate import Generator
 from nemo_minordpo.evaluate.partial import KEY_NAME, PREDICTIONS_NAME
 from nemo_minordpo.evaluate.run import evaluate
-from nemo_minordpo.records import Manifest, Prediction
+from nemo_minordpo.records import Manifest, Prediction, write_json
 
 SHORT = {"batch_size": 3, "max_new_tokens": 8, "device": "cpu"}
 
@@ -168,6 +169,8 @@ def test_what_exists_is_replaced_only_on_demand(model_folder, questions, tmp_pat
         ({"template": "fancy"}, "'fancy'"),
         ({"template": "chat"}, "no chat template"),
         ({"system": "Be brief."}, "system turn was given"),
+        ({"date": "2024-03-09"}, "date was given"),
+        ({"template_options": {"enable_thinking": False}}, "template option was given"),
     ],
 )
 def test_options_that_cannot_be_met_are_refused(model_folder, questions, tmp_path, options, reason):
@@ -226,3 +229,60 @@ def test_a_chat_template_is_taken_when_there_is_one(model_folder, questions, tmp
         prompt = Manifest.read(tmp_path / name).settings["first_prompt"]
         assert prompt.startswith(start)
         assert prompt.endswith(end)
+
+
+@pytest.fixture
+def dated_model(model_folder, tmp_path):
+    """A model whose template shows the date, and an empty thought where none is wanted."""
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    config["chat_template"] = (
+        "{{ strftime_now('%d %b %Y') }}: {{ messages[-1].content }}:{% if enable_thinking is false %}<think>{% endif %}"
+    )
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    return model
+
+
+def test_date_and_options_reach_the_template_and_the_manifest(dated_model, questions, tmp_path, capsys):
+    given = {"date": "2024-03-09", "template_options": {"enable_thinking": False}}
+    evaluate(dated_model, questions, tmp_path / "out", limit=1, **SHORT, **given)
+    manifest = Manifest.read(tmp_path / "out")
+    assert {name: manifest.settings[name] for name in given} == given
+    prompt = manifest.settings["first_prompt"]
+    assert prompt.startswith("09 Mar 2024: You")
+    assert prompt.endswith(" pens?:<think>")
+    assert "the chat template prints the date, which is 2024-03-09 in all prompts" in capsys.readouterr().err
+
+
+def test_an_evaluation_that_is_resumed_on_another_day_has_the_date_of_the_first(
+    dated_model, questions, tmp_path, batches, monkeypatch
+):
+    # time zones that never have the same day
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")
+    time.tzset()
+    _interrupted(dated_model, questions, tmp_path / "out", batches)
+    key = (tmp_path / "out" / KEY_NAME).read_text()
+    first = json.loads(key)["settings"]["date"]
+    monkeypatch.setenv("TZ", "Etc/GMT+12")
+    time.tzset()
+    with pytest.raises(ValueError, match=rf"settings/date: {first} there, 2024-03-09 now"):
+        evaluate(dated_model, questions, tmp_path / "out", date="2024-03-09", **SHORT)
+    evaluate(dated_model, questions, tmp_path / "out", **SHORT)
+    assert Manifest.read(tmp_path / "out").settings["date"] == first
+    assert Manifest.read(tmp_path / "out").counts["taken from an interrupted run"] == 3
+    # the control: begun anew, it has the day's
+    (tmp_path / "out" / KEY_NAME).write_text(key)
+    evaluate(dated_model, questions, tmp_path / "out", overwrite=True, **SHORT)
+    assert Manifest.read(tmp_path / "out").settings["date"] != first
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_the_line_on_prompts_that_are_not_those_of_the_training(dated_model, questions, tmp_path, capsys):
+    trained_on = {"template": "chat", "system": None, "date": "2024-03-09", "template_options": {}}
+    write_json(dated_model / "manifest.json", {"stage": "export-hf", "prompts": [trained_on]})
+    line = f"{dated_model} was trained on prompts written otherwise: template: chat there, plain now"
+    for options, told in (({"template": "plain"}, 1), ({"prompts_of": dated_model}, 0)):
+        evaluate(dated_model, questions, tmp_path / str(told), limit=1, **SHORT, **options)
+        assert capsys.readouterr().err.count(line) == told
+    assert Manifest.read(tmp_path / "0").settings["first_prompt"].startswith("09 Mar 2024: You")

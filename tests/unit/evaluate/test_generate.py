@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AddedToken, AutoTokenizer
 
-from nemo_minordpo.core.gsm8k import PAPER_INSTRUCTION, paper_prompt
+from nemo_minordpo.core.gsm8k import plain_prompt
 from nemo_minordpo.evaluate.generate import load_generator
 
 QUESTIONS = ["1?", "Ann has twenty-three pens and gives one away. How many?", "Short one", "And a middling question?"]
@@ -20,7 +20,7 @@ def generator(model_folder):
 
 
 def _prompts(generator):
-    return [generator.encode(generator.render(question, chat=False, system=None)) for question in QUESTIONS]
+    return [generator.encode(plain_prompt(question)) for question in QUESTIONS]
 
 
 def _naive(generator, prompt, number):
@@ -133,19 +133,9 @@ def test_a_folder_without_an_end_of_text_is_refused(model_folder, tmp_path):
         load_generator(folder, dtype="auto", device="cpu")
 
 
-def test_prompts(generator):
-    assert generator.render("Q?", chat=False, system=None) == f"{PAPER_INSTRUCTION} Q?\n"
+def test_a_prompt_is_encoded_as_it_is(generator):
     text = "Q? <|endoftext|>"
     assert generator.tokenizer.decode(generator.encode(text)) == text
-    no_system = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-    generator.tokenizer.chat_template = no_system + "U:{{ messages[0].content }}A:"
-    try:
-        assert generator.has_chat_template
-        assert generator.render("Q?", chat=True, system=None) == f"U:{paper_prompt('Q?')}A:"
-        with pytest.raises(ValueError, match=r"refuses the prompt .*no system"):
-            generator.render("Q?", chat=True, system="Be brief.")
-    finally:
-        generator.tokenizer.chat_template = None
 
 
 @pytest.mark.parametrize("bos_token", ["<|endoftext|>", None])
@@ -201,5 +191,13 @@ def test_what_cannot_be_loaded_is_refused(model_folder, tmp_path):
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_generator(folder, dtype="auto", device="cpu")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="cannot be loaded"):
+    with pytest.raises(ValueError, match=r"neither model\.safetensors nor .* is in it"):
         load_generator(folder, dtype="auto", device="cpu")
+
+
+def test_other_files_that_look_like_weights_are_named(model_folder, tmp_path, capsys):
+    folder = _copy(model_folder, tmp_path)
+    (folder / "pytorch_model.bin").touch()
+    load_generator(folder, dtype="auto", device="cpu")
+    said = "weights are read from model.safetensors, as transformers does, not from pytorch_model.bin\n"
+    assert said in capsys.readouterr().err

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from nemo_minordpo.config import DataSection
 from nemo_minordpo.train.preview import preview
@@ -59,6 +61,58 @@ def test_without_eos(shown):
     text = shown(PAIR, append_eos=False)
     assert "11 tokens, ends without EOS\nIt is blue.\n" in text
     assert "11 tokens, ends with EOS '<|im_end|>'\nIt is red.<|im_end|>" in text
+
+
+def test_an_end_that_is_not_eos(tmp_path, capsys):
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(PAIR))
+    tokenizer = save_tokenizer(tmp_path / "hf", CHATML, eos="<|endoftext|>")
+    preview([str(tmp_path / "pairs.jsonl")], tokenizer=tokenizer, number=1, seq_length=99, append_eos=True)
+    text = capsys.readouterr().out
+    assert "12 tokens, ends with EOS '<|endoftext|>'\nIt is blue.<|endoftext|>" in text
+    assert "11 tokens, ends with '<|im_end|>'\nIt is red.<|im_end|>" in text
+
+
+def _save_llama_2(folder):
+    """A tokenizer that writes a space before every word, and takes the first one away when it decodes."""
+    words = ["<unk>", "</s>", "\u2581Sky", "?", "It", "\u2581It", "\u2581is", "\u2581red", "\u2581blue", "\u2581"]
+    words += [f"<0x{byte:02X}>" for byte in "\u4f60".encode()]
+    backend = Tokenizer(models.WordLevel(vocab={word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("\u2581?[A-Za-z]+|<0x..>|."), "isolated")
+    backend.normalizer = normalizers.Sequence(
+        [
+            normalizers.Prepend("\u2581"),
+            normalizers.Replace(" ", "\u2581"),
+            normalizers.Replace("\u4f60", "".join(words[-3:])),
+        ]
+    )
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(folder)
+    return folder
+
+
+def test_leading_spaces_and_the_bounds_of_words_are_shown_as_they_are(tmp_path, capsys):
+    """Also where the tokenizer drops a space with which a text begins, and where a token is part of a character."""
+    pairs = [
+        {"prompt": "Sky?", "chosen_response": "It is blue", "rejected_response": "It is red"},
+        {"prompt": "Sky?", "chosen_response": " It is blue", "rejected_response": "\u4f60"},
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    tokenizer = _save_llama_2(tmp_path / "hf")
+    preview([str(tmp_path / "pairs.jsonl")], tokenizer=tokenizer, number=2, seq_length=99, append_eos=True)
+    first, second = capsys.readouterr().out.split("pairs.jsonl:2")
+    assert "-- prompt, which is given\n Sky?\n" in first
+    assert "ends with EOS '</s>'\nIt is blue</s>\n" in first
+    assert "ends with EOS '</s>'\nIt is red</s>\n" in first
+    assert "' Sky' '?' | 'It' ' is' ' blue' '</s>'" in first
+    assert "ends with EOS '</s>'\n It is blue</s>\n" in second
+    assert "' Sky' '?' | ' It' ' is' ' blue' '</s>'" in second
+    assert "4 tokens, ends with EOS '</s>'\n\u4f60</s>\n" in second
+    swapped = {"prompt": "Sky?", "chosen_response": "\u4f60", "rejected_response": "It"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(swapped))
+    preview([str(tmp_path / "pairs.jsonl")], tokenizer=tokenizer, number=1, seq_length=99, append_eos=True)
+    assert "' Sky' '?' | <0xE4> <0xBD> <0xA0> '</s>'" in capsys.readouterr().out
 
 
 def test_pairs_that_training_leaves_out_are_shown_with_the_reason(shown):

@@ -6,6 +6,7 @@ import pytest
 
 from nemo_minordpo.config import DataSection
 from nemo_minordpo.train.tokens import expand_files, load_arrays, tokenize_files
+from tests.unit.prepare.templates import CHATML, make_tokenizer
 
 from .conftest import pair
 
@@ -35,6 +36,31 @@ def test_eos_is_not_doubled(write, tmp_path, tokenizer):
     row = pair(chosen="4<|endoftext|>", rejected="5")
     arrays = tokenize([write(row)], tmp_path / "data", tokenizer)
     assert tokenizer.decode(arrays.sequence(0, rejected=False)).count("<|endoftext|>") == 1
+
+
+@pytest.mark.parametrize("eos", ["<|im_end|>", "<|endoftext|>"])
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|im_end|>\n", "<|im_end|>\n\n \t", "<|im_end|>\n<|im_end|>\n"])
+def test_a_response_that_is_written_with_its_end_has_one(write, tmp_path, capsys, eos, end):
+    """As the template ends a turn, with white space behind it; whatever the tokenizer calls its EOS."""
+    chatml = make_tokenizer(CHATML, eos=eos)
+    rows = [pair(chosen=f"4{end}", rejected=f"5 <|im_end|> 5\n{end}"), pair(chosen="4\n", rejected="5")]
+    arrays = tokenize([write(*rows)], tmp_path / "data", chatml)
+    texts = [
+        chatml.decode(arrays.sequence(number, rejected=rejected)[arrays.prompt_lengths[number] :])
+        for number in range(2)
+        for rejected in (False, True)
+    ]
+    assert texts == ["4<|im_end|>", "5 <|im_end|> 5\n<|im_end|>", f"4\n{eos}", f"5{eos}"]
+    told = "train: 2 responses go on behind their end, with white space or a second end: cut there"
+    assert capsys.readouterr().err.count(told) == (end != "<|im_end|>")
+    without = tokenize([write(*rows)], tmp_path / "without", chatml, append_eos=False)
+    assert chatml.decode(without.sequence(0, rejected=False)).endswith(f"4{end}")
+
+
+def test_responses_that_differ_in_their_end_alone_are_the_same(write, tmp_path):
+    path = write(pair(chosen="4", rejected="4<|im_end|>\n"))
+    with pytest.raises(ValueError, match="have the same tokens"):
+        tokenize([path], tmp_path / "data", make_tokenizer(CHATML))
 
 
 def test_rewards_and_their_defaults(write, tmp_path, tokenizer):
