@@ -1,5 +1,6 @@
-"""What a result was computed by: versions of packages, and the commit of our own code."""
+"""What a result was computed by: versions of packages, and the commit and a digest of our own code."""
 
+import hashlib
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -9,6 +10,32 @@ _RESULT_PACKAGES = (
     "torch", "nemo-aligner", "nemo_toolkit", "megatron-core", "transformer_engine", "apex", "lightning",
     "transformers", "tokenizers", "numpy",
 )  # fmt: skip
+# Stages, which never import one another, and what starts them.
+_STAGES = ("prepare", "convert", "train", "evaluate", "report")
+_ABOVE_STAGES = ("sweep", "commands", "__main__.py")
+
+
+def code_version(stage: str) -> str:
+    """What tells whether a result that was stored would be computed again as it was: our code, and all packages."""
+    return ", ".join([code_digest(stage), *(f"{name} {value}" for name, value in installed_versions().items())])
+
+
+def code_digest(stage: str) -> str:
+    """Digest of all modules that a stage can import: its own, and those that belong to no stage.
+
+    Of two installations of one version it is the same. A change of a comment changes it, too.
+
+    Args:
+        stage: name of a package of `nemo_minordpo`.
+    """
+    assert stage in _STAGES, stage
+    root, others = Path(__file__).resolve().parent, {*_STAGES, *_ABOVE_STAGES} - {stage}
+    digest = hashlib.sha256()
+    for name in sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py")):
+        if name.split("/")[0] not in others:
+            content = (root / name).read_bytes()
+            digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:24]
 
 
 def installed_versions() -> dict[str, str]:

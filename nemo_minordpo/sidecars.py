@@ -41,7 +41,10 @@ def copy_sidecars(source: Path, target: Path) -> list[str]:
 
 
 def require_tokenizer(folder: Path) -> None:
-    """Raise ValueError unless `folder` holds a tokenizer."""
+    """Raise UserError unless `folder` holds a tokenizer, with no file of it a link to nowhere."""
+    for name in SIDECARS:
+        if (folder / name).is_symlink() and not (folder / name).exists():
+            raise UserError(f"{folder / name}: a link to a file that is not there; fetch it again")
     if not has_tokenizer(folder):
         wanted = ", ".join(" + ".join(names) for names in _TOKENIZERS)
         raise UserError(f"{folder}: no tokenizer in it (one of: {wanted}); copy the model's tokenizer files there")

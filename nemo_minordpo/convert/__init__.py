@@ -2,6 +2,6 @@
 
 facts.py says what a model is, mapping.py what its tensors are called on either side, checkpoint.py and
 hf_folder.py read and write the two kinds of files, nemo_source.py finds what belongs to a checkpoint, adapters.py
-merges LoRA; hf_to_nemo.py, nemo_to_hf.py, peft_folder.py and verify.py are the commands. Only restored.py needs NeMo,
-for verify.py: weights are converted with torch and safetensors alone.
+merges LoRA; hf_to_nemo.py, nemo_to_hf.py, verify.py and, for adapters, peft_to_nemo.py and peft_folder.py are the
+commands. Only restored.py needs NeMo, for verify.py: weights are converted with torch and safetensors alone.
 """

@@ -8,25 +8,26 @@ those of W do: queries, keys and values interleaved by group, gate before up.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from nemo_minordpo.config.lora import ADAPTER, ADAPTER_PLACES, LoraFacts, lora_facts
 from nemo_minordpo.convert.checkpoint import PREFIX, Checkpoint
-from nemo_minordpo.convert.nemo_source import ADAPTER, NemoSource, rank_files
+from nemo_minordpo.convert.nemo_source import NemoSource, rank_files
 from nemo_minordpo.convert.rank_files import read_rank_files
 from nemo_minordpo.errors import UserError
 
-# where NeMo keeps an adapter in a layer -> the weight that it is added to
-TARGETS = {
-    "self_attention.adapter_layer.lora_kqv_adapter": "self_attention.linear_qkv.weight",
-    "self_attention.adapter_layer.lora_dense_attention_adapter": "self_attention.linear_proj.weight",
-    "mlp.adapter_layer.lora_hto4h_adapter": "mlp.linear_fc1.weight",
-    "mlp.adapter_layer.lora_4htoh_adapter": "mlp.linear_fc2.weight",
+_WEIGHTS = {
+    "attention_qkv": "self_attention.linear_qkv.weight",
+    "attention_dense": "self_attention.linear_proj.weight",
+    "mlp_fc1": "mlp.linear_fc1.weight",
+    "mlp_fc2": "mlp.linear_fc2.weight",
 }
-_LAYERS = "decoder.layers."
-_IN, _OUT = ".linear_in.weight", ".linear_out.weight"
+# where NeMo keeps an adapter in a layer -> the weight that it is added to
+TARGETS = {place: _WEIGHTS[name] for name, place in ADAPTER_PLACES.items()}
+LAYERS = "decoder.layers."
+IN, OUT = ".linear_in.weight", ".linear_out.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,52 +116,44 @@ def read_adapters(source: NemoSource) -> Adapters:
         shapes = {name: shape for name, shape in checkpoint.tensors.items() if ADAPTER in name}
         read = lambda name, layer: checkpoint.read(name, layer=layer)  # noqa: E731
     places = _places(shapes, source.adapters)
-    ranks = {shapes[place + _IN][1] for place in places.values()} | {
-        shapes[place + _OUT][2] for place in places.values()
-    }
+    ranks = {shapes[place + IN][1] for place in places.values()} | {shapes[place + OUT][2] for place in places.values()}
     if len(ranks) != 1:
         raise UserError(f"{source.adapters}: adapters of different ranks {sorted(ranks)}")
     (rank,) = ranks
-    settings = _settings(source, rank=rank)
-    alpha = settings.get("alpha")
+    facts = _facts(source, rank=rank)
     return Adapters(
         rank=rank,
-        alpha=rank if alpha is None else alpha,
-        dropout=settings.get("adapter_dropout") or 0.0,
+        alpha=facts.alpha,
+        dropout=facts.dropout,
         targets=tuple(places),
-        read=lambda target, layer: (read(places[target] + _IN, layer), read(places[target] + _OUT, layer)),
+        read=lambda target, layer: (read(places[target] + IN, layer), read(places[target] + OUT, layer)),
     )
 
 
 def _places(names: dict[str, tuple[int, ...]], where: Path) -> dict[str, str]:
     """Weight -> where its adapter is; [layers, r, in] and [layers, out, r]."""
-    places = {_LAYERS + weight: _LAYERS + place for place, weight in TARGETS.items()}
-    known = {place + part for place in places.values() for part in (_IN, _OUT)}
+    places = {LAYERS + weight: LAYERS + place for place, weight in TARGETS.items()}
+    known = {place + part for place in places.values() for part in (IN, OUT)}
     unknown = sorted(set(names) - known)
     if unknown:
         raise UserError(f"{where}: {PREFIX}{unknown[0]}: adapters of this kind cannot be exported (only plain LoRA)")
-    found = {target: place for target, place in places.items() if place + _IN in names or place + _OUT in names}
+    found = {target: place for target, place in places.items() if place + IN in names or place + OUT in names}
     for place in found.values():
-        for part in (_IN, _OUT):
+        for part in (IN, OUT):
             if len(names.get(place + part, ())) != 3:
                 raise UserError(f"{where}: {PREFIX}{place}{part} is missing or damaged")
     return found
 
 
-def _settings(source: NemoSource, *, rank: int) -> dict[str, Any]:
-    """`peft.lora_tuning` of the model config: without alpha nobody knows what the adapters do."""
-    peft = (source.config or {}).get("peft") or {}
-    settings = peft.get("lora_tuning")
-    if peft.get("peft_scheme") != "lora" or not isinstance(settings, dict):
+def _facts(source: NemoSource, *, rank: int) -> LoraFacts:
+    """What the model config says: without alpha nobody knows what the adapters do."""
+    config = source.config or {}
+    if not config.get("peft"):
         raise UserError(
             f"{source.origin}: no model config in or above it has peft.lora_tuning, which says how its adapters are "
             "scaled; name the run's folder or its .nemo"
         )
-    for key, plain in (("variant", "nemo"), ("weight_tying", False), ("layer_selection", None)):
-        if settings.get(key, plain) not in (plain, None):
-            raise UserError(f"{source.origin}: peft.lora_tuning.{key}={settings[key]!r} cannot be exported")
-    if settings.get("adapter_dim") != rank:
-        raise UserError(
-            f"{source.origin}: adapters of rank {rank}, but peft.lora_tuning.adapter_dim={settings.get('adapter_dim')}"
-        )
-    return settings
+    facts = lora_facts(config, where=str(source.origin))
+    if facts.rank != rank:
+        raise UserError(f"{source.origin}: adapters of rank {rank}, but peft.lora_tuning.adapter_dim={facts.rank}")
+    return facts

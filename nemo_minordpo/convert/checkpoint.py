@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, SavePlan, T
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.records import read_json_object
 
 PREFIX = "model."
 _NEMO_2_PREFIX = "module."  # of NeMo 2's checkpoints; the names behind it are the same
@@ -152,10 +153,7 @@ def _require_torch_dist(folder: Path) -> None:
     path = folder / "metadata.json"
     if not path.is_file():
         raise UserError(f"{folder}: no metadata.json, so this is no distributed checkpoint of Megatron-Core")
-    try:
-        backend = json.loads(path.read_text(encoding="utf-8"))["sharded_backend"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error})") from error
+    backend = read_json_object(path).get("sharded_backend")
     if backend != BACKEND:
         raise UserError(f"{path}: format {backend!r}; only {BACKEND!r} can be read: save again with dist_ckpt_format")
 
@@ -193,7 +191,7 @@ class _WritePlanner(DefaultSavePlanner):
         assert offsets is not None
         block = self._loaders[write_item.index.fqn, tuple(offsets)]()
         if block.dtype != data.properties.dtype or block.numel() != data.chunk.sizes.numel():
-            raise UserError(
+            raise ValueError(
                 f"{write_item.index.fqn}: {block.dtype} {tuple(block.shape)} was read where "
                 f"{data.properties.dtype} {tuple(data.chunk.sizes)} was announced"
             )

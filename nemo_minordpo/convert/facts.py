@@ -4,12 +4,12 @@ The raw file is read because it outlives the library that wrote it: transformers
 ``dtype`` where transformers 4 wrote ``rope_theta``, ``rope_scaling`` and ``torch_dtype``. Both are accepted.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.records import read_json_object
 
 # NeMo pads nothing by itself once the vocabulary is written out, and tensor parallelism must divide it:
 # 128 admits every power of two up to 128 ranks.
@@ -107,13 +107,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: no such folder; a Hugging Face model folder was expected")
     if not path.is_file():
         raise UserError(f"{path}: no such file; a Hugging Face model folder holds config.json and *.safetensors")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: invalid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: a JSON object was expected, not {type(config).__name__}")
-    return config
+    return read_json_object(path)
 
 
 def facts_from_config(config: dict[str, Any], *, where: str) -> ModelFacts:
@@ -193,8 +187,8 @@ class _Keys:
             raise UserError(f"{self.where}: {key}={value} must be positive")
         return value
 
-    def refusal(self, key: str, reason: str) -> ValueError:
-        return ValueError(f"{self.where}: {key}={self.config[key]!r} {reason}")
+    def refusal(self, key: str, reason: str) -> UserError:
+        return UserError(f"{self.where}: {key}={self.config[key]!r} {reason}")
 
 
 def _refuse_unrepresentable(keys: _Keys, family: Family) -> None:

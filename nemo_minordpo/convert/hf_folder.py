@@ -7,7 +7,6 @@ to write into them, which safetensors' own writer, that wants all tensors of a f
 
 import json
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from torch import Tensor
 from nemo_minordpo.convert.facts import ModelFacts
 from nemo_minordpo.convert.mapping import mapping_table
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.hugging_face import INDEX, WEIGHTS, find_weights
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 * 10**9  # transformers' own limit, "5GB"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -40,8 +39,10 @@ class HfWeights:
         Raises:
             ValueError: no safetensors, a damaged file, a missing or unknown tensor, a wrong shape or type.
         """
-        self.folder = folder
-        self._files = _locate(folder)
+        self.folder, self.found = folder, find_weights(folder)
+        if (first := self.found.read[0]).suffix != ".safetensors":
+            raise UserError(f"{first}: is pickled: load the model and save it with safe_serialization=True first")
+        self._files = self._places()
         self.dtypes: dict[str, torch.dtype] = {}
         self._check(_expected_shapes(facts))
 
@@ -52,6 +53,11 @@ class HfWeights:
                 return file.get_tensor(name)
         except SafetensorError as error:
             raise UserError(f"{path}: {name} cannot be read ({error})") from error
+
+    def _places(self) -> dict[str, Path]:
+        """Tensor name -> file, as transformers reads them: what an index leaves out does not count."""
+        names = {name: path for path in self.found.read for name in _open_safetensors(path).keys()}  # noqa: SIM118
+        return {name: path for name, path in names.items() if self.found.names is None or name in self.found.names}
 
     def _check(self, expected: dict[str, tuple[int, ...]]) -> None:
         missing = sorted(set(expected) - set(self._files))
@@ -65,12 +71,8 @@ class HfWeights:
         files = {path: _open_safetensors(path) for path in {self._files[name] for name in expected}}
         for name, shape in expected.items():
             path = self._files[name]
-            try:
-                header = files[path].get_slice(name)
-            except SafetensorError as error:
-                raise UserError(f"{path}: {name} is not in it, though {INDEX} says so ({error})") from error
-            if tuple(header.get_shape()) != shape:
-                found = tuple(header.get_shape())
+            header = files[path].get_slice(name)
+            if (found := tuple(header.get_shape())) != shape:
                 raise UserError(f"{path}: {name} has shape {found}, but config.json makes it {shape}")
             if header.get_dtype() not in _SAFETENSORS_DTYPES:
                 known = ", ".join(_SAFETENSORS_DTYPES)
@@ -115,7 +117,7 @@ class _Shard:
     def write(self, name: str, tensor: Tensor) -> None:
         wanted = self.described[name]
         if (tensor.dtype, tensor.shape) != (wanted.dtype, wanted.shape):
-            raise UserError(
+            raise ValueError(
                 f"{name}: {tensor.dtype} {tuple(tensor.shape)} was read where {wanted.dtype} {tuple(wanted.shape)} "
                 "was announced"
             )
@@ -154,7 +156,7 @@ def write_weights(
         del tensor  # before the next one is read
     missing = sorted(name for shard in shards for name in shard.places)
     if missing:
-        raise UserError(f"{folder}: {_some(missing)} announced, but never written")
+        raise ValueError(f"{folder}: {_some(missing)} announced, but never written")
     total = sum(shard.num_bytes for shard in shards)
     if len(shards) > 1:
         places = {name: shard.path.name for name, shard in shard_of.items()}
@@ -199,31 +201,6 @@ def _expected_shapes(facts: ModelFacts) -> dict[str, tuple[int, ...]]:
         for layer in row.layers(facts)
         for name, shape in row.hf.items()
     }
-
-
-def _locate(folder: Path) -> dict[str, Path]:
-    """Tensor name -> file, from the index or from the single file's header."""
-    index = folder / INDEX
-    if index.is_file():
-        places = _read_index(index)
-        for name in sorted(set(places.values())):
-            if not (folder / name).is_file():
-                raise UserError(f"{folder / name}: no such file, though {INDEX} names it")
-        return {name: folder / file for name, file in places.items()}
-    single = folder / WEIGHTS
-    if not single.is_file():
-        hint = ""
-        with suppress(StopIteration):
-            hint = f" ({next(folder.glob('*.bin')).name} is pickled: save the model with safe_serialization first)"
-        raise UserError(f"{folder}: neither {WEIGHTS} nor {INDEX} is in it{hint}")
-    return dict.fromkeys(_open_safetensors(single).keys(), single)
-
-
-def _read_index(path: Path) -> Mapping[str, str]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({type(error).__name__}: {error})") from error
 
 
 def _open_safetensors(path: Path) -> Any:

@@ -17,7 +17,8 @@ from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_conf
 from nemo_minordpo.convert.hf_folder import HfWeights, dtype_name, parse_dtype
 from nemo_minordpo.convert.mapping import Row, extra_state_keys, mapping_table
 from nemo_minordpo.convert.nemo_source import WEIGHTS_FOLDER
-from nemo_minordpo.convert.staging import progress_bar, publish, require_room, staging_folder
+from nemo_minordpo.convert.staging import note, progress_bar, publish, require_room, staging_folder
+from nemo_minordpo.convert.tokenizers import check_tokenizer
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.host.heap import return_freed_memory
 from nemo_minordpo.records import Manifest, refuse_existing, sha256_of_file, write_json
@@ -56,6 +57,11 @@ def import_hf(source: Path, output: Path, *, overwrite: bool = False, dtype: str
     facts = facts_from_config(read_config(source), where=str(source / "config.json"))
     require_tokenizer(source)
     weights = HfWeights(source, facts)
+    if target_dtype is None:
+        _require_one_type_a_kind(weights, facts)
+    for line in [weights.found.note, *check_tokenizer(source, vocab_size=facts.vocab_size)]:
+        if line is not None:
+            note(line)
     main_dtype = target_dtype or weights.dtypes["model.embed_tokens.weight"]
     num_bytes = _num_parameters(facts) * main_dtype.itemsize
     require_room(output.parent.absolute(), num_bytes=2 * num_bytes)
@@ -63,17 +69,32 @@ def import_hf(source: Path, output: Path, *, overwrite: bool = False, dtype: str
         _write_weights(folder / WEIGHTS_FOLDER, weights, facts, dtype=target_dtype)
         config = model_config.model_config(facts, tokenizer=beside[0].absolute(), dtype=main_dtype)
         model_config.write_model_config(folder / model_config.FILE, config)
-        _pack(folder, folder / output.name)
+        pack(folder, folder / output.name)
         sidecars = folder / "tokenizer"
         sidecars.mkdir()
         copy_sidecars(source, sidecars)
-        manifest = _manifest(source, facts, dtype=main_dtype)
+        manifest = _manifest(source, weights, facts, dtype=main_dtype)
         write_json(folder / "manifest.json", asdict(manifest))
         # the checkpoint last: when it is there, all of it is there
         publish(sidecars, beside[0])
         publish(folder / "manifest.json", beside[1])
         publish(folder / output.name, output)
     return manifest
+
+
+def _require_one_type_a_kind(weights: HfWeights, facts: ModelFacts) -> None:
+    """Megatron has one tensor, of one type, for all layers of a kind, and for the projections that it joins."""
+    for row in mapping_table(facts):
+        first: dict[torch.dtype, str] = {}
+        for name in (name for layer in row.layers(facts) for name in row.hf_names(layer)):
+            first.setdefault(weights.dtypes[name], name)
+        if len(first) > 1:
+            found = " and ".join(f"{name} {dtype_name(dtype)}" for dtype, name in first.items())
+            rounding = next(dtype_name(dtype) for dtype in first if dtype != torch.float32)
+            raise UserError(
+                f"{weights.folder}: tensors of one kind differ in type ({found}), and a checkpoint has one type for "
+                f"them: --dtype float32 leaves every value as it is, --dtype {rounding} rounds"
+            )
 
 
 def _write_weights(folder: Path, weights: HfWeights, facts: ModelFacts, *, dtype: torch.dtype | None) -> None:
@@ -122,15 +143,17 @@ def _num_parameters(facts: ModelFacts) -> int:
     return sum(math.prod(shape) * len(row.layers(facts)) for row in rows for shape in row.hf.values())
 
 
-def _pack(folder: Path, target: Path) -> None:
+def pack(folder: Path, target: Path) -> None:
+    """Make a `.nemo` of a model config and weights that lie in a folder by NeMo's names."""
     with tarfile.open(target, "w:") as archive:
         # NeMo looks its members up by these names
         archive.add(folder / model_config.FILE, f"./{model_config.FILE}")
         archive.add(folder / WEIGHTS_FOLDER, f"./{WEIGHTS_FOLDER}")
 
 
-def _manifest(source: Path, facts: ModelFacts, *, dtype: torch.dtype) -> Manifest:
-    files = sorted([*source.glob("*.safetensors"), source / "config.json"])
+def _manifest(source: Path, weights: HfWeights, facts: ModelFacts, *, dtype: torch.dtype) -> Manifest:
+    index = [weights.found.index] if weights.found.index else []
+    files = sorted([*weights.found.read, *index, source / "config.json"])
     return Manifest(
         stage="import-hf",
         inputs={str(path): sha256_of_file(path) for path in files},

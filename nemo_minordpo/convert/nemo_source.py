@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from nemo_minordpo.config.lora import ADAPTER
 from nemo_minordpo.convert import model_config
 from nemo_minordpo.convert.checkpoint import Checkpoint
 from nemo_minordpo.errors import UserError
@@ -24,8 +25,6 @@ _STEP = re.compile(r"step_(\d+)|.*step=(\d+).*?(-last)?")
 _RANK_FOLDER = re.compile(r"mp_rank_\d+|tp_rank_\d+_pp_rank_\d+")
 # what a training writes down of itself: this project's runs, NeMo-Aligner's and NeMo's
 _RUN_FILES = ("config.yaml", "hparams.yaml")
-# in the name of every tensor of NeMo's adapters, and of no other
-ADAPTER = ".adapter_layer."
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from nemo_minordpo.convert import model_config
@@ -17,9 +16,10 @@ from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_conf
 from nemo_minordpo.convert.hf_folder import dtype_name, parse_dtype, write_weights
 from nemo_minordpo.convert.mapping import EMBEDDING, HEAD, VOCAB, Row, mapping_table
 from nemo_minordpo.convert.nemo_source import NemoSource, open_source, rank_files
-from nemo_minordpo.convert.staging import progress_bar, publish, staging_folder
+from nemo_minordpo.convert.staging import note, progress_bar, publish, staging_folder
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.host.heap import return_freed_memory
+from nemo_minordpo.prompts import ways_of_run
 from nemo_minordpo.records import Manifest, refuse_existing, sha256_of_file, write_text
 from nemo_minordpo.sidecars import copy_sidecars, require_tokenizer
 
@@ -76,6 +76,7 @@ def export_hf(
             stage="export-hf",
             inputs=inputs_of(opened),
             settings={"dtype": dtype_name(main_dtype), "tokenizer": str(base), "source": str(opened.origin)},
+            prompts=ways_of_run(opened.origin),
             counts={"hf_tensors": sum(len(row.layers(facts)) * len(row.hf) for row in rows), "bytes": num_bytes},
         )
         manifest.write(staged)
@@ -110,7 +111,7 @@ def _base_folder(source: NemoSource, tokenizer: Path | None) -> Path:
 
 def _require_agreement(source: NemoSource, facts: ModelFacts, base: Path) -> None:
     if source.config is None:
-        _tell(f"{source.origin}: no {model_config.FILE} in or above it; {base / 'config.json'} is taken at its word")
+        note(f"{source.origin}: no {model_config.FILE} in or above it; {base / 'config.json'} is taken at its word")
         return
     found = model_config.differences(facts, source.config)
     if found:
@@ -133,7 +134,7 @@ def _with_actual_tie(checkpoint: Checkpoint, facts: ModelFacts, where: Path) -> 
         return facts
     if checkpoint.has_equal_rows(HEAD, EMBEDDING, num_rows=facts.vocab_size):
         return facts
-    _tell(f"{where}: its output layer differs from its embedding: exported with tie_word_embeddings=false")
+    note(f"{where}: its output layer differs from its embedding: exported with tie_word_embeddings=false")
     return replace(facts, tied=False)
 
 
@@ -203,7 +204,3 @@ def inputs_of(source: NemoSource) -> dict[str, str]:
     for origin, folder in places:
         paths += [origin] if origin.is_file() else rank_files(folder) or [folder / ".metadata"]
     return {str(path): sha256_of_file(path) for path in paths}
-
-
-def _tell(line: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)

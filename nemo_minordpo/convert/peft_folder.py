@@ -23,9 +23,9 @@ from nemo_minordpo.convert.nemo_source import NemoSource, open_source
 from nemo_minordpo.convert.nemo_to_hf import hf_side, inputs_of
 from nemo_minordpo.convert.staging import publish, staging_folder
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.records import Manifest, refuse_existing
+from nemo_minordpo.records import Manifest, read_json_object, refuse_existing
 
-_PREFIX = "base_model.model."
+CONFIG, TENSORS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 
 
 def export_peft(
@@ -64,9 +64,9 @@ def export_peft(
         shapes = {row.megatron: row.shape(facts) for row in mapping_table(facts)}
         require_fitting(adapters, shapes, where=config_folder / "config.json")
         tensors = dict(_peft_tensors(adapters, facts, dtype=target_dtype))
-        save_file(tensors, staged / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, staged / TENSORS, metadata={"format": "pt"})
         named_base = _hf_base(opened)
-        (staged / "adapter_config.json").write_text(json.dumps(_peft_config(adapters, tensors, named_base), indent=2))
+        (staged / CONFIG).write_text(json.dumps(_peft_config(adapters, tensors, named_base), indent=2))
         manifest = Manifest(
             stage="export-hf",
             inputs=inputs_of(replace(opened, base=None)),  # which was not read
@@ -90,7 +90,7 @@ def _peft_tensors(adapters: Adapters, facts: ModelFacts, *, dtype: torch.dtype |
         for layer in range(facts.num_layers):
             a, b = adapters.read(row.megatron, layer)
             for name, rows in zip(row.hf_names(layer), row.split(b, facts), strict=True):
-                stem = _PREFIX + name.removesuffix(".weight")
+                stem = PREFIX + name.removesuffix(".weight")
                 # a slice shares its storage with its neighbours, which safetensors refuses
                 yield f"{stem}.lora_A.weight", a.to(dtype or a.dtype, copy=True)
                 yield f"{stem}.lora_B.weight", rows.to(dtype or rows.dtype).clone(memory_format=torch.contiguous_format)
@@ -114,9 +114,15 @@ def _peft_config(adapters: Adapters, tensors: dict[str, Tensor], base: str | Non
 
 
 def _hf_base(source: NemoSource) -> str | None:
-    """The Hugging Face folder that the base was imported from, where its manifest says so."""
+    """The Hugging Face folder that the base was imported from, where its manifest says so.
+
+    A manifest has the path as it was typed: a relative one may be that of another working directory.
+    """
     beside = manifest_path(source.base or source.origin)
     if not beside.is_file():
         return None
-    inputs = json.loads(beside.read_text(encoding="utf-8"))["inputs"]
-    return next((str(Path(path).parent.absolute()) for path in inputs if Path(path).name == "config.json"), None)
+    inputs = read_json_object(beside).get("inputs", {})
+    config = next((Path(path) for path in inputs if Path(path).name == "config.json"), None)
+    if config is None or not (config.is_absolute() or config.is_file()):
+        return None
+    return str(config.parent.absolute())

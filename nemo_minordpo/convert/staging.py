@@ -42,6 +42,11 @@ def require_room(folder: Path, *, num_bytes: int) -> None:
         raise UserError(f"{folder}: {free / 1e9:.1f} GB free, {num_bytes / 1e9:.1f} GB needed")
 
 
+def note(line: str) -> None:
+    """For people, on stderr."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)
+
+
 def progress_bar() -> Progress:
     """Counted progress with elapsed and remaining time, on stderr."""
     columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()

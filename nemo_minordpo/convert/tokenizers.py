@@ -1,9 +1,60 @@
-"""Whether two tokenizers do the same: token ids, special tokens and the chat template."""
+"""What a tokenizer does: whether it can be read and fits a model, and whether two of them do the same."""
 
+import json
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from nemo_minordpo.hugging_face import load_tokenizer
 from nemo_minordpo.sidecars import TOKENIZER_FILES, has_tokenizer
+
+
+def check_tokenizer(folder: Path, *, vocab_size: int) -> list[str]:
+    """What people should know of the tokenizer that goes with a model.
+
+    It is loaded in a process of its own, where transformers is not in memory yet: there it takes a second and 85 MB,
+    here twice that for as long as the conversion runs.
+
+    Args:
+        folder: Hugging Face folder.
+        vocab_size: tokens that the model knows.
+
+    Returns:
+        One line each.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    if "transformers.models.auto.tokenization_auto" in sys.modules:
+        return tokenizer_notes(folder, vocab_size)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, initializer=_without_torch) as process:
+        return process.submit(tokenizer_notes, folder, vocab_size).result()
+
+
+def _without_torch() -> None:
+    """For transformers, in a process that only loads a tokenizer."""
+    os.environ.update({"USE_TORCH": "0", "TRANSFORMERS_VERBOSITY": "error"})
+
+
+def tokenizer_notes(folder: Path, vocab_size: int) -> list[str]:
+    """As `check_tokenizer`, in this process."""
+    tokenizer = load_tokenizer(folder)
+    notes = []
+    beyond = sorted((id, token) for token, id in tokenizer.get_vocab().items() if id >= vocab_size)
+    if beyond:
+        first, token = beyond[0]
+        notes.append(
+            f"{folder}: tokens that the tokenizer has and the model, with {vocab_size}, has not: {len(beyond)}, "
+            f"{token!r} (id {first}) first; pairs that hold one are refused in training"
+        )
+    in_config = _config(folder).get("chat_template")
+    if in_config and (folder / "chat_template.jinja").is_file() and in_config != tokenizer.chat_template:
+        notes.append(f"{folder}: the chat template is chat_template.jinja; tokenizer_config.json has another, not used")
+    return notes
 
 
 def tokenizer_problems(folders: list[Path], hf: Path, texts: list[str]) -> list[str] | None:
@@ -27,10 +78,7 @@ def tokenizer_problems(folders: list[Path], hf: Path, texts: list[str]) -> list[
 
 def compare_tokenizers(hf: Path, other: Path, texts: list[str]) -> list[str]:
     """Where the tokenizer in another folder does not do what the one in `hf` does: ids, special tokens, template."""
-    from transformers import AutoTokenizer
-
-    ours: Any = AutoTokenizer.from_pretrained(hf, local_files_only=True)
-    theirs: Any = AutoTokenizer.from_pretrained(other, local_files_only=True)
+    ours, theirs = load_tokenizer(hf), load_tokenizer(other)
     problems = []
     for text in texts:
         if ours(text)["input_ids"] != theirs(text)["input_ids"]:
@@ -66,3 +114,7 @@ def _template_difference(ours: Any, theirs: Any) -> str:
 
 def _content(file: Path) -> bytes | None:
     return file.read_bytes() if file.is_file() else None
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    return json.loads(_content(folder / "tokenizer_config.json") or b"{}")

@@ -28,6 +28,7 @@ from nemo_minordpo.convert.staging import progress_bar
 from nemo_minordpo.convert.tokenizers import tokenizer_problems
 from nemo_minordpo.core.finite import require_finite_tensors
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.hugging_face import load_causal_lm, load_tokenizer
 from nemo_minordpo.records import PreferencePair, read_lines
 from nemo_minordpo.sidecars import require_tokenizer
 
@@ -228,7 +229,7 @@ def _sample(pairs: Path, num_samples: int, seed: int) -> list[str]:
     for number, text in chosen:
         try:
             pair = PreferencePair.from_json(text)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{pairs}:{number}: {error}") from error
         texts.append(pair.prompt + pair.chosen_response)
     return texts
@@ -241,9 +242,7 @@ def _random_tokens(facts: ModelFacts, seed: int) -> Tensor:
 
 
 def _tokenize(hf: Path, texts: list[str], *, limit: int) -> list[Tensor]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(hf, local_files_only=True)
+    tokenizer = load_tokenizer(hf)
     tokens = [torch.tensor(tokenizer(text)["input_ids"][:limit]) for text in texts]
     if any(len(ids) == 0 for ids in tokens):
         raise UserError("a text without a token cannot be compared")
@@ -251,13 +250,9 @@ def _tokenize(hf: Path, texts: list[str], *, limit: int) -> list[Tensor]:
 
 
 def _hf_model(hf: Path, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
-
     # The kernel that host/attention.py uses: on a CPU the two then agree to the last bit, where the eager one is off
     # by up to 1e-4 for logits of some 30.
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        hf, torch_dtype=dtype, attn_implementation="sdpa", local_files_only=True
-    )
+    model = load_causal_lm(hf, torch_dtype=dtype, attn_implementation="sdpa")
     require_finite_tensors(model.named_parameters(), where=str(hf))
     return model.eval()
 

@@ -1,9 +1,9 @@
 """What this machine lacks of CUDA, Apex and Transformer Engine, and what stands in for it.
 
 ``prepare()`` is called before the first import of NeMo, in every process. On a machine with CUDA, Apex and
-Transformer Engine it adds norms of queries and keys to NeMo's layers, for models that have them, and changes nothing
-else. Each stand-in names the upstream versions that it was written for, and fails at once when what it replaces is not
-there any more.
+Transformer Engine it adds norms of queries and keys to NeMo's layers, for models that have them, lets NeMo read
+tokenizers that transformers 5 wrote, and changes nothing else. Each stand-in names the upstream versions that it was
+written for, and fails at once when what it replaces is not there any more.
 """
 
 import importlib.util

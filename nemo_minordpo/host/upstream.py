@@ -13,6 +13,7 @@ import torch
 
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.host import StandIn, fusions, newer, require
+from nemo_minordpo.hugging_face import find_tokenizer
 
 
 def install(*, cuda: bool, apex: bool, transformer_engine: bool) -> list[StandIn]:
@@ -32,6 +33,7 @@ def install(*, cuda: bool, apex: bool, transformer_engine: bool) -> list[StandIn
     if not transformer_engine:
         active.append(_layers_without_transformer_engine())
     active.extend(_distributed_optimizer_of_torch())
+    _tokenizers_of_transformers_5()
     _query_key_norms(transformer_engine=transformer_engine)
     return active
 
@@ -127,6 +129,19 @@ def _layers_without_transformer_engine() -> StandIn:
         "Transformer Engine",
         "Megatron-Core's local layer spec in float32, attention through torch's scaled_dot_product_attention",
     )
+
+
+def _tokenizers_of_transformers_5() -> None:
+    """NeMo reads a model's tokenizer as every stage does (NeMo 2.1 - 2.4)."""
+    import nemo.collections.common.tokenizers.huggingface.auto_tokenizer as auto_tokenizer
+
+    require(auto_tokenizer, "AUTOTOKENIZER")
+
+    def from_pretrained(pretrained_model_name_or_path: str, **options: Any) -> Any:
+        return find_tokenizer(pretrained_model_name_or_path, **options)
+
+    module: Any = auto_tokenizer
+    module.AUTOTOKENIZER = types.SimpleNamespace(from_pretrained=from_pretrained)
 
 
 def _query_key_norms(*, transformer_engine: bool) -> None:

@@ -6,7 +6,6 @@ latter is written last: an entry without it is not there.
 """
 
 import hashlib
-import importlib.util
 import json
 import math
 import os
@@ -25,18 +24,13 @@ from safetensors.numpy import load_file, save_file
 
 from nemo_minordpo.config import TrainConfig
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.provenance import installed_versions
+from nemo_minordpo.provenance import code_version
 from nemo_minordpo.records import differences, sha256_of_file, write_json
 from nemo_minordpo.train.dataset import StepBatch
 from nemo_minordpo.train.finite import Places, numbers_of, require_finite_log_probs
 from nemo_minordpo.train.fp8 import move_scales
 from nemo_minordpo.train.run_folder import RunFolder
 
-# Modules that a log-probability is computed by; a change of their text is another version.
-_CODE = (
-    "core.logprobs", "core.logits", "core.pair_packing", "core.attention", "core.flex", "host.attention",
-    "train.model", "train.packed_gpt", "train.model_config", "train.dataset", "train.fp8", "train.reference",
-)  # fmt: skip
 # Beside trainer.precision they decide in which numbers is computed.
 _NUMBERS = (
     "megatron_amp_O2", "transformer_engine",
@@ -49,11 +43,12 @@ _WAIT_S = 2.0  # between looks at a lock that another run holds
 class ReferenceKey:
     """Everything that the log-probabilities depend on, but for rounding (layout, packing).
 
-    weights, tokenizer: sha256 of the checkpoint and of the tokenizer's files.
+    weights: sha256 of the checkpoint, and of adapters that training starts from, with their scale.
+    tokenizer: sha256 of its files.
     pairs: sha256 of the tokenised pairs, in their order: what the files, the length limit and EOS make of them.
     seq_length: the length limit, tokens.
     precision: trainer.precision, and what else decides in which numbers is computed.
-    model: settings over the checkpoint's own configuration, and those of adapters that training starts from.
+    model: settings over the checkpoint's own configuration.
     code: digest of our own code, and versions of the packages that compute.
     """
 
@@ -81,8 +76,6 @@ def reference_key(config: TrainConfig, folder: RunFolder, split: str, model_conf
     """
     digests = folder.input_digests()
     section = config.model
-    adapters = section.peft if section.peft.restore_from_path else None
-    overrides = {**config.checkpoint_overrides, **({"peft": asdict(adapters.lora_tuning)} if adapters else {})}
     numbers = {name: model_config.get(name) for name in _NUMBERS}
     return ReferenceKey(
         weights=digests["reference"],
@@ -90,8 +83,8 @@ def reference_key(config: TrainConfig, folder: RunFolder, split: str, model_conf
         pairs=_digest_of_pairs(folder.data(split)),
         seq_length=section.data.seq_length,
         precision=", ".join([config.trainer.precision, *(f"{name}={value}" for name, value in numbers.items())]),
-        model=json.dumps(overrides, sort_keys=True),
-        code=_code_version(),
+        model=json.dumps(config.checkpoint_overrides, sort_keys=True),
+        code=code_version("train"),
     )
 
 
@@ -306,16 +299,6 @@ def _agree(*flags: bool) -> list[bool]:
 def _digest_of_pairs(data: Path) -> str:
     names = ("tokens", "starts", "prompt_lengths")
     return hashlib.sha256("".join(sha256_of_file(data / f"{name}.npy") for name in names).encode()).hexdigest()
-
-
-def _code_version() -> str:
-    digest = hashlib.sha256()
-    for name in _CODE:
-        spec = importlib.util.find_spec(f"nemo_minordpo.{name}")
-        assert spec is not None
-        assert spec.origin is not None
-        digest.update(Path(spec.origin).read_bytes())
-    return ", ".join([digest.hexdigest()[:24], *(f"{name} {value}" for name, value in installed_versions().items())])
 
 
 def _say(text: str) -> None:

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,12 +21,14 @@ from tests.tiny import write_model
 ROOT = Path(__file__).parent.parent.parent
 
 
-def minordpo(*arguments, timeout=400):
+def minordpo(*arguments, timeout=400, env=None):
     return subprocess.run(
         [sys.executable, "-m", "nemo_minordpo", *map(str, arguments)],
         cwd=ROOT,
+        env=env,
         capture_output=True,
         text=True,
+        stdin=subprocess.DEVNULL,
         timeout=timeout,
         check=False,
     )
@@ -140,17 +144,15 @@ def diverging(place, reference):
     """On two ranks; the first step makes weights whose logits float32 cannot hold."""
     arguments = command(
         place, "diverging", "trainer.devices=2", "model.tensor_model_parallel_size=2", "trainer.dpo.max_epochs=2",
-        "trainer.dpo.save_interval=1", "model.optim.lr=1e30", "model.optim.sched.name=constant",
-        "model.optim.sched.warmup_ratio=0",
+        "trainer.dpo.save_interval=0", "trainer.dpo.val_check_interval=0", "model.optim.lr=1e30",
+        "model.optim.sched.name=constant", "model.optim.sched.warmup_ratio=0",
     )  # fmt: skip
     return minordpo(*arguments)
 
 
 def test_a_step_that_is_not_finite_ends_the_run(place, diverging):
     assert diverging.returncode == 1, diverging.stderr[-3000:]
-    expected = (
-        rf"NotFiniteError: step 2: loss, .*logps/chosen, .*not finite for 4 of 4 pairs: {place}/train\.jsonl:(\d+), "
-    )
+    expected = rf"error: step 2: loss, .*logps/chosen, .*not finite for 4 of 4 pairs: {place}/train\.jsonl:(\d+), "
     found = re.search(expected, diverging.stderr)
     assert found, diverging.stderr[-3000:]
     order = pairs_of_step(1, num_pairs=10, global_batch_size=4, seed=1234)
@@ -160,30 +162,58 @@ def test_a_step_that_is_not_finite_ends_the_run(place, diverging):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1]
     assert all(math.isfinite(value) for value in lines[0]["values"].values())
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_000001"]
+    assert not list((folder / "checkpoints").glob("*"))
     assert not list(folder.glob("*.nemo*"))
 
 
 def test_status_says_what_was_not_finite(place, diverging):
     said = minordpo("status", place / "diverging", timeout=60)
     assert said.returncode == 1
-    assert "last checkpoint: step 1, " in said.stdout
     assert re.search(r"\nfailed; step 2: loss, .* not finite for 4 of 4 pairs: .*/train\.jsonl:\d+, ", said.stdout)
     assert said.stdout.endswith(
         "; the same command would end there again: change settings or inputs, in a new folder\n"
     )
 
 
-def test_weights_that_the_last_step_spoiled_are_not_saved(place, reference):
+@pytest.mark.parametrize(
+    ("rate", "max_steps", "reason"),
+    [
+        ("1e39", 1, r"after step 1: weights not finite: "),
+        # float32 holds these weights, but not what they compute; at the end, and at a checkpoint
+        ("1e30", 1, r"after step 1: .*logps/chosen, .*not finite for 4 of 4 pairs: .*/train\.jsonl:\d+, "),
+        ("1e30", 3, r"after step 1: .*logps/chosen, .*not finite for 4 of 4 pairs: .*/train\.jsonl:\d+, "),
+    ],
+)
+def test_weights_that_a_step_spoiled_are_not_saved(place, reference, rate, max_steps, reason):
+    name = f"spoiled_{rate}_{max_steps}"
     result = minordpo(
-        *command(place, "spoiled", "trainer.dpo.max_steps=1", "model.optim.lr=1e39"),
+        *command(place, name, f"trainer.dpo.max_steps={max_steps}", f"model.optim.lr={rate}"),
         "model.data.data_prefix.validation=[]",
         "model.optim.sched.warmup_ratio=0",
+        "trainer.dpo.save_interval=1",
     )
-    assert result.returncode == 1, result.stderr[-3000:]
-    assert "NotFiniteError: after step 1: weights not finite: " in result.stderr
-    assert not list((place / "spoiled").glob("checkpoints/*"))
-    assert not list((place / "spoiled").glob("*.nemo*"))
+    assert result.returncode == 2, result.stderr[-3000:]
+    assert re.search(rf"^error: {reason}", result.stderr, re.MULTILINE), result.stderr[-3000:]
+    assert "Traceback" not in result.stderr
+    assert not list((place / name).glob("checkpoints/*"))
+    assert not list((place / name).glob("*.nemo*"))
+
+
+def test_loggers_are_opened_before_the_reference_is_evaluated(place):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    arguments = command(
+        place, "no_key", "exp_manager.create_wandb_logger=true", "+exp_manager.wandb_logger_kwargs.mode=online",
+        f"model.dpo.reference_cache={place}/untouched",
+    )  # fmt: skip
+    result = minordpo(*arguments, env={**environment, "HOME": str(place)})  # without a .netrc
+    assert result.returncode == 2, result.stderr[-3000:]
+    reason = "exp_manager.create_wandb_logger: W&B cannot be opened: "
+    assert f"error: {reason}" in result.stderr
+    assert "WANDB_API_KEY" in result.stderr
+    assert not (place / "untouched").exists()
+    said = minordpo("status", place / "no_key", timeout=60).stdout
+    assert f"in its set-up, failed: rank 0 on {socket.gethostname()}: UserError: {reason}" in said
+    assert "the same command would end there again" in said.splitlines()[-1]
 
 
 def test_adapters_are_trained_and_written(place, run):

@@ -75,7 +75,10 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads((folder / "told.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["right", "right, in bfloat16", "right, on pairs", "right, tied", "right, a run"])
+@pytest.mark.parametrize(
+    "name",
+    ["right", "right, in bfloat16", "right, on pairs", "right, tied", "right, a run", "right, of transformers 5"],
+)
 def test_the_right_model_passes(told: dict[str, Any], name: str) -> None:
     assert told[name].startswith("logits differ by at most ")
     assert told[name].endswith("tokens")  # nothing to add
@@ -186,6 +189,18 @@ def _untie_head(tensors: dict[str, Any], config: dict[str, Any]) -> None:
     config["tie_word_embeddings"] = False
 
 
+def _as_transformers_5_saves(hf: Path) -> Path:
+    """A base that transformers 4 does not look for where it stands: it would take 10,000; and a class it knows not."""
+
+    def change(tensors: dict[str, Any], config: dict[str, Any]) -> None:
+        del config["rope_theta"], config["rope_scaling"]
+        config["rope_parameters"] = {"rope_theta": 20000.0, "rope_type": "default"}
+
+    folder = _copy(hf, "newer", change)
+    _change_tokenizer(folder, tokenizer_class="TokenizersBackend", extra_special_tokens=["<|im_end|>"])
+    return folder
+
+
 def _rotated(parts: list[torch.Tensor], facts: Any) -> torch.Tensor:
     """Heads of 8 with their halves as pairs."""
     from nemo_minordpo.convert import mapping
@@ -216,6 +231,7 @@ def _main(folder: Path) -> None:
     tell("right", hf, base)
     tell("right, tied", tied, imported(tied, "tied"))
     tell("right, in bfloat16", hf, base, dtype="bfloat16")
+    tell("right, of transformers 5", newer := _as_transformers_5_saves(hf), imported(newer, "newer"))
     pair = {"prompt": "1 plus 2 ", "chosen_response": "is 3, and 3 plus 4 is 7, is it?", "rejected_response": "is"}
     (folder / "pairs.jsonl").write_text(json.dumps(pair) + "\n" + '{"chosen_response": "is"}\n')
     tell("bad pairs", hf, base, pairs=folder / "pairs.jsonl")

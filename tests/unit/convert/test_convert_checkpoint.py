@@ -129,7 +129,7 @@ def test_damage_is_named(written: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [('{"sharded_backend": "zarr"}', "format 'zarr'"), ("{}", "damaged"), ("no json", "damaged")],
+    [('{"sharded_backend": "zarr"}', "format 'zarr'"), ("{}", "format None; only"), ("no json", "invalid JSON")],
 )
 def test_other_formats_are_refused(written: Path, content: str, said: str) -> None:
     (written / "metadata.json").write_text(content)

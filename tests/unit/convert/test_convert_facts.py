@@ -9,6 +9,7 @@ import pytest
 from tiny_hf import config_of
 
 from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_config
+from nemo_minordpo.errors import UserError
 
 LLAMA31 = {
     "rope_type": "llama3",
@@ -177,7 +178,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("changes", "said"), REFUSED, ids=[said for _, said in REFUSED])
 def test_refused_by_key(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=r"^hf/config\.json: ") as error:
+    with pytest.raises(UserError, match=r"^hf/config\.json: ") as error:
         facts_from_config({**config_of(), **changes}, where="hf/config.json")
     assert said in str(error.value)
 
@@ -197,18 +198,18 @@ def test_the_unchanged_config_is_not_refused() -> None:
 def test_missing_key_is_named(key: str) -> None:
     config = config_of()
     del config[key]
-    with pytest.raises(ValueError, match=f"hf/config.json: key '{key}' is missing"):
+    with pytest.raises(UserError, match=f"hf/config.json: key '{key}' is missing"):
         facts_from_config(config, where="hf/config.json")
 
 
 def test_unreadable_config_files(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such folder"):
+    with pytest.raises(UserError, match="no such folder"):
         read_config(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"config\.json: no such file"):
+    with pytest.raises(UserError, match=r"config\.json: no such file"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": ')
-    with pytest.raises(ValueError, match=r"config\.json: invalid JSON"):
+    with pytest.raises(UserError, match=r"config\.json: invalid JSON"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps([1]))
-    with pytest.raises(ValueError, match="a JSON object was expected, not list"):
+    with pytest.raises(UserError, match="a JSON object was expected, not list"):
         read_config(tmp_path)

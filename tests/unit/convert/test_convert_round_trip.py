@@ -127,6 +127,16 @@ def test_model_config_and_what_lies_beside(hf: Path, nemo: Path, tmp_path: Path)
     assert manifest["counts"]["hf_tensors"] == 3 * 12 + 3
 
 
+def test_an_exported_model_says_how_the_prompts_of_its_training_were_written(nemo: Path, tmp_path: Path) -> None:
+    way = {"template": "chat", "system": None, "date": "2024-03-09", "template_options": {"enable_thinking": False}}
+    assert export_hf(nemo, tmp_path / "untrained").prompts == []
+    Manifest(stage="train", prompts=[way]).write(tmp_path / "run")
+    shutil.copyfile(nemo, tmp_path / "run/model.nemo")
+    shutil.copytree(tmp_path / "base.tokenizer", tmp_path / "run/model.tokenizer")
+    export_hf(tmp_path / "run", tmp_path / "trained")
+    assert Manifest.read(tmp_path / "trained").prompts == [way]
+
+
 def test_types_can_be_changed_on_either_side(hf: Path, tmp_path: Path) -> None:
     import_hf(hf, tmp_path / "half.nemo", dtype="bfloat16")
     export_hf(tmp_path / "half.nemo", tmp_path / "half")
@@ -273,7 +283,7 @@ def test_a_failed_conversion_leaves_nothing_behind(
         raise KeyboardInterrupt
 
     before = {path.name for path in tmp_path.iterdir()}
-    monkeypatch.setattr("nemo_minordpo.convert.hf_to_nemo._pack", interrupt)
+    monkeypatch.setattr("nemo_minordpo.convert.hf_to_nemo.pack", interrupt)
     with pytest.raises(KeyboardInterrupt):
         import_hf(hf, tmp_path / "new.nemo")
     monkeypatch.setattr("nemo_minordpo.convert.nemo_to_hf.write_weights", interrupt)
@@ -286,6 +296,13 @@ def rewrite(folder: Path, change: dict[str, Tensor | None]) -> None:
     """Change tensors of a folder; None takes one out."""
     tensors = {**read_all(folder), **change}
     save_file({n: t for n, t in tensors.items() if t is not None}, folder / "model.safetensors")
+
+
+def shard(folder: Path, weight_map: dict[str, str]) -> None:
+    """Make the one file of a folder a shard named `one.safetensors`."""
+    (folder / "model.safetensors").rename(folder / "one.safetensors")
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 K_PROJ = "model.layers.1.self_attn.k_proj.weight"
@@ -315,28 +332,43 @@ DAMAGES = {
     "no weights": (lambda hf: (hf / "model.safetensors").unlink(), "neither model.safetensors nor"),
     "pickled weights": (
         lambda hf: (hf / "model.safetensors").rename(hf / "pytorch_model.bin"),
-        "pytorch_model.bin is pickled",
+        "pytorch_model.bin: is pickled",
     ),
-    "index names a missing file": (
-        lambda hf: (hf / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}'),
-        "gone.safetensors: no such file",
-    ),
-    "index names the wrong file": (
-        lambda hf: (hf / "model.safetensors.index.json").write_text(
-            json.dumps({"weight_map": dict.fromkeys([*read_all(hf), K_PROJ + "2"], "model.safetensors")}).replace(
-                K_PROJ + "2", "score.weight"
-            )
+    "another tensor in the shards": (
+        lambda hf: (
+            rewrite(hf, {"score.weight": torch.ones(2)}),
+            shard(hf, dict.fromkeys([*read_all(hf), "score.weight"], "one.safetensors")),
         ),
         "score.weight is present",
     ),
-    "damaged index": (
-        lambda hf: (hf / "model.safetensors.index.json").write_text("{"),
-        "model.safetensors.index.json: damaged",
+    "the index leaves a tensor out": (
+        lambda hf: shard(hf, dict.fromkeys(sorted({*read_all(hf)} - {K_PROJ}), "one.safetensors")),
+        f"{K_PROJ} is missing",
+    ),
+    "the index names a tensor that no file has": (
+        lambda hf: (
+            rewrite(hf, {K_PROJ: None}),
+            shard(hf, dict.fromkeys([*read_all(hf), K_PROJ], "one.safetensors")),
+        ),
+        f"{K_PROJ} is missing",
     ),
     "no config": (lambda hf: (hf / "config.json").unlink(), "config.json: no such file"),
     "config of another model": (
         lambda hf: (hf / "config.json").write_text(json.dumps(config_of("llama"))),
         "k_proj.bias, model.layers.0.self_attn.q_proj.bias",
+    ),
+    "one layer of another type": (
+        lambda hf: rewrite(hf, {K_PROJ: read_all(hf)[K_PROJ].bfloat16()}),
+        "layers.0.self_attn.q_proj.weight float32 and model.layers.1.self_attn.k_proj.weight bfloat16), and a "
+        "checkpoint has one type for them: --dtype float32 leaves every value as it is, --dtype bfloat16 rounds",
+    ),
+    "damaged tokenizer": (
+        lambda hf: (hf / "tokenizer.json").write_bytes((hf / "tokenizer.json").read_bytes()[:-1]),
+        "no Hugging Face tokenizer can be loaded from it with transformers",
+    ),
+    "linked tokenizer": (
+        lambda hf: (hf / "merges.txt").symlink_to(hf / "gone"),
+        "merges.txt: a link to a file that is not there",
     ),
     "no tokenizer": (lambda hf: (hf / "tokenizer.json").unlink(), "no tokenizer in it"),
 }

@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers.models.auto.tokenization_auto  # noqa: F401  once, and not in a process of its own an import
 from safetensors.torch import save_file
 from torch import Tensor
 
 TOKENIZER_FILES = {
-    "tokenizer.json": b'{"version": "1.0", "note": "\xc3\xa9\r\n"}',
-    "tokenizer_config.json": b'{"chat_template": "{{ messages }}"}',
+    "tokenizer.json": b"""{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,\r
+        "model": {"type": "WordLevel", "vocab": {"caf\xc3\xa9": 0, "<unk>": 1, "</s>": 2}, "unk_token": "<unk>"}}""",
+    "tokenizer_config.json": b'{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}',
     "special_tokens_map.json": b"{}",
     "chat_template.jinja": b"{% for m in messages %}{{ m.content }}{% endfor %}\n",
     "generation_config.json": b'{"eos_token_id": 2}',

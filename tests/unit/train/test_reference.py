@@ -7,7 +7,6 @@ import shutil
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from nemo_minordpo import provenance
 from nemo_minordpo.config import compose, load
 from nemo_minordpo.host import cuda
 from nemo_minordpo.train import reference
@@ -275,24 +275,18 @@ def test_what_they_do_not_depend_on_is_not(tmp_path):
 
 def test_another_version_of_the_code_is_another_key(tmp_path, monkeypatch):
     base = key_of_run(tmp_path / "run")
-    monkeypatch.setattr(reference, "installed_versions", lambda: {"torch": "0.1"})
+    monkeypatch.setattr(provenance, "installed_versions", lambda: {"torch": "0.1"})
     packages = key_of_run(tmp_path / "run")
     assert differing_fields(base, packages) == ["code"]
-    find_spec = reference.importlib.util.find_spec
-    seen = []
-    for changed in reference._CODE:
-
-        def elsewhere(name, changed=changed):
-            spec = find_spec(name)
-            if name != f"nemo_minordpo.{changed}":
-                return spec
-            (tmp_path / "module.py").write_bytes(Path(spec.origin).read_bytes() + b"\n")
-            return SimpleNamespace(origin=str(tmp_path / "module.py"))
-
-        monkeypatch.setattr(reference.importlib.util, "find_spec", elsewhere)
-        assert differing_fields(packages, key_of_run(tmp_path / "run")) == ["code"]
-        seen.append(changed)
-    assert {"core.logprobs", "core.pair_packing", "core.attention", "train.model"} <= set(seen)
+    package = Path(provenance.__file__).parent
+    shutil.copytree(package, tmp_path / "package", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "package" / "provenance.py"))
+    assert key_of_run(tmp_path / "run") == packages  # another place, the same code
+    for changed in ("core/logprobs.py", "host/fused.py", "host/matmul.py", "host/upstream.py", "train/model.py"):
+        before = key_of_run(tmp_path / "run")
+        with (tmp_path / "package" / changed).open("a") as file:
+            file.write("\n")
+        assert differing_fields(before, key_of_run(tmp_path / "run")) == ["code"]
 
 
 def test_where_entries_lie():
