@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from nemo_minordpo.commands.line import Overwrite, Tokenizer, done
+from nemo_minordpo.errors import UserError
 
 Base = Annotated[
     Path | None,
@@ -39,20 +40,37 @@ def gguf_to_hf(
 
 
 def import_hf(
-    source: Annotated[Path, typer.Argument(help="Hugging Face folder: config.json, safetensors, tokenizer.")],
+    source: Annotated[
+        Path, typer.Argument(help="Hugging Face folder: config.json, safetensors, tokenizer; or PEFT's.")
+    ],
     output: Annotated[Path, typer.Argument(help="The .nemo to write.")],
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; not given = as stored.")] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of a PEFT folder: the model under it, Hugging Face folder or .nemo; not given = as it says.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Convert a Hugging Face model to .nemo.
 
-    Llama (SmolLM2 too), Mistral, Qwen1.5 to Qwen2.5, dense Qwen3; training can load the result at any TP and PP.
+    Llama (SmolLM2 too), Mistral, Qwen1.5 to Qwen2.5, dense Qwen3; training can load the result at any TP and PP. A PEFT
+    folder that export-hf wrote becomes a .nemo of adapters, for model.peft.restore_from_path.
 
     Example:
       minordpo import-hf hf/base base.nemo
+      minordpo import-hf peft adapters.nemo --base base.nemo
     """
     from nemo_minordpo.convert.hf_to_nemo import import_hf
+    from nemo_minordpo.convert.peft_to_nemo import import_peft, is_peft_folder
 
+    if is_peft_folder(source):
+        done(import_peft(source, output, base=base, dtype=dtype, overwrite=overwrite), output)
+        return
+    if base is not None:
+        raise UserError(f"--base={base} is for PEFT folders, and {source} has no adapter_config.json")
     done(import_hf(source, output, dtype=dtype, overwrite=overwrite), output)
 
 

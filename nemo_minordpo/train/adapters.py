@@ -1,12 +1,64 @@
 """LoRA adapters in checkpoints: NeMo 2.1 - 2.4 writes them rank by rank; here they are sharded like the weights.
 
-So a run with adapters, too, goes on at any tensor- and pipeline-parallel layout.
+So a run with adapters resumes at any tensor- and pipeline-parallel layout, and starts at any from those of another run.
 """
 
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.utils import replace_prefix_for_sharding
 from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
+from nemo.utils.model_utils import inject_model_parallel_rank
+from torch.distributed.checkpoint.api import CheckpointException
+
+from nemo_minordpo.config.lora import ADAPTER
+from nemo_minordpo.errors import UserError
+from nemo_minordpo.train.nemo_file import RANK_FILE, WEIGHTS, unpacked
+
+_PREFIX = "model."
+# what torch, Megatron and the system raise at files that are damaged or hold other tensors
+_FAULTS = (OSError, EOFError, KeyError, RuntimeError, UnpicklingError, CheckpointException, CheckpointingException)
+
+
+def load_adapters(model: Any, path: Path) -> None:
+    """Put the adapters of a `.nemo` in the place of new ones; collective.
+
+    Args:
+        model: NeMo's, with adapters of the same rank on the same layers (starting_adapters.py), on any rank.
+        path: the `.nemo`, a file or a folder.
+
+    Raises:
+        UserError: damaged files, or adapters of another model.
+    """
+    (module,) = model.get_model_module_list()
+    try:
+        with unpacked(path) as folder:
+            stored = _distributed(module, folder / WEIGHTS) if (folder / WEIGHTS).is_dir() else _of_rank(folder)
+        other = sorted(stored.keys() ^ {name for name, _ in module.named_parameters() if ADAPTER in name})
+        if other:
+            raise UserError(f"{path}: other adapters than its model config says: {other[0]} ({len(other)} in all)")
+        module.load_state_dict(stored, strict=False)
+    except _FAULTS as error:
+        raise UserError(f"{path}: its adapters cannot be loaded ({type(error).__name__}: {error})") from error
+
+
+def _distributed(module: Any, folder: Path) -> dict[str, Any]:
+    """By their names in the module, whatever layout they were written at."""
+    # of their weights alone: FP8's scales are found anew
+    state = {key: value for key, value in sharded_adapters(module, prefix=_PREFIX).items() if key.endswith(".weight")}
+    loaded: Any = dist_checkpointing.load(state, str(folder))
+    return {key.removeprefix(_PREFIX): value for key, value in loaded.items()}
+
+
+def _of_rank(folder: Path) -> dict[str, Any]:
+    """NeMo's own file of this rank, which has its layout."""
+    file = inject_model_parallel_rank(str(folder / RANK_FILE))
+    loaded = torch.load(file, map_location="cpu", weights_only=True)
+    return {key.removeprefix(_PREFIX): value for key, value in loaded.items()}
 
 
 def sharded_adapters(model: Any, *, prefix: str) -> dict[str, Any]:

@@ -1,21 +1,22 @@
 """The configuration that NeMo builds the model from: the checkpoint's own, our sections, this machine's limits."""
 
 import math
-import tarfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_minordpo.config import ModelSection, TrainConfig, closest
+from nemo_minordpo.config.lora import LoraFacts, linear_layers, peft_section
 from nemo_minordpo.core.flops import ModelSize
 from nemo_minordpo.core.pair_packing import row_multiple
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.sidecars import tokenizer_folder
+from nemo_minordpo.train import starting_adapters
 from nemo_minordpo.train.layout import data_parallel_size, layout_problems
+from nemo_minordpo.train.nemo_file import CONFIG, read_nemo
 
-_CONFIG_NAME = "model_config.yaml"
 # Kernels that need CUDA; and weights are made where they stay.
 _WITHOUT_CUDA = {
     "use_cpu_initialization": True,
@@ -30,34 +31,30 @@ _UNUSED_DATA = {"data_impl": "jsonl", "splits_string": None, "index_mapping_dir"
 
 
 def read_checkpoint_config(path: Path) -> DictConfig:
-    """`model_config.yaml` of a .nemo file or an extracted folder, its tokenizer where it is now.
+    """`model_config.yaml` of the .nemo file or extracted folder to start from, its tokenizer where it is now.
 
     Raises:
-        ValueError: it is missing, or what is there is no checkpoint.
+        UserError: it is missing, or what is there is no checkpoint of a whole model.
     """
-    config = _read_config(path)
+    setting = "pretrained_checkpoint.restore_from_path"
+    file = read_nemo(path, setting=setting)
+    config = file.config
+    scheme = (config.get("peft") or {}).get("peft_scheme") or "none"
+    of_rank_files = file.has_rank_files and not file.tensors and scheme != "none"
+    if of_rank_files or (file.tensors and file.tensors.keys() == file.adapters.keys()):
+        raise UserError(
+            f"{setting}={path} holds adapters alone: name here the model that they were trained on, and them in "
+            f"{starting_adapters.SETTING} (with model.peft.peft_scheme=lora)"
+        )
+    if file.adapters:
+        raise UserError(
+            f"{setting}={path} has adapters beside its weights: minordpo export-hf merges them, and minordpo import-hf "
+            "makes a model to start from of what it writes"
+        )
     beside = tokenizer_folder(path)
     if beside.is_dir() and "tokenizer" in config:
         config.tokenizer.type = str(beside.absolute())  # moved with the checkpoint
     return config
-
-
-def _read_config(path: Path) -> DictConfig:
-    if path.is_dir():
-        if not (path / _CONFIG_NAME).is_file():
-            raise UserError(f"{path} has no {_CONFIG_NAME}: a .nemo file or an extracted one was expected")
-        return _as_config(OmegaConf.load(path / _CONFIG_NAME))
-    if not path.is_file():
-        raise UserError(f"pretrained_checkpoint.restore_from_path={path}: no such file or folder")
-    try:
-        with tarfile.open(path) as archive:
-            names = [name for name in archive.getnames() if Path(name).name == _CONFIG_NAME]
-            member = archive.extractfile(names[0]) if names else None
-            if member is None:
-                raise UserError(f"{path} holds no {_CONFIG_NAME}: not a .nemo checkpoint")
-            return _as_config(OmegaConf.create(member.read().decode()))
-    except tarfile.TarError as error:
-        raise UserError(f"{path} is not a .nemo checkpoint ({error}); make one with `minordpo import-hf`") from error
 
 
 def build_model_config(config: TrainConfig, checkpoint: DictConfig, *, cuda: bool, te: bool) -> DictConfig:
@@ -69,13 +66,14 @@ def build_model_config(config: TrainConfig, checkpoint: DictConfig, *, cuda: boo
         cuda, te: whether this machine has a CUDA device, and Transformer Engine.
 
     Raises:
-        ValueError: keys that the checkpoint does not know, or a layout that does not divide the model.
+        UserError: keys that the checkpoint does not know, a layout that does not divide the model, or adapters to
+            start from that do not fit it.
     """
     model: Any = OmegaConf.create(OmegaConf.to_container(checkpoint, resolve=True))
     unknown = [key for key in config.checkpoint_overrides if key not in model]
     if unknown:
         hints = "; ".join(f"model.{key}{closest(key, [str(k) for k in model])}" for key in unknown)
-        raise UserError(f"neither a setting nor in the checkpoint's {_CONFIG_NAME}: {hints}")
+        raise UserError(f"neither a setting nor in the checkpoint's {CONFIG}: {hints}")
     with open_dict(model):
         for name in ("target", "nemo_version"):
             model.pop(name, None)
@@ -89,7 +87,7 @@ def build_model_config(config: TrainConfig, checkpoint: DictConfig, *, cuda: boo
         data_parallel = data_parallel_size(config)
         model.global_batch_size = math.ceil(config.model.global_batch_size / data_parallel) * data_parallel
         model.optim = _optimizer_settings(config)
-        model.peft = _peft_settings(config)
+        model.peft = peft_section(_adapters(config, model), scheme=config.model.peft.peft_scheme)
         if not te:
             model.transformer_engine = False
             model.fp8 = False
@@ -132,25 +130,26 @@ def model_size(model: Any, *, vocab_size: int) -> ModelSize:
     )
 
 
-def _peft_settings(config: TrainConfig) -> dict[str, Any]:
-    settings = asdict(config.model.peft)
-    lora = settings["lora_tuning"]
-    lora["alpha"] = lora["alpha"] or lora["adapter_dim"]
-    # new adapters change nothing: the second of the two matrices is zero
-    lora |= {"column_init_method": "xavier", "row_init_method": "zero", "layer_selection": None, "weight_tying": False}
-    return settings
+def _adapters(config: TrainConfig, model: DictConfig) -> LoraFacts:
+    """Those that training starts from (adapters.py loads them), or new ones."""
+    lora = config.model.peft.lora_tuning
+    if config.model.peft.restore_from_path is not None:
+        facts = starting_adapters.read_starting_adapters(config, model, model_size(model, vocab_size=0))
+        return facts if lora.adapter_dropout is None else replace(facts, dropout=lora.adapter_dropout)
+    assert lora.target_modules is not None  # of new ones config/loading.py puts defaults
+    assert lora.adapter_dim is not None
+    return LoraFacts(
+        rank=lora.adapter_dim,
+        alpha=lora.alpha or lora.adapter_dim,
+        dropout=lora.adapter_dropout or 0.0,
+        targets=linear_layers(lora.target_modules),
+    )
 
 
 def _window(model: DictConfig) -> int:
     """Tokens that a sliding window shows a token; 0 where there is none."""
     window = model.get("window_size")
     return window[0] if window else 0
-
-
-def _as_config(loaded: Any) -> DictConfig:
-    if not isinstance(loaded, DictConfig):
-        raise UserError(f"{_CONFIG_NAME} does not hold settings by name")
-    return loaded
 
 
 def _model_settings(section: ModelSection) -> dict[str, Any]:

@@ -2,12 +2,16 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from nemo_minordpo.records import StepMetrics
 from tests.parallel.round_trip import write_architectures
@@ -44,6 +48,8 @@ LORA = [
     "model.peft.lora_tuning.adapter_dim=4", "model.peft.lora_tuning.alpha=6", "model.optim.lr=0.1",
     "trainer.dpo.save_interval=3",
 ]  # fmt: skip
+# From adapters that say themselves what they are.
+CONTINUED = [*SGD, "model.peft.peft_scheme=lora", "model.optim.lr=0.1", "trainer.dpo.max_steps=3"]
 WATCH = ["trainer.dpo.watch.interval=5", "trainer.dpo.watch.num_prompts=3", "trainer.dpo.watch.max_new_tokens=30"]
 WATCH_LAYOUTS = ("one", "tp2", "pp2", "sp2", "dp2", "tp2pp2", "sp2pp2")
 LORA_LAYOUTS = ("one", "recompute", "tp2", "pp2", "pp2_recompute", "dp2")
@@ -112,6 +118,7 @@ def runs(workspace) -> Runs:
             round_trip(workspace, "tp3"),
         ],
     )
+    adapters = workspace / "lora/model.nemo", through_peft(workspace / "lora", workspace)
     spawn(
         workspace,
         ranks=2,
@@ -140,6 +147,8 @@ def runs(workspace) -> Runs:
                 for name in LORA_LAYOUTS
                 if ranks_of(name) == 2
             ),
+            continued(workspace, "continued_tp2", adapters[0], layout="tp2"),
+            continued(workspace, "continued_pp2", adapters[1], layout="pp2", dies_after=1),
         ],
     )
     spawn(
@@ -152,6 +161,10 @@ def runs(workspace) -> Runs:
                 for name in LORA_LAYOUTS
                 if ranks_of(name) == 1
             ),
+            continued(workspace, "continued_one", adapters[0]),
+            continued(workspace, "continued_ranks", by_rank(adapters[1], workspace / "by_rank")),
+            # of another attempt and layout, which must not begin with the adapters again
+            continued(workspace, "continued_pp2", adapters[1]),
             *watched(workspace, ranks=1),
             job(workspace, "watch_adam", [*ADAM, *WATCH]),
             job(workspace, "watch_stopped", [*ADAM, *WATCH], dies_after=7),
@@ -186,6 +199,39 @@ def runs(workspace) -> Runs:
         ],
     )
     return Runs(workspace)
+
+
+def through_peft(run: Path, folder: Path) -> Path:
+    """The adapters of a run, exported as a PEFT folder and imported again."""
+    from nemo_minordpo.convert.peft_folder import export_peft
+    from nemo_minordpo.convert.peft_to_nemo import import_peft
+
+    export_peft(run, folder / "peft")
+    import_peft(folder / "peft", folder / "imported.nemo")
+    return folder / "imported.nemo"
+
+
+def by_rank(nemo: Path, folder: Path) -> Path:
+    """Adapters as NeMo writes them, a file a rank; for one rank."""
+    from nemo_minordpo.convert.checkpoint import Checkpoint
+
+    with tarfile.open(nemo) as archive:
+        archive.extractall(folder, filter="data")
+    stored = Checkpoint(folder / "model_weights")
+    state = {
+        f"model.{name}".replace("layers.", f"layers.{layer}."): stored.read(name, layer=layer)
+        for name, (num_layers, *_) in stored.tensors.items()
+        for layer in range(num_layers)
+    }
+    torch.save(state, folder / "model_weights.ckpt")
+    shutil.rmtree(folder / "model_weights")
+    return folder
+
+
+def continued(workspace: Path, name: str, adapters: Path, **more: Any) -> dict:
+    """A run that starts from adapters."""
+    overrides = [*CONTINUED, f"model.peft.restore_from_path={adapters}", "trainer.dpo.save_interval=1"]
+    return job(workspace, name, overrides, **more)
 
 
 def watched(workspace: Path, *, ranks: int) -> list[dict]:

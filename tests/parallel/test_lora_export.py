@@ -12,7 +12,13 @@ from tests.parallel.test_reference_loop import rows_of, sequence, token_log_prob
 
 LAYOUTS = ("one", "tp2", "pp2")
 # run -> the model it started from
-RUNS = {"lora": "hf", **{f"lora_{layout}": "hf" for layout in LAYOUTS}, "qwen3_lora": "hf_qwen3"}
+CONTINUED = ("continued_one", "continued_ranks", "continued_tp2", "continued_pp2")
+RUNS = {
+    "lora": "hf",
+    **dict.fromkeys(CONTINUED, "hf"),
+    **{f"lora_{layout}": "hf" for layout in LAYOUTS},
+    "qwen3_lora": "hf_qwen3",
+}
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +80,26 @@ def test_every_layout_exports_the_same(runs, exported):
         for name, tensor in wanted.items():
             step = (tensor - base[name]).abs().max()
             assert (found[name] - tensor).abs().max() <= 1e-4 * step, (layout, name)
+
+
+def test_a_run_starts_from_adapters_at_any_layout(runs, exported):
+    """They were written at TP=2 x PP=2, by Megatron, a file a rank, or as PEFT; alpha and rank are theirs.
+
+    `continued_pp2` died after its first step and was resumed on one rank.
+    """
+    peft = PeftModel.from_pretrained(load(runs.path / "hf"), runs.path / "peft")
+    one = runs.metrics("continued_one")
+    assert len(one) == 3
+    for name in CONTINUED:
+        steps = runs.metrics(name)
+        assert (steps[0].values["rewards/chosen"], steps[0].values["rewards/rejected"]) == (0, 0)
+        for found, wanted in zip(steps, one, strict=True):
+            for metric in ("loss", "logps/chosen", "logps/rejected", "grad_norm", "rewards/margin"):
+                assert found.values[metric] == pytest.approx(wanted.values[metric], rel=1e-5, abs=1e-6), (name, metric)
+        # the reference: the base with the adapters
+        last = runs.metrics(name, "validation")[-1].values
+        reference = last["logps/chosen"] - last["rewards/chosen"]
+        assert mean_log_probs(peft, runs.path, "chosen_response") == pytest.approx(reference, rel=1e-6)
+        # control: neither the base nor what was trained
+        assert abs(mean_log_probs(load(runs.path / "hf"), runs.path, "chosen_response") - reference) > 1e-2
+        assert abs(last["rewards/chosen"]) > 1e-3

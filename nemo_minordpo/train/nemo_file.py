@@ -1,0 +1,126 @@
+"""What lies in a `.nemo`, a tar archive or the folder that it was unpacked into: model config and names of tensors."""
+
+import pickle
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from nemo_minordpo.config.lora import ADAPTER
+from nemo_minordpo.errors import UserError
+
+CONFIG, WEIGHTS, RANK_FILE = "model_config.yaml", "model_weights", "model_weights.ckpt"
+_PREFIX = "model."
+
+
+@dataclass(frozen=True)
+class NemoFile:
+    """Contents of a `.nemo`.
+
+    config: `model_config.yaml`.
+    tensors: name, without `model.`, -> shape, layers first, of the distributed checkpoint in it; {} without one.
+    has_rank_files: weights as NeMo writes those of adapters, a file a rank.
+    """
+
+    path: Path
+    config: DictConfig
+    tensors: dict[str, tuple[int, ...]]
+    has_rank_files: bool
+
+    @property
+    def adapters(self) -> dict[str, tuple[int, ...]]:
+        """Those of `tensors` that are adapters'."""
+        return {name: shape for name, shape in self.tensors.items() if ADAPTER in name}
+
+
+def read_nemo(path: Path, *, setting: str) -> NemoFile:
+    """Open a `.nemo`; no weights are read.
+
+    Args:
+        path: the file, or a folder that it was unpacked into.
+        setting: that names it, for errors.
+
+    Raises:
+        UserError: it is missing or damaged, or what is there is no `.nemo`.
+    """
+    if path.is_dir():
+        names = [str(file.relative_to(path)) for file in path.iterdir() if file.is_file()]
+        names += [str(file.relative_to(path)) for file in path.glob(f"*/{RANK_FILE}")]
+        names += [f"{WEIGHTS}/.metadata"] if (path / WEIGHTS / ".metadata").is_file() else []
+        return _nemo_file(path, names, lambda name: (path / name).read_bytes())
+    if not path.is_file():
+        raise UserError(f"{setting}={path}: no such file or folder")
+    try:
+        with tarfile.open(path) as archive:
+            members = {str(PurePosixPath(member.name)): member for member in archive.getmembers()}
+
+            def read(name: str) -> bytes:
+                content = archive.extractfile(members[name])
+                assert content is not None, name
+                return content.read()
+
+            return _nemo_file(path, [name for name, member in members.items() if member.isfile()], read)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(f"{path} is not a .nemo checkpoint ({error}); make one with `minordpo import-hf`") from error
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """The folder of a `.nemo`; that of a file is a temporary one. For adapters, which are small."""
+    if path.is_dir():
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(path) as archive:
+        for member in archive:
+            name = PurePosixPath(member.name)
+            content = archive.extractfile(member) if member.isfile() and ".." not in name.parts else None
+            if content is not None:
+                target = Path(folder, *name.parts)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with content, target.open("wb") as out:
+                    shutil.copyfileobj(content, out)
+        yield Path(folder)
+
+
+def _nemo_file(path: Path, names: list[str], read: Callable[[str], bytes]) -> NemoFile:
+    if CONFIG not in names:
+        words = "has no" if path.is_dir() else "holds no"
+        raise UserError(f"{path} {words} {CONFIG}: a .nemo file or an extracted one was expected")
+    if path.is_dir() and (path / "checkpoints").is_dir():
+        raise UserError(f"{path} is the folder of a run: name the model in it, {path / 'model.nemo'}")
+    metadata = f"{WEIGHTS}/.metadata"
+    return NemoFile(
+        path=path,
+        config=_config(read(CONFIG), path),
+        tensors=_shapes(read(metadata), path) if metadata in names else {},
+        has_rank_files=any(PurePosixPath(name).name == RANK_FILE for name in names),
+    )
+
+
+def _config(content: bytes, path: Path) -> DictConfig:
+    try:
+        loaded: Any = OmegaConf.create(content.decode())
+    except Exception as error:  # yaml's and omegaconf's errors share no base
+        raise UserError(f"{path}: {CONFIG} cannot be read ({type(error).__name__}: {error})") from error
+    if not isinstance(loaded, DictConfig):
+        raise UserError(f"{path}: {CONFIG} does not hold settings by name")
+    return loaded
+
+
+def _shapes(content: bytes, path: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        described = pickle.loads(content).state_dict_metadata
+    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, ValueError) as error:
+        raise UserError(f"{path}: {WEIGHTS}/.metadata is damaged ({type(error).__name__}: {error})") from error
+    return {
+        name.removeprefix(_PREFIX): tuple(value.size)
+        for name, value in described.items()
+        if name.startswith(_PREFIX) and isinstance(value, TensorStorageMetadata)
+    }
