@@ -117,11 +117,11 @@ FAULTS = {
     "chosen_response and rejected_response are equal": pair(rejected="2 + 2 = 4"),
     "merge with the first of the response": pair(prompt="the ans", chosen="wer is 4", rejected="wer is 5"),
     "field 'chosen_reward' must be a number": pair(chosen_reward="high"),
-    "field 'chosen_reward' is nan: a finite number": pair(chosen_reward=math.nan),
-    "field 'rejected_reward' is inf: a finite number": pair(rejected_reward=math.inf),
-    "field 'rejected_reward' is -inf: a finite number": pair(chosen_reward=2, rejected_reward=-math.inf),
+    "field 'chosen_reward' must be a finite number, not nan": pair(chosen_reward=math.nan),
+    "field 'rejected_reward' must be a finite number, not inf": pair(rejected_reward=math.inf),
+    "field 'rejected_reward' must be a finite number, not -inf": pair(chosen_reward=2, rejected_reward=-math.inf),
     "field 'chosen_reward' is 1e+39: a finite number of float32": pair(chosen_reward=1e39),
-    "field 'chosen_reward' is 10000000000000000000: a finite number of float32": pair(chosen_reward=10**400),
+    "field 'chosen_reward' must be a finite number, not 1000000000000": pair(chosen_reward=10**400),
 }
 
 
