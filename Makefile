@@ -62,7 +62,7 @@ gpu-rehearsal:
 	    "Transformer Engine for it (GPU_KIT=$(GPU_KIT): $(if $(wildcard $(GPU_KIT)/boot.sh),there,no boot.sh in it))"
 endif
 
-faults: $(VENV)/.installed  ## 20 jobs on a Slurm of virtual nodes, each hurt once; results in docs/ (root, an hour)
+faults: $(VENV)/.installed  ## 22 jobs on a Slurm of virtual nodes, each hurt once; results in docs/ (root, an hour)
 	$(VENV)/bin/python -m tests.slurm.faults
 
 test-stacks: $(VENV)/.installed $(VENV_25_02)/.installed  ## the parallel tests on both NeMo and Megatron-Core pairs

@@ -12,28 +12,12 @@
 #   MINORDPO_REQUEUE         scontrol (default), exit = end with MINORDPO_REQUEUE_EXIT (85), no = end and stay ended
 set -euo pipefail
 
-launchers=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-checkout=$(dirname "$launchers")
-site=${MINORDPO_SITE:-$launchers/site.sh}
-if [ -e "$site" ]; then
-  # shellcheck source=/dev/null
-  source "$site"
-elif [ -n "${MINORDPO_SITE:-}" ]; then
-  echo "error: MINORDPO_SITE=$site: no such file" >&2
-  exit 2
-fi
+# shellcheck source=launchers/python.sh
+source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 
 job=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
 received='' # the last signal that reached this script
 tries=0     # steps of this attempt of the job
-python=${MINORDPO_PYTHON:-}
-if [ -z "$python" ]; then
-  python=python3
-  if [ -z "${MINORDPO_CONTAINER:-}" ] && [ -x "$checkout/.venv/bin/python" ]; then
-    python=$checkout/.venv/bin/python
-  fi
-fi
-export PYTHONUNBUFFERED=1 PYTHONPATH=$checkout${PYTHONPATH:+:$PYTHONPATH}
 
 say() {
   printf '%s job %s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%S.%3NZ)" "$job" "$*"
@@ -110,6 +94,7 @@ srun_ranks() {
   export MASTER_ADDR MASTER_PORT
   say "start $tries: $SLURM_JOB_NUM_NODES x $ranks ranks, $MASTER_ADDR:$MASTER_PORT, logs in $logs"
   : > "$logs/rank_0.log"
+  rm -f "$run/logs/waiting"
   srun "${step_args[@]}" --nodes="$SLURM_JOB_NUM_NODES" \
     --ntasks=$((SLURM_JOB_NUM_NODES * ranks)) --ntasks-per-node="$ranks" \
     --cpus-per-task=$((SLURM_CPUS_ON_NODE > ranks ? SLURM_CPUS_ON_NODE / ranks : 1)) \
@@ -121,21 +106,41 @@ srun_ranks() {
   wait_for "$pid" || code=$?
   wait "$follower" 2> /dev/null || true
   cat "$logs/srun.log"
-  if [ "$code" -ne 0 ] && [ -z "$received" ]; then note_killed_rank "$run" "$logs/srun.log"; fi
+  if [ "$code" -ne 0 ] && [ -z "$received" ]; then note_killed_rank "$run" "$ranks" "$logs/srun.log"; fi
+  if refused "$logs/srun.log"; then return 2; fi
   return "$code"
+}
+
+# Whether a rank refused its settings, inputs or values (exit code 2): nothing that another try would change.
+refused() {
+  grep -qE '^srun: error: [^ ]+: tasks? [0-9,-]+: Exited with exit code 2$' "$1"
 }
 
 # A rank that is killed writes nothing down; srun says so first: "srun: error: node2: task 3: Killed".
 note_killed_rank() {
-  local first node task what
-  first=$(grep -m 1 -E '^srun: error: [^ ]+: tasks? [0-9]' "$2" || true)
-  if [ -z "$first" ] || [[ $first == *"Exited with"* ]]; then return 0; fi
-  IFS=: read -r _ _ node task what <<< "$first"
-  task=${task##* }
-  node=${node# }
-  task=${task%%[-,]*}
+  local run=$1 ranks=$2 log=$3 lost first node task what
+  # of a node that was restarted meanwhile; what srun then kills is the consequence
+  lost=$(sed -n 's/^srun: error: .*missing step on node \([0-9]*\)$/\1/p' "$log" | head -n 1)
+  if [ -n "$lost" ]; then
+    node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n "$((lost + 1))p")
+    task=$((lost * ranks))
+    what=" its node was restarted"
+  else
+    first=$(grep -m 1 -E '^srun: error: [^ ]+: tasks? [0-9]' "$log" || true)
+    if [ -z "$first" ] || [[ $first == *"Exited with"* ]]; then return 0; fi
+    IFS=: read -r _ _ node task what <<< "$first"
+    task=${task##* }
+    node=${node# }
+    task=${task%%[-,]*}
+  fi
   say "rank $task on $node ended without a word:$what"
-  python_here -m nemo_minordpo.train.attempt "$1" "$node" "$task" "the process ended without a word:$what" || true
+  python_here -m nemo_minordpo.train.attempt "$run" "$node" "$task" "the process ended without a word:$what" || true
+}
+
+# Says what the job waits for, here and in RUN/logs/waiting, where `minordpo status` finds it: waits RUN REASON
+waits() {
+  say "$2"
+  printf '%s\n' "$2" > "$1/logs/waiting" || true # the disk may be full
 }
 
 # A few seconds that a signal may cut short.
@@ -144,15 +149,25 @@ pause() {
   wait $! || true
 }
 
-# Whether every node of the job still starts processes; a dead one is Slurm's to replace.
+# Whether every node of the job still starts processes, beside whatever runs there; a dead one is Slurm's to replace.
 nodes_answer() {
-  timeout 60 srun --export=ALL --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --kill-on-bad-exit=1 --wait=10 true \
-    2> /dev/null
+  timeout 60 srun --export=ALL --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" \
+    --kill-on-bad-exit=1 --wait=10 true 2> /dev/null
 }
 
-# Ends this attempt of the job so that the next one goes on.
+# Whether Slurm counts a step of this job as running; the script itself is the step "batch".
+step_runs() {
+  scontrol --oneliner show step "$SLURM_JOB_ID" 2> /dev/null | grep -qE '^StepId=[^ ]+\.[0-9]+ .*State=RUNNING'
+}
+
+# Ends this attempt of the job so that the next one resumes the run: requeue RUN REASON
 requeue() {
-  say "requeue: $1"
+  if [ "${MINORDPO_REQUEUE:-scontrol}" = no ]; then
+    say "the end: $2"
+    rm -f "$1/logs/waiting"
+  else
+    waits "$1" "requeue: $2"
+  fi
   case ${MINORDPO_REQUEUE:-scontrol} in
     scontrol)
       if scontrol requeue "$SLURM_JOB_ID"; then exit 0; fi
@@ -169,13 +184,25 @@ requeue() {
 
 # Nodes that do not answer are Slurm's: it ends and requeues the job. If it does not, we ask for it.
 wait_for_nodes() {
-  local since=$SECONDS
+  local run=$1 since=$SECONDS
   until nodes_answer; do
     if [ -n "$received" ]; then return; fi
-    if [ $((SECONDS - since)) -gt "${MINORDPO_NODE_WAIT:-900}" ]; then requeue "a node does not answer"; fi
-    say "a node does not answer; waiting for Slurm to replace it"
+    if [ $((SECONDS - since)) -gt "${MINORDPO_NODE_WAIT:-900}" ]; then requeue "$run" "a node does not answer"; fi
+    waits "$run" "a node does not answer; waiting for Slurm to replace it"
     pause
   done
+}
+
+# A node that lost power and was back before Slurm missed it has forgotten its part of the last step, which Slurm counts
+# as running for ever: the next step would wait for its room. Another attempt of the job does not.
+leave_lost_step() {
+  local run=$1 tries
+  for tries in 1 2 3 4; do
+    if [ "$received" = TERM ] || ! step_runs; then return; fi
+    waits "$run" "all nodes answer, but Slurm counts the last step as running; waiting for its end ($tries of 4)"
+    pause
+  done
+  requeue "$run" "the last step will not end: one of its nodes was restarted"
 }
 
 # Checks the settings, and sets the caller's `ranks` (of a node) and `run` (its folder).
@@ -215,10 +242,11 @@ wait_for_disk() {
     free=$(df -Pk "$run" | awk 'NR == 2 { print $4 }')
     if [ "$free" -gt "$needed" ] || [ -n "$received" ]; then return; fi
     if [ $((SECONDS - since)) -gt "${MINORDPO_NODE_WAIT:-900}" ]; then
+      rm -f "$run/logs/waiting"
       say "given up: a checkpoint needs $needed KiB"
       exit 1
     fi
-    say "the disk of $run is full: $free KiB are free, a checkpoint needs $needed KiB; waiting"
+    waits "$run" "the disk of $run is full: $free KiB are free, a checkpoint needs $needed KiB; waiting"
     pause
   done
 }
@@ -228,8 +256,8 @@ wait_for_disk() {
 train() {
   local ranks code
   say "start, $# arguments"
+  read_plan "$@" # first: what is wrong with the settings, is said before anything else
   report_environment
-  read_plan "$@"
   while :; do
     code=0
     srun_ranks "$run" "$ranks" "$@" "trainer.num_nodes=$SLURM_JOB_NUM_NODES" || code=$?
@@ -237,30 +265,36 @@ train() {
       say "complete"
       return
     fi
+    if [ "$code" -eq 2 ]; then
+      say "given up: the same settings and inputs would end there again"
+      exit 2
+    fi
     case $received in
       USR1)
         count_end "$run" "the time limit is too short, or SIGUSR1 comes too early"
-        requeue "the time limit is near"
+        requeue "$run" "the time limit is near"
         ;;
       TERM)
         # of scancel, requeue and time limit the end is decided; another SIGTERM leaves the job running
-        if [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then requeue "SIGTERM"; fi
+        if [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then requeue "$run" "SIGTERM"; fi
         exit 143
         ;;
     esac
     if [ "$code" -eq 0 ]; then
       count_end "$run" "exp_manager.max_time_per_run is too short"
-      requeue "stopped before the end"
+      requeue "$run" "stopped before the end"
     fi
     count_end "$run" "crashes"
-    wait_for_nodes
+    wait_for_nodes "$run"
+    leave_lost_step "$run"
     wait_for_disk "$run"
     if [ "$received" = TERM ]; then exit 143; fi
-    say "crash: going on from $(newest_checkpoint "$run")"
+    say "crash: resuming from $(newest_checkpoint "$run")"
   done
 }
 
-# A command of ours that goes on where it was: when the job has to end before it does, it is requeued.
+# A command of ours that resumes where it was, of the run in `run`: when the job has to end before it does, the job is
+# requeued.
 minordpo_or_requeue() {
   local code=0
   if [ -z "$received" ]; then
@@ -268,7 +302,7 @@ minordpo_or_requeue() {
     wait $! || code=$?
     if [ -z "$received" ]; then return "$code"; fi
   fi
-  requeue "SIG$received"
+  requeue "$run" "SIG$received"
 }
 
 # `minordpo reference` on all nodes of the job.

@@ -182,11 +182,15 @@ class Score:
 
 
 def _check_type(value: Any, kind: Any, *, name: str) -> None:
-    """Raises UserError where a value is not of the type of its field."""
+    """Raises UserError where a value of JSON is not of the type of its field, or none that can be shown."""
     if not isinstance(value, kind if isinstance(kind, UnionType) else get_origin(kind) or kind):
         raise UserError(f"field {name!r} holds a value of another type: {type(value).__name__}")
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
         raise UserError(f"field {name!r} holds a whole number of {value.bit_length()} bits")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"field {name!r} holds half a surrogate pair: not valid Unicode text") from error
 
 
 def parse_json(text: str) -> Any:

@@ -70,7 +70,7 @@ def _read(folders: list[Path]) -> tuple[list[Run], list[str]]:
     for folder in dict.fromkeys(folders):
         try:
             runs.append(read_run(folder))
-        except ValueError as error:
+        except UserError as error:
             left_out.append(f"left out: {error}")
     if not runs:
         raise UserError("; ".join(left_out).replace("left out: ", ""))

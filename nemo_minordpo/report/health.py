@@ -5,7 +5,6 @@ import statistics
 from dataclasses import dataclass
 
 from nemo_minordpo.report.runs import REWARDS, Run
-from nemo_minordpo.report.state import COMPLETE
 
 _WATCHED = ("loss", *REWARDS, "grad_norm")
 
@@ -56,10 +55,8 @@ def health_of(run: Run) -> Health:
 
 
 def _state(run: Run) -> str:
-    if run.state.is_complete or not run.state.events:
-        # Without events, of a run that was copied without them, only the model says that it is complete.
-        return COMPLETE if run.state.is_complete else "unknown"
-    return str(run.state).partition(";")[0]
+    # of a run that was copied without its events only the model says that it is complete
+    return run.state.word if run.state.is_known or run.state.is_complete else "unknown"
 
 
 def _finite(run: Run, name: str) -> list[float]:

@@ -28,7 +28,7 @@ def _of_what_is_there(grid: Grid) -> str:
     scored = sum(run.score is not None for run in runs)
     if not grid.is_sweep or (complete == scored == len(runs) and not grid.left_out):
         return ""
-    states = Counter(str(run.state).partition(";")[0] for run in runs if str(run.state) != COMPLETE)
+    states = Counter(run.state.word for run in runs if str(run.state) != COMPLETE)
     unread = f"; folders without a run that can be read: {len(grid.left_out)}" if grid.left_out else ""
     others = "".join(f", {count} {state}" for state, count in states.most_common())
     there = f"of {len(runs)} runs {complete} are complete{others}; with a score: {scored}{unread}"

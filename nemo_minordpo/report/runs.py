@@ -1,6 +1,5 @@
 """Run folders and score folders, as far as they were written."""
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import yaml
 
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.records import Score, StepMetrics
+from nemo_minordpo.records import Score, StepMetrics, parse_json
 from nemo_minordpo.report.state import State, read_state
 
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margin")
@@ -42,7 +41,7 @@ class Run:
     @property
     def is_finished(self) -> bool:
         """Trained to its end, as far as its folder says anything of it."""
-        return self.state.is_complete or not self.state.events
+        return self.state.is_complete or not self.state.is_known
 
     @property
     def metrics(self) -> list[str]:
@@ -117,7 +116,7 @@ def read_score(folder: Path) -> Score | None:
     if not path.is_file():
         return None
     try:
-        score = Score(**json.loads(path.read_text(encoding="utf-8")))
+        score = Score(**parse_json(path.read_text(encoding="utf-8")))
         for low, value, high in (
             (score.strict_interval_95[0], score.strict_accuracy, score.strict_interval_95[1]),
             (score.flexible_interval_95[0], score.flexible_accuracy, score.flexible_interval_95[1]),
@@ -136,7 +135,7 @@ def read_score(folder: Path) -> Score | None:
 def _score_or_note(folder: Path, notes: list[str]) -> Score | None:
     try:
         return read_score(folder)
-    except ValueError as error:
+    except UserError as error:
         notes.append(str(error))
         return None
 
@@ -146,7 +145,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path.parent}: not a run folder of `minordpo train`: it has no config.yaml")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # not UTF-8, too long a number, too deep
         raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(config, dict) or _flat(config).get("model.dpo.preference_loss") is None:
         raise UserError(f"{path}: no model.dpo.preference_loss: not the config of a training run")
@@ -163,7 +162,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _number(settings: dict[str, Any], key: str, notes: list[str]) -> float | None:
     try:
         return float(settings[key])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         notes.append(f"config.yaml: {key} is no number, but {settings.get(key)!r}")
         return None
 
@@ -209,10 +208,10 @@ def _sound(line: StepMetrics) -> StepMetrics:
 
 def _note_what_is_missing(run: Run, *, saves_nemo: bool) -> None:
     of_all = f" of {run.state.max_steps}" if run.state.max_steps else ""
-    happened = f"; {run.state}" if run.state.events else ""
+    happened = f"; {run.state}" if run.state.is_known else ""
     if not run.steps:
         run.notes.append(f"no training step in {run.folder / 'metrics.jsonl'}{happened}")
-    elif not run.state.is_complete and (saves_nemo or run.state.events):
+    elif not run.state.is_complete and (saves_nemo or run.state.is_known):
         run.notes.append(f"not finished: it has {run.steps[-1].step}{of_all} steps and no model.nemo{happened}")
     for name in REWARDS:
         strange = [step.step for step in run.steps if not math.isfinite(step.values.get(name, math.nan))]

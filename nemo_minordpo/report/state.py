@@ -1,7 +1,8 @@
-"""Whether a run is complete, stopped, failed or running, from its `events.jsonl` and `failures/`."""
+"""Whether a run is complete, stopped, failed, waiting or running: from `events.jsonl`, `failures/`, `logs/waiting`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
 from nemo_minordpo.records import Failure, RunEvent
@@ -11,18 +12,27 @@ _CONSEQUENCES = (
     "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Read error", "nothing moved for",
     "Timed out waiting", "Socket Timeout", "NCCL", "DistNetworkError", "DistStoreError", "Connection refused",
 )  # fmt: skip
-# What a run with the same settings meets again.
-_LASTING = ("NotFiniteError: ",)
-COMPLETE = "complete"
+# What the same command meets again, until a person changes something: the program says it as an error of the user's.
+_LASTING = ("NotFiniteError: ", "UserError: ")
+COMPLETE, STARTED, BEGUN, STOPPED = "complete", "started", "begun", "stopped"
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What happened to the run of a folder."""
+    """What happened to the run of a folder.
+
+    waiting: what a launcher waits for, and when it said so; empty: it waits for nothing.
+    """
 
     folder: Path
     events: Sequence[RunEvent]
     failures: Sequence[Failure]
+    waiting: str = ""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anything is written down; a run that was copied may have come without it."""
+        return bool(self.events or self.failures)
 
     @property
     def is_complete(self) -> bool:
@@ -31,14 +41,14 @@ class State:
 
     @property
     def starts(self) -> list[RunEvent]:
-        return [event for event in self.events if event.event == "started"]
+        return [event for event in self.events if event.event == STARTED]
 
     @property
     def alarms(self) -> list[RunEvent]:
         """Of the degeneration watch, but for those of steps that were done again."""
         alarms: list[RunEvent] = []
         for event in self.events:
-            if event.event == "started":
+            if event.event == STARTED:
                 alarms = [alarm for alarm in alarms if alarm.step <= event.step]
             elif event.event == "alarm":
                 alarms.append(event)
@@ -49,26 +59,45 @@ class State:
         """Of the whole run; None before the first attempt."""
         return self.starts[-1].max_steps if self.starts else None
 
+    @property
+    def word(self) -> str:
+        """What became of the last attempt, in a word or a few."""
+        return self._now[0]
+
     def __str__(self) -> str:
+        return "; ".join(part for part in self._now if part)
+
+    @property
+    def _now(self) -> tuple[str, str, str]:
+        """(what became of the last attempt, why, what comes next)."""
         if self.is_complete:
-            return COMPLETE
-        last = next((event for event in reversed(self.events) if event.event in ("started", "stopped")), None)
-        if last is not None and last.event == "stopped":
-            return f"stopped ({last.detail}); the same command goes on"
+            return COMPLETE, "", ""
+        last = next((event for event in reversed(self.events) if event.event in (BEGUN, STARTED, STOPPED)), None)
+        if last is not None and last.event == STOPPED:
+            return f"stopped ({last.detail})", "", self.waiting or self._resumed()
         failed = [failure for failure in self.failures if last is None or failure.time > last.time]
-        for failure in failed:
-            if failure.error.startswith(_LASTING):
-                reason = failure.error.partition(": ")[2]
-                again = "the same command would end there again: change settings or inputs, in a new folder"
-                return f"failed; {reason}; {again}"
+        lasting = next((failure for failure in failed if failure.error.startswith(_LASTING)), None)
+        if lasting is not None:
+            again = "the same command would end there again: change settings or inputs"
+            if lasting.error.startswith("NotFiniteError"):
+                again += ", in a new folder"  # this one belongs to its settings
+            return "failed", lasting.error.partition(": ")[2], again
         if failed:
-            return "failed; the same command goes on"
-        return "running, or killed without a word" if last is not None else "not started"
+            return "failed", "", self.waiting or self._resumed()
+        if last is None:
+            return "not started", "", self.waiting
+        if self.waiting:
+            return "ended without a word", "", self.waiting
+        return f"{'setting up' if last.event == BEGUN else 'running'}, or killed without a word", "", ""
+
+    def _resumed(self) -> str:
+        saved = [event.step for event in self.events if event.event == "saved"]
+        return f"the same command resumes it {f'after step {saved[-1]}' if saved else 'at its beginning'}"
 
 
 def read_state(folder: Path) -> State:
     """What the folder holds of events and failures; half-written ones, of a process that was killed, are left out."""
-    return State(folder=folder, events=_events(folder), failures=_failures(folder))
+    return State(folder=folder, events=_events(folder), failures=_failures(folder), waiting=_waiting(folder))
 
 
 def first_failure(failures: Sequence[Failure]) -> Failure | None:
@@ -101,3 +130,14 @@ def _failures(folder: Path) -> list[Failure]:
         except (TypeError, ValueError):
             continue
     return failures
+
+
+def _waiting(folder: Path) -> str:
+    """What a launcher wrote last; it takes the file away when it starts ranks."""
+    path = folder / "logs/waiting"
+    try:
+        text, written = path.read_text(encoding="utf-8").strip(), path.stat().st_mtime
+    except (OSError, UnicodeDecodeError):
+        return ""
+    moment = datetime.fromtimestamp(written, timezone.utc)
+    return f"its job at {moment:%Y-%m-%d %H:%M:%S} UTC: {text}" if text else ""

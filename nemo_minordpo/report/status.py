@@ -2,13 +2,14 @@
 
 import statistics
 from datetime import datetime, timedelta, timezone
+from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
 
 from nemo_minordpo.records import Failure, RunEvent
 from nemo_minordpo.report.runs import Run, read_run
-from nemo_minordpo.report.state import COMPLETE, State, first_failure, is_consequence
+from nemo_minordpo.report.state import BEGUN, COMPLETE, STARTED, STOPPED, State, first_failure, is_consequence
 
 # Steps whose median says how long the others will take.
 _RECENT = 20
@@ -45,15 +46,29 @@ def _lines(run: Run, state: State, *, now: datetime) -> list[str]:
         lines.append(f"last checkpoint: step {saved[-1].step}, {_ago(saved[-1].time, now)}")
     lines += [f"set aside: {event.detail}" for event in events if event.event == "damaged"]
     lines += [f"alarm after step {event.step}: {event.detail}" for event in state.alarms]
-    for number, start in enumerate(starts):
-        until = starts[number + 1].time if number + 1 < len(starts) else now.isoformat()
-        end = _end(start, until, state)
-        lines.append(f"attempt {start.attempt} ({start.job}, {start.detail}): from step {start.step}{end}")
-    early = [failure for failure in state.failures if not starts or failure.time < starts[0].time]
-    if (first := first_failure(early)) is not None:
-        lines.append(f"before the first step: {_named(first)}")
+    attempts = _attempts(state)
+    for number, attempt in enumerate(attempts):
+        until = attempts[number + 1][0].time if number + 1 < len(attempts) else now.isoformat()
+        lines.append(_in_words(attempt, until, state))
+    early = [failure for failure in state.failures if not attempts or failure.time < attempts[0][0].time]
+    if (first_of_early := first_failure(early)) is not None:
+        lines.append(f"before the first step: {_named(first_of_early)}")
     lines.append(str(state))
     return lines
+
+
+def _attempts(state: State) -> list[list[RunEvent]]:
+    """How each attempt came to be: its set-up begun, then its steps started; of older runs only the latter is there."""
+    events = (event for event in state.events if event.event in (BEGUN, STARTED))
+    return [list(own) for _, own in groupby(events, key=lambda event: event.attempt)]
+
+
+def _in_words(attempt: list[RunEvent], until: str, state: State) -> str:
+    first, last = attempt[0], attempt[-1]
+    end = _end(first, until, state)
+    if last.event == BEGUN:
+        return f"attempt {first.attempt} ({first.job}): in its set-up{end}"
+    return f"attempt {first.attempt} ({first.job}, {last.detail}): from step {last.step}{end}"
 
 
 def _progress(run: Run, max_steps: int) -> list[str]:
@@ -73,14 +88,14 @@ def _progress(run: Run, max_steps: int) -> list[str]:
 
 
 def _end(start: RunEvent, until: str, state: State) -> str:
-    own = [event for event in state.events if event.attempt == start.attempt and event.event in ("stopped", COMPLETE)]
+    own = [event for event in state.events if event.attempt == start.attempt and event.event in (STOPPED, COMPLETE)]
     if own:
         return f", {own[-1].event} at step {own[-1].step}{': ' if own[-1].detail else ''}{own[-1].detail}"
     cause = first_failure([failure for failure in state.failures if start.time <= failure.time < until])
     if cause is not None:
         return f", failed: {_named(cause)}"
-    went_on = any(event.attempt > start.attempt for event in state.starts)
-    return ", ended without a word (killed, or its node was lost)" if went_on else ""
+    followed = any(event.attempt > start.attempt for event in state.events)
+    return ", ended without a word (killed, or its node was lost)" if followed else ""
 
 
 def _ago(time: str, now: datetime) -> str:

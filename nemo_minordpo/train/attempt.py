@@ -9,7 +9,6 @@ are gone. It must not write any more. So the first rank looks into attempt.json 
 files that are not yet in place have the attempt's number in their names.
 """
 
-import json
 import os
 import socket
 import sys
@@ -17,7 +16,8 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_minordpo.records import Failure, RunEvent, to_json_line, utc_now, write_json
+from nemo_minordpo.errors import UserError
+from nemo_minordpo.records import Failure, RunEvent, read_json_object, to_json_line, utc_now, write_json
 
 
 class ReplacedError(RuntimeError):
@@ -96,12 +96,14 @@ def _file(folder: Path) -> Path:
 
 
 def _read(folder: Path) -> tuple[int, str] | None:
-    try:
-        text = _file(folder).read_text(encoding="utf-8")
-    except FileNotFoundError:
+    path = _file(folder)
+    if not path.exists():
         return None
-    values = json.loads(text)
-    return values["number"], values["token"]
+    values = read_json_object(path)
+    number, token = values.get("number"), values.get("token")
+    if not (isinstance(number, int) and isinstance(token, str)):
+        raise UserError(f"{path}: damaged: remove it, once nothing trains in that folder any more")
+    return number, token
 
 
 if __name__ == "__main__":  # launchers/common.sh: of a rank that was killed and could not do it itself

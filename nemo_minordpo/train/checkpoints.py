@@ -1,8 +1,9 @@
-"""Checkpoints of a run: distributed, complete or absent, verified, readable at any layout.
+"""Checkpoints of a run: distributed, complete or absent, verified, readable at any layout; and its trained model.
 
 `checkpoints/step_000120/` holds model, optimizer and counters in Megatron's torch_dist format. It is written under a
 temporary name with the attempt's number in it, forced to the disk, and renamed by rank 0 when every rank is done.
-`files.json` in it has size and sha256 of every file; what does not match it is set aside when a run goes on.
+`files.json` in it has size and sha256 of every file; what does not match it is set aside when a run is resumed.
+`progress.json` in it has the counters for people, and the monitored metric, by which checkpoints are kept or removed.
 """
 
 import json
@@ -27,7 +28,7 @@ from nemo_minordpo.train.optimizer_state import load_optimizer_state, sharded_op
 from nemo_minordpo.train.stopping import signals_kept_from_children
 
 _NAME = re.compile(r"step_(\d+)")
-_FILES = "files.json"
+_FILES, _PROGRESS = "files.json", "progress.json"
 # What reading or writing a checkpoint raises, torch's, Megatron's and the system's.
 _FAULTS = (OSError, EOFError, KeyError, RuntimeError, UnpicklingError, CheckpointException, CheckpointingException)
 
@@ -102,8 +103,8 @@ def save_checkpoint(
             strategy.unwrapped_checkpoint_io.save_checkpoint(state, str(temporary))
         torch.distributed.barrier()
         if _is_first_rank():
-            # for people and tools; what resumes a run is inside the checkpoint
-            (temporary / "progress.json").write_text(json.dumps({**asdict(progress), "monitored": monitored}) + "\n")
+            # a resumed run takes the counters from inside the checkpoint; `_not_kept` reads the monitored metric here
+            (temporary / _PROGRESS).write_text(json.dumps({**asdict(progress), "monitored": monitored}) + "\n")
         torch.distributed.barrier()
         files = _digests_to_disk(temporary)
         if _is_first_rank():
@@ -127,6 +128,28 @@ def save_checkpoint(
     return path
 
 
+def save_model(path: Path, *, model: Any, attempt: Attempt) -> None:
+    """Write the trained model as a .nemo file.
+
+    Through a folder of its own: NeMo stages beside the file and trips over leftovers.
+
+    Raises:
+        ReplacedError: another attempt has the run.
+    """
+    staging = path.with_name(f".{path.name}.attempt_{attempt.number}.tmp")
+    if _is_first_rank():
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+    torch.distributed.barrier()
+    model.save_to(str(staging / path.name))
+    torch.distributed.barrier()
+    if _is_first_rank():
+        attempt.check()
+        os.replace(staging / path.name, path)
+        shutil.rmtree(staging)
+    torch.distributed.barrier()
+
+
 def remove_leftovers(folder: Path, attempt: Attempt) -> None:
     """Take away what attempts before this one did not finish; of the first rank. They would fill the disk."""
     attempt.check()
@@ -148,7 +171,7 @@ def load_checkpoint(path: Path, *, strategy: Any, model: Any, optimizer: Any) ->
     except _FAULTS as error:
         raise UserError(
             f"{path} is no checkpoint of this run ({type(error).__name__}: {error}); "
-            "take the folder away, and the run goes on from the one before it"
+            "take the folder away, and the run resumes from the one before it"
         ) from error
     for module in model.get_model_module_list():
         # with adapters the checkpoint holds nothing but them
@@ -218,7 +241,7 @@ def _first_of_ranks(fault: str) -> str:
 def _not_kept(folder: Path, keep: CheckpointSection) -> list[Path]:
     """All but the newest `keep_last` and, by the monitored metric, the best `save_top_k`."""
     paths = _all(folder)
-    values = {path: json.loads((path / "progress.json").read_text()).get("monitored") for path in paths}
+    values = {path: json.loads((path / _PROGRESS).read_text()).get("monitored") for path in paths}
     sign = 1 if keep.mode == "min" else -1
     ranked = sorted((path for path in paths if values[path] is not None), key=lambda path: sign * values[path])
     kept = {*paths[-keep.keep_last :], *ranked[: keep.save_top_k]}

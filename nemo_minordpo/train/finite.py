@@ -15,6 +15,7 @@ from torch import Tensor
 from nemo_minordpo.config import TrainConfig
 from nemo_minordpo.core.finite import first_of, tensors_not_finite
 from nemo_minordpo.core.metrics import DECISIVE, not_finite
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.train.run_folder import RunFolder
 from nemo_minordpo.train.tokens import expand_files, places_of
 
@@ -22,8 +23,8 @@ from nemo_minordpo.train.tokens import expand_files, places_of
 Places = Callable[[Sequence[int]], list[str]]
 
 
-class NotFiniteError(RuntimeError):
-    """A value of the run is not finite: it stops, and the same settings would stop it again. One line."""
+class NotFiniteError(UserError):
+    """A value of the run is not finite: it stops, and the same settings and inputs would stop it again. One line."""
 
 
 def numbers_of(pairs: Sequence[int]) -> list[str]:

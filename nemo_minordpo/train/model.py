@@ -239,6 +239,11 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
         return values
 
     @property
+    def data_parallel(self) -> tuple[int, int]:
+        """(rank, size) in the data-parallel group."""
+        return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+
+    @property
     def has_dropout(self) -> bool:
         """Whether the policy in training differs from the same weights in evaluation."""
         own = any(self.cfg.get(key) for key in ("hidden_dropout", "ffn_dropout"))

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -11,6 +10,7 @@ from nemo_minordpo.config import TrainConfig
 from nemo_minordpo.host import StandIn
 from nemo_minordpo.records import StepMetrics, to_json_line
 from nemo_minordpo.train.attempt import Attempt
+from nemo_minordpo.train.loggers import open_loggers
 from nemo_minordpo.train.run_folder import RunFolder
 
 
@@ -18,33 +18,44 @@ class RunLog:
     """Takes each line of metrics; does nothing on other ranks than the first."""
 
     def __init__(
-        self,
-        config: TrainConfig,
-        folder: RunFolder,
-        attempt: Attempt,
-        *,
-        stand_ins: list[StandIn],
-        is_first_rank: bool,
+        self, config: TrainConfig, folder: RunFolder, attempt: Attempt | None, *, stand_ins: list[StandIn]
     ) -> None:
-        """`stand_ins`: named once, so that a run without a GPU says so."""
-        self._config, self._folder, self._attempt, self._active = config, folder, attempt, is_first_rank
+        """
+        Args:
+            config, folder: the run's.
+            attempt: whose lines these are; None = another rank than the first.
+            stand_ins: named once, so that a run without a GPU says so.
+
+        Raises:
+            UserError: TensorBoard or W&B cannot be opened.
+        """
+        self._config, self._folder, self._attempt = config, folder, attempt
         self._console = Console(stderr=True)
-        self._loggers = _loggers(config, folder) if is_first_rank else []
+        self._loggers = [] if attempt is None else open_loggers(config, folder.path)
         self._bar: Progress | None = None
-        if is_first_rank and stand_ins:
+        if attempt is not None and stand_ins:
             self._say(
                 f"{len(stand_ins)} stand-ins for what this machine lacks are active; `minordpo doctor` lists them"
             )
 
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *more: object) -> None:
+        for logger in self._loggers:
+            logger.close(failed=kind is not None)
+
     @contextmanager
     def training(self, *, resumed: int, max_steps: int) -> Iterator[None]:
         """Show progress from where the run starts."""
-        if not self._active:
+        if self._attempt is None:
             yield
             return
         self._attempt.check()
+        for logger in self._loggers:
+            logger.start(resumed)
         if resumed:
-            self._say(f"going on at step {resumed} of {max_steps}")
+            self._say(f"resumed at step {resumed} of {max_steps}")
         columns = (
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[values]}"),
@@ -59,12 +70,12 @@ class RunLog:
             yield
 
     def __call__(self, line: StepMetrics) -> None:
-        if not self._active:
+        if self._attempt is None:
             return
         self._attempt.check()
         self._metrics.write(to_json_line(line))
         for logger in self._loggers:
-            logger.log_metrics({f"{line.split}/{name}": value for name, value in line.values.items()}, line.step)
+            logger.log({f"{line.split}/{name}": value for name, value in line.values.items()}, line.step)
         if line.split == "watch":
             self._say(f"answers after step {line.step}: {_summary_of_answers(line)}")
             return
@@ -78,17 +89,15 @@ class RunLog:
 
     def alarm(self, step: int, reason: str) -> None:
         """Say it, and keep it among the events, where `minordpo status` and the report find it."""
-        if self._active:
+        if self._attempt is not None:
             self._attempt.note("alarm", step=step, detail=reason)
             self._console.print(f"alarm after step {step}: {reason}", style="bold red", highlight=False, soft_wrap=True)
 
     def finish(self, *, reason: str) -> None:
-        """Close the loggers and say where things are; `reason` why the run was stopped, empty: it is complete."""
-        for logger in self._loggers:
-            logger.finalize("success")
-        if self._active:
+        """Say where things are; `reason` why the run was stopped, empty: it is complete."""
+        if self._attempt is not None:
             where = self._folder.nemo if self._config.trainer.dpo.save_nemo else self._folder.checkpoints
-            self._say(f"{reason}: a checkpoint is saved, the same command goes on" if reason else f"done: {where}")
+            self._say(f"{reason}: a checkpoint is saved, the same command resumes it" if reason else f"done: {where}")
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True)
@@ -114,16 +123,3 @@ def _summary_of_answers(line: StepMetrics) -> str:
         f"{100 * values['repeated_4grams']:.0f} %  unfinished {100 * values['unfinished_rate']:.0f} %  "
         f"KL {values['kl_reference']:.3f}"
     )
-
-
-def _loggers(config: TrainConfig, folder: RunFolder) -> list[Any]:
-    """Lightning's loggers, as NeMo's exp_manager makes them, without its moving of files between versions."""
-    from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-
-    loggers: list[Any] = []
-    settings = config.exp_manager
-    if settings.create_tensorboard_logger:
-        loggers.append(TensorBoardLogger(save_dir=str(folder.path), name="", version="tensorboard"))
-    if settings.create_wandb_logger:
-        loggers.append(WandbLogger(save_dir=str(folder.path), name=folder.path.name, **settings.wandb_logger_kwargs))
-    return loggers

@@ -46,32 +46,50 @@ def _run_rank(config: TrainConfig, folder: RunFolder, stop: StopRequest, *, only
     from nemo_minordpo.train.progress import RunLog
 
     _quiet_nemo()
-    trainer = set_up(config, folder)
-    if only_reference:
-        torch.distributed.destroy_process_group()
-        return False
-    attempt, is_first = _claim(folder), torch.distributed.get_rank() == 0
+    own = _begin(folder) if rank_of_process() == 0 and not only_reference else None
+    with RunLog(config, folder, own, stand_ins=stand_ins) as log:
+        trainer = set_up(config, folder)
+        reason = "only the reference" if only_reference else _train(config, folder, trainer, own, log, stop)
+    torch.distributed.destroy_process_group()
+    return not reason
+
+
+def _begin(folder: RunFolder) -> Attempt:
+    """The run is this attempt's from now on; of the first rank."""
+    attempt = Attempt.claim(folder.path)
+    attempt.note("begun", step=0)
+    return attempt
+
+
+def _train(
+    config: TrainConfig, folder: RunFolder, trainer: Any, own: Attempt | None, log: Any, stop: StopRequest
+) -> str:
+    """From the newest checkpoint to `model.nemo`; why the run was stopped before, empty: it is complete.
+
+    `trainer` is a MinorDPOTrainer, `own` the attempt on the first rank, `log` a RunLog.
+    """
+    from nemo_minordpo.train.checkpoints import save_model
+
+    attempt = _known_to_all(own, folder)
     watch = StallWatch(
         max_seconds=_seconds(config.exp_manager.max_time_without_progress),
         on_stall=lambda reason: record_failure(folder.path, reason, rank=rank_of_process()),
     )
-    log = RunLog(config, folder, attempt, stand_ins=stand_ins, is_first_rank=is_first)
     resumed = trainer.resume(attempt).step
-    if is_first:
-        attempt.note("started", step=resumed, detail=layout_in_words(config), max_steps=trainer.max_steps)
+    if own is not None:
+        own.note("started", step=resumed, detail=layout_in_words(config), max_steps=trainer.max_steps)
     try:
         with log.training(resumed=resumed, max_steps=trainer.max_steps):
             reason = trainer.fit(log, attempt=attempt, stop=stop, watch=watch)
         if not reason and config.trainer.dpo.save_nemo:
             watch.beat("model.nemo")
-            _save_nemo(trainer.model, folder, attempt)
+            save_model(folder.nemo, model=trainer.model, attempt=attempt)
     finally:
         watch.rest()
-    if is_first:
-        attempt.note("stopped" if reason else "complete", step=trainer.progress.step, detail=reason)
+    if own is not None:
+        own.note("stopped" if reason else "complete", step=trainer.progress.step, detail=reason)
     log.finish(reason=reason)
-    torch.distributed.destroy_process_group()
-    return not reason
+    return reason
 
 
 def _seconds(duration: str | None) -> int | None:
@@ -89,6 +107,7 @@ def set_up(config: TrainConfig, folder: RunFolder) -> Any:
     from nemo_aligner.utils.utils import load_from_nemo, retrieve_model_state_dict_in_cpu
 
     from nemo_minordpo.train import fp8
+    from nemo_minordpo.train.adapters import load_adapters
     from nemo_minordpo.train.model import MegatronGPTMinorDPOModel
     from nemo_minordpo.train.trainer import MinorDPOTrainer
 
@@ -103,6 +122,8 @@ def set_up(config: TrainConfig, folder: RunFolder) -> Any:
     init_distributed(lightning_trainer, model, model_config.get("transformer_engine", False))
     if config.model.peft.peft_scheme != "none":
         init_peft(model, model_config)
+    if config.model.peft.restore_from_path is not None:
+        load_adapters(model, Path(config.model.peft.restore_from_path))
     if config.model.dpo.reference_log_probs == "live":
         model.ref_policy_state_dict = retrieve_model_state_dict_in_cpu(
             model, megatron_amp_O2=model_config.megatron_amp_O2
@@ -129,16 +150,15 @@ def set_up(config: TrainConfig, folder: RunFolder) -> Any:
     )
 
 
-def _claim(folder: RunFolder) -> Attempt:
-    """The run is this attempt's from now on; every rank knows its number."""
+def _known_to_all(own: Attempt | None, folder: RunFolder) -> Attempt:
+    """The first rank's attempt, on every rank."""
     import torch
 
     from nemo_minordpo.train.checkpoints import remove_leftovers
 
-    claimed: list[Any] = [None]
-    if torch.distributed.get_rank() == 0:
-        claimed = [Attempt.claim(folder.path)]
-        remove_leftovers(folder.checkpoints, claimed[0])
+    if own is not None:
+        remove_leftovers(folder.checkpoints, own)
+    claimed: list[Any] = [own]
     torch.distributed.broadcast_object_list(claimed)
     return claimed[0]
 
@@ -183,13 +203,12 @@ def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any) -> 
         reference_folder,
         reference_key,
     )
-    from nemo_minordpo.train.trainer import data_parallel_layout
 
     arrays = load_arrays(folder.data(split))
     batches = _pair_batches(config, model, arrays, row_capacity=config.model.data.packed_sequence_size)
     section = config.model
     if section.dpo.reference_log_probs == "cached":
-        _, size = data_parallel_layout()
+        _, size = model.data_parallel
         layout = f"TP={section.tensor_model_parallel_size} x PP={section.pipeline_model_parallel_size} x DP={size}"
         batches.reference_log_probs = load_or_evaluate(
             ReferenceCache(reference_folder(config)),
@@ -211,9 +230,8 @@ def _vocab_size(model: Any) -> int:
 def _pair_batches(config: TrainConfig, model: Any, arrays: TokenArrays, *, row_capacity: int) -> Any:
     """The packed batches of some pairs, for this data-parallel rank."""
     from nemo_minordpo.train.dataset import PairBatches
-    from nemo_minordpo.train.trainer import data_parallel_layout
 
-    rank, size = data_parallel_layout()
+    rank, size = model.data_parallel
     return PairBatches(
         arrays,
         global_batch_size=config.model.global_batch_size,
@@ -230,7 +248,6 @@ def _answer_watch(config: TrainConfig, folder: RunFolder, model: Any) -> Any:
     from nemo_minordpo.train.answers import AnswerWatch, stop_ids_of, watched_prompts
     from nemo_minordpo.train.dataset import segment_lengths_of
     from nemo_minordpo.train.generation import GenerationLimits
-    from nemo_minordpo.train.trainer import data_parallel_layout
 
     settings, data = config.trainer.dpo.watch, config.model.data
 
@@ -252,7 +269,7 @@ def _answer_watch(config: TrainConfig, folder: RunFolder, model: Any) -> Any:
             row_multiple=row_multiple_of(model.cfg),
         ),
         batches_of=batches_of,
-        data_parallel=data_parallel_layout(),
+        data_parallel=model.data_parallel,
         vocab_size=_vocab_size(model),
         seed=config.model.seed,
     )
@@ -269,26 +286,6 @@ def _throughput(model: Any) -> Any:
     )
     torch.distributed.all_reduce(peak)
     return Throughput(size=model.size, matmul_peak=peak.item(), frozen=model.use_peft)
-
-
-def _save_nemo(model: Any, folder: RunFolder, attempt: Attempt) -> None:
-    """`model.nemo`, through a folder of its own: NeMo stages beside the file and trips over leftovers."""
-    import shutil
-
-    import torch
-
-    staging = folder.path / f".model.nemo.attempt_{attempt.number}.tmp"
-    if torch.distributed.get_rank() == 0:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-    torch.distributed.barrier()
-    model.save_to(str(staging / "model.nemo"))
-    torch.distributed.barrier()
-    if torch.distributed.get_rank() == 0:
-        attempt.check()
-        os.replace(staging / "model.nemo", folder.nemo)
-        shutil.rmtree(staging)
-    torch.distributed.barrier()
 
 
 def _quiet_nemo() -> None:

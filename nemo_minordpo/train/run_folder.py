@@ -6,6 +6,8 @@ data/train, data/validation   token arrays, `left_out_pairs.jsonl`, `counts.json
 metrics.jsonl          one line a step (records.StepMetrics)
 events.jsonl, failures/, attempt.json   what happened to the run, and who writes it (attempt.py)
 checkpoints/step_*     what a stopped run goes on from
+logs/                  a launcher's: `waiting` says what it waits for
+wandb_id, wandb/, tensorboard/   what loggers.py keeps
 model.tokenizer        tokenizer, config and chat template of the model that the run started from
 model.nemo             the trained model, at the end
 """
@@ -23,6 +25,7 @@ from omegaconf import OmegaConf
 
 from nemo_minordpo.config import TrainConfig, identity
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.prompts import ways_of_pairs
 from nemo_minordpo.records import (
     Manifest,
     StepMetrics,
@@ -88,6 +91,7 @@ class RunFolder:
             stage="train",
             inputs={file: sha256 for files in hashes.values() for file, sha256 in files.items()},
             settings=settings,
+            prompts=ways_of_pairs(inputs.get("train", [])),
         )
         manifest.write(self.path)
         # last: a folder with a config.yaml belongs to a run

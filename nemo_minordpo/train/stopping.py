@@ -71,23 +71,29 @@ class StallWatch:
     for, a file system included.
     """
 
-    def __init__(self, *, max_seconds: int | None, on_stall: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        *,
+        max_seconds: int | None,
+        on_stall: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """
         Args:
-            max_seconds: between two beats; longer than the longest step, validation batch, look at
-                the answers or checkpoint takes. None:
-                no limit.
+            max_seconds: between two beats; longer than the longest step, validation batch, look at the answers or
+                checkpoint takes. None: no limit.
             on_stall: writes the reason down; then the process ends.
+            clock: seconds.
         """
         self._limit = math.inf if max_seconds is None else max_seconds
-        self._on_stall = on_stall
+        self._on_stall, self._clock = on_stall, clock
         self._last = math.inf
         self._doing = ""
         self._thread = threading.Thread(target=self._watch, name="stall watch", daemon=True)
 
     def beat(self, doing: str) -> None:
         """Something moved; `doing` is what begins now."""
-        self._last, self._doing = time.monotonic(), doing
+        self._last, self._doing = self._clock(), doing
         if self._limit < math.inf and not self._thread.is_alive():
             self._thread.start()
 
@@ -95,14 +101,19 @@ class StallWatch:
         """Nothing has to move from now on."""
         self._last = math.inf
 
+    def stalled(self) -> str:
+        """Why this process has to end now; empty: it need not."""
+        waited = self._clock() - self._last
+        if waited <= self._limit:
+            return ""
+        return (
+            f"nothing moved for {waited:.0f} s in {self._doing}: another rank is frozen, cut off or dead "
+            "(exp_manager.max_time_without_progress)"
+        )
+
     def _watch(self) -> None:
-        while True:
+        while not (reason := self.stalled()):
             time.sleep(min(self._limit / 10, 1.0))
-            waited = time.monotonic() - self._last
-            if waited > self._limit:
-                faulthandler.dump_traceback(file=sys.__stderr__ or 2)
-                self._on_stall(
-                    f"nothing moved for {waited:.0f} s in {self._doing}: another rank is frozen, cut off or dead "
-                    "(exp_manager.max_time_without_progress)"
-                )
-                os._exit(1)
+        faulthandler.dump_traceback(file=sys.__stderr__ or 2)
+        self._on_stall(reason)
+        os._exit(1)

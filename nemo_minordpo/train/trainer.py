@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import parallel_state, tensor_parallel
+from megatron.core import tensor_parallel
 from nemo_aligner.utils.train_utils import clip_gradients
 from torch import Tensor
 
@@ -85,10 +85,10 @@ class MinorDPOTrainer:
             log: gets each line of metrics, on every rank.
             attempt: whose checkpoints are written.
             stop: what may end the run before its last step.
-            watch: is told of whatever moves.
+            watch: hears of whatever moves.
 
         Returns:
-            Why the run was stopped: a checkpoint was saved and the same command goes on. Empty: it is complete.
+            Why the run was stopped: a checkpoint was saved, the same command resumes it. Empty: it is complete.
 
         Raises:
             NotFiniteError: on every rank; checkpoints are those from before the value that is not finite.
@@ -104,7 +104,7 @@ class MinorDPOTrainer:
             log(line)
             done = self.progress.step == self.max_steps
             reason = "" if done else stop.agreed()
-            # a run that is told to stop has little time: this look is left out
+            # a run that is asked to stop has little time: this look is left out
             if self.answers is not None and not reason and self._is_due(loop.watch.interval, done):
                 self._look_at_answers(log, attempt, watch, chosen=line.values["rewards/chosen"])
             if self.validation is not None and self._is_due(loop.val_check_interval, done):
@@ -112,7 +112,7 @@ class MinorDPOTrainer:
                 log(self._validation)
             if reason or self._is_due(loop.save_interval, done):
                 watch.beat(f"the checkpoint of step {self.progress.step}")
-                self._save(attempt)
+                self._save(attempt, batch.result())
             if reason:
                 return reason
         return ""
@@ -234,9 +234,21 @@ class MinorDPOTrainer:
         if alarm:
             log.alarm(self.progress.step, alarm)
 
-    def _save(self, attempt: Attempt) -> None:
-        # a last step may spoil weights that no further loss is computed from
-        require_finite_weights(self.model, when=f"after step {self.progress.step}")
+    def _require_sound_model(self, batch: StepBatch) -> None:
+        """No weight and no log-probability that is not finite: a step may spoil weights, and no other one follows.
+
+        One row of the step's batch is evaluated: weights that float32 just holds give logits that it does not.
+        """
+        when = f"after step {self.progress.step}"
+        require_finite_weights(self.model, when=when)
+        # against itself: only log-probabilities are asked for, and a live reference would be evaluated
+        row = replace(batch, micro_batches=batch.micro_batches[:1]).with_references([None])
+        with self.model.evaluating(), torch.no_grad():
+            values = self.model.pair_metrics(row, forward_only=True)
+        self._summary(values, when=when, places=self._places_of_step(self.progress.step - 1))
+
+    def _save(self, attempt: Attempt, batch: StepBatch) -> None:
+        self._require_sound_model(batch)
         keep = self.config.exp_manager.checkpoint_callback_params
         last = self._validation
         save_checkpoint(
@@ -272,8 +284,3 @@ class MinorDPOTrainer:
     @property
     def _steps_per_epoch(self) -> int:
         return steps_per_epoch(len(self.train.arrays), self.train.global_batch_size)
-
-
-def data_parallel_layout() -> tuple[int, int]:
-    """(rank, size) in the data-parallel group."""
-    return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()

@@ -225,7 +225,10 @@ class Cluster:
         _wait(lambda: bool(children.read_text().split()), 5, f"{node}'s first process")
         inner = children.read_text().split()[0]
         pid.write_text(inner)
-        _shell(f"ip link add {self._link(node)} type veth peer name eth0 netns {inner}")
+        # of a node that has just lost power the kernel may still hold the name
+        _wait(
+            lambda: _works(f"ip link add {self._link(node)} type veth peer name eth0 netns {inner}"), 10, "its network"
+        )
         _shell(f"ip link set {self._link(node)} master {self._bridge} up")
         ready.touch()
 
@@ -278,6 +281,14 @@ def _shell(command: str) -> None:
     done = subprocess.run(command.split(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{command}: {done.stderr}")
+
+
+def _works(command: str) -> bool:
+    try:
+        _shell(command)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _wait(condition, seconds: float, what: str) -> None:

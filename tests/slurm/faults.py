@@ -1,6 +1,6 @@
 """Training jobs that are hurt once at a random moment, beside one that is not.
 
-    python -m tests.slurm.faults --count 20 --output docs/faults        # writes docs/faults.json and .md
+    python -m tests.slurm.faults --output docs/faults        # writes docs/faults.json and .md
 
 Every job goes through launchers/minordpo.sub on a cluster of three virtual nodes, two of which it uses, with two ranks
 a node. It must end complete, without a manual step, with the bits of the run that was not hurt.
@@ -153,6 +153,14 @@ def _power_cut(job: Job, draw: random.Random) -> Mend | None:
     return lambda: job.cluster.power_on(node)
 
 
+def _reboot(job: Job, draw: random.Random) -> Mend | None:
+    """Back before Slurm misses it, without what ran there; of the first node Slurm would miss the script."""
+    node = job.cluster.nodes(job.id)[1]
+    job.cluster.power_cut(node)
+    time.sleep(1)
+    job.cluster.power_on(node)
+
+
 def _partition(job: Job, draw: random.Random) -> Mend | None:
     node = job.cluster.nodes(job.id)[1]
     job.cluster.cut_off(node)
@@ -196,7 +204,7 @@ def _wait_for_limit(job: Job, draw: random.Random) -> Mend | None:
 FAULTS: dict[str, Callable[[Job, random.Random], Mend | None]] = {
     "rank killed": _kill_rank, "power cut": _power_cut, "network partition": _partition, "scontrol requeue": _requeue,
     "USR1": _usr1, "TERM": _term, "time limit": _wait_for_limit, "rank frozen": _freeze_rank,
-    "disk full": _fill_disk, "truncated checkpoint": _truncate,
+    "disk full": _fill_disk, "truncated checkpoint": _truncate, "node restarted": _reboot,
 }  # fmt: skip
 
 
@@ -340,7 +348,7 @@ def table(outcomes: list[Outcome]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=20, help="hurt jobs; faults and layouts take turns")
+    parser.add_argument("--count", type=int, default=2 * len(FAULTS), help="hurt jobs; faults and layouts take turns")
     parser.add_argument("--fault", choices=[*FAULTS], help="this one only")
     parser.add_argument("--resume", action="store_true", help="go on behind the outcomes that are written down")
     parser.add_argument("--seed", type=int, default=0)

@@ -4,6 +4,7 @@ The full table of injected faults is made by `python -m tests.slurm.faults`; her
 """
 
 import json
+import re
 import shutil
 import sys
 import tarfile
@@ -59,13 +60,13 @@ def test_the_log_says_what_happened(whole):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["rank killed", "scontrol requeue", "truncated checkpoint"])
+@pytest.mark.parametrize("kind", ["rank killed", "scontrol requeue", "truncated checkpoint", "node restarted"])
 def test_a_run_that_is_hurt_ends_with_the_same_bits(place, whole, kind):
     outcome = run_hurt(*place, kind, "tp2pp2", whole, seed=1)
     assert outcome.state == "COMPLETED", outcome
     assert outcome.bits_equal, outcome
     assert outcome.attempts == 2
-    if kind != "scontrol requeue":
+    if kind in ("rank killed", "truncated checkpoint"):
         assert "the process ended without a word: Killed" in outcome.cause
 
 
@@ -95,6 +96,18 @@ def test_a_run_that_crashes_at_once_is_given_up(place, tmp_path):
     status = cluster.run(sys.executable, "-m", "nemo_minordpo", "status", str(job.run), check=False)
     assert "before the first step: rank " in status
     assert "model_weights" in status
+
+
+@pytest.mark.long
+def test_a_value_that_is_not_finite_is_not_tried_again(place):
+    job = Job(*place, "diverges", "tp2pp2", more=["model.optim.lr=1e30", "model.optim.sched.warmup_ratio=0"])
+    assert job.wait_for_end() == "FAILED"
+    log = job.log.read_text()
+    assert "start 1: " in log
+    assert "start 2: " not in log
+    assert "given up: the same settings and inputs would end there again" in log
+    assert "end, exit code 2" in log
+    assert re.search(r"\nfailed; step 2: loss, .* not finite for 16 of 16 pairs: ", log)
 
 
 SITE = """

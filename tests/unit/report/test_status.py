@@ -1,5 +1,7 @@
 """What `minordpo status` says of run folders in every state."""
 
+import os
+
 import pytest
 
 from nemo_minordpo.records import Failure, RunEvent, StepMetrics, to_json_line, write_json, write_text
@@ -12,7 +14,7 @@ CONFIG = "model: {dpo: {preference_loss: minordpo, ref_policy_kl_penalty: 0.1}, 
 
 
 class Folder:
-    """A run folder that is written line by line; the clock goes on by a second a line."""
+    """A run folder that is written line by line, one a second."""
 
     def __init__(self, path):
         self.path, self._second = path, 0
@@ -68,10 +70,11 @@ def test_running(folder, capsys):
     assert said.endswith("running, or killed without a word\n")
 
 
-def test_stopped_and_gone_on_with_and_complete(folder, capsys):
+def test_stopped_and_resumed_and_complete(folder, capsys):
     folder.event("started", max_steps=9)
+    folder.event("saved", step=4)
     folder.event("stopped", step=4, detail="SIGUSR1")
-    assert folder.status(capsys)[1].endswith("stopped (SIGUSR1); the same command goes on\n")
+    assert folder.status(capsys)[1].endswith("stopped (SIGUSR1); the same command resumes it after step 4\n")
     folder.event("started", attempt=2, step=4, max_steps=9)
     folder.event("complete", attempt=2, step=9)
     complete, said = folder.status(capsys)
@@ -93,7 +96,7 @@ def test_the_first_failure_is_named_and_not_its_consequences(folder, capsys):
     folder.event("started", max_steps=9)
     folder.failure("RuntimeError: [gloo] Connection closed by peer [10.0.0.2]:1234", rank=0)
     folder.failure("the process ended without a word: Killed", rank=3, node="node2")
-    assert folder.status(capsys)[1].endswith("failed; the same command goes on\n")
+    assert folder.status(capsys)[1].endswith("failed; the same command resumes it at its beginning\n")
     folder.event("started", attempt=2, max_steps=9)
     said = folder.status(capsys)[1]
     assert "from step 0, failed: rank 3 on node2: the process ended without a word: Killed\n" in said
@@ -114,10 +117,10 @@ def test_failure_before_the_first_step(folder, capsys):
     folder.failure("ValueError: token id 7 is beyond the vocabulary", rank=1)
     said = folder.status(capsys)[1]
     assert "before the first step: rank 1 on node1: ValueError: token id 7" in said
-    assert said.endswith("failed; the same command goes on\n")
+    assert said.endswith("failed; the same command resumes it at its beginning\n")
 
 
-def test_a_value_that_is_not_finite_is_named_and_nobody_is_told_to_go_on(folder, capsys):
+def test_a_value_that_is_not_finite_is_named_and_nobody_is_advised_to_resume(folder, capsys):
     folder.event("started", max_steps=9)
     folder.steps(2)
     reason = "step 3: loss not finite for 2 of 4 pairs: train.jsonl:7, train.jsonl:9"
@@ -136,7 +139,61 @@ def test_a_value_that_is_not_finite_is_named_and_nobody_is_told_to_go_on(folder,
     folder.event("started", attempt=2, max_steps=9)
     assert folder.status(capsys)[1].endswith("running, or killed without a word\n")
     folder.failure("RuntimeError: out of memory", rank=0)
-    assert folder.status(capsys)[1].endswith("failed; the same command goes on\n")
+    assert folder.status(capsys)[1].endswith("failed; the same command resumes it at its beginning\n")
+
+
+def test_a_reference_that_is_not_finite_is_a_failure_and_no_unknown_end(folder):
+    reason = "reference of train pairs: log-probabilities not finite for 2 of 4 pairs: train.jsonl:7, train.jsonl:9"
+    folder.failure(f"NotFiniteError: {reason}")
+    run = read_run(folder.path)
+    assert health_of(run).state == "failed"
+    assert not run.is_finished
+    (note,) = (note for note in run.notes if "no training step" in note)
+    assert note.endswith(
+        f"; failed; {reason}; the same command would end there again: change settings or inputs, in a new folder"
+    )
+
+
+def test_a_run_that_was_copied_without_its_events_is_unknown_and_finished(folder):
+    folder.steps(3)
+    run = read_run(folder.path)
+    assert health_of(run).state == "unknown"
+    assert run.is_finished
+
+
+def test_the_set_up_is_an_attempt_with_its_own_failures(folder, capsys):
+    folder.event("begun")
+    assert folder.status(capsys)[1].endswith("setting up, or killed without a word\n")
+    folder.failure("UserError: exp_manager.create_wandb_logger: W&B cannot be opened: no key")
+    said = folder.status(capsys)[1]
+    assert "attempt 1 (job_7.0): in its set-up, failed: rank 0 on node1: UserError: exp_manager" in said
+    assert said.endswith(
+        "failed; exp_manager.create_wandb_logger: W&B cannot be opened: no key; "
+        "the same command would end there again: change settings or inputs\n"
+    )
+    folder.event("begun", attempt=2)
+    folder.event("started", attempt=2, detail="1 node", max_steps=9)
+    said = folder.status(capsys)[1]
+    assert "attempt 1 (job_7.0): in its set-up, failed: " in said
+    assert "attempt 2 (job_7.1, 1 node): from step 0\n" in said
+    assert said.endswith("running, or killed without a word\n")
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_what_a_launcher_waits_for_stands_in_place_of_advice(folder, capsys, failed):
+    folder.event("started", max_steps=9)
+    if failed:
+        folder.failure("RuntimeError: [gloo] Connection closed by peer [10.0.0.2]:1234", rank=1)
+    path = folder.path / "logs/waiting"
+    write_text(path, "a node does not answer; waiting for Slurm to replace it\n")
+    os.utime(path, (1e9, 1e9))
+    said = folder.status(capsys)[1]
+    what = "failed" if failed else "ended without a word"
+    assert said.endswith(
+        f"\n{what}; its job at 2001-09-09 01:46:40 UTC: a node does not answer; waiting for Slurm to replace it\n"
+    )
+    path.unlink()
+    assert "its job" not in folder.status(capsys)[1]
 
 
 def test_damaged_checkpoints_and_torn_lines(folder, capsys):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from nemo_minordpo.config import compose, load
-from nemo_minordpo.records import StepMetrics, to_json_line
+from nemo_minordpo.records import Manifest, StepMetrics, to_json_line
 from nemo_minordpo.train.run_folder import RunFolder
 
 
@@ -46,6 +46,13 @@ def test_a_new_folder_gets_configuration_and_manifest(folder, inputs):
     assert "preference_loss: minordpo" in folder.config.read_text()
 
 
+def test_the_manifest_says_how_the_prompts_were_written(folder, inputs):
+    way = {"template": "chat", "system": None, "date": "2024-03-09", "template_options": {}}
+    Manifest(stage="prepare hf", settings=way).write(inputs["train"][0].parent)
+    prepare(folder, settings(), inputs)
+    assert Manifest.read(folder.path).prompts == [way]
+
+
 def test_the_same_command_goes_on_and_a_new_layout_too(folder, inputs):
     prepare(folder, settings(), inputs)
     again = []
@@ -56,11 +63,11 @@ def test_a_run_from_before_a_setting_existed_goes_on_with_its_default(folder, in
     prepare(folder, settings(), inputs)
     file = folder.path / "manifest.json"
     manifest = json.loads(file.read_text())
-    assert manifest["settings"].pop("trainer.dpo.watch.interval") == 0
+    assert manifest["settings"].pop("model.dpo.gt_reward_scale") == 1.0
     file.write_text(json.dumps(manifest))
     folder.prepare(settings(), inputs=inputs, make_data=lambda: None)
-    with pytest.raises(ValueError, match=r"trainer.dpo.watch.interval: 0 there, 5 now"):
-        prepare(folder, settings("trainer.dpo.watch.interval=5"), inputs)
+    with pytest.raises(ValueError, match=r"model.dpo.gt_reward_scale: 1.0 there, 2.0 now"):
+        prepare(folder, settings("model.dpo.gt_reward_scale=2"), inputs)
 
 
 def test_another_objective_is_refused_with_the_differing_keys(folder, inputs):
