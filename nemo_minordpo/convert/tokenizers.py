@@ -1,13 +1,13 @@
 """What a tokenizer does: whether it can be read and fits a model, and whether two of them do the same."""
 
 import json
-import multiprocessing
 import os
+import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.hugging_face import load_tokenizer
 from nemo_minordpo.sidecars import TOKENIZER_FILES, has_tokenizer
 
@@ -30,14 +30,28 @@ def check_tokenizer(folder: Path, *, vocab_size: int) -> list[str]:
     """
     if "transformers.models.auto.tokenization_auto" in sys.modules:
         return tokenizer_notes(folder, vocab_size)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn, initializer=_without_torch) as process:
-        return process.submit(tokenizer_notes, folder, vocab_size).result()
+    # not of multiprocessing, which would run the caller's own script again
+    done = subprocess.run(
+        [sys.executable, "-m", "nemo_minordpo.convert.tokenizers", str(folder), str(vocab_size)],
+        env={**os.environ, "USE_TORCH": "0", "TRANSFORMERS_VERBOSITY": "error"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    said = json.loads(done.stdout.splitlines()[-1])
+    if said["error"]:
+        raise UserError(said["error"])
+    return said["notes"]
 
 
-def _without_torch() -> None:
-    """For transformers, in a process that only loads a tokenizer."""
-    os.environ.update({"USE_TORCH": "0", "TRANSFORMERS_VERBOSITY": "error"})
+def _main(folder: str, vocab_size: str) -> None:
+    """What the process of :func:`check_tokenizer` does: one line of JSON."""
+    said: dict[str, Any] = {"notes": [], "error": ""}
+    try:
+        said["notes"] = tokenizer_notes(Path(folder), int(vocab_size))
+    except UserError as error:
+        said["error"] = str(error)
+    sys.stdout.write(json.dumps(said) + "\n")
 
 
 def tokenizer_notes(folder: Path, vocab_size: int) -> list[str]:
@@ -118,3 +132,7 @@ def _content(file: Path) -> bytes | None:
 
 def _config(folder: Path) -> dict[str, Any]:
     return json.loads(_content(folder / "tokenizer_config.json") or b"{}")
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
