@@ -10,11 +10,15 @@ if [ $# -lt 4 ]; then
   sed -n '2,7s/^# //p' "$0" >&2
   exit 2
 fi
-launchers=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=launchers/submit.sh
+source "$(dirname "$0")/submit.sh"
 hf=$1 questions=$2 run=$3
 shift 3
 read -ra cpu_only <<< "${MINORDPO_CPU_SBATCH_ARGS:-}"
-settings=("pretrained_checkpoint.restore_from_path=$run.nemo" "exp_manager.explicit_log_dir=$run" "$@")
+settings=(
+  "pretrained_checkpoint.restore_from_path=$(quoted "$run.nemo")" "exp_manager.explicit_log_dir=$(quoted "$run")" "$@"
+)
+check_settings "${settings[@]}"
 
 # submit NAME AFTER SBATCH_ARGUMENTS...: prints the job's number, and on stderr what was submitted
 submit() {

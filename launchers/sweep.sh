@@ -11,7 +11,8 @@ if [ $# -lt 3 ]; then
   sed -n '2,9s/^# //p' "$0" >&2
   exit 2
 fi
-launchers=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=launchers/submit.sh
+source "$(dirname "$0")/submit.sh"
 runs=$1 limit=$2 output=$3
 shift 3
 mapfile -t lines < <(grep -v '^ *\(#\|$\)' "$runs")
@@ -19,11 +20,14 @@ if [ "${#lines[@]}" -eq 0 ]; then
   echo "error: $runs holds no run" >&2
   exit 2
 fi
-mapfile -t folders < <(printf '%s\n' "${lines[@]}" | xargs -n 1 printf '%s\n' | sed -n 's/^exp_manager.explicit_log_dir=//p')
+mapfile -t folders < <(
+  printf '%s\n' "${lines[@]}" | xargs -n 1 printf '%s\n' | sed -n 's/^exp_manager.explicit_log_dir=//p' | unquoted
+)
 if [ "${#folders[@]}" -ne "${#lines[@]}" ]; then
   echo "error: $runs: every line needs its own exp_manager.explicit_log_dir=FOLDER" >&2
   exit 2
 fi
+check_settings --runs "$runs" "$@"
 read -ra cpu_only <<< "${MINORDPO_CPU_SBATCH_ARGS:-}"
 mapfile -t first < <(xargs -n 1 printf '%s\n' <<< "${lines[0]}")
 reference=$(sbatch --parsable "$launchers/reference.sub" "$@" "${first[@]}")

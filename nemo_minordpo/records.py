@@ -21,6 +21,7 @@ from nemo_minordpo.errors import UserError
 from nemo_minordpo.provenance import installed_versions, source_commit
 
 _R = TypeVar("_R", bound="_Record")
+_AS_JSON = {tuple: list, float: int | float}  # type of a field -> as JSON has it, where that is another
 _MOST_BITS = 63  # of a whole number in a record: more can only be damage
 
 
@@ -165,7 +166,7 @@ class Prediction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class Score(_Record):
     """`score.json`: what `evaluate` says of a model on a set of questions. Rates are fractions of `num_questions`."""
 
     model: str
@@ -183,7 +184,8 @@ class Score:
 
 def _check_type(value: Any, kind: Any, *, name: str) -> None:
     """Raises UserError where a value of JSON is not of the type of its field, or none that can be shown."""
-    if not isinstance(value, kind if isinstance(kind, UnionType) else get_origin(kind) or kind):
+    kind = kind if isinstance(kind, UnionType) else get_origin(kind) or kind
+    if not isinstance(value, _AS_JSON.get(kind, kind)):
         raise UserError(f"field {name!r} holds a value of another type: {type(value).__name__}")
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
         raise UserError(f"field {name!r} holds a whole number of {value.bit_length()} bits")

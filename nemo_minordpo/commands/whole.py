@@ -1,5 +1,6 @@
 """Commands about the machine and about the whole road."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ def doctor() -> None:
 
 
 def sweep(
+    context: typer.Context,
     experiment: Annotated[
         Path, typer.Argument(help="demo, real, paper-small, paper, or a YAML file like those in conf/experiment.")
     ],
@@ -37,6 +39,8 @@ def sweep(
       minordpo sweep demo work=runs/short train.trainer.dpo.max_steps=5 sweep.model.dpo.preference_loss=dpo,minordpo
       minordpo sweep demo work=runs/rates sweep.model.optim.lr=1e-4,5e-4 'sweep.model.seed=range(1,4)'
     """
+    from nemo_minordpo.commands.checks import check_command
     from nemo_minordpo.sweep import run_sweep
 
-    run_sweep(experiment, overrides or [], slurm=slurm)
+    check = partial(check_command, context.find_root().command)
+    run_sweep(experiment, overrides or [], slurm=slurm, check=check)

@@ -5,11 +5,14 @@ differs from the sections' defaults; Hydra composes them with the command line; 
 knows.
 """
 
-from nemo_minordpo.config.checks import closest, duration_in_seconds
-from nemo_minordpo.config.loading import CONF, compose, identity, load
+from nemo_minordpo.config.checks import duration_in_seconds
+from nemo_minordpo.config.keys import closest, unknown_key
+from nemo_minordpo.config.loading import compose, identity, load
+from nemo_minordpo.config.overrides import CONF, hydra_value, read_override
 from nemo_minordpo.config.sections import (
     CheckpointSection,
     DataSection,
+    LoraSection,
     ModelSection,
     OptimSection,
     ScheduleSection,
@@ -22,6 +25,7 @@ __all__ = [
     "CONF",
     "CheckpointSection",
     "DataSection",
+    "LoraSection",
     "ModelSection",
     "OptimSection",
     "ScheduleSection",
@@ -31,6 +35,9 @@ __all__ = [
     "closest",
     "compose",
     "duration_in_seconds",
+    "hydra_value",
     "identity",
     "load",
+    "read_override",
+    "unknown_key",
 ]

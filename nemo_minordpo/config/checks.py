@@ -1,10 +1,13 @@
 """Ranges of settings, and combinations of them that cannot work."""
 
-import difflib
 import math
+import re
+from collections.abc import Collection
 from dataclasses import is_dataclass
 from typing import Any
 
+from nemo_minordpo.config.keys import closest
+from nemo_minordpo.config.lora import LORA_TARGETS
 from nemo_minordpo.config.sections import (
     CheckpointSection,
     DPOSection,
@@ -16,9 +19,9 @@ from nemo_minordpo.config.sections import (
 )
 from nemo_minordpo.errors import UserError
 
-LORA_TARGETS = ("attention_qkv", "attention_dense", "mlp_fc1", "mlp_fc2", "attention", "mlp", "all")
 OPTIMIZERS = ("adam", "adamw", "sgd", "fused_adam", "mcore_distributed_optim", "distributed_fused_adam")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+_LARGEST = 2**31 - 1  # of whole numbers: what the libraries below hold
 
 
 def problems_of(config: TrainConfig, *, loss_names: tuple[str, ...]) -> list[str]:
@@ -36,10 +39,7 @@ def problems_of(config: TrainConfig, *, loss_names: tuple[str, ...]) -> list[str
             (model.data.seq_length < 2, "model.data.seq_length must be >= 2 tokens"),
             (model.data.packed_sequence_size < 2, "model.data.packed_sequence_size must be >= 2 tokens"),
             (not model.data.data_prefix.train, "model.data.data_prefix.train is empty: name at least one jsonl file"),
-            (
-                model.data.invalid_pairs not in ("refuse", "drop"),
-                f"model.data.invalid_pairs={model.data.invalid_pairs!r}: 'refuse' or 'drop' expected",
-            ),
+            _one_of("model.data.invalid_pairs", model.data.invalid_pairs, ("refuse", "drop")),
             (model.seed < 1, "model.seed must be >= 1 (NeMo refuses others)"),
             (loop.max_epochs < 1, "trainer.dpo.max_epochs must be >= 1"),
             (loop.max_steps < -1 or loop.max_steps == 0, "trainer.dpo.max_steps must be >= 1, or -1 for no limit"),
@@ -52,40 +52,49 @@ def problems_of(config: TrainConfig, *, loss_names: tuple[str, ...]) -> list[str
             ),
         )
         if wrong
-    ] + [*_not_finite(config), *_duration_problems(config.exp_manager)]
+    ] + [*_unusable_values(config), *_duration_problems(config.exp_manager)]
 
 
-def _not_finite(value: Any, *keys: str) -> list[str]:
-    """A message for each number that is NaN or infinite, in a section and in what lies in it."""
-    if isinstance(value, float) and not math.isfinite(value):
+def _unusable_values(value: Any, *keys: str) -> list[str]:
+    """A message for each number that is not finite or far too large, and each text that can only be an oversight."""
+    if problem := _unusable(value):
         # keys of the checkpoint's own configuration are typed beside those of ModelSection
         key = ".".join("model" if key == "checkpoint_overrides" else key for key in keys)
-        return [f"{key}={value}: a finite number expected"]
+        return [f"{key}={problem}"]
     if is_dataclass(value):
         value = vars(value)
     if isinstance(value, dict):
-        return [message for key, item in value.items() for message in _not_finite(item, *keys, str(key))]
+        return [message for key, item in value.items() for message in _unusable_values(item, *keys, str(key))]
     if isinstance(value, list):
-        return [message for item in value for message in _not_finite(item, *keys)]
+        return [message for item in value for message in _unusable_values(item, *keys)]
     return []
 
 
+def _unusable(value: Any) -> str:
+    """What is wrong with a value, whatever setting it is of; empty: nothing."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value}: a finite number expected"
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        return f"{str(value)[:20]}{'...' if abs(value) >= 10**20 else ''}: a number up to {_LARGEST} expected"
+    if value == "":
+        return "'': a text expected (was a variable of the shell empty?); null where there is none"
+    if isinstance(value, str) and value.startswith("~/"):
+        return f"{value}: ~ is the shell's, and is not expanded in quotes or behind KEY=; write the folder out"
+    return ""
+
+
+def _one_of(key: str, value: str, known: Collection[str]) -> tuple[bool, str]:
+    return value not in known, f"{key}={value!r} is unknown; known: {', '.join(known)}{closest(value, known)}"
+
+
 def _objective_checks(dpo: DPOSection, loss_names: tuple[str, ...]) -> list[tuple[bool, str]]:
-    name = dpo.preference_loss
     return [
         (
             not dpo.ref_policy_kl_penalty > 0,
             f"model.dpo.ref_policy_kl_penalty={dpo.ref_policy_kl_penalty}: beta must be > 0 (at 0 nothing is learnt)",
         ),
-        (
-            name not in loss_names,
-            f"model.dpo.preference_loss={name!r} is unknown; known: {', '.join(loss_names)}"
-            + closest(name, list(loss_names)),
-        ),
-        (
-            dpo.reference_log_probs not in ("cached", "live"),
-            f"model.dpo.reference_log_probs={dpo.reference_log_probs!r}: 'cached' or 'live' expected",
-        ),
+        _one_of("model.dpo.preference_loss", dpo.preference_loss, loss_names),
+        _one_of("model.dpo.reference_log_probs", dpo.reference_log_probs, ("cached", "live")),
         (dpo.dpop_lambda < 0, f"model.dpo.dpop_lambda={dpo.dpop_lambda} must be >= 0"),
         (dpo.preference_loss_weight < 0, "model.dpo.preference_loss_weight must be >= 0"),
         (dpo.sft_loss_weight < 0, "model.dpo.sft_loss_weight must be >= 0"),
@@ -98,14 +107,9 @@ def _objective_checks(dpo: DPOSection, loss_names: tuple[str, ...]) -> list[tupl
 
 def _optimizer_checks(optim: OptimSection) -> list[tuple[bool, str]]:
     sched = optim.sched
-    names = ("linear", "cosine", "constant")
     return [
         (not optim.lr > 0, f"model.optim.lr={optim.lr} must be > 0"),
-        (
-            optim.name not in OPTIMIZERS,
-            f"model.optim.name={optim.name!r} is unknown; known: {', '.join(OPTIMIZERS)}"
-            + closest(optim.name, OPTIMIZERS),
-        ),
+        _one_of("model.optim.name", optim.name, OPTIMIZERS),
         (optim.weight_decay < 0, "model.optim.weight_decay must be >= 0"),
         (
             optim.betas is not None and not (len(optim.betas) == 2 and all(0 <= b < 1 for b in optim.betas)),
@@ -116,10 +120,7 @@ def _optimizer_checks(optim: OptimSection) -> list[tuple[bool, str]]:
             "model.optim.betas is Adam's: give model.optim.betas=null with sgd",
         ),
         (optim.momentum is not None and optim.name != "sgd", "model.optim.momentum is for model.optim.name=sgd only"),
-        (
-            sched.name not in names,
-            f"model.optim.sched.name={sched.name!r} is unknown; known: {', '.join(names)}" + closest(sched.name, names),
-        ),
+        _one_of("model.optim.sched.name", sched.name, ("linear", "cosine", "constant")),
         (not 0 <= sched.warmup_ratio < 1, f"model.optim.sched.warmup_ratio={sched.warmup_ratio} must be in [0, 1)"),
         (sched.warmup_steps is not None and sched.warmup_steps < 0, "model.optim.sched.warmup_steps must be >= 0"),
         (
@@ -131,23 +132,20 @@ def _optimizer_checks(optim: OptimSection) -> list[tuple[bool, str]]:
 
 def _peft_checks(peft: PeftSection, optim: OptimSection) -> list[tuple[bool, str]]:
     lora = peft.lora_tuning
-    unknown = [name for name in lora.target_modules if name not in LORA_TARGETS]
+    targets = lora.target_modules
     return [
-        (
-            peft.peft_scheme not in ("none", "lora"),
-            f"model.peft.peft_scheme={peft.peft_scheme!r}: none or lora expected",
-        ),
+        _one_of("model.peft.peft_scheme", peft.peft_scheme, ("none", "lora")),
         (
             peft.peft_scheme == "none" and peft.restore_from_path is not None,
             "model.peft.restore_from_path is for model.peft.peft_scheme=lora",
         ),
         (
-            bool(unknown) or not lora.target_modules,
-            f"model.peft.lora_tuning.target_modules={lora.target_modules}: some of {', '.join(LORA_TARGETS)} expected",
+            targets is not None and not (targets and set(targets) <= LORA_TARGETS.keys()),
+            f"model.peft.lora_tuning.target_modules={targets}: some of {', '.join(LORA_TARGETS)} expected",
         ),
-        (lora.adapter_dim < 1, "model.peft.lora_tuning.adapter_dim must be >= 1"),
+        (lora.adapter_dim is not None and lora.adapter_dim < 1, "model.peft.lora_tuning.adapter_dim must be >= 1"),
         (lora.alpha is not None and lora.alpha < 1, "model.peft.lora_tuning.alpha must be >= 1"),
-        (not 0 <= lora.adapter_dropout < 1, "model.peft.lora_tuning.adapter_dropout must be in [0, 1)"),
+        (not 0 <= (lora.adapter_dropout or 0) < 1, "model.peft.lora_tuning.adapter_dropout must be in [0, 1)"),
         (
             peft.peft_scheme == "lora" and optim.name == "distributed_fused_adam",
             "model.optim.name=distributed_fused_adam does not work with LoRA (NeMo): take fused_adam or adamw",
@@ -171,14 +169,8 @@ def _layout_checks(config: TrainConfig) -> list[tuple[bool, str]]:
             f"model.micro_batch_size={model.micro_batch_size}: a micro-batch is one row, in which many pairs are "
             "packed; model.data.packed_sequence_size says how many tokens it may hold",
         ),
-        (
-            trainer.accelerator not in ("auto", "cpu", "gpu"),
-            f"trainer.accelerator={trainer.accelerator!r}: auto, cpu or gpu expected",
-        ),
-        (
-            trainer.precision not in PRECISIONS,
-            f"trainer.precision={trainer.precision!r} is unknown; known: {', '.join(PRECISIONS)}",
-        ),
+        _one_of("trainer.accelerator", trainer.accelerator, ("auto", "cpu", "gpu")),
+        _one_of("trainer.precision", trainer.precision, PRECISIONS),
     ]
     return checks
 
@@ -188,7 +180,7 @@ def _checkpoint_checks(section: CheckpointSection) -> list[tuple[bool, str]]:
     return [
         (section.keep_last < 1, f"{prefix}.keep_last must be >= 1"),
         (section.save_top_k < 0, f"{prefix}.save_top_k must be >= 0"),
-        (section.mode not in ("min", "max"), f"{prefix}.mode={section.mode!r}: min or max expected"),
+        _one_of(f"{prefix}.mode", section.mode, ("min", "max")),
     ]
 
 
@@ -208,7 +200,7 @@ def _duration_problems(section: RunSection) -> list[str]:
         try:
             if text is not None and duration_in_seconds(text) == 0 and name == "max_time_without_progress":
                 problems.append(f"exp_manager.{name} must be longer than 0; null = no limit")
-        except ValueError as error:
+        except UserError as error:
             problems.append(f"exp_manager.{name}={error}")
     return problems
 
@@ -217,16 +209,9 @@ def duration_in_seconds(text: str) -> int:
     """Seconds of a DD:HH:MM:SS time.
 
     Raises:
-        ValueError: it is not one.
+        UserError: it is not one.
     """
-    parts = text.split(":")
-    if len(parts) != 4 or not all(part.isdigit() for part in parts):
+    if not re.fullmatch(r"\d{1,4}(:\d{1,4}){3}", text, re.ASCII):
         raise UserError(f"{text!r}: DD:HH:MM:SS expected, such as 00:03:50:00")
-    days, hours, minutes, seconds = map(int, parts)
+    days, hours, minutes, seconds = map(int, text.split(":"))
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-
-
-def closest(name: str, known: tuple[str, ...] | list[str]) -> str:
-    """A hint for a misspelt name: `; did you mean 'x'?`, or nothing."""
-    match = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {match[0]!r}?" if match else ""

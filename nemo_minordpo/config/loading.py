@@ -1,22 +1,25 @@
 """From the command line and a saved file to typed sections; what decides whose run a folder is."""
 
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_minordpo.config.checks import closest, problems_of
-from nemo_minordpo.config.sections import ModelSection, TrainConfig
+from nemo_minordpo.config.checks import problems_of
+from nemo_minordpo.config.keys import unknown_key
+from nemo_minordpo.config.loggers import logger_problems
+from nemo_minordpo.config.lora import DEFAULT_RANK, DEFAULT_TARGETS
+from nemo_minordpo.config.overrides import CONF, compose_problems, with_pluses
+from nemo_minordpo.config.sections import ModelSection, PeftSection, TrainConfig
 from nemo_minordpo.errors import UserError
 
-CONF = Path(__file__).parent.parent / "conf"
 # What may differ between the runs of one run folder: where it runs, how it reports and how often it saves.
 NOT_IDENTITY = (
     "trainer.num_nodes", "trainer.devices", "trainer.accelerator", "trainer.dpo.save_interval",
     "trainer.dpo.val_check_interval", "trainer.dpo.limit_val_batches",
-    "trainer.dpo.save_nemo", "exp_manager.explicit_log_dir", "exp_manager.create_tensorboard_logger",
+    "trainer.dpo.save_nemo", "trainer.dpo.watch.interval", "exp_manager.explicit_log_dir",
+    "exp_manager.create_tensorboard_logger",
     "exp_manager.create_wandb_logger", "exp_manager.wandb_logger_kwargs", "exp_manager.max_time_per_run",
     "exp_manager.max_time_without_progress", "exp_manager.checkpoint_callback_params",
     "model.data.packed_sequence_size", "model.dpo.reference_cache", "model.peft.restore_from_path",
@@ -31,17 +34,19 @@ def compose(overrides: list[str]) -> DictConfig:
     """Compose conf/train.yaml with the command line's overrides.
 
     Raises:
-        ValueError: an override that Hydra refuses, with its reason.
+        UserError: overrides that Hydra cannot read, that name no setting, or whose value is of another type.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
 
+    if problems := compose_problems(overrides):
+        raise UserError("\n".join(problems))
     ConfigStore.instance().store("schema", TrainConfig)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return hydra_compose("train", overrides=overrides)
+            return hydra_compose("train", overrides=[with_pluses(text) for text in overrides])
     except HydraException as error:
         raise UserError(_one_message(error)) from error
 
@@ -54,9 +59,12 @@ def load(composed: DictConfig, *, loss_names: tuple[str, ...]) -> TrainConfig:
         loss_names: what `model.dpo.preference_loss` may be.
 
     Raises:
-        ValueError: every fault that can be seen without opening a file, one a line.
+        UserError: every fault that can be seen without opening a file, one a line.
     """
-    plain: Any = OmegaConf.to_container(composed, resolve=True)
+    try:
+        plain: Any = OmegaConf.to_container(composed, resolve=True)
+    except (OmegaConfBaseException, RecursionError) as error:  # RecursionError: a value that refers to itself
+        raise UserError(_interpolation_message(error)) from error
     overrides = plain.setdefault("checkpoint_overrides", {})
     known = {item.name for item in fields(ModelSection)}
     for key in [key for key in plain.get("model", {}) if key not in known]:
@@ -73,9 +81,11 @@ def load(composed: DictConfig, *, loss_names: tuple[str, ...]) -> TrainConfig:
     except OmegaConfBaseException as error:
         raise UserError(_one_message(error)) from error
     assert isinstance(config, TrainConfig)
-    problems = problems_of(config, loss_names=loss_names)
+    problems = [*problems_of(config, loss_names=loss_names), *logger_problems(config.exp_manager)]
     if problems:
         raise UserError("\n".join(problems))
+    if config.model.peft.restore_from_path is None:
+        _describe_new_adapters(config.model.peft)
     return config
 
 
@@ -85,12 +95,20 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if not key.startswith(NOT_IDENTITY)}
 
 
+def _describe_new_adapters(peft: PeftSection) -> None:
+    """Put defaults where nothing is set; adapters that training starts from bring their own rank and targets."""
+    lora = peft.lora_tuning
+    lora.target_modules = lora.target_modules or list(DEFAULT_TARGETS)
+    lora.adapter_dim = lora.adapter_dim or DEFAULT_RANK
+    lora.adapter_dropout = lora.adapter_dropout or 0.0
+
+
 def _unknown_keys(values: dict[str, Any], section: type, prefix: str) -> list[str]:
     problems = []
     known = {item.name: item for item in fields(section)}
     for key, value in values.items():
         if key not in known:
-            problems.append(f"{prefix}{key} is not a setting{closest(str(key), list(known))}")
+            problems.append(unknown_key(f"{prefix}{key}"))
             continue
         inner = known[key].type
         if isinstance(inner, type) and is_dataclass(inner) and isinstance(value, dict):
@@ -105,6 +123,13 @@ def _flatten(value: Any, prefix: str) -> dict[str, Any]:
     for key, inner in value.items():
         flat.update(_flatten(inner, f"{prefix}{key}."))
     return flat
+
+
+def _interpolation_message(error: Exception) -> str:
+    key = getattr(error, "full_key", None) or "a setting"
+    reason = str(error).splitlines()[0] if isinstance(error, OmegaConfBaseException) else "it refers to itself"
+    hint = "; ${NAME} is another setting, ${oc.env:NAME} a variable of the environment" if "not found" in reason else ""
+    return f"{key}: {reason}{hint}"
 
 
 def _one_message(error: Exception) -> str:

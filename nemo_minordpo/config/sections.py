@@ -65,12 +65,12 @@ class OptimSection:
 
 @dataclass
 class LoraSection:
-    """`model.peft.lora_tuning`: what the adapters look like."""
+    """`model.peft.lora_tuning`: what the adapters look like; null = as those that training starts from."""
 
-    target_modules: list[str] = field(default_factory=lambda: ["attention_qkv"])  # NeMo's names; "all" = every linear
-    adapter_dim: int = 32  # rank
-    alpha: int | None = None  # adapters are scaled by alpha / adapter_dim; null = adapter_dim
-    adapter_dropout: float = 0.0
+    target_modules: list[str] | None = None  # names of config/lora.py, such as "all"; null for new ones: attention_qkv
+    adapter_dim: int | None = None  # rank; null for new adapters: 32
+    alpha: int | None = None  # adapters are scaled by alpha / adapter_dim; null for new adapters: adapter_dim
+    adapter_dropout: float | None = None  # of this run; null for new adapters: 0
 
 
 @dataclass

@@ -9,13 +9,13 @@ stops none of the others.
 """
 
 import shlex
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from typing import Protocol
 
 from filelock import FileLock, Timeout
 from rich.console import Console
@@ -31,19 +31,28 @@ from nemo_minordpo.sweep.stages import Stage, report_of, run_folder, stages_of
 __all__ = ["run_sweep"]
 
 
-def run_sweep(config: Path, overrides: list[str], *, slurm: int | None = None) -> None:
+class Check(Protocol):
+    """Refuses what is wrong with a command line of `minordpo`, by a UserError."""
+
+    def __call__(self, words: list[str], /, *, model: Path | None) -> None: ...
+
+
+def run_sweep(config: Path, overrides: list[str], *, check: Check, slurm: int | None = None) -> None:
     """Run the stages that `config` describes, each once, and report on the runs.
 
     Args:
         config: YAML file, or the name of one that the package ships ("demo", "real", ...).
         overrides: `key=value` over the file, dots for inner keys.
+        check: refuses a command line of `minordpo` whose options or settings are wrong, given its words and the
+            Hugging Face folder of the model; every stage is asked about before the first one runs.
         slurm: hand the runs to Slurm, so many at a time; None = run them here, one after the other.
 
     Raises:
-        ValueError: a setting is wrong, an input is missing, a stage that all runs need failed, or some of the runs did
+        UserError: a setting is wrong, an input is missing, a stage that all runs need failed, or some of the runs did
             (after the others and the report; with the paths of the logs).
     """
     settings = load_experiment(config, overrides)
+    _check_all(settings, check)
     work = Path(settings.work)
     with _alone(work):
         sweep = _Sweep(settings, Marks(work), Console(highlight=False))
@@ -52,6 +61,24 @@ def run_sweep(config: Path, overrides: list[str], *, slurm: int | None = None) -
         else:
             sweep.prepare_for_slurm()
             submit(settings, limit=slurm)
+
+
+def _check_all(settings: Experiment, check: Check) -> None:
+    """Every stage's command line; what is wrong in many of them is said once."""
+    model = None if settings.model is None else Path(settings.model)
+    wrong: dict[str, list[str]] = defaultdict(list)  # complaint: stages
+    for stage in stages_of(settings):
+        if stage.words:
+            try:
+                check(stage.words, model=model)
+            except UserError as error:
+                wrong[str(error)].append(stage.name)
+    if wrong:
+        raise UserError("\n".join(f"stage {_few(names)}: {complaint}" for complaint, names in wrong.items()))
+
+
+def _few(names: list[str]) -> str:
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
 
 
 @contextmanager
@@ -98,7 +125,7 @@ class _Sweep:
     def _run(self, stage: Stage, *, left: list[Stage]) -> None:
         try:
             seconds = self._done_in(stage)
-        except ValueError as error:
+        except UserError as error:
             if not stage.run:
                 raise
             self.failures[stage.run] = str(error)
@@ -115,12 +142,13 @@ class _Sweep:
         """Run a stage unless it is done; seconds, or None when it was done before."""
         if self.marks.is_done(stage):
             return None
-        command = stage.command + self.marks.make_room(stage)
+        more = self.marks.make_room(stage)
         self.marks.begin(stage)
         log = Path(self.settings.work) / "logs" / f"{stage.name}.log"
-        self.console.print(f"$ {_shown(command)}", style="dim", markup=False, soft_wrap=True)
+        shown = shlex.join([*(["minordpo", *stage.words] if stage.words else stage.command), *more])
+        self.console.print(f"$ {shown}", style="dim", markup=False, soft_wrap=True)
         start = time.monotonic()
-        code = run_and_keep(command, log)
+        code = run_and_keep(stage.command + more, log)
         if code != 0:
             raise UserError(
                 f"stage {stage.name} failed with exit code {code}; what it said is in {log}. "
@@ -151,11 +179,6 @@ class _Sweep:
         self.console.rule(f"[bold]{number}/{number}  {stage.name}")
         self._run(stage, left=[])
         self.console.print(f"Report: {stage.output}", markup=False)
-
-
-def _shown(command: list[str]) -> str:
-    ours = command[:3] == [sys.executable, "-m", "nemo_minordpo"]
-    return shlex.join(["minordpo", *command[3:]] if ours else command)
 
 
 def _duration(seconds: float) -> str:

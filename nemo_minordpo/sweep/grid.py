@@ -5,9 +5,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException
 
+from nemo_minordpo.config import hydra_value, read_override
 from nemo_minordpo.errors import UserError
 
 # What a setting is called in the name of a run; a loss goes by its own name.
@@ -27,10 +28,10 @@ def runs_of(sweep: dict[str, Any]) -> list[PlannedRun]:
 
     Args:
         sweep: {setting: values in the syntax of Hydra's sweeps}, such as "dpo,minordpo" or "range(1,4)"; nested keys
-            mean the same as dotted ones, and of two that do the later one counts; a list is the same as its elements.
+            mean the same as dotted ones, and of two that do the later one counts; a list holds the values themselves.
 
     Raises:
-        ValueError: a value that Hydra's grammar does not have, or one that occurs twice.
+        UserError: a value that Hydra's grammar does not have, one that occurs twice, or two runs of one name.
     """
     axes = [(key, _values(key, value)) for key, value in dict(_flat(sweep)).items()]
     runs = []
@@ -38,6 +39,11 @@ def runs_of(sweep: dict[str, Any]) -> list[PlannedRun]:
         pairs = [(key, value) for (key, _), value in zip(axes, values, strict=True)]
         parts = [_SHORT.get(key, key.rpartition(".")[2]) + re.sub(r"[^\w.+-]+", "_", value) for key, value in pairs]
         runs.append(PlannedRun("-".join(parts) or "run", tuple(f"{key}={value}" for key, value in pairs)))
+    by_name = {run.name: run for run in reversed(runs)}
+    for run in runs:
+        if (first := by_name[run.name]) is not run:
+            both = f"{' '.join(first.overrides)} and {' '.join(run.overrides)}"
+            raise UserError(f"sweep: the folders of {both} would both be called {run.name}")
     return runs
 
 
@@ -49,12 +55,30 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _values(key: str, value: Any) -> list[str]:
-    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    try:
-        override = OverridesParser.create().parse_override(f"{key}={text}")
-        found = list(override.sweep_string_iterator()) if override.is_sweep_override() else [text]
-    except HydraException as error:
-        raise UserError(f"sweep: {key}={text}: {str(error).splitlines()[0]}") from error
-    if len(set(found)) < len(found):
-        raise UserError(f"sweep: {key}={text}: a value occurs twice")
+    """As they stand behind KEY= for Hydra."""
+    if isinstance(value, str):
+        try:
+            override = read_override(f"{key}={value}")
+            found = (
+                [hydra_value(_plain(one)) for one in override.sweep_iterator()]
+                if override.is_sweep_override()
+                else [value]
+            )
+        except UserError as error:
+            raise UserError(f"sweep: {error}") from error
+        except HydraException as error:  # glob and interval, which name no values
+            raise UserError(f"sweep: {key}={value}: {error}") from error
+    else:
+        found = [hydra_value(one) for one in (value if isinstance(value, list) else [value])]
+    if not found or len(set(found)) < len(found):
+        raise UserError(f"sweep: {key}={value}: {'a value occurs twice' if found else 'no value'}")
     return found
+
+
+def _plain(value: Any) -> Any:
+    """A value of a sweep without Hydra's quotes."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.text if isinstance(value, QuotedString) else value

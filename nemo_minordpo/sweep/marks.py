@@ -1,12 +1,11 @@
 """What is done already: a file for each stage that began, in the work folder."""
 
-import json
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-from nemo_minordpo.records import write_json
+from nemo_minordpo.records import read_json_object, write_json
 from nemo_minordpo.sweep.stages import Stage
 
 
@@ -56,4 +55,4 @@ class Marks:
 
     def _read(self, name: str) -> dict[str, Any]:
         path = self._path(name)
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return read_json_object(path) if path.is_file() else {}

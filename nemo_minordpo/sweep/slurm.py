@@ -9,7 +9,7 @@ from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import write_text
 from nemo_minordpo.sweep.config import Experiment
 from nemo_minordpo.sweep.grid import runs_of
-from nemo_minordpo.sweep.stages import arguments_of, base_score, own_overrides, questions_of, shared_overrides
+from nemo_minordpo.sweep.stages import base_score, evaluation_arguments, own_overrides, questions_of, shared_overrides
 
 # stages of all runs that are jobs, too, or that the user's own machine need not do
 SUBMITTED = ("verify", "evaluate-base")
@@ -38,7 +38,7 @@ def submit(settings: Experiment, *, limit: int) -> None:
         "MINORDPO_BASE_MODEL": settings.model or str(Path(settings.work) / "model"),
         "MINORDPO_BASE_SCORE": str(base_score(settings)),
         "MINORDPO_QUESTIONS": str(questions_of(settings)),
-        "MINORDPO_EVALUATE_ARGS": shlex.join(arguments_of(settings.evaluate)),
+        "MINORDPO_EVALUATE_ARGS": shlex.join(evaluation_arguments(settings)),
     }
     command = [str(script), str(runs), str(limit), str(report), *shared_overrides(settings)]
     if subprocess.run(command, env=environment, check=False).returncode != 0:

@@ -1,14 +1,15 @@
 """The stages of an experiment as command lines: what runs, what it leaves, what it reads."""
 
-import json
-import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nemo_minordpo.config import hydra_value
 from nemo_minordpo.sweep.config import Experiment
 from nemo_minordpo.sweep.grid import PlannedRun, runs_of
+
+_OURS = [sys.executable, "-m", "nemo_minordpo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,11 @@ class Stage:
     overwrites: bool = False  # knows --overwrite
     resumes: bool = False  # the same command goes on with what an interrupted one left
     run: str = ""  # which run it belongs to; empty: it is there for all of them
+
+    @property
+    def words(self) -> list[str]:
+        """Behind `minordpo`, of a command of ours; empty: it is another program's."""
+        return self.command[len(_OURS) :] if self.command[: len(_OURS)] == _OURS else []
 
     @property
     def kind(self) -> str:
@@ -68,21 +74,32 @@ def questions_of(settings: Experiment) -> Path:
     return Path(settings.data or Path(settings.work) / "problems") / "test.jsonl"
 
 
+def evaluation_arguments(settings: Experiment) -> list[str]:
+    """Options of `minordpo evaluate`, for all models: they are asked as the prompts of the pairs are written.
+
+    Texts that `prepare hf` takes as they are may have been rendered before: of them nothing follows.
+    """
+    options = dict(settings.evaluate)
+    if settings.recipe != "hf" or settings.prepare.get("template") == "chat":
+        options.setdefault("prompts_of", str(Path(settings.work) / "pairs"))
+    return arguments_of(options)
+
+
 def shared_overrides(settings: Experiment) -> list[str]:
     """Of `minordpo train`, for all runs."""
     work = Path(settings.work)
     splits = ["train", *(["validation"] if settings.prepare.get("num_validation") else [])]
-    pairs = {split: _hydra_value(str(work / "pairs" / f"{split}.jsonl")) for split in splits}
+    pairs = {split: hydra_value(str(work / "pairs" / f"{split}.jsonl")) for split in splits}
     return [
         *hydra(settings.train),
-        f"pretrained_checkpoint.restore_from_path={_hydra_value(str(work / 'base.nemo'))}",
+        f"pretrained_checkpoint.restore_from_path={hydra_value(str(work / 'base.nemo'))}",
         *(f"model.data.data_prefix.{split}=[{path}]" for split, path in pairs.items()),
     ]
 
 
 def own_overrides(settings: Experiment, run: PlannedRun) -> list[str]:
     """Of `minordpo train`, for one run."""
-    return [*run.overrides, f"exp_manager.explicit_log_dir={_hydra_value(str(run_folder(settings, run.name)))}"]
+    return [*run.overrides, f"exp_manager.explicit_log_dir={hydra_value(str(run_folder(settings, run.name)))}"]
 
 
 def _run_stages(settings: Experiment, run: PlannedRun) -> list[Stage]:
@@ -107,8 +124,8 @@ def _run_stages(settings: Experiment, run: PlannedRun) -> list[Stage]:
 def _evaluation(settings: Experiment, model: Path, output: Path, *, name: str, after: tuple[str, ...]) -> Stage:
     made_questions = () if settings.data else ("problems",)
     return _stage(
-        "evaluate", [str(model), str(questions_of(settings)), str(output), *arguments_of(settings.evaluate)],
-        name=name, output=output / "score.json", after=(*after, *made_questions), resumes=True,
+        "evaluate", [str(model), str(questions_of(settings)), str(output), *evaluation_arguments(settings)],
+        name=name, output=output / "score.json", after=(*after, *made_questions, "pairs"), resumes=True,
     )  # fmt: skip
 
 
@@ -167,17 +184,19 @@ def _stage(
 
 
 def _minordpo(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "nemo_minordpo", *arguments]
+    return [*_OURS, *arguments]
 
 
 def arguments_of(values: dict[str, Any]) -> list[str]:
-    """{"num_train": 20, "overwrite": True, "limit": None} -> ["--num-train", "20", "--overwrite"]."""
+    """{"num_train": 20, "overwrite": True, "limit": None, "of": [1, 2]} -> --num-train 20 --overwrite --of 1 --of 2."""
     arguments = []
     for name, value in values.items():
-        if value is None or value is False:
-            continue
         flag = "--" + name.replace("_", "-")
-        arguments += [flag] if value is True else [flag, str(value)]
+        for one in value if isinstance(value, list) else [value]:
+            if one is True:
+                arguments.append(flag)
+            elif one is not None and one is not False:
+                arguments += [flag, str(one)]
     return arguments
 
 
@@ -188,16 +207,5 @@ def hydra(values: dict[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, dict):
             overrides += hydra(value, f"{prefix}{name}.")
         else:
-            overrides.append(f"{prefix}{name}={_hydra_value(value)}")
+            overrides.append(f"{prefix}{name}={hydra_value(value)}")
     return overrides
-
-
-def _hydra_value(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{','.join(map(_hydra_value, value))}]"
-    if isinstance(value, str):
-        plain = value and all(letter.isalnum() or letter in "/._-" for letter in value)
-        # In Hydra's quotes a backslash is doubled only where a quote follows.
-        doubled = re.sub(r"(\\+)('|$)", r"\1\1\2", value)
-        return value if plain else "'" + doubled.replace("'", "\\'") + "'"
-    return json.dumps(value)

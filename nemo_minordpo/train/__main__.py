@@ -4,13 +4,16 @@ import sys
 
 from rich.console import Console
 
-from nemo_minordpo.errors import UserError
+from nemo_minordpo.errors import UserError, refused_by_machine
 from nemo_minordpo.train.launch import ONLY_REFERENCE, main
 
 if __name__ == "__main__":
     overrides = [argument for argument in sys.argv[1:] if argument != ONLY_REFERENCE]
     try:
         main(overrides, only_reference=len(overrides) < len(sys.argv) - 1)
-    except UserError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+    except (UserError, OSError) as error:
+        message = refused_by_machine(error) if isinstance(error, OSError) else str(error)
+        if not message:
+            raise
+        Console(stderr=True).print(f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)

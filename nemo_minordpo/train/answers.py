@@ -85,8 +85,8 @@ class AnswerWatch:
         first = self._answers_file(0)
         if not (self._reference_file.is_file() and first.is_file()):
             raise UserError(
-                f"{self.folder}: the answers of the reference, from before the first step, are gone: start the run "
-                "again in another folder, or put them back"
+                f"{self.folder}: there are no answers of the reference, from before the first step: the run began "
+                "without the watch, or they were removed; trainer.dpo.watch.interval=0 resumes it without"
             )
         arrays, self._reference = read_samples(self._reference_file)
         self._samples = self.batches_of(arrays)

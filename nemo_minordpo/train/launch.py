@@ -14,11 +14,14 @@ from nemo_minordpo.config import DataSection, TrainConfig, closest, compose, loa
 from nemo_minordpo.core.losses import LOSSES
 from nemo_minordpo.core.metrics import METRICS
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.hugging_face import find_tokenizer
 from nemo_minordpo.records import write_text
 from nemo_minordpo.sidecars import copy_sidecars, has_tokenizer, tokenizer_folder
+from nemo_minordpo.train import starting_adapters
 from nemo_minordpo.train.dataset import segment_lengths_of
 from nemo_minordpo.train.model_config import build_model_config, model_size, read_checkpoint_config
 from nemo_minordpo.train.run_folder import RunFolder, rank_of_process
+from nemo_minordpo.train.schedule import schedule_notes
 from nemo_minordpo.train.tokens import TokenArrays, expand_files, load_arrays, tokenize_files
 
 # How the ranks that torchrun starts are told to stop before the first step.
@@ -35,7 +38,7 @@ def main(overrides: list[str], *, only_reference: bool = False) -> None:
     Raises:
         ValueError: the configuration, the checkpoint or the pairs; before anything is loaded.
     """
-    config = load(compose(overrides), loss_names=tuple(LOSSES))
+    config = read_settings(overrides)
     started_by_launcher = "WORLD_SIZE" in os.environ or "SLURM_NTASKS" in os.environ
     if config.trainer.num_nodes > 1 and not started_by_launcher:
         raise UserError(
@@ -47,14 +50,30 @@ def main(overrides: list[str], *, only_reference: bool = False) -> None:
     folder = RunFolder(Path(config.exp_manager.explicit_log_dir))
     if folder.nemo.exists():
         if rank_of_process() == 0:
-            Console(stderr=True).print(f"this run is complete: {folder.nemo}", highlight=False, soft_wrap=True)
+            Console(stderr=True).print(
+                f"this run is complete: {folder.nemo}", highlight=False, soft_wrap=True, markup=False
+            )
         return
     if started_by_launcher or config.trainer.num_nodes * config.trainer.devices == 1:
         from nemo_minordpo.train.run import run_rank
 
+        if rank_of_process() == 0:
+            for note in schedule_notes(config, num_pairs=len(load_arrays(folder.data("train")))):
+                Console(stderr=True).print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
         run_rank(config, only_reference=only_reference)
         return
     _start_ranks(config.trainer.devices, [ONLY_REFERENCE, *overrides] if only_reference else overrides)
+
+
+def read_settings(overrides: list[str]) -> TrainConfig:
+    """Compose and check the settings of a run, as far as no file is needed.
+
+    Raises:
+        UserError: one that is wrong.
+    """
+    config = load(compose(overrides), loss_names=tuple(LOSSES))
+    _check_monitor(config)
+    return config
 
 
 def prepare_run(config: TrainConfig) -> None:
@@ -63,7 +82,9 @@ def prepare_run(config: TrainConfig) -> None:
     model_config = build_model_config(
         config, read_checkpoint_config(checkpoint), cuda=host.has_cuda(), te=host.has_transformer_engine()
     )
-    _check_monitor(config)
+    if (adapters := config.model.peft.restore_from_path) is not None:
+        words = starting_adapters.in_words(model_config, Path(adapters))
+        Console(stderr=True).print(f"note: {words}", highlight=False, soft_wrap=True, markup=False)
     data = config.model.data
     files = {
         split: expand_files(patterns)
@@ -119,11 +140,7 @@ def _check_monitor(config: TrainConfig) -> None:
 def _weights(config: TrainConfig) -> list[Path]:
     """What the policy starts from and the reference is: the checkpoint, and adapters where it starts from some."""
     adapters = config.model.peft.restore_from_path
-    weights = [Path(config.pretrained_checkpoint.restore_from_path), *([Path(adapters)] if adapters else [])]
-    for path in weights:
-        if not path.exists():
-            raise UserError(f"model.peft.restore_from_path={path}: no such file")
-    return weights
+    return [Path(config.pretrained_checkpoint.restore_from_path), *([Path(adapters)] if adapters else [])]
 
 
 def _check_rows(arrays: TokenArrays, split: str, data: DataSection) -> None:
@@ -168,15 +185,11 @@ def load_tokenizer(path: Path) -> Any:
     Raises:
         ValueError: it is not there, or has no EOS token.
     """
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"model.tokenizer.type={path}, as the checkpoint names it, cannot be loaded ({error}); "
-            "if it moved, give +model.tokenizer.type=FOLDER"
-        ) from error
+        tokenizer = find_tokenizer(str(path))
+    except UserError as error:
+        moved = "" if path.is_dir() else "; if it moved, give +model.tokenizer.type=FOLDER"
+        raise UserError(f"model.tokenizer.type={path}, as the checkpoint names it: {error}{moved}") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer {path} has no EOS token")
     return tokenizer

@@ -28,6 +28,8 @@ _WITHOUT_CUDA = {
 }
 # What NeMo's DPO model reads of `model.data`, though our own dataset takes its place.
 _UNUSED_DATA = {"data_impl": "jsonl", "splits_string": None, "index_mapping_dir": None, "skip_warmup": True}
+# Without them there is no model.
+_SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "encoder_seq_length")
 
 
 def read_checkpoint_config(path: Path) -> DictConfig:
@@ -39,6 +41,8 @@ def read_checkpoint_config(path: Path) -> DictConfig:
     setting = "pretrained_checkpoint.restore_from_path"
     file = read_nemo(path, setting=setting)
     config = file.config
+    if lost := [key for key in _SIZES if not isinstance(config.get(key), int)]:
+        raise UserError(f"{setting}={path}: its {CONFIG} has no whole number {', '.join(lost)}: is the file whole?")
     scheme = (config.get("peft") or {}).get("peft_scheme") or "none"
     of_rank_files = file.has_rank_files and not file.tensors and scheme != "none"
     if of_rank_files or (file.tensors and file.tensors.keys() == file.adapters.keys()):

@@ -12,15 +12,15 @@ from rich.console import Console
 from rich.table import Table
 
 from nemo_minordpo import host
-from nemo_minordpo.config import TrainConfig, compose, load
+from nemo_minordpo.config import TrainConfig
 from nemo_minordpo.core.flops import ModelSize, StepWork
-from nemo_minordpo.core.losses import LOSSES
 from nemo_minordpo.core.memory import GIB, Layout, Numerics, RankMemory, fullest_rank
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.train.dataset import PairBatches, steps_of_run
-from nemo_minordpo.train.launch import load_tokenizer
+from nemo_minordpo.train.launch import load_tokenizer, read_settings
 from nemo_minordpo.train.layout import data_parallel_size, layout_in_words, possible_layouts
 from nemo_minordpo.train.model_config import build_model_config, model_size, read_checkpoint_config, row_multiple_of
+from nemo_minordpo.train.schedule import schedule_notes
 from nemo_minordpo.train.throughput import measure_matmul_peak
 from nemo_minordpo.train.tokens import expand_files, sample_pairs
 
@@ -54,6 +54,7 @@ class Plan:
     layout: Layout
     memory: RankMemory
     work: StepWork
+    num_pairs: int
     num_steps: int
     flops: int
 
@@ -86,7 +87,7 @@ def main(
     Raises:
         ValueError: the settings cannot work, or the model does not fit; with what would.
     """
-    config = load(compose(overrides), loss_names=tuple(LOSSES))
+    config = read_settings(overrides)
     plan = make_plan(config)
     memory = _memory_of_machine(config) if device_memory_gib is None else device_memory_gib * GIB
     if not launcher:
@@ -103,16 +104,40 @@ def main(
         )
 
 
+def check_settings(overrides: list[str], *, checkpoint: DictConfig | None) -> None:
+    """Check the settings of a run whose pairs are not there yet, and often not its model.
+
+    Args:
+        overrides: as of `minordpo train`.
+        checkpoint: the configuration of the model that it will start from; None = not known either.
+
+    Raises:
+        UserError: as `minordpo train` would, before it opens a file.
+    """
+    config = read_settings(overrides)
+    if checkpoint is not None:
+        _planned_model(config, checkpoint)
+
+
+def _is_for_cuda(config: TrainConfig) -> bool:
+    """Also where there is none: a plan may be made where the run will not be."""
+    return host.has_cuda() or config.trainer.precision != "32-true"
+
+
+def _planned_model(config: TrainConfig, checkpoint: DictConfig) -> DictConfig:
+    cuda = _is_for_cuda(config)
+    return build_model_config(config, checkpoint, cuda=cuda, te=host.has_transformer_engine() or cuda)
+
+
 def make_plan(config: TrainConfig) -> Plan:
     """The plan of a run, its pairs sampled.
 
     Raises:
         ValueError: as `minordpo train` would, before a rank is started.
     """
-    cuda = host.has_cuda() or config.trainer.precision != "32-true"  # may be made where the run will not be
-    te = host.has_transformer_engine() or cuda
+    cuda = _is_for_cuda(config)
     checkpoint = read_checkpoint_config(Path(config.pretrained_checkpoint.restore_from_path))
-    model = build_model_config(config, checkpoint, cuda=cuda, te=te)
+    model = _planned_model(config, checkpoint)
     tokenizer = load_tokenizer(Path(model.tokenizer.type))
     size = model_size(model, vocab_size=len(tokenizer))
     section = config.model
@@ -157,6 +182,7 @@ def make_plan(config: TrainConfig) -> Plan:
         layout=layout,
         memory=fullest_rank(size, layout, numerics, tied=tied, cuda=cuda),
         work=work,
+        num_pairs=num_pairs,
         num_steps=num_steps,
         flops=size.training_flops(work, frozen=frozen),
     )
@@ -235,3 +261,5 @@ def _print(plan: Plan, config: TrainConfig, device: Device) -> None:
         f"{timedelta(seconds=round(seconds * plan.num_steps))} for {plan.num_steps} steps, "
         "and the reference once before, about a third of an epoch"
     )
+    for note in schedule_notes(config, num_pairs=plan.num_pairs):
+        console.print(f"note: {note}", markup=False)

@@ -5,7 +5,8 @@ NeMo's schedules start at 0 and fall to their minimum right after the warm-up of
 
 import math
 
-from nemo_minordpo.config import OptimSection
+from nemo_minordpo.config import OptimSection, TrainConfig
+from nemo_minordpo.train.dataset import steps_of_run, steps_per_epoch
 
 
 def learning_rate(step: int, *, max_steps: int, optim: OptimSection) -> float:
@@ -30,3 +31,29 @@ def learning_rate(step: int, *, max_steps: int, optim: OptimSection) -> float:
     if sched.name == "cosine":
         return sched.min_lr + (optim.lr - sched.min_lr) * (1 + math.cos(math.pi * done)) / 2
     return optim.lr
+
+
+def schedule_notes(config: TrainConfig, *, num_pairs: int) -> list[str]:
+    """What of the schedule may come as a surprise, before the first step; as NeMo-Aligner, a run ends with its epochs.
+
+    Args:
+        config: the run's.
+        num_pairs: that it trains on.
+    """
+    loop, optim, batch = config.trainer.dpo, config.model.optim, config.model.global_batch_size
+    steps = steps_of_run(loop, num_pairs=num_pairs, global_batch_size=batch)
+    notes = []
+    if steps < loop.max_steps:
+        epochs = math.ceil(loop.max_steps / steps_per_epoch(num_pairs, batch))
+        notes.append(
+            f"the run has {steps:,} steps, not trainer.dpo.max_steps={loop.max_steps}: its {num_pairs:,} pairs give no "
+            f"more in trainer.dpo.max_epochs={loop.max_epochs}; trainer.dpo.max_epochs={epochs} does"
+        )
+    warmup = optim.sched.warmup_steps
+    if warmup is not None and warmup >= steps:
+        last = learning_rate(steps - 1, max_steps=steps, optim=optim)
+        notes.append(
+            f"model.optim.sched.warmup_steps={warmup} is not over when the run ends, after {steps:,} steps: the "
+            f"learning rate ends at {last:.3g}, below model.optim.lr={optim.lr:g}"
+        )
+    return notes

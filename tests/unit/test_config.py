@@ -68,14 +68,17 @@ def test_what_is_required(missing):
         ("model.dpo.ref_policy_kl_penalty=0", "beta must be > 0"),
         ("model.dpo.ref_policy_kl_penalty=-0.1", "beta must be > 0"),
         ("model.dpo.ref_policy_kl_penalty=nan", "beta must be > 0"),
-        ("model.dpo.betta=1", "Key 'betta' not in 'DPOSection'"),
-        ("+model.dpo.preference_los=dpo", "model.dpo.preference_los is not a setting; did you mean 'preference_loss'"),
-        ("+trainer.dpo.max_step=3", "did you mean 'max_steps'"),
+        ("model.dpo.betta=1", "model.dpo.betta is not a setting"),
+        (
+            "+model.dpo.preference_los=dpo",
+            "model.dpo.preference_los is not a setting; did you mean model.dpo.preference_loss?",
+        ),
+        ("+trainer.dpo.max_step=3", "did you mean trainer.dpo.max_steps?"),
         ("+typo=1", "typo is not a setting"),
         ("model.dpo.dpop_lambda=-1", "dpop_lambda=-1.0 must be >= 0"),
         ("model.dpo.preference_loss_weight=0", "there is no loss"),
         ("model.optim.lr=0", "model.optim.lr=0.0 must be > 0"),
-        ("model.optim.lr=fast", "could not be converted to Float"),
+        ("model.optim.lr=fast", "model.optim.lr=fast: a number expected"),
         ("model.optim.name=adamww", "did you mean 'adamw'"),
         ("model.optim.name=sgd", "model.optim.betas is Adam's"),
         ("model.optim.betas=[0.9]", "two numbers in"),
@@ -87,25 +90,25 @@ def test_what_is_required(missing):
         ("model.micro_batch_size=2", "model.data.packed_sequence_size says how many tokens it may hold"),
         ("model.micro_batch_size=0", "a micro-batch is one row, in which many pairs are packed"),
         ("model.data.packed_sequence_size=1", "packed_sequence_size must be >= 2 tokens"),
-        ("model.dpo.reference_log_probs=cache", "reference_log_probs='cache': 'cached' or 'live' expected"),
+        ("model.dpo.reference_log_probs=cache", "reference_log_probs='cache' is unknown; known: cached, live"),
         ("trainer.precision=fp8", "trainer.precision='fp8' is unknown"),
-        ("trainer.accelerator=tpu", "auto, cpu or gpu expected"),
+        ("trainer.accelerator=tpu", "known: auto, cpu, gpu"),
         ("trainer.dpo.max_steps=0", "max_steps must be >= 1"),
         ("trainer.dpo.max_epochs=0", "max_epochs must be >= 1"),
         ("trainer.dpo.save_interval=-1", "save_interval must be >= 0"),
         ("trainer.dpo.limit_val_batches=0", "limit_val_batches must be >= 1"),
         ("exp_manager.checkpoint_callback_params.keep_last=0", "keep_last must be >= 1"),
         ("exp_manager.checkpoint_callback_params.save_top_k=-1", "save_top_k must be >= 0"),
-        ("exp_manager.checkpoint_callback_params.mode=best", "min or max expected"),
+        ("exp_manager.checkpoint_callback_params.mode=best", "known: min, max"),
         ("exp_manager.max_time_per_run=4h", "exp_manager.max_time_per_run='4h': DD:HH:MM:SS expected"),
         ("exp_manager.max_time_without_progress=1:00", "max_time_without_progress='1:00': DD:HH:MM:SS expected"),
         ("exp_manager.max_time_without_progress=00:00:00:00", "must be longer than 0; null = no limit"),
         ("model.data.data_prefix.train=[]", "name at least one jsonl file"),
-        ("model.data.invalid_pairs=ignore", "'refuse' or 'drop' expected"),
+        ("model.data.invalid_pairs=ignore", "known: refuse, drop"),
         ("model.data.seq_length=1", "seq_length must be >= 2"),
         ("model.seed=0", "model.seed must be >= 1"),
-        ("loss=minor", "Could not find 'loss/minor'"),
-        ("model.dpo", "Error parsing override 'model.dpo'"),
+        ("loss=minor", "loss=minor: one of dpo, dpop, minordpo expected; did you mean 'minordpo'"),
+        ("model.dpo", "'model.dpo': settings are written KEY=VALUE"),
     ],
 )
 def test_bad_settings_say_what_is_wrong(override, message):
@@ -143,8 +146,11 @@ def test_numbers_are_looked_for_where_they_are():
     assert {"model.optim.betas", "model.optim.sched.min_lr", "trainer.dpo.gradient_clip_val"} <= NUMBERS.keys()
     with pytest.raises(ValueError, match=r"^model.rope.scale=inf: a finite number expected$"):
         load("+model.rope={scale: inf, base: 1e300}")
-    with pytest.raises(ValueError, match=r"^exp_manager.wandb_logger_kwargs.config=nan: a finite number expected$"):
-        load("+exp_manager.wandb_logger_kwargs={config: [1.0, nan], name: nan_is_a_word}")
+    with pytest.raises(ValueError, match=r"^exp_manager.wandb_logger_kwargs.config.x=nan: a finite number expected$"):
+        load(
+            "exp_manager.create_wandb_logger=true",
+            "exp_manager.wandb_logger_kwargs={config: {x: [1.0, nan]}, name: nan_is_a_word}",
+        )
     assert load("+model.rope={scale: 1e300}", "model.optim.lr=1e30").model.optim.lr == 1e30
 
 
@@ -175,14 +181,17 @@ def test_identity_is_what_a_run_computes_not_where():
             "model.data.packed_sequence_size=2048",
             "model.dpo.reference_cache=elsewhere",
             "trainer.dpo.save_interval=7",
+            "trainer.dpo.watch.interval=7",
             "exp_manager.explicit_log_dir=other",
         )
     )
-    other = config.identity(load("model.dpo.ref_policy_kl_penalty=0.2", "model.optim.sched.min_lr=1e-7"))
+    others = ("model.dpo.ref_policy_kl_penalty=0.2", "model.optim.sched.min_lr=1e-7", "trainer.dpo.watch.num_prompts=9")
+    other = config.identity(load(*others))
     assert same == base
     assert {key for key in base if base[key] != other[key]} == {
         "model.dpo.ref_policy_kl_penalty",
         "model.optim.sched.min_lr",
+        "trainer.dpo.watch.num_prompts",
     }
 
 

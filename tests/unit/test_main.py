@@ -40,6 +40,13 @@ def stage(monkeypatch):
     return place
 
 
+@pytest.fixture(autouse=True)
+def no_adapters(monkeypatch):
+    """`import-hf` looks first whether the folder is PEFT's."""
+    stand_in = SimpleNamespace(import_peft=None, is_peft_folder=lambda source: False)
+    monkeypatch.setitem(sys.modules, "nemo_minordpo.convert.peft_to_nemo", stand_in)
+
+
 def test_help_loads_no_stage():
     script = (
         "import sys\nsys.argv = ['minordpo', '--help']\nfrom nemo_minordpo.__main__ import main\n"

@@ -157,3 +157,17 @@ def test_a_damaged_manifest_is_the_users(tmp_path, content, reason):
     with pytest.raises(UserError) as error:
         Manifest.read(tmp_path)
     assert str(error.value).startswith(f"{tmp_path / 'manifest.json'}: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("step", "3"), ("step", None), ("step", 2.0), ("step", 1 << 64), ("split", 3), ("split", "\ud800"),
+        ("values", [0.5]), ("values", {"\udfff": 1.0}),
+    ],
+)  # fmt: skip
+def test_a_record_with_a_field_of_another_type_is_none(name, value):
+    fields = {"split": "train", "step": 3, "epoch": 0, "consumed_pairs": 24, "values": {"loss": 0.5}}
+    assert StepMetrics.from_json(json.dumps(fields)).step == 3
+    with pytest.raises(ValueError, match=f"field '{name}' holds"):
+        StepMetrics.from_json(json.dumps(fields | {name: value}))

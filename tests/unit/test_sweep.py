@@ -3,29 +3,34 @@
 import json
 import os
 import pty
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import typer
 import yaml
 from filelock import FileLock
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from nemo_minordpo import sweep
 from nemo_minordpo.__main__ import app
+from nemo_minordpo.commands.checks import check_command
 from nemo_minordpo.config import compose, load
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.sweep.config import SHIPPED, load_experiment
 from nemo_minordpo.sweep.grid import PlannedRun, runs_of
 from nemo_minordpo.sweep.process import run_and_keep
-from nemo_minordpo.sweep.stages import Stage, _hydra_value, arguments_of, hydra, report_of, stages_of
+from nemo_minordpo.sweep.stages import Stage, arguments_of, hydra, report_of, stages_of
 
 LOSSES = ("dpo", "dpop", "minordpo")
+DEMO_MODEL = Path(__file__).parents[2] / "assets/demo-model"
+CHECK = partial(check_command, typer.main.get_command(app))
 SHIPPED_NAMES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
@@ -74,7 +79,8 @@ def test_the_road_with_generated_questions(configured, inputs):
         "prepare", "gsm8k", f"{work}/problems/train.jsonl", f"{work}/pairs", "--template", "chat", "--tokenizer", model,
     ]  # fmt: skip
     assert commands["import-hf"] == ["import-hf", model, f"{work}/base.nemo"]
-    assert commands["evaluate-base"] == ["evaluate", model, test, f"{work}/evaluation/base", "--limit", "5"]
+    asked = ["--limit", "5", "--prompts-of", f"{work}/pairs"]
+    assert commands["evaluate-base"] == ["evaluate", model, test, f"{work}/evaluation/base", *asked]
     assert commands["train-minordpo"] == [
         "train", "trainer.devices=2", "model.optim.lr=0.0001",
         f"pretrained_checkpoint.restore_from_path={work}/base.nemo",
@@ -84,13 +90,8 @@ def test_the_road_with_generated_questions(configured, inputs):
     ]  # fmt: skip
     assert commands["export-hf-dpo"] == ["export-hf", f"{work}/runs/dpo", f"{work}/runs/dpo/hf"]
     assert commands["evaluate-dpo"] == [
-        "evaluate",
-        f"{work}/runs/dpo/hf",
-        test,
-        f"{work}/runs/dpo/evaluation",
-        "--limit",
-        "5",
-    ]
+        "evaluate", f"{work}/runs/dpo/hf", test, f"{work}/runs/dpo/evaluation", *asked,
+    ]  # fmt: skip
     report = report_of(load_experiment(config, []), ["dpo", "minordpo"], ())
     assert report.command[3:] == [
         "report", f"{work}/runs/dpo", f"{work}/runs/minordpo", "--base", f"{work}/evaluation/base",
@@ -134,6 +135,39 @@ def test_pairs_of_ones_own_need_no_training_questions(configured, inputs):
     (inputs / "data/train.jsonl").unlink()
     config = configured(data=str(inputs / "data"), prepare={"recipe": "hf", "source": "mine.jsonl"})
     assert commands_of(load_experiment(config, []))["evaluate-dpo"][2] == f"{inputs}/data/test.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("changes", "prompts_of"),
+    [
+        ({}, "work/pairs"),
+        ({"prepare": {"recipe": "hf", "source": "mine.jsonl", "template": "chat"}}, "work/pairs"),
+        # which may have been rendered before
+        ({"prepare": {"recipe": "hf", "source": "mine.jsonl"}}, None),
+        ({"evaluate": {"prompts_of": "other"}}, "other"),
+    ],
+)
+def test_all_models_are_asked_as_the_pairs_are_written(configured, inputs, changes, prompts_of):
+    stages = stages_of(load_experiment(configured(data=str(inputs / "data"), **changes), []))
+    evaluations = [stage for stage in stages if stage.command[3] == "evaluate"]
+    assert len(evaluations) == 3
+    for stage in evaluations:
+        found = stage.command[stage.command.index("--prompts-of") + 1] if "--prompts-of" in stage.command else None
+        assert found in (prompts_of, f"{inputs}/{prompts_of}")
+        assert "pairs" in stage.after
+
+
+def test_date_and_template_options_go_through_the_yaml(inputs):
+    path = inputs / "experiment.yaml"
+    path.write_text(
+        f"work: {inputs}/work\nmodel: {inputs}/model\n"
+        "prepare: {template: chat, date: 2024-03-09, template_option: [enable_thinking=false, style=dry]}\n"
+    )
+    assert commands_of(load_experiment(path, []))["pairs"][4:] == [
+        "--template", "chat", "--date", "2024-03-09",
+        "--template-option", "enable_thinking=false", "--template-option", "style=dry",
+        "--tokenizer", f"{inputs}/model",
+    ]  # fmt: skip
 
 
 def test_the_papers_experiment_is_the_papers(inputs):
@@ -239,9 +273,34 @@ def test_a_run_has_its_settings_as_overrides():
     )
 
 
-@pytest.mark.parametrize(("value", "complaint"), [("dpo,dpo", "occurs twice"), ("range(1", "sweep: key=range")])
+@pytest.mark.parametrize(
+    ("value", "overrides"),
+    [
+        (["größe", "it's", "1e-3", "a,b"], ["key='größe'", "key='it\\'s'", "key='1e-3'", "key='a,b'"]),
+        ("'größe',b", ["key='größe'", "key=b"]),
+        ("choice('it\\'s',b)", ["key='it\\'s'", "key=b"]),
+        ([None, True, 1e-5, [1, "ü"]], ["key=null", "key=true", "key=1e-05", "key=[1,'ü']"]),
+        (None, ["key=null"]),
+        ("[1,2],[3,4]", ["key=[1,2]", "key=[3,4]"]),
+    ],
+)
+def test_values_of_a_sweep_are_quoted(value, overrides):
+    assert [run.overrides for run in runs_of({"key": value})] == [(override,) for override in overrides]
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ("dpo,dpo", "occurs twice"),
+        ("1e-5,0.00001", "occurs twice"),
+        ("range(1", "sweep: key=range"),
+        ([], "no value"),
+        ("interval(0,1)", "sweep: key=interval"),
+        (["a@b", "a b"], "key='a@b' and key='a b' would both be called key_a_b_"),
+    ],
+)
 def test_values_that_make_no_sense_are_refused(value, complaint):
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(UserError, match=re.escape(complaint)):
         runs_of({"key": value})
 
 
@@ -265,8 +324,83 @@ def test_values_that_make_no_sense_are_refused(value, complaint):
 )
 def test_wrong_settings_are_refused_before_anything_runs(configured, inputs, changes, overrides, complaint):
     with pytest.raises(ValueError, match=complaint):
-        sweep.run_sweep(configured(**changes), overrides)
+        sweep.run_sweep(configured(**changes), overrides, check=CHECK)
     assert not (inputs / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaints"),
+    [
+        (
+            ["train.model.optim.learning_rate=1", "train.trainer.dpo.max_steps=many", "evaluate.limitt=3",
+             "arithmetic.num_train=few", "prepare.flavour=x"],
+            [r"stage problems: .*'--num-train'", r"stage pairs: No such option: --flavour",
+             r"stage evaluate-base and 2 more: No such option: --limitt",
+             r"stage train-dpo and 1 more: model.optim.learning_rate is not a setting; did you mean model.optim.lr",
+             r"\ntrainer.dpo.max_steps=many: a whole number"],
+        ),
+        (["train.+model.hiden_dropout=0.1"], [r"model.hiden_dropout; did you mean 'hidden_dropout'"]),
+        (["train.model.tensor_model_parallel_size=4"], [r"^stage train-dpo and 1 more: .*does not divide the model's"]),
+        (["sweep.model.dpo.preference_loss=dpo,DPOP"], [r"^stage train-DPOP: .*did you mean 'dpop'\?$"]),
+    ],
+    ids=["options and keys", "key of the checkpoint", "layout", "a value of one run"],
+)  # fmt: skip
+def test_every_stage_is_checked_before_the_first_one(configured, inputs, overrides, complaints):
+    config = configured(model=str(DEMO_MODEL), train={"model": {"dpo": {"ref_policy_kl_penalty": 0.1}}})
+    with pytest.raises(UserError) as error:
+        sweep.run_sweep(config, overrides, check=CHECK)
+    for complaint in complaints:
+        assert re.search(complaint, str(error.value)), complaint
+    assert not (inputs / "work").exists()
+
+
+def test_what_is_right_passes_the_check(configured, monkeypatch):
+    class FirstStageError(Exception):
+        pass
+
+    def first_stage(command, log):
+        raise FirstStageError
+
+    monkeypatch.setattr(sweep, "run_and_keep", first_stage)
+    config = configured(model=str(DEMO_MODEL), train={"model": {"dpo": {"ref_policy_kl_penalty": 0.1}}})
+    with pytest.raises(FirstStageError):
+        sweep.run_sweep(config, ["train.+model.hidden_dropout=0.1"], check=CHECK)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("work: [", "not YAML: while parsing"),
+        ("- work\n", "settings by name expected"),
+        ("work: \xff", "codec can't decode"),
+        ("work: ''\nmodel: x", "work, the folder of everything that the experiment writes, is empty"),
+        ("work: ${x}\nmodel: x", "work: Interpolation key 'x' not found"),
+        ("work: x\nmodel: x\nverify: " + "9" * 5000, "Exceeds the limit"),
+        ("worl: x", "worl is not a setting of an experiment, which has work, .*; did you mean 'work'?"),
+    ],
+)
+def test_a_file_that_is_no_experiment(tmp_path, text, complaint):
+    (tmp_path / "e.yaml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=complaint) as error:
+        load_experiment(tmp_path / "e.yaml", [])
+    assert str(error.value).startswith(str(tmp_path / "e.yaml"))
+
+
+@pytest.mark.parametrize("name", ["größe", "1e-3", "007", "it's: a run", "[x", "a#b", "{y}"])
+def test_a_folder_on_the_command_line_is_its_text(configured, inputs, name):
+    settings = load_experiment(configured(), [f"work={inputs}/{name}"])
+    assert settings.work == f"{inputs}/{name}"
+    assert load_experiment(configured(), [f"work={name}"]).work == name
+    for stage in stages_of(settings):
+        if stage.kind == "train":
+            composed = load(compose([*stage.words[1:], "model.dpo.ref_policy_kl_penalty=0.1"]), loss_names=LOSSES)
+            assert composed.exp_manager.explicit_log_dir == f"{inputs}/{name}/runs/{stage.run}"
+            assert composed.model.data.data_prefix.train == [f"{inputs}/{name}/pairs/train.jsonl"]
+
+
+def test_the_home_folder_is_found(configured, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert load_experiment(configured(work="~/runs"), []).work == "/home/me/runs"
 
 
 def test_a_name_that_is_no_file_lists_the_shipped_ones():
@@ -282,19 +416,18 @@ def test_overrides_reach_inner_keys_and_leave_the_others(configured):
 
 
 def test_options_are_written_as_on_the_command_line():
-    values = {"num_train": 2, "flag": True, "off": False, "none": None, "system": "Be brief.", "zero": 0}
-    assert arguments_of(values) == ["--num-train", "2", "--flag", "--system", "Be brief.", "--zero", "0"]
-
-
-@pytest.mark.parametrize(
-    "value",
-    [1, 0, -3, 2.5, 1e-6, True, False, None, "runs/demo", "a b", "it's", "a=b,c", "[x]", "${x}", "", "C:\\d", "tab\\'",
-     ["a b/c.jsonl", "d"], [1, 2]],
-)  # fmt: skip
-def test_values_come_through_hydras_grammar_unchanged(value):
-    parsed = OverridesParser.create().parse_override(f"key={_hydra_value(value)}")
-    assert parsed.value() == value or parsed.value() == pytest.approx(value)
-    assert type(parsed.value()) is type(value) or not isinstance(value, bool | int | float)
+    values = {
+        "num_train": 2,
+        "flag": True,
+        "off": False,
+        "none": None,
+        "system": "Be brief.",
+        "zero": 0,
+        "of": ["a", 1],
+    }
+    assert arguments_of(values) == [
+        "--num-train", "2", "--flag", "--system", "Be brief.", "--zero", "0", "--of", "a", "--of", "1",
+    ]  # fmt: skip
 
 
 def test_nested_settings_become_dotted_keys():
@@ -334,7 +467,7 @@ def road(tmp_path, monkeypatch):
 
     class Road:
         def __init__(self):
-            self.stages, self.work = stages, work
+            self.stages, self.work, self.check = stages, work, CHECK
             self.outputs = {item.name: item.output for item in stages}
 
         def run(self, *, slurm=None, **extra):
@@ -343,7 +476,7 @@ def road(tmp_path, monkeypatch):
             now = [replace(item, command=[*item.command, *extra.get(item.name, [])]) for item in self.stages]
             monkeypatch.setattr(sweep, "stages_of", lambda settings: now)
             try:
-                sweep.run_sweep(self.config, [], slurm=slurm)
+                sweep.run_sweep(self.config, [], slurm=slurm, check=self.check)
             finally:
                 self.calls = (tmp_path / "calls").read_text().splitlines()
             return self.calls
@@ -495,7 +628,7 @@ def test_a_sweep_for_slurm_prepares_and_submits(configured, road, tmp_path, monk
     for line in lines:
         load(compose([*arguments[3:], "model.dpo.ref_policy_kl_penalty=0.1", *line]), loss_names=LOSSES)
     environment = (launchers / "sweep.sh.environment").read_text().splitlines()
-    assert "MINORDPO_EVALUATE_ARGS=--limit 5" in environment
+    assert f"MINORDPO_EVALUATE_ARGS={shlex.join(['--limit', '5', '--prompts-of', f'{work}/pairs'])}" in environment
     assert f"MINORDPO_QUESTIONS={work}/problems/test.jsonl" in environment
     assert f"MINORDPO_BASE_SCORE={work}/evaluation/base" in environment
     monkeypatch.setenv("FAIL", "1")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import Failure, RunEvent
 from nemo_minordpo.train.attempt import Attempt, ReplacedError, record_failure
 
@@ -28,6 +29,13 @@ def test_a_folder_that_was_taken_away(tmp_path):
     (tmp_path / "attempt.json").unlink()
     with pytest.raises(ReplacedError, match="another process took the run folder away"):
         attempt.check()
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"number": "1", "token": "x"}', "[" * 100_000])
+def test_a_damaged_claim_is_said_by_its_file(tmp_path, content):
+    (tmp_path / "attempt.json").write_text(content)
+    with pytest.raises(UserError, match=r"attempt\.json: "):
+        Attempt.claim(tmp_path)
 
 
 def test_events_are_lines(tmp_path):

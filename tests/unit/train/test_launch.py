@@ -3,9 +3,8 @@
 import pytest
 from omegaconf import OmegaConf
 
-from nemo_minordpo.config import compose, load
 from nemo_minordpo.train.dataset import segment_lengths_of
-from nemo_minordpo.train.launch import prepare_run
+from nemo_minordpo.train.launch import prepare_run, read_settings
 from nemo_minordpo.train.run_folder import RunFolder
 from nemo_minordpo.train.tokens import load_arrays
 
@@ -31,7 +30,7 @@ def prepare(tmp_path, tokenizer, write):
             "model.dpo.ref_policy_kl_penalty=0.1",
             *(f"model.data.data_prefix.{split}=[{files[split]}]" for split in splits), *overrides,
         ]  # fmt: skip
-        prepare_run(load(compose(given), loss_names=("minordpo",)))
+        prepare_run(read_settings(given))
         return RunFolder(tmp_path / "run")
 
     return run

@@ -191,11 +191,14 @@ def test_checkpoints_that_are_none(tmp_path):
     with tarfile.open(tmp_path / "empty.nemo", "w"):
         pass
     (tmp_path / "folder").mkdir()
+    (tmp_path / "torn").mkdir()
+    OmegaConf.save(OmegaConf.create({**CHECKPOINT, "num_layers": "4x"}), tmp_path / "torn/model_config.yaml")
     for name, message in (
         ("missing.nemo", "no such file or folder"),
         ("text.nemo", "is not a .nemo checkpoint"),
         ("empty.nemo", "holds no model_config.yaml"),
         ("folder", "has no model_config.yaml"),
+        ("torn", "has no whole number num_layers: is the file whole"),
     ):
         with pytest.raises(ValueError, match=message):
             read_checkpoint_config(tmp_path / name)

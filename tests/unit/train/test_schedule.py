@@ -1,7 +1,7 @@
 import pytest
 
-from nemo_minordpo.config import OptimSection, ScheduleSection
-from nemo_minordpo.train.schedule import learning_rate
+from nemo_minordpo.config import OptimSection, ScheduleSection, TrainConfig
+from nemo_minordpo.train.schedule import learning_rate, schedule_notes
 
 
 def rates(max_steps, *, lr=1.0, **sched):
@@ -40,3 +40,29 @@ def test_warmup_steps_win_over_the_ratio():
 
 def test_a_warmup_longer_than_the_run():
     assert rates(2, name="linear", warmup_steps=9) == pytest.approx([0.1, 0.2])
+
+
+def notes(*, num_pairs=7, max_steps=-1, max_epochs=1, warmup_steps=None):
+    config = TrainConfig()
+    config.model.global_batch_size = 4
+    config.model.optim.lr = 1e-4
+    config.model.optim.sched.warmup_steps = warmup_steps
+    config.trainer.dpo.max_steps, config.trainer.dpo.max_epochs = max_steps, max_epochs
+    return schedule_notes(config, num_pairs=num_pairs)
+
+
+def test_an_epoch_that_ends_a_run_before_max_steps_is_said():
+    """7 pairs are 2 steps of 4; 500 epochs of them are 1000 steps."""
+    (note,) = notes(max_steps=1000)
+    assert note.startswith("the run has 2 steps, not trainer.dpo.max_steps=1000: its 7 pairs")
+    assert note.endswith("trainer.dpo.max_epochs=500 does")
+    assert notes(max_steps=1000, max_epochs=500) == []
+    assert len(notes(max_steps=1000, max_epochs=499)) == 1
+    assert notes(max_steps=2) == notes(max_steps=1) == notes() == []
+
+
+def test_a_warmup_that_outlasts_the_run_is_said():
+    (note,) = notes(warmup_steps=2)
+    assert "warmup_steps=2 is not over when the run ends, after 2 steps: the learning rate ends at 6.67e-05" in note
+    assert notes(warmup_steps=1) == []
+    assert len(notes(max_steps=1000, warmup_steps=100)) == 2

@@ -1,0 +1,123 @@
+"""Names of settings: which there are, what each holds, and what a misspelt one was meant to be."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+from nemo_minordpo.config.sections import TrainConfig
+
+_WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", list: "a list"}
+# Names of other trainers, in lower case, and where they stand here.
+_ELSEWHERE = {
+    "beta": "model.dpo.ref_policy_kl_penalty",
+    "kl_penalty": "model.dpo.ref_policy_kl_penalty",
+    "loss": "model.dpo.preference_loss",
+    "loss_type": "model.dpo.preference_loss",
+    "learning_rate": "model.optim.lr",
+    "lr_scheduler_type": "model.optim.sched.name",
+    "max_length": "model.data.seq_length",
+    "max_seq_length": "model.data.seq_length",
+    "encoder_seq_length": "model.data.seq_length",
+    "num_train_epochs": "trainer.dpo.max_epochs",
+    "save_steps": "trainer.dpo.save_interval",
+    "eval_steps": "trainer.dpo.val_check_interval",
+    "max_grad_norm": "trainer.dpo.gradient_clip_val",
+    "max_time": "exp_manager.max_time_per_run",
+    "lora_r": "model.peft.lora_tuning.adapter_dim",
+    "lora_alpha": "model.peft.lora_tuning.alpha",
+    "output_dir": "exp_manager.explicit_log_dir",
+}
+# NeMo-Aligner's own that have no counterpart, and why.
+_REFUSED = {
+    "preference_average_log_probs": (
+        "log-probabilities are summed over a response, never averaged; leave it out, and divide "
+        "model.dpo.ref_policy_kl_penalty by the tokens of a typical response where an average was meant"
+    ),
+    "sft_average_log_probs": (
+        "log-probabilities are summed over a response, never averaged; leave it out, and divide "
+        "model.dpo.sft_loss_weight by the tokens of a typical response where an average was meant"
+    ),
+    "experiment": "`minordpo sweep NAME` runs the experiments of conf/experiment",
+}
+
+
+def _flat(section: type, prefix: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for item in fields(section):
+        found[prefix + item.name] = item.type
+        if is_dataclass(item.type):
+            found |= _flat(item.type, f"{prefix}{item.name}.")  # type: ignore[arg-type]
+    return found
+
+
+# Dotted key -> its type, sections included.
+SETTINGS = _flat(TrainConfig, "")
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt name, whatever its case: `; did you mean 'x'?`, or nothing."""
+    match = _nearest(name, known, cutoff=0.6)
+    return f"; did you mean {match!r}?" if match else ""
+
+
+def unknown_key(key: str) -> str:
+    """What to say of a dotted key that is no setting."""
+    leaf = key.rpartition(".")[2].lower()
+    if reason := _REFUSED.get(leaf):
+        return f"{key} is not a setting: {reason}"
+    hint, plus = _meant(key, leaf), ""
+    if key.startswith("model.") and key.count(".") == 1 and not hint:
+        plus = f"; a key of the checkpoint's own model configuration is changed with a plus: +{key}=VALUE"
+    return f"{key} is not a setting" + (f"; did you mean {hint}?" if hint else plus)
+
+
+def is_open(key: str) -> bool:
+    """Whether a key lies in a section that takes any, or is one."""
+    parts = key.split(".")
+    return any(get_origin(SETTINGS.get(".".join(parts[:end]))) is dict for end in range(1, len(parts) + 1))
+
+
+def kind_of(key: str) -> tuple[Any, Any, bool]:
+    """(str, int, float, bool, list, dict or a section; what a list holds, else None; whether null is allowed)."""
+    hint = SETTINGS[key]
+    may_be_null = isinstance(hint, UnionType)
+    if may_be_null:
+        (hint,) = (part for part in get_args(hint) if part is not type(None))
+    return (list, get_args(hint)[0], may_be_null) if get_origin(hint) is list else (hint, None, may_be_null)
+
+
+def expected(key: str) -> str:
+    """What a setting holds, in words."""
+    kind, _, may_be_null = kind_of(key)
+    if is_dataclass(kind):
+        return f"a setting in it, such as {key}.{fields(kind)[0].name},"
+    return _WORDS.get(kind, "a section") + (" or null" if may_be_null else "")
+
+
+def _meant(key: str, leaf: str) -> str:
+    """The setting that a key stands for; empty: nobody knows."""
+    if leaf in _ELSEWHERE:
+        return _ELSEWHERE[leaf]
+    by_leaf: dict[str, list[str]] = {}
+    for known, kind in SETTINGS.items():
+        if not is_dataclass(kind):
+            by_leaf.setdefault(known.rpartition(".")[2], []).append(known)
+    section = key.rpartition(".")[0].lower()
+    siblings = [name.rpartition(".")[2] for name in SETTINGS if name.rpartition(".")[0] == section]
+    if leaf not in by_leaf and (near := _nearest(leaf, siblings, cutoff=0.6)):
+        return f"{section}.{near}".lstrip(".")
+    if near := _nearest(leaf, by_leaf, cutoff=0.8):
+        return max(by_leaf[near], key=lambda known: difflib.SequenceMatcher(None, key.lower(), known).ratio())
+    return ""
+
+
+def _nearest(name: str, known: Iterable[str], *, cutoff: float) -> str:
+    """The known name that is the most like `name`, else the longest that is a part of it; empty: none is."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    given = name.lower()
+    if near := difflib.get_close_matches(given, by_lower, n=1, cutoff=cutoff):
+        return by_lower[near[0]]
+    parts = [lower for lower in by_lower if (len(lower) > 3 and lower in given) or (given and lower.startswith(given))]
+    return by_lower[max(parts, key=len)] if parts else ""
