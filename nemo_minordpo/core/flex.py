@@ -124,8 +124,8 @@ def blocks(structure: Structure, length: int, device: str) -> Blocks:
 
     Padding is a pair of its own: a place that sees nothing would have no softmax.
     """
-    # what is counted from S x N numbers is counted on the device: a CPU takes 15 ms for 8,192 places, as long as it takes
-    # to launch four layers
+    # What is counted from S x N numbers is counted on the device: a CPU takes 15 ms for 8,192 places, in which it could
+    # start the kernels of four layers.
     bounds = [to_device(tensor, torch.device(device)) for tensor in _bounds(structure, length)]
     seen = _seen_pairs(*bounds)
     full = seen == BLOCK_SIZE**2

@@ -4,7 +4,8 @@
 
 Checks that compare run side by side where there are cores for it, measurements alone and last. On an H200 with 16
 cores all of it takes just under 8 minutes. The file of results is written after each check, and holds the end of what
-each one said. Exit code 1 when a check failed, or when it was interrupted. What could not be checked is "not run" with its reason, and never "passed".
+each one said. Exit code 1 when a check failed, or when it was interrupted. What could not be checked is "not run" with
+its reason, and never "passed".
 """
 
 import argparse
