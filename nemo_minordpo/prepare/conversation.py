@@ -45,7 +45,7 @@ def read_messages(value: list[Any], what: str, row: Fields) -> list[Message]:
         known = _ROLES.get(role.lower()) if isinstance(role, str) else None
         if known is None:
             raise UserError(f"{what} has a message of unknown role: {str(role)[:40]!r}")
-        if role.lower() == "function_call":  # LLaMA-Factory: a call is the whole of its turn
+        if isinstance(role, str) and role.lower() == "function_call":  # LLaMA-Factory: the call is all of its turn
             more["tool_calls"], content = content, ""
         if "tool_calls" in more:
             more["tool_calls"] = read_calls(more["tool_calls"])

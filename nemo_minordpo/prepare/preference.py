@@ -83,7 +83,12 @@ class PreferenceRecipe(Recipe):
             found = read_preference(row, self.columns)
             pair, note = _plain_pair(found, row) if chat is None else _chat_pair(found, row, chat)
             pair = replace(pair, chosen_reward=found.chosen_reward, rejected_reward=found.rejected_reward)
-            return Made(pair=pair, question=found.question(), origin={"source": place}, notes=(found.note, note, _inverted(found)))
+            return Made(
+                pair=pair,
+                question=found.question(),
+                origin={"source": place},
+                notes=(found.note, note, _inverted(found)),
+            )
 
         return make
 

@@ -1,5 +1,6 @@
 """Run folders and score folders, as far as they were written."""
 
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import yaml
 
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.records import Score, StepMetrics, parse_json
+from nemo_minordpo.records import Score, StepMetrics, checked_number
 from nemo_minordpo.report.state import State, read_state
 
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margin")
@@ -31,6 +32,7 @@ class Run:
     seconds: float  # that training steps took, those done twice included; NaN when no step says it
     score: Score | None
     state: State
+    left_out: list[str] = field(default_factory=list)  # what of its files could not be read
     notes: list[str] = field(default_factory=list)
     name: str = ""
 
@@ -87,7 +89,10 @@ def read_run(folder: Path) -> Run:
     """
     settings = _flat(_read_config(folder / "config.yaml"))
     notes: list[str] = []
-    lines, seconds = _read_metrics(folder / "metrics.jsonl", notes)
+    state = read_state(folder)
+    left_out = list(state.left_out)
+    lines, seconds = _read_metrics(folder / "metrics.jsonl", notes=notes, left_out=left_out)
+    notes += left_out
     seed = settings.get("model.seed")
     run = Run(
         folder=folder,
@@ -99,7 +104,8 @@ def read_run(folder: Path) -> Run:
         lines=lines,
         seconds=seconds,
         score=_score_or_note(folder / "evaluation", notes),
-        state=read_state(folder),
+        state=state,
+        left_out=left_out,
         notes=notes,
     )
     _note_what_is_missing(run, saves_nemo=settings.get("trainer.dpo.save_nemo") is not False)
@@ -116,7 +122,9 @@ def read_score(folder: Path) -> Score | None:
     if not path.is_file():
         return None
     try:
-        score = Score(**parse_json(path.read_text(encoding="utf-8")))
+        score = Score.from_json(path.read_text(encoding="utf-8"))
+        for number in (*score.strict_interval_95, *score.flexible_interval_95, score.mean_tokens):
+            checked_number(number, "an interval or mean_tokens")
         for low, value, high in (
             (score.strict_interval_95[0], score.strict_accuracy, score.strict_interval_95[1]),
             (score.flexible_interval_95[0], score.flexible_accuracy, score.flexible_interval_95[1]),
@@ -145,9 +153,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path.parent}: not a run folder of `minordpo train`: it has no config.yaml")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        json.dumps(config, default=str, ensure_ascii=False).encode()  # half a surrogate pair cannot be shown
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # not UTF-8, too long a number, too deep
         raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(config, dict) or _flat(config).get("model.dpo.preference_loss") is None:
+    if not isinstance(config, dict) or not isinstance(_flat(config).get("model.dpo.preference_loss"), str):
         raise UserError(f"{path}: no model.dpo.preference_loss: not the config of a training run")
     return config
 
@@ -161,13 +170,16 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _number(settings: dict[str, Any], key: str, notes: list[str]) -> float | None:
     try:
-        return float(settings[key])
+        number = float(settings[key])
     except (KeyError, TypeError, ValueError, OverflowError):
-        notes.append(f"config.yaml: {key} is no number, but {settings.get(key)!r}")
-        return None
+        number = math.nan
+    if math.isfinite(number):
+        return number
+    notes.append(f"config.yaml: {key} is no number, but {settings.get(key)!r}")
+    return None
 
 
-def _read_metrics(path: Path, notes: list[str]) -> tuple[dict[str, list[StepMetrics]], float]:
+def _read_metrics(path: Path, *, notes: list[str], left_out: list[str]) -> tuple[dict[str, list[StepMetrics]], float]:
     """The lines of each split, of which each step counts once; and the seconds of all training steps."""
     found: dict[str, dict[int, StepMetrics]] = {TRAIN: {}}
     twice, seconds = 0, math.nan
@@ -176,15 +188,15 @@ def _read_metrics(path: Path, notes: list[str]) -> tuple[dict[str, list[StepMetr
             continue
         try:
             line = _sound(StepMetrics.from_json(text.decode()))
-        except (TypeError, ValueError, AttributeError):
+        except (TypeError, ValueError, OverflowError):
             # A run that was killed while it wrote leaves half a line; the other steps are still worth a report.
-            notes.append(f"{path}:{number}: not a line of metrics, left out")
+            left_out.append(f"{path}:{number}: not a line of metrics, left out")
             continue
         of_split = found.setdefault(line.split, {})
         # A run that was stopped and resumed may have written a step twice: what counts is what it went on from.
         twice += line.split == TRAIN and line.step in of_split
         of_split[line.step] = line
-        if line.split == TRAIN and "step_s" in line.values:
+        if line.split == TRAIN and math.isfinite(line.values.get("step_s", math.nan)):
             seconds = line.values["step_s"] + (0 if math.isnan(seconds) else seconds)
     if twice:
         notes.append(f"{twice} steps were done twice (the run was resumed); the later ones count")
@@ -195,14 +207,14 @@ def _sound(line: StepMetrics) -> StepMetrics:
     """The line with those of its values that are numbers.
 
     Raises:
-        TypeError, ValueError, AttributeError: it has no step or no values.
+        UserError, OverflowError: it is of no step, or has a number that no float can hold.
     """
     values = {name: float(value) for name, value in line.values.items() if isinstance(value, int | float)}
     first = 0 if line.split == "watch" else 1  # the answers are looked at before the first step, too
-    if not isinstance(line.step, int) or line.step < first:
+    if line.step < first:
         raise UserError(f"step {line.step!r}")
     return StepMetrics(
-        split=str(line.split), step=line.step, epoch=line.epoch, consumed_pairs=line.consumed_pairs, values=values
+        split=line.split, step=line.step, epoch=line.epoch, consumed_pairs=line.consumed_pairs, values=values
     )
 
 

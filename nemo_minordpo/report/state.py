@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TypeVar
 
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import Failure, RunEvent
 
 # What a rank says when another one is gone: the consequence, not the cause.
@@ -14,6 +16,7 @@ _CONSEQUENCES = (
 )  # fmt: skip
 # What the same command meets again, until a person changes something: the program says it as an error of the user's.
 _LASTING = ("NotFiniteError: ", "UserError: ")
+_Timed = TypeVar("_Timed", RunEvent, Failure)
 COMPLETE, STARTED, BEGUN, STOPPED = "complete", "started", "begun", "stopped"
 
 
@@ -22,12 +25,14 @@ class State:
     """What happened to the run of a folder.
 
     waiting: what a launcher waits for, and when it said so; empty: it waits for nothing.
+    left_out: what of the files could not be read, a sentence each.
     """
 
     folder: Path
     events: Sequence[RunEvent]
     failures: Sequence[Failure]
     waiting: str = ""
+    left_out: Sequence[str] = ()
 
     @property
     def is_known(self) -> bool:
@@ -97,7 +102,9 @@ class State:
 
 def read_state(folder: Path) -> State:
     """What the folder holds of events and failures; half-written ones, of a process that was killed, are left out."""
-    return State(folder=folder, events=_events(folder), failures=_failures(folder), waiting=_waiting(folder))
+    left_out: list[str] = []
+    events, failures = _events(folder, left_out), _failures(folder, left_out)
+    return State(folder=folder, events=events, failures=failures, waiting=_waiting(folder), left_out=left_out)
 
 
 def first_failure(failures: Sequence[Failure]) -> Failure | None:
@@ -111,25 +118,37 @@ def is_consequence(failure: Failure) -> bool:
     return any(text in failure.error for text in _CONSEQUENCES)
 
 
-def _events(folder: Path) -> list[RunEvent]:
+def _events(folder: Path, left_out: list[str]) -> list[RunEvent]:
     path = folder / "events.jsonl"
     events = []
-    for line in path.read_bytes().splitlines() if path.is_file() else []:
+    for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else [], start=1):
         try:
-            events.append(RunEvent.from_json(line.decode()))
+            if line.strip():
+                events.append(_timed(RunEvent.from_json(line.decode())))
         except (TypeError, ValueError):
-            continue
+            left_out.append(f"{path}:{number}: not an event, left out")
     return events
 
 
-def _failures(folder: Path) -> list[Failure]:
+def _failures(folder: Path, left_out: list[str]) -> list[Failure]:
     failures = []
-    for path in (folder / "failures").glob("*.json"):
+    for path in sorted((folder / "failures").glob("*.json")):
         try:
-            failures.append(Failure.from_json(path.read_text(encoding="utf-8")))
-        except (TypeError, ValueError):
-            continue
+            failures.append(_timed(Failure.from_json(path.read_text(encoding="utf-8"))))
+        except (OSError, TypeError, ValueError):
+            left_out.append(f"{path}: not a failure, left out")
     return failures
+
+
+def _timed(record: _Timed) -> _Timed:
+    """Raises UserError where the record's time is none with its zone."""
+    try:
+        is_known = datetime.fromisoformat(record.time).tzinfo is not None
+    except ValueError:
+        is_known = False
+    if not is_known:
+        raise UserError(f"time {record.time!r}")
+    return record
 
 
 def _waiting(folder: Path) -> str:

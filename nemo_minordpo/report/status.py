@@ -1,5 +1,6 @@
 """Where a run is: its last step, throughput, time left, last checkpoint, attempts and what ended them."""
 
+import math
 import statistics
 from datetime import datetime, timedelta, timezone
 from itertools import groupby
@@ -53,6 +54,7 @@ def _lines(run: Run, state: State, *, now: datetime) -> list[str]:
     early = [failure for failure in state.failures if not attempts or failure.time < attempts[0][0].time]
     if (first_of_early := first_failure(early)) is not None:
         lines.append(f"before the first step: {_named(first_of_early)}")
+    lines += run.left_out
     lines.append(str(state))
     return lines
 
@@ -78,10 +80,11 @@ def _progress(run: Run, max_steps: int) -> list[str]:
     values = last.values
     names = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy")
     lines = [f"step {last.step} of {max_steps}: {', '.join(f'{n} {values[n]:.4g}' for n in names if n in values)}"]
-    seconds = [step.values["step_s"] for step in run.steps[-_RECENT:] if "step_s" in step.values]
+    seconds = [step.values.get("step_s", math.nan) for step in run.steps[-_RECENT:]]
+    seconds = [value for value in seconds if math.isfinite(value)]
     if seconds:
         typical = statistics.median(seconds)
-        left = timedelta(seconds=round(typical * (max_steps - last.step)))
+        left = _duration(typical * (max_steps - last.step))
         rates = ", ".join(f"{values[n]:.3g} {n.replace('_per_s', '')}/s" for n in _RATES if n in values)
         lines.append(f"{typical:.3g} s a step, {rates}; left: {left}")
     return lines
@@ -96,6 +99,13 @@ def _end(start: RunEvent, until: str, state: State) -> str:
         return f", failed: {_named(cause)}"
     followed = any(event.attempt > start.attempt for event in state.events)
     return ", ended without a word (killed, or its node was lost)" if followed else ""
+
+
+def _duration(seconds: float) -> str:
+    try:
+        return str(timedelta(seconds=round(seconds)))
+    except OverflowError:  # of damaged numbers
+        return "unknown"
 
 
 def _ago(time: str, now: datetime) -> str:

@@ -162,9 +162,9 @@ class ReferenceCache:
             except (OSError, KeyError, TypeError, AttributeError, ValueError):
                 continue  # not an entry; only a hint is lost
         if not found:
-            return "none is kept yet"
+            return "none is cached yet"
         names = ", ".join(line.split(":")[0].strip() for line in min(found, key=len))
-        return f"the nearest of {len(found)} kept differs in: {names}"
+        return f"the nearest of {len(found)} cached differs in: {names}"
 
     def _columns(self, key: ReferenceKey) -> Path:
         return self.folder / f"{key.digest}.safetensors"

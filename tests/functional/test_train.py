@@ -117,7 +117,7 @@ def test_a_bad_pair_is_told_before_anything_is_loaded(place):
 def test_the_reference_alone(place, reference):
     """It ends before the first step, and says nothing that is not there."""
     assert reference.returncode == 0, reference.stderr[-3000:]
-    assert "reference log-probabilities: none is kept yet; 10 pairs are evaluated" in reference.stderr
+    assert "reference log-probabilities: none is cached yet; 10 pairs are evaluated" in reference.stderr
     assert not (place / "reference/metrics.jsonl").exists()
     assert not (place / "reference/model.nemo").exists()
     entries = sorted(path.suffix for path in (place / "reference_cache").iterdir() if path.suffix != ".lock")

@@ -213,3 +213,20 @@ def test_templates_go_with_a_tokenizer(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     with pytest.raises(ValueError, match="no Hugging Face tokenizer can be loaded"):
         Prompting(template="chat", tokenizer=tmp_path).open()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "mark"),
+    [
+        ("<|user|>\nWhat is 1 + 1?</s>\n<|assistant|>\n", "Two.", "<|user|>"),
+        ("[INST] What is 1 + 1? [/INST]", "Two.", "[INST]"),
+        ("### Instruction:\nAdd 1 and 1.\n\n### Response:", "Two.", "### Instruction:"),
+        ("What is 1 + 1?", "Two.</s>\n", "</s>"),
+        ("What is [INST] in a prompt?", "It begins one, as <s> and </s> do.", None),
+        ("What is 1 + 1?", "Two.<|im_end|>\n", None),  # the template's own
+    ],
+)
+def test_marks_of_another_template_are_noted(prompt, chosen, mark):
+    _, note = _pair(templates.CHATML, [{"role": "user", "content": prompt}], chosen=chosen)
+    assert note.startswith("texts seem to be rendered by another template already\n") is (mark is not None)
+    assert mark is None or f"of {mark!r}: " in note

@@ -27,7 +27,22 @@ def test_columns_that_nobody_asked_for_are_named_unless_they_are_empty():
     assert found.lost == []
 
 
-@pytest.mark.parametrize("name", ["context", "Context", "systemPrompt", "SYSTEM PROMPT", "tools", "images", "history"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "context",
+        "Context",
+        "systemPrompt",
+        "SYSTEM PROMPT",
+        "tools",
+        "images",
+        "history",
+        "chat_template_kwargs",
+        "initial_reason_steps",
+        "chosen_reasoning",
+        "options",
+    ],
+)
 def test_what_carries_meaning_is_lost_until_it_is_left_out(name):
     columns = {name: "Bob went home on Monday."}
     assert _unread(columns).lost == [name]

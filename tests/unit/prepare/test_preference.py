@@ -21,6 +21,7 @@ USER, GOOD, BAD = (
     {"role": "assistant", "content": "Green."},
 )
 WHOLE = {"chosen": [USER, GOOD], "rejected": [USER, BAD]}
+HH = "\n\nHuman: Sky?\n\nAssistant:"
 LONG_HH = "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant: D"
 SYSTEM = {"role": "system", "content": "Be brief."}
 FIRST = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -94,6 +95,12 @@ def _share_gpt(*messages):
             {"system": "Be  brief.", "prompt": [SYSTEM, USER], "chosen": "Blue.", "rejected": "Green."},
             [SYSTEM, USER], (None, None),
         ),
+        # messages as a text of JSON, as tables without lists have them; answers in JSON are answers
+        (
+            {"prompt": json.dumps([USER]), "chosen": json.dumps([GOOD]), "rejected": json.dumps(BAD)},
+            [USER], (None, None),
+        ),
+        ({"prompt": "Sky?", **{key: json.dumps(value) for key, value in WHOLE.items()}}, [USER], (None, None)),
         # ShareGPT's names of roles
         ({"chosen": _share_gpt(USER, GOOD), "rejected": _share_gpt(USER, BAD)}, [USER], (None, None)),
     ],
@@ -112,6 +119,33 @@ def test_hh_dialogues_share_their_beginning():
     assert (found.prompt, found.chosen["content"], found.rejected["content"]) == (shared, " Blue.", " Green.\nOr red.")
 
 
+@pytest.mark.parametrize(
+    "text", ['[{"content": 3}]', '{"value": "x"}', "{'value': 3}", '{"role": "admin", "name": "x"}', "[]"]
+)
+def test_json_that_is_no_message_is_an_answer(text):
+    found = _read({"prompt": "Sky?", "chosen": text, "rejected": "Green."})
+    assert (found.prompt, found.chosen["content"]) == ("Sky?", text)
+
+
+@pytest.mark.parametrize("beginning", ["", "\n\n", " "])
+def test_dialogues_may_be_trimmed(beginning):
+    hh = f"{beginning}Human: Hi\n\nAssistant: Hello\n\nHuman: Sky?\n\nAssistant:"
+    for row in ({"chosen": f"{hh} B", "rejected": f"{hh} G"}, {"prompt": hh, "chosen": " B", "rejected": " G"}):
+        found = _read(row)
+        assert found.turns() == [*FIRST, USER]
+        assert (found.chosen["content"], found.rejected["content"]) == (" B", " G")
+
+
+def test_a_call_may_be_a_turn_of_its_own():
+    called = {"from": "function_call", "value": '{"name": "sky", "arguments": {"n": 1}}'}
+    row = {"conversations": [{"from": "human", "value": "Sky?"}, called, {"from": "observation", "value": "Blue."}]}
+    call = {"type": "function", "function": {"name": "sky", "arguments": {"n": 1}}}
+    assert _read(row | {"chosen": GOOD, "rejected": BAD}).prompt == [
+        USER, {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "Blue."}
+    ]  # fmt: skip
+    assert _read({"prompt": "Sky?", "chosen": called, "rejected": BAD}).chosen["tool_calls"] == [call]
+
+
 def test_columns_are_mapped():
     row = {"q": "Sky?", "sys": "Be brief.", "good": "Blue.", "bad": "Green.", "g": 3, "b": 1, "prompt": "other"}
     columns = {"prompt": "q", "system": "sys", "chosen": "good", "rejected": "bad"}
@@ -120,9 +154,6 @@ def test_columns_are_mapped():
     )
     with pytest.raises(ValueError, match=r"missing column 'none' \(found: b, bad, g, good"):
         _read(row, prompt="none", chosen="good", rejected="bad")
-
-
-HH = "\n\nHuman: Sky?\n\nAssistant:"
 
 
 @pytest.mark.parametrize(
@@ -210,6 +241,14 @@ def test_what_would_stand_twice_or_nowhere_is_refused(row, reason):
         ({"chosen": [GOOD], "rejected": [BAD]}, "no prompt, or an empty one: .* share no turn"),
         ({"chosen": [GOOD, USER], "rejected": [GOOD, BAD]}, "chosen ends with a turn of another role"),
         ({"prompt": "Sea?", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "not one of the user's turns"),
+        ({"prompt": str([USER]), "chosen": "C", "rejected": "R"}, "prompt is a text that looks like messages and"),
+        ({"prompt": "P", "chosen": str(GOOD), "rejected": "R"}, "chosen is a text that looks like messages and"),
+        ({"prompt": "P", "chosen": json.dumps([GOOD])[:-2], "rejected": "R"}, "chosen is a text that looks like"),
+        ({"prompt": [{"from": "function_call", "value": "sky()"}], "chosen": "C", "rejected": "R"}, "not JSON"),
+        ({"chosen": f"{HH} Blue.\n\nHuman: Why?", "rejected": f"{HH} Green."}, "turns follow behind .* in chosen"),
+        ({"prompt": HH, "chosen": "A", "rejected": "B\n\nHuman: C\n\nAssistant: D"}, "turns follow .* in rejected"),
+        ({"chosen": f"{HH} Blue.", "rejected": f"{HH} "}, "rejected is empty, or nothing but the prompt"),
+        ({"prompt": "Is it blue?", "chosen": "Is it blue?", "rejected": "Is it blue? No."}, "chosen is empty, or"),
         ({"instruction": "P", "completions": "C"}, "completions must be a list"),
         ({"instruction": "P", "completions": [{"response": "C", "overall_score": 1}] * 3}, "none is better"),
         ({"instruction": "P", "completions": [3]}, "completions holds what is no object"),
@@ -304,6 +343,15 @@ def test_several_files_of_several_kinds(tmp_path):
     pairs = [json.loads(line) for line in (tmp_path / "out/train.jsonl").read_text().splitlines()]
     assert [pair["source"] for pair in pairs] == [f"{tmp_path}/a.parquet:1", f"{tmp_path}/b.json:1"]
     assert set(manifest.inputs) >= {f"{tmp_path}/a.parquet", f"{tmp_path}/b.json"}
+
+
+def test_rewards_that_contradict_the_pair_are_counted(tmp_path):
+    row = {"prompt": "Sky?", "chosen": "Blue.", "rejected": "Green."}
+    rewards = [(1, 2), (2, 1), (1, 1), (None, 3)]
+    rows = [row | {"prompt": f"{n}?", "chosen_reward": c, "rejected_reward": r} for n, (c, r) in enumerate(rewards)]
+    pairs, _, manifest = _prepared(tmp_path, rows)
+    assert len(pairs) == 4
+    assert manifest.counts["note: chosen has the lower reward of the two"] == 1
 
 
 def test_short_turns_of_the_history_may_recur():

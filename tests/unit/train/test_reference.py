@@ -186,14 +186,14 @@ def test_values_that_are_not_finite_are_refused(cache, value, place):
 
 
 def test_why_an_entry_is_missing(cache):
-    assert cache.why_missing(KEY) == "none is kept yet"
+    assert cache.why_missing(KEY) == "none is cached yet"
     cache.write(dataclasses.replace(KEY, weights="w", pairs="p", code="c"), VALUES, layout="TP=1")
-    assert cache.why_missing(KEY) == "the nearest of 1 kept differs in: code, pairs, weights"
+    assert cache.why_missing(KEY) == "the nearest of 1 cached differs in: code, pairs, weights"
     cache.write(dataclasses.replace(KEY, seq_length=64, precision="bf16"), VALUES, layout="TP=1")
     cache.write(dataclasses.replace(KEY, seq_length=9, pairs="p", model="m"), VALUES, layout="TP=1")
     (cache.folder / "notes.json").write_text("not an entry")
     (cache.folder / "list.json").write_text("[]")
-    assert cache.why_missing(KEY) == "the nearest of 3 kept differs in: precision, seq_length"
+    assert cache.why_missing(KEY) == "the nearest of 3 cached differs in: precision, seq_length"
 
 
 BASE = [
