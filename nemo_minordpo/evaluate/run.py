@@ -16,6 +16,7 @@ from nemo_minordpo.evaluate.asking import Asking, Prompts
 from nemo_minordpo.evaluate.generate import Generator, load_generator
 from nemo_minordpo.evaluate.partial import PartialPredictions, interrupted_date, is_interrupted
 from nemo_minordpo.evaluate.score import is_strictly_right, judge, score
+from nemo_minordpo.provenance import code_version
 from nemo_minordpo.records import (
     Manifest,
     Prediction,
@@ -102,7 +103,9 @@ def evaluate(
 
     model_hashes = {path.name: sha256_of_file(path) for path in _model_files(model)}
     questions_hash = sha256_of_file(questions)
-    key = {"model": model_hashes, "questions": questions_hash, "settings": settings}
+    key = {
+        "model": model_hashes, "questions": questions_hash, "settings": settings, "code": code_version("evaluate"),
+    }  # fmt: skip
     partial = PartialPredictions(output, key=key, overwrite=overwrite)
     num_resumed = len(partial.found)
     _answer(generator, problems, prompts, partial, batch_size=batch_size, max_new_tokens=max_new_tokens)
