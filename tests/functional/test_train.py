@@ -95,7 +95,7 @@ def run(place, reference):
         (["model.micro_batch_size=4"], "a micro-batch is one row, in which many pairs are packed"),
         (["model.data.packed_sequence_size=16"], "or more, or a smaller model.data.seq_length"),
         (["+model.position_embedding_type=alibi"], "which only rope and learned_absolute can express"),
-        (["model.dpo.reference_log_probs=catched"], "'cached' or 'live' expected"),
+        (["model.dpo.reference_log_probs=catched"], "did you mean 'cached'"),
         (["model.peft.peft_scheme=lora", "model.peft.restore_from_path=nowhere.nemo"], "no such file"),
     ],
 )

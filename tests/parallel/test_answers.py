@@ -9,7 +9,9 @@ from nemo_minordpo.convert.nemo_to_hf import export_hf
 from nemo_minordpo.records import WatchedAnswer, read_lines
 from nemo_minordpo.train.answers import read_samples
 from tests.comparison import without_measured
-from tests.parallel.conftest import NUM_STEPS, WATCH_LAYOUTS
+from tests.parallel.runs_of import NUM_STEPS, WATCH_LAYOUTS
+
+RUNS_OF = ("layouts", "watch", "whole")
 
 LOOKS = [0, 5, NUM_STEPS]
 

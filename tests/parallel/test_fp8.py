@@ -4,6 +4,8 @@ import pytest
 
 from tests.comparison import without_measured
 
+RUNS_OF = ("whole", "fp8")
+
 
 def trained(runs, name):
     return [without_measured(line) for line in runs.metrics(f"fp8_{name}")]

@@ -10,6 +10,8 @@ from nemo_minordpo.convert.nemo_to_hf import export_hf
 from nemo_minordpo.convert.peft_folder import export_peft
 from tests.parallel.test_reference_loop import rows_of, sequence, token_log_probs
 
+RUNS_OF = ("adapters", "from adapters")
+
 LAYOUTS = ("one", "tp2", "pp2")
 # run -> the model it started from
 CONTINUED = ("continued_one", "continued_ranks", "continued_tp2", "continued_pp2")

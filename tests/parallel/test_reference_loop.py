@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from nemo_minordpo.config import OptimSection, ScheduleSection
 from nemo_minordpo.convert.nemo_to_hf import export_hf
 from nemo_minordpo.train.schedule import learning_rate
-from tests.parallel.conftest import NUM_STEPS
+from tests.parallel.runs_of import NUM_STEPS
+
+RUNS_OF = ("layouts", "losses")
 
 BETA, LR, SEED, BATCH = 0.1, 5e-3, 1234, 8
 

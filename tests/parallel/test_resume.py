@@ -10,6 +10,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from nemo_minordpo.records import RunEvent, sha256_of_file
 from tests.comparison import without_measured
 
+RUNS_OF = ("whole", "resumed")
+
 
 def checkpoint_tensors(folder):
     """Every tensor of a distributed checkpoint: weights and optimizer moments."""

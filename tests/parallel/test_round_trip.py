@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from nemo_minordpo.convert.nemo_to_hf import export_hf
 from tests.parallel.round_trip import ARCHITECTURES, LAYOUTS, architectures_of
 
+RUNS_OF = ("round trips",)
+
 CASES = [(layout, name) for layout in LAYOUTS for name in architectures_of(layout)]
 
 

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+RUNS_OF = ("separate",)
+
 LAYOUTS = ("one", "one_recompute", "one_tied", "tp2", "pp2", "tp2pp2")
 
 
