@@ -3,15 +3,12 @@
 import itertools
 import json
 
-import pytest
-
 from tests.parallel.conftest import spawn
 from tests.parallel.runs_of import job
 
 LOSSES, BETAS, RATES = ("dpo", "dpop", "minordpo"), (0.02, 0.04, 0.06, 0.08, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0), (1e-6, 1e-5)
 
 
-@pytest.mark.long
 def test_sixty_runs_evaluate_the_reference_once(workspace):
     place = workspace / "sweep"
     names = []
