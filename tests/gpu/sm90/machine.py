@@ -41,6 +41,7 @@ def pretend() -> None:
         setattr(torch.cuda, name, _always(answer))
     torch.cuda.get_rng_state = lambda device=None: torch.get_rng_state()
     torch.cuda.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
+    torch.Tensor.pin_memory = lambda tensor, device=None: tensor  # fake ones have no memory
 
     # they took torch.cuda's functions when they were imported
     from torch._dynamo.device_interface import CudaInterface
