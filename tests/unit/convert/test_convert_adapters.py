@@ -93,17 +93,6 @@ def merged_by_hand(hf: Path, adapters: dict[tuple[str, int], tuple[Tensor, dict[
 
 
 @pytest.fixture
-def hf(tmp_path: Path) -> Path:
-    return write_hf(tmp_path / "hf", "qwen2")
-
-
-@pytest.fixture
-def base(hf: Path, tmp_path: Path) -> Path:
-    import_hf(hf, tmp_path / "base.nemo")
-    return tmp_path / "base.nemo"
-
-
-@pytest.fixture
 def run(base: Path, tmp_path: Path) -> Path:
     return write_run(tmp_path / "run", base, stacked(random_adapters()))
 

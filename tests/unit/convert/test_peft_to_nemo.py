@@ -21,26 +21,13 @@ from test_convert_adapters import (
     write_run,
 )
 from test_convert_round_trip import read_all, unpack
-from tiny_hf import write_hf
 
 from nemo_minordpo.convert.checkpoint import Checkpoint
-from nemo_minordpo.convert.hf_to_nemo import import_hf
 from nemo_minordpo.convert.nemo_to_hf import export_hf
 from nemo_minordpo.convert.peft_folder import export_peft
 from nemo_minordpo.convert.peft_to_nemo import import_peft
 
 FIRST = "base_model.model.model.layers.0.self_attn."
-
-
-@pytest.fixture
-def hf(tmp_path: Path) -> Path:
-    return write_hf(tmp_path / "hf", "qwen2")
-
-
-@pytest.fixture
-def base(hf: Path, tmp_path: Path) -> Path:
-    import_hf(hf, tmp_path / "base.nemo")
-    return tmp_path / "base.nemo"
 
 
 @pytest.fixture

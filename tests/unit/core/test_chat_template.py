@@ -1,7 +1,5 @@
 """Chat templates with a clock that stands still and options by name."""
 
-import time
-
 import pytest
 
 from nemo_minordpo.core.chat_template import FixedTemplate, parse_options
@@ -14,17 +12,6 @@ DAYS = ("Pacific/Kiritimati", "Etc/GMT+12")  # time zones that never have the sa
 
 def _render(template, **settings):
     return FixedTemplate(make_tokenizer(template), name="hf", **settings).render(USER, add_generation_prompt=True)
-
-
-@pytest.fixture
-def move_to(monkeypatch):
-    def to(zone):
-        monkeypatch.setenv("TZ", zone)
-        time.tzset()
-
-    yield to
-    monkeypatch.undo()
-    time.tzset()
 
 
 @pytest.mark.parametrize(

@@ -171,17 +171,6 @@ def test_parts_of_other_rows_or_settings_are_not_used(tmp_path, capsys):
 _DAY, _ANOTHER_DAY = "Pacific/Kiritimati", "Etc/GMT+12"
 
 
-@pytest.fixture
-def move_to(monkeypatch):
-    def to(zone):
-        monkeypatch.setenv("TZ", zone)
-        time.tzset()
-
-    yield to
-    monkeypatch.undo()
-    time.tzset()
-
-
 def _dates(folder):
     return {re.search("Today Date: (.*)", row["prompt"])[1] for row in _lines(folder / "train.jsonl")}
 
