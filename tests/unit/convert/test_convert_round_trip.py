@@ -59,14 +59,8 @@ def unpack(nemo: Path, folder: Path) -> Path:
 
 
 @pytest.fixture
-def hf(tmp_path: Path) -> Path:
-    return write_hf(tmp_path / "hf", "qwen2")
-
-
-@pytest.fixture
-def nemo(hf: Path, tmp_path: Path) -> Path:
-    import_hf(hf, tmp_path / "base.nemo")
-    return tmp_path / "base.nemo"
+def nemo(base: Path) -> Path:
+    return base
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -12,10 +12,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from omegaconf import OmegaConf
 from test_convert_round_trip import differing, read_all, unpack
-from tiny_hf import write_hf
 
 from nemo_minordpo.convert.checkpoint import Checkpoint
-from nemo_minordpo.convert.hf_to_nemo import import_hf
 from nemo_minordpo.convert.nemo_source import resolve_run
 from nemo_minordpo.convert.nemo_to_hf import export_hf
 
@@ -23,14 +21,8 @@ STEM = "megatron_gpt--val_loss={:.3f}-step={}-consumed_samples={}-epoch=1"
 
 
 @pytest.fixture
-def hf(tmp_path: Path) -> Path:
-    return write_hf(tmp_path / "hf", "qwen2")
-
-
-@pytest.fixture
-def unpacked(hf: Path, tmp_path: Path) -> Path:
-    import_hf(hf, tmp_path / "base.nemo")
-    return unpack(tmp_path / "base.nemo", tmp_path / "unpacked")
+def unpacked(base: Path, tmp_path: Path) -> Path:
+    return unpack(base, tmp_path / "unpacked")
 
 
 @pytest.fixture
