@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,10 +82,26 @@ def spawn(workspace: Path, *, ranks: int, jobs: list[dict], log: str | None = No
         for rank in range(ranks)
     ]
     try:
-        codes = [process.wait(timeout=1800) for process in processes]
+        failed = first_to_fail(processes, within_seconds=1800)
     finally:
         for process in processes:
             process.kill()
-    if any(codes):
-        said = (workspace / f"log_{log}_{codes.index(next(filter(None, codes)))}.txt").read_text()
-        raise AssertionError(f"ranks ended with {codes}:\n{said[-6000:]}")
+    if failed is not None:
+        said = (workspace / f"log_{log}_{failed}.txt").read_text()
+        raise AssertionError(
+            f"rank {failed} ended with {processes[failed].returncode}, before the others:\n{said[-3000:]}"
+        )
+
+
+def first_to_fail(processes: list[subprocess.Popen], *, within_seconds: float) -> int | None:
+    """The rank whose process failed first: what the others then report are lost connections."""
+    deadline = time.monotonic() + within_seconds
+    while time.monotonic() < deadline:
+        codes = [process.poll() for process in processes]
+        for rank, code in enumerate(codes):
+            if code:
+                return rank
+        if None not in codes:
+            return None
+        time.sleep(0.1)
+    raise TimeoutError(f"ranks still run after {within_seconds} s: {[process.poll() for process in processes]}")

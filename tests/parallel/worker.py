@@ -152,11 +152,14 @@ def compare_with_separate(config, num_examples: int) -> None:
 def forget_run() -> None:
     """Take Megatron's and NeMo's global state down, so that the next job starts like a new process."""
     from megatron.core import parallel_state
+    from megatron.core.dist_checkpointing.strategies import base
     from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
     from nemo.utils import AppState
 
     parallel_state.destroy_model_parallel()
     destroy_num_microbatches_calculator()
+    # it counts a process's saves, which must be equal on all ranks: those that looked on have fewer
+    base.async_calls = base.AsyncCallsQueue()
     app_state = AppState()
     for name in [name for name in vars(app_state) if name.startswith("_")]:
         delattr(app_state, name)
