@@ -134,7 +134,7 @@ note_killed_rank() {
     task=${task%%[-,]*}
   fi
   say "rank $task on $node ended without a word:$what"
-  python_here -m nemo_minordpo.train.attempt "$run" "$node" "$task" "the process ended without a word:$what" || true
+  python_here -m nemo_minordpo.train.folder.attempt "$run" "$node" "$task" "the process ended without a word:$what" || true
 }
 
 # Says what the job waits for, here and in RUN/logs/waiting, where `minordpo status` finds it: waits RUN REASON

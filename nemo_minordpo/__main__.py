@@ -5,8 +5,8 @@ from typing import Any
 
 import typer
 
-from nemo_minordpo.commands import data, models, results, training, whole
-from nemo_minordpo.commands.line import PLAIN, Command, Commands
+from nemo_minordpo.commands import data, experiments, models, results, training
+from nemo_minordpo.commands.cli import PLAIN, Command, Commands
 
 _FLOW = """Preference training (DPO, DPOP, MinorDPO) on NeMo-Aligner and Megatron-Core, from data to a measured model.
 
@@ -47,7 +47,7 @@ _add(prepare, "metamath", data.prepare_metamath)
 _add(prepare, "hf", data.prepare_hf)
 _add(prepare, "choices", data.prepare_choices)
 
-_add(app, "doctor", whole.doctor)
+_add(app, "doctor", experiments.doctor)
 app.add_typer(prepare, name="prepare")
 _add(app, "preview", data.preview)
 _add(app, "gguf-to-hf", models.gguf_to_hf)
@@ -60,7 +60,7 @@ _add(app, "status", training.status)
 _add(app, "export-hf", models.export_hf)
 _add(app, "evaluate", results.evaluate)
 _add(app, "report", results.report)
-_add(app, "sweep", whole.sweep)
+_add(app, "sweep", experiments.sweep)
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ def _imported(model: Path) -> Any:
     from omegaconf import OmegaConf
 
     from nemo_minordpo.convert.facts import facts_from_config, read_config
-    from nemo_minordpo.convert.model_config import model_config
+    from nemo_minordpo.convert.nemo_config import model_config
 
     facts = facts_from_config(read_config(model), where=str(model / "config.json"))
     return OmegaConf.create(model_config(facts, tokenizer=model, dtype=torch.float32))

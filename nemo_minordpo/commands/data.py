@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nemo_minordpo.commands.line import Date, Overwrite, TemplateOptions, Tokenizer, done
+from nemo_minordpo.commands.cli import Date, Overwrite, TemplateOptions, Tokenizer, done
 
 Sources = Annotated[
     list[str], typer.Argument(help="Files (jsonl, json, also .gz; parquet), globs, folders, or OWNER/NAME on the hub.")
@@ -293,6 +293,6 @@ def preview(
     Example:
       minordpo preview pairs/train.jsonl --tokenizer hf/base --number 2
     """
-    from nemo_minordpo.train.preview import preview
+    from nemo_minordpo.train.data.preview import preview
 
     preview(pairs, tokenizer=tokenizer, number=number, seq_length=seq_length, append_eos=append_eos)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from nemo_minordpo.commands.line import Overwrite, Tokenizer, done
+from nemo_minordpo.commands.cli import Overwrite, Tokenizer, done
 from nemo_minordpo.errors import UserError
 
 Base = Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from nemo_minordpo.commands.line import Date, Overwrite, TemplateOptions
+from nemo_minordpo.commands.cli import Date, Overwrite, TemplateOptions
 
 
 def evaluate(

@@ -8,10 +8,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nemo_minordpo.config.checks import problems_of
 from nemo_minordpo.config.keys import unknown_key
-from nemo_minordpo.config.loggers import logger_problems
 from nemo_minordpo.config.lora import DEFAULT_RANK, DEFAULT_TARGETS
 from nemo_minordpo.config.overrides import CONF, compose_problems, with_pluses
 from nemo_minordpo.config.sections import ModelSection, PeftSection, TrainConfig
+from nemo_minordpo.config.wandb_keys import logger_problems
 from nemo_minordpo.errors import UserError
 
 # What may differ between the runs of one run folder: where it runs, how it reports and how often it saves.

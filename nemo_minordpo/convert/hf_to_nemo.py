@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nemo_minordpo.convert import model_config
+from nemo_minordpo.convert import nemo_config as model_config
 from nemo_minordpo.convert.checkpoint import Chunk, StoredTensor, write_checkpoint
 from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_config
 from nemo_minordpo.convert.hf_folder import HfWeights, dtype_name, parse_dtype

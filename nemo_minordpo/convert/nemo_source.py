@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_minordpo.config.lora import ADAPTER
-from nemo_minordpo.convert import model_config
+from nemo_minordpo.convert import nemo_config as model_config
 from nemo_minordpo.convert.checkpoint import Checkpoint
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.sidecars import tokenizer_folder

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_minordpo.convert import model_config
-from nemo_minordpo.convert.adapters import open_weights
+from nemo_minordpo.convert import nemo_config as model_config
 from nemo_minordpo.convert.checkpoint import PREFIX, Checkpoint
 from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_config
 from nemo_minordpo.convert.hf_folder import dtype_name, parse_dtype, write_weights
+from nemo_minordpo.convert.lora_weights import open_weights
 from nemo_minordpo.convert.mapping import EMBEDDING, HEAD, VOCAB, Row, mapping_table
 from nemo_minordpo.convert.nemo_source import NemoSource, open_source, rank_files
 from nemo_minordpo.convert.staging import note, progress_bar, publish, staging_folder

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nemo_minordpo.convert.adapters import Adapters, read_adapters, require_fitting
 from nemo_minordpo.convert.facts import ModelFacts
 from nemo_minordpo.convert.hf_folder import parse_dtype
 from nemo_minordpo.convert.hf_to_nemo import manifest_path
+from nemo_minordpo.convert.lora_weights import Adapters, read_adapters, require_fitting
 from nemo_minordpo.convert.mapping import mapping_table
 from nemo_minordpo.convert.nemo_source import NemoSource, open_source
 from nemo_minordpo.convert.nemo_to_hf import hf_side, inputs_of

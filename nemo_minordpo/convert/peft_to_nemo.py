@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nemo_minordpo.config.lora import ADAPTER_PLACES, LoraFacts, peft_section
-from nemo_minordpo.convert import model_config
-from nemo_minordpo.convert.adapters import IN, LAYERS, OUT, TARGETS
+from nemo_minordpo.convert import nemo_config as model_config
 from nemo_minordpo.convert.checkpoint import Chunk, StoredTensor, write_checkpoint
 from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_config
 from nemo_minordpo.convert.hf_folder import DTYPES, dtype_name, parse_dtype
 from nemo_minordpo.convert.hf_to_nemo import manifest_path, pack
+from nemo_minordpo.convert.lora_weights import IN, LAYERS, OUT, TARGETS
 from nemo_minordpo.convert.mapping import Row, mapping_table
 from nemo_minordpo.convert.nemo_source import WEIGHTS_FOLDER
 from nemo_minordpo.convert.peft_folder import CONFIG, PREFIX, TENSORS

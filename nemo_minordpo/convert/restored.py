@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from nemo_minordpo import host
-from nemo_minordpo.convert import model_config
-from nemo_minordpo.convert.adapters import TARGETS, Adapters, read_adapters
+from nemo_minordpo.convert import nemo_config as model_config
 from nemo_minordpo.convert.checkpoint import PREFIX, Checkpoint
+from nemo_minordpo.convert.lora_weights import TARGETS, Adapters, read_adapters
 from nemo_minordpo.convert.nemo_source import WEIGHTS_FOLDER, NemoSource
 from nemo_minordpo.errors import UserError
 

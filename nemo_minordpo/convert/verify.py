@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_minordpo.convert import diagnosis, model_config
-from nemo_minordpo.convert.adapters import open_weights
+from nemo_minordpo.convert import diagnosis
+from nemo_minordpo.convert import nemo_config as model_config
 from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_config
 from nemo_minordpo.convert.hf_folder import HfWeights, parse_dtype
+from nemo_minordpo.convert.lora_weights import open_weights
 from nemo_minordpo.convert.modules import Trace, compare_modules, trace_hf
 from nemo_minordpo.convert.nemo_source import NemoSource, open_source
 from nemo_minordpo.convert.restored import restore

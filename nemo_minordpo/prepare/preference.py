@@ -11,9 +11,9 @@ from nemo_minordpo.prepare.chat import ChatTemplate, Prompting
 from nemo_minordpo.prepare.columns import Columns
 from nemo_minordpo.prepare.conversation import Message
 from nemo_minordpo.prepare.fields import Fields
-from nemo_minordpo.prepare.layouts import Preference, read_preference
 from nemo_minordpo.prepare.recipe import Made, MakePair, Recipe
 from nemo_minordpo.prepare.rendering import unused_keys
+from nemo_minordpo.prepare.row_formats import Preference, read_preference
 from nemo_minordpo.prepare.sources import find_sources
 from nemo_minordpo.records import Manifest, PreferencePair
 

@@ -1,6 +1,6 @@
 """From run folders and scores to tables, figures and one page; reads files alone, no torch and no NeMo.
 
-`runs.py` and `state.py` read, `grid.py` puts runs in their places, `scores.py`, `reading.py`, `claims.py`,
+`runs.py` and `state.py` read, `axes.py` puts runs in their places, `scores.py`, `reading.py`, `claims.py`,
 `candidates.py` and `health.py` judge, `curves.py` thins, `figures/`, `page.py`, `markdown.py` and `numbers.py` show.
 """
 
@@ -11,11 +11,11 @@ from rich.console import Console
 
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import refuse_existing, write_text
+from nemo_minordpo.report.axes import arrange, number
 from nemo_minordpo.report.contents import Contents, contents_of
 from nemo_minordpo.report.figures.coefficient import draw_coefficient
 from nemo_minordpo.report.figures.rewards import draw_overview, draw_rewards
 from nemo_minordpo.report.figures.score import draw_score
-from nemo_minordpo.report.grid import arrange, number
 from nemo_minordpo.report.markdown import as_markdown
 from nemo_minordpo.report.numbers import known_betas, numbers
 from nemo_minordpo.report.page import as_html

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nemo_minordpo.core.intervals import rank_correlation_interval
-from nemo_minordpo.report.grid import Grid
+from nemo_minordpo.report.axes import Grid
 from nemo_minordpo.report.runs import Run
 
 # With fewer runs the interval of a rank correlation of 0.7 holds 0.

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
+from nemo_minordpo.report.axes import Grid, number
 from nemo_minordpo.report.candidates import Relation, relations
 from nemo_minordpo.report.candidates import sentence as candidates_sentence
 from nemo_minordpo.report.claims import Claim, claims
 from nemo_minordpo.report.curves import Curves
-from nemo_minordpo.report.grid import Grid, number
 from nemo_minordpo.report.health import Health
 from nemo_minordpo.report.reading import best_of, is_apart, listed, reading
 from nemo_minordpo.report.scores import DEGENERATE_ABOVE_BASE

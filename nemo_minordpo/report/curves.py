@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nemo_minordpo.report.grid import Grid, Setting
+from nemo_minordpo.report.axes import Grid, Setting
 from nemo_minordpo.report.runs import FINAL_PART, Run
 
 # More points than a panel has pixels cannot be seen.

@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
+from nemo_minordpo.report.axes import Grid
 from nemo_minordpo.report.candidates import Relation, candidate_metrics
 from nemo_minordpo.report.curves import Curves
 from nemo_minordpo.report.figures.coefficient import coefficient, margins
-from nemo_minordpo.report.grid import Grid
 from nemo_minordpo.report.runs import REWARDS, Run
 from nemo_minordpo.report.table import csv_text
 

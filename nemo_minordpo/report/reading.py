@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 
-from nemo_minordpo.report.grid import Grid, Setting, number
+from nemo_minordpo.report.axes import Grid, Setting, number
 from nemo_minordpo.report.state import COMPLETE
 
 _CHANGES = {"lower": "lower", "higher": "higher", "overlap": "no clear difference: the intervals overlap"}

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from nemo_minordpo.records import Score
-from nemo_minordpo.report.grid import Grid
+from nemo_minordpo.report.axes import Grid
 from nemo_minordpo.report.health import Health, health_of
 from nemo_minordpo.report.runs import Run
 

@@ -19,11 +19,11 @@ from nemo_minordpo.core.boundaries import end_ids
 from nemo_minordpo.core.repetition import degenerate_reason, repeated_4grams
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import WatchedAnswer, read_lines, write_jsonl
-from nemo_minordpo.train.attempt import Attempt
-from nemo_minordpo.train.dataset import PairBatches
-from nemo_minordpo.train.generation import GenerationLimits, generate, gumbel_noise
+from nemo_minordpo.train.data.dataset import PairBatches
+from nemo_minordpo.train.data.tokens import ArrayWriter, TokenArrays
+from nemo_minordpo.train.folder.attempt import Attempt
+from nemo_minordpo.train.model.generation import GenerationLimits, generate, gumbel_noise
 from nemo_minordpo.train.reference import log_probs_of
-from nemo_minordpo.train.tokens import ArrayWriter, TokenArrays
 
 # More of the answers than before training, by so much, repeat themselves: an alarm when rewards/chosen has fallen.
 ALARM_ABOVE = 0.1

@@ -17,12 +17,12 @@ from nemo_minordpo.errors import UserError
 from nemo_minordpo.hugging_face import find_tokenizer
 from nemo_minordpo.records import write_text
 from nemo_minordpo.sidecars import copy_sidecars, has_tokenizer, tokenizer_folder
-from nemo_minordpo.train import starting_adapters
-from nemo_minordpo.train.dataset import segment_lengths_of
-from nemo_minordpo.train.model_config import build_model_config, model_size, read_checkpoint_config
-from nemo_minordpo.train.run_folder import RunFolder, rank_of_process
+from nemo_minordpo.train.data.dataset import segment_lengths_of
+from nemo_minordpo.train.data.tokens import TokenArrays, expand_files, load_arrays, tokenize_files
+from nemo_minordpo.train.folder.run_folder import RunFolder, rank_of_process
+from nemo_minordpo.train.model import starting_adapters
+from nemo_minordpo.train.model.model_config import build_model_config, model_size, read_checkpoint_config
 from nemo_minordpo.train.schedule import schedule_notes
-from nemo_minordpo.train.tokens import TokenArrays, expand_files, load_arrays, tokenize_files
 
 # How the ranks that torchrun starts are told to stop before the first step.
 ONLY_REFERENCE = "--only-reference"

@@ -16,13 +16,18 @@ from nemo_minordpo.config import TrainConfig
 from nemo_minordpo.core.flops import ModelSize, StepWork
 from nemo_minordpo.core.memory import GIB, Layout, Numerics, RankMemory, fullest_rank
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.train.dataset import PairBatches, steps_of_run
+from nemo_minordpo.train.data.dataset import PairBatches, steps_of_run
+from nemo_minordpo.train.data.tokens import expand_files, sample_pairs
 from nemo_minordpo.train.launch import load_tokenizer, read_settings
-from nemo_minordpo.train.layout import data_parallel_size, layout_in_words, possible_layouts
-from nemo_minordpo.train.model_config import build_model_config, model_size, read_checkpoint_config, row_multiple_of
+from nemo_minordpo.train.model.layout import data_parallel_size, layout_in_words, possible_layouts
+from nemo_minordpo.train.model.model_config import (
+    build_model_config,
+    model_size,
+    read_checkpoint_config,
+    row_multiple_of,
+)
 from nemo_minordpo.train.schedule import schedule_notes
 from nemo_minordpo.train.throughput import measure_matmul_peak
-from nemo_minordpo.train.tokens import expand_files, sample_pairs
 
 # Steps that are laid out: work is their mean, memory is of the longest row.
 _NUM_STEPS = 16

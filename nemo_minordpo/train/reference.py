@@ -26,10 +26,10 @@ from nemo_minordpo.config import TrainConfig
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.provenance import code_version
 from nemo_minordpo.records import differences, sha256_of_file, write_json
-from nemo_minordpo.train.dataset import StepBatch
-from nemo_minordpo.train.finite import Places, numbers_of, require_finite_log_probs
-from nemo_minordpo.train.fp8 import move_scales
-from nemo_minordpo.train.run_folder import RunFolder
+from nemo_minordpo.train.data.dataset import StepBatch
+from nemo_minordpo.train.folder.run_folder import RunFolder
+from nemo_minordpo.train.model.fp8 import move_scales
+from nemo_minordpo.train.require_finite import Places, numbers_of, require_finite_log_probs
 
 # Beside trainer.precision they decide in which numbers is computed.
 _NUMBERS = (

@@ -8,12 +8,12 @@ from typing import Any
 
 from nemo_minordpo import host
 from nemo_minordpo.config import TrainConfig, duration_in_seconds
-from nemo_minordpo.train.attempt import Attempt, ReplacedError, record_failure
-from nemo_minordpo.train.layout import layout_in_words
-from nemo_minordpo.train.model_config import build_model_config, read_checkpoint_config, row_multiple_of
-from nemo_minordpo.train.run_folder import RunFolder, rank_of_process
-from nemo_minordpo.train.stopping import StallWatch, StopRequest
-from nemo_minordpo.train.tokens import TokenArrays, load_arrays
+from nemo_minordpo.train.data.tokens import TokenArrays, load_arrays
+from nemo_minordpo.train.folder.attempt import Attempt, ReplacedError, record_failure
+from nemo_minordpo.train.folder.run_folder import RunFolder, rank_of_process
+from nemo_minordpo.train.folder.stopping import StallWatch, StopRequest
+from nemo_minordpo.train.model.layout import layout_in_words
+from nemo_minordpo.train.model.model_config import build_model_config, read_checkpoint_config, row_multiple_of
 
 
 def run_rank(config: TrainConfig, *, only_reference: bool = False) -> bool:
@@ -43,7 +43,7 @@ def _run_rank(config: TrainConfig, folder: RunFolder, stop: StopRequest, *, only
     stand_ins = host.prepare()
     import torch
 
-    from nemo_minordpo.train.progress import RunLog
+    from nemo_minordpo.train.folder.progress import RunLog
 
     _quiet_nemo()
     own = _begin(folder) if rank_of_process() == 0 and not only_reference else None
@@ -68,7 +68,7 @@ def _train(
 
     `trainer` is a MinorDPOTrainer, `own` the attempt on the first rank, `log` a RunLog.
     """
-    from nemo_minordpo.train.checkpoints import save_model
+    from nemo_minordpo.train.folder.checkpoints import save_model
 
     attempt = _known_to_all(own, folder)
     watch = StallWatch(
@@ -106,9 +106,9 @@ def set_up(config: TrainConfig, folder: RunFolder) -> Any:
     )
     from nemo_aligner.utils.utils import load_from_nemo, retrieve_model_state_dict_in_cpu
 
-    from nemo_minordpo.train import fp8
-    from nemo_minordpo.train.adapters import load_adapters
-    from nemo_minordpo.train.model import MegatronGPTMinorDPOModel
+    from nemo_minordpo.train.model import fp8
+    from nemo_minordpo.train.model.adapters import load_adapters
+    from nemo_minordpo.train.model.minordpo_model import MegatronGPTMinorDPOModel
     from nemo_minordpo.train.trainer import MinorDPOTrainer
 
     checkpoint = Path(config.pretrained_checkpoint.restore_from_path)
@@ -154,7 +154,7 @@ def _known_to_all(own: Attempt | None, folder: RunFolder) -> Attempt:
     """The first rank's attempt, on every rank."""
     import torch
 
-    from nemo_minordpo.train.checkpoints import remove_leftovers
+    from nemo_minordpo.train.folder.checkpoints import remove_leftovers
 
     if own is not None:
         remove_leftovers(folder.checkpoints, own)
@@ -195,7 +195,6 @@ def _lightning_trainer(config: TrainConfig, model_config: Any) -> Any:
 
 def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any) -> Any:
     """The packed batches of a split, with what the reference says of its pairs where that is kept."""
-    from nemo_minordpo.train.finite import places_in
     from nemo_minordpo.train.reference import (
         ReferenceCache,
         evaluate_reference,
@@ -203,6 +202,7 @@ def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any) -> 
         reference_folder,
         reference_key,
     )
+    from nemo_minordpo.train.require_finite import places_in
 
     arrays = load_arrays(folder.data(split))
     batches = _pair_batches(config, model, arrays, row_capacity=config.model.data.packed_sequence_size)
@@ -229,7 +229,7 @@ def _vocab_size(model: Any) -> int:
 
 def _pair_batches(config: TrainConfig, model: Any, arrays: TokenArrays, *, row_capacity: int) -> Any:
     """The packed batches of some pairs, for this data-parallel rank."""
-    from nemo_minordpo.train.dataset import PairBatches
+    from nemo_minordpo.train.data.dataset import PairBatches
 
     rank, size = model.data_parallel
     return PairBatches(
@@ -246,8 +246,8 @@ def _pair_batches(config: TrainConfig, model: Any, arrays: TokenArrays, *, row_c
 def _answer_watch(config: TrainConfig, folder: RunFolder, model: Any) -> Any:
     """What looks at the model's answers, to prompts of the validation pairs where there are any."""
     from nemo_minordpo.train.answers import AnswerWatch, stop_ids_of, watched_prompts
-    from nemo_minordpo.train.dataset import segment_lengths_of
-    from nemo_minordpo.train.generation import GenerationLimits
+    from nemo_minordpo.train.data.dataset import segment_lengths_of
+    from nemo_minordpo.train.model.generation import GenerationLimits
 
     settings, data = config.trainer.dpo.watch, config.model.data
 

@@ -6,7 +6,7 @@ NeMo's schedules start at 0 and fall to their minimum right after the warm-up of
 import math
 
 from nemo_minordpo.config import OptimSection, TrainConfig
-from nemo_minordpo.train.dataset import steps_of_run, steps_per_epoch
+from nemo_minordpo.train.data.dataset import steps_of_run, steps_per_epoch
 
 
 def learning_rate(step: int, *, max_steps: int, optim: OptimSection) -> float:

@@ -17,20 +17,20 @@ from nemo_minordpo.config import TrainConfig
 from nemo_minordpo.core.metrics import summary
 from nemo_minordpo.records import StepMetrics
 from nemo_minordpo.train.answers import AnswerWatch
-from nemo_minordpo.train.attempt import Attempt
-from nemo_minordpo.train.checkpoints import Progress, load_checkpoint, newest_intact_checkpoint, save_checkpoint
-from nemo_minordpo.train.dataset import PairBatches, StepBatch, pairs_of_step, steps_of_run, steps_per_epoch
-from nemo_minordpo.train.finite import (
+from nemo_minordpo.train.data.dataset import PairBatches, StepBatch, pairs_of_step, steps_of_run, steps_per_epoch
+from nemo_minordpo.train.folder.attempt import Attempt
+from nemo_minordpo.train.folder.checkpoints import Progress, load_checkpoint, newest_intact_checkpoint, save_checkpoint
+from nemo_minordpo.train.folder.progress import RunLog
+from nemo_minordpo.train.folder.stopping import StallWatch, StopRequest
+from nemo_minordpo.train.reference import noise_of_reference
+from nemo_minordpo.train.require_finite import (
     Places,
     places_in,
     require_finite,
     require_finite_pairs,
     require_finite_weights,
 )
-from nemo_minordpo.train.progress import RunLog
-from nemo_minordpo.train.reference import noise_of_reference
 from nemo_minordpo.train.schedule import learning_rate
-from nemo_minordpo.train.stopping import StallWatch, StopRequest
 from nemo_minordpo.train.throughput import Throughput, peak_memory_gib
 
 
@@ -263,7 +263,7 @@ class MinorDPOTrainer:
         )
 
     def _summary(self, values: Tensor, *, when: str, places: Places) -> dict[str, float]:
-        """Of all ranks' values, once they are known to be finite; arguments as train/finite.py takes them."""
+        """Of all ranks' values, once they are known to be finite; arguments as train/require_finite.py takes them."""
         table = self.model.gathered(values)
         means = summary(table, noise=self.progress.reference_noise)
         require_finite_pairs(table, means, when=when, places=places)

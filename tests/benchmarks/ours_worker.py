@@ -48,8 +48,8 @@ def build_trainer(settings: Settings, folder: Path) -> Any:
     from nemo_minordpo.config import compose, load
     from nemo_minordpo.core.losses import LOSSES
     from nemo_minordpo.train import run
+    from nemo_minordpo.train.folder.run_folder import RunFolder
     from nemo_minordpo.train.launch import prepare_run
-    from nemo_minordpo.train.run_folder import RunFolder
 
     pairs = folder / "pairs.jsonl"
     overrides = [

@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def measure(trainer: Any, pairs: int, length: int, shared: float) -> dict[str, Any]:
-    from nemo_minordpo.train.dataset import PairBatches
+    from nemo_minordpo.train.data.dataset import PairBatches
 
     batches = PairBatches(
         made_up(pairs, length, shared), global_batch_size=pairs, row_capacity=4096, row_multiple=8,
@@ -81,7 +81,7 @@ def made_up(pairs: int, length: int, shared: float) -> Any:
     """Token arrays: 0 .. in the shared part, then one number or another."""
     import numpy as np
 
-    from nemo_minordpo.train.tokens import TokenArrays
+    from nemo_minordpo.train.data.tokens import TokenArrays
 
     common = max(int(shared * length), int(_PROMPT * length))
     start = np.arange(common) % 1000

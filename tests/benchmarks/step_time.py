@@ -30,8 +30,8 @@ from nemo_minordpo.core.step_time import (
     step_seconds,
     utilisation,
 )
-from nemo_minordpo.train.dataset import PairBatches
-from nemo_minordpo.train.tokens import TokenArrays
+from nemo_minordpo.train.data.dataset import PairBatches
+from nemo_minordpo.train.data.tokens import TokenArrays
 
 PEAK = 989.4e12  # of both GPUs in bfloat16: what model FLOP utilisation is measured against
 _SUSTAINED = 0.8  # of the best shape's speed: chosen to agree with PUBLISHED

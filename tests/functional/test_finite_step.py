@@ -63,7 +63,7 @@ def _step(*, loss=0.5, norm=1.0, norm_of_step=None):
     from nemo_minordpo.config import compose, load
     from nemo_minordpo.core.metrics import PAIR_METRICS
     from nemo_minordpo.train import trainer as module
-    from nemo_minordpo.train.finite import NotFiniteError
+    from nemo_minordpo.train.require_finite import NotFiniteError
     from tests.unit.train.arrays import PAIRS, batches_of
 
     overrides = [

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from nemo_minordpo.convert.hf_to_nemo import import_hf
 from nemo_minordpo.convert.nemo_to_hf import export_hf
-from nemo_minordpo.train.dataset import pairs_of_step
+from nemo_minordpo.train.data.dataset import pairs_of_step
 from tests.tiny import write_model
 
 ROOT = Path(__file__).parent.parent.parent

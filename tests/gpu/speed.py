@@ -221,8 +221,8 @@ def _trainer(work: Path, precision: str, kernels: str, *, capacity: int) -> Any:
     from nemo_minordpo.config import compose, load
     from nemo_minordpo.core.losses import LOSSES
     from nemo_minordpo.train import run
+    from nemo_minordpo.train.folder.run_folder import RunFolder
     from nemo_minordpo.train.launch import prepare_run
-    from nemo_minordpo.train.run_folder import RunFolder
 
     optimizer = runs.ADAM if precision == "fp32" else runs.ADAM_WITH_MAIN_WEIGHTS
     job = runs.job(work, f"run_{precision}_{kernels}", optimizer, precision=precision, steps=100)

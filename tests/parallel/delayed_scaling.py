@@ -135,9 +135,10 @@ def delayed_scaling(without: str | None) -> Iterator[None]:
     """Models that are built within have these layers, and this project takes them for FP8's.
 
     Args:
-        without: a function of train/fp8.py that does nothing meanwhile, to see what it is for; None: all are there.
+        without: a function of fp8.py that does nothing meanwhile, to see what it is for; None: all are there.
     """
-    from nemo_minordpo.train import fp8, reference
+    from nemo_minordpo.train import reference
+    from nemo_minordpo.train.model import fp8
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpt_layer_specs, "ColumnParallelLinear", ScaledColumnParallelLinear)

@@ -11,8 +11,8 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
 from nemo_minordpo.core.losses import preference_loss
-from nemo_minordpo.train.dataset import PairBatches
-from nemo_minordpo.train.tokens import TokenArrays
+from nemo_minordpo.train.data.dataset import PairBatches
+from nemo_minordpo.train.data.tokens import TokenArrays
 
 VOCAB = 403
 words = st.integers(0, VOCAB - 1)

@@ -107,9 +107,9 @@ def write_log_probs(config, path: Path, *, steps_before: int) -> None:
     import torch
     from megatron.core import parallel_state
 
-    from nemo_minordpo.train import model as model_module
     from nemo_minordpo.train import run as run_module
-    from nemo_minordpo.train.run_folder import RunFolder
+    from nemo_minordpo.train.folder.run_folder import RunFolder
+    from nemo_minordpo.train.model import minordpo_model as model_module
 
     trainer = run_module.set_up(config, RunFolder(Path(config.exp_manager.explicit_log_dir)))
     for coming, _ in zip(trainer._coming_batches(), range(steps_before), strict=False):
@@ -140,7 +140,7 @@ def compare_with_separate(config, num_examples: int) -> None:
     import torch
 
     from nemo_minordpo.train import run as run_module
-    from nemo_minordpo.train.run_folder import RunFolder
+    from nemo_minordpo.train.folder.run_folder import RunFolder
     from tests.parallel.separate import compare
 
     folder = Path(config.exp_manager.explicit_log_dir)

@@ -6,9 +6,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from nemo_minordpo.report.axes import Grid, Setting, number
 from nemo_minordpo.report.curves import Curves, smoothed
 from nemo_minordpo.report.figures.canvas import DASHES, REWARD_COLORS, beta_colors, legend_above, panels, save
-from nemo_minordpo.report.grid import Grid, Setting, number
 from nemo_minordpo.report.runs import REWARDS
 
 _UNIT = "log(policy / reference), nats"

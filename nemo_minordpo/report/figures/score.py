@@ -4,8 +4,8 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
+from nemo_minordpo.report.axes import Grid, Setting, number
 from nemo_minordpo.report.figures.canvas import DASHES, MARKERS, legend_above, loss_colors, panels, save
-from nemo_minordpo.report.grid import Grid, Setting, number
 
 _APART = 0.09  # between the losses at one beta, of the way to the next beta
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny_hf import TOKENIZER_FILES, config_of, tensors_of, write_hf
 from torch import Tensor
 
-from nemo_minordpo.convert import model_config
+from nemo_minordpo.convert import nemo_config as model_config
 from nemo_minordpo.convert.checkpoint import Checkpoint
 from nemo_minordpo.convert.facts import facts_from_config
 from nemo_minordpo.convert.hf_folder import write_weights

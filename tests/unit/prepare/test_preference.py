@@ -10,8 +10,8 @@ from nemo_minordpo.prepare.build import BuildOptions
 from nemo_minordpo.prepare.chat import Prompting
 from nemo_minordpo.prepare.columns import Columns
 from nemo_minordpo.prepare.fields import Fields
-from nemo_minordpo.prepare.layouts import REPEATED, Preference, read_preference
 from nemo_minordpo.prepare.preference import prepare_preference
+from nemo_minordpo.prepare.row_formats import REPEATED, Preference, read_preference
 from nemo_minordpo.records import PreferencePair
 from tests.unit.prepare.templates import CHATML, TOOLS, save_tokenizer
 

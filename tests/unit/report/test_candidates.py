@@ -6,8 +6,8 @@ import pytest
 from scipy.stats import spearmanr
 
 from nemo_minordpo.core.intervals import rank_correlation_interval
+from nemo_minordpo.report.axes import arrange
 from nemo_minordpo.report.candidates import FEWEST_RUNS, candidate_metrics, relations, sentence, spearman
-from nemo_minordpo.report.grid import arrange
 from tests.unit.report.test_reading import run
 
 

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from nemo_minordpo.records import StepMetrics
+from nemo_minordpo.report.axes import arrange
 from nemo_minordpo.report.curves import MOST_POINTS, Curves
-from nemo_minordpo.report.grid import arrange
 from nemo_minordpo.report.runs import read_run
 from tests.unit.report.sweep import metrics_line, write_config, write_score
 

@@ -7,9 +7,9 @@ import pytest
 
 from nemo_minordpo.core.intervals import wilson_interval
 from nemo_minordpo.records import RunEvent, Score, StepMetrics
+from nemo_minordpo.report.axes import arrange
 from nemo_minordpo.report.claims import claims
 from nemo_minordpo.report.contents import best_cells
-from nemo_minordpo.report.grid import arrange
 from nemo_minordpo.report.reading import reading
 from nemo_minordpo.report.runs import Run
 from nemo_minordpo.report.scores import is_degenerate, strict_over_seeds

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from nemo_minordpo.report import report
+from nemo_minordpo.report.axes import arrange
 from nemo_minordpo.report.figures.coefficient import coefficient, margins
 from nemo_minordpo.report.figures.score import draw_score
-from nemo_minordpo.report.grid import arrange
 from tests.unit.report.sweep import BETAS, LOSSES, RATES, write_events, write_run, write_sweep
 from tests.unit.report.test_reading import run
 

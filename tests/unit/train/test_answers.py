@@ -9,8 +9,8 @@ import torch
 from nemo_minordpo.records import WatchedAnswer, read_lines
 from nemo_minordpo.train import answers as module
 from nemo_minordpo.train.answers import AnswerWatch, stop_ids_of, watched_prompts
-from nemo_minordpo.train.attempt import Attempt, ReplacedError
-from nemo_minordpo.train.generation import GenerationLimits
+from nemo_minordpo.train.folder.attempt import Attempt, ReplacedError
+from nemo_minordpo.train.model.generation import GenerationLimits
 
 from .arrays import PAIRS, arrays_of
 

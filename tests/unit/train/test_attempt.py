@@ -6,7 +6,7 @@ import pytest
 
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import Failure, RunEvent
-from nemo_minordpo.train.attempt import Attempt, ReplacedError, record_failure
+from nemo_minordpo.train.folder.attempt import Attempt, ReplacedError, record_failure
 
 
 def test_attempts_are_counted(tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nemo_minordpo.core.flops import StepWork
 from nemo_minordpo.core.pair_packing import may_attend
-from nemo_minordpo.train.dataset import pairs_of_step, segment_lengths_of, split_pairs, steps_per_epoch
+from nemo_minordpo.train.data.dataset import pairs_of_step, segment_lengths_of, split_pairs, steps_per_epoch
 
 from .arrays import PAIRS, arrays_of, batches_of
 

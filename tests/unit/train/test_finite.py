@@ -10,7 +10,8 @@ import torch.distributed as dist
 
 from nemo_minordpo.config import DataSection, compose, load
 from nemo_minordpo.core.metrics import PAIR_METRICS, summary
-from nemo_minordpo.train.finite import (
+from nemo_minordpo.train.data.tokens import tokenize_files
+from nemo_minordpo.train.require_finite import (
     NotFiniteError,
     numbers_of,
     places_in,
@@ -19,7 +20,6 @@ from nemo_minordpo.train.finite import (
     require_finite_pairs,
     require_finite_weights,
 )
-from nemo_minordpo.train.tokens import tokenize_files
 
 from .conftest import pair
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nemo_minordpo.train import fp8
+from nemo_minordpo.train.model import fp8
 
 
 class Scaled(torch.nn.Linear):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_minordpo.train.generation import GenerationLimits, generate, gumbel_noise
+from nemo_minordpo.train.model.generation import GenerationLimits, generate, gumbel_noise
 
 END = 50
 

@@ -3,10 +3,10 @@
 import pytest
 from omegaconf import OmegaConf
 
-from nemo_minordpo.train.dataset import segment_lengths_of
+from nemo_minordpo.train.data.dataset import segment_lengths_of
+from nemo_minordpo.train.data.tokens import load_arrays
+from nemo_minordpo.train.folder.run_folder import RunFolder
 from nemo_minordpo.train.launch import prepare_run, read_settings
-from nemo_minordpo.train.run_folder import RunFolder
-from nemo_minordpo.train.tokens import load_arrays
 
 from .conftest import pair
 from .test_model_config import CHECKPOINT

@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from nemo_minordpo.train.layout import layout_problems, possible_layouts
+from nemo_minordpo.train.model.layout import layout_problems, possible_layouts
 
 LLAMA_70B = {"num_attention_heads": 64, "num_query_groups": 8, "ffn_hidden_size": 28672, "num_layers": 80}
 SMOLLM2 = {"num_attention_heads": 9, "num_query_groups": 3, "ffn_hidden_size": 1536, "num_layers": 30}

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nemo_minordpo.config import compose, load
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.train.loggers import TensorBoard, open_loggers, wandb_arguments
+from nemo_minordpo.train.folder.loggers import TensorBoard, open_loggers, wandb_arguments
 
 WANDB = "exp_manager.wandb_logger_kwargs"
 
@@ -71,7 +71,7 @@ ATTEMPT = """
 import os, signal, sys
 from pathlib import Path
 from tests.unit.train.test_loggers import with_wandb
-from nemo_minordpo.train.loggers import open_loggers
+from nemo_minordpo.train.folder.loggers import open_loggers
 
 folder = Path(sys.argv[1])
 loggers = open_loggers(with_wandb("+exp_manager.wandb_logger_kwargs={project: mine, name: first}"), folder)

@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from nemo_minordpo.config import compose, load
-from nemo_minordpo.train.model_config import build_model_config, read_checkpoint_config
+from nemo_minordpo.train.model.model_config import build_model_config, read_checkpoint_config
 
 CHECKPOINT = {
     "num_layers": 4, "num_attention_heads": 4, "num_query_groups": 2, "ffn_hidden_size": 128, "hidden_size": 64,

@@ -18,7 +18,7 @@ from nemo_minordpo import provenance
 from nemo_minordpo.config import compose, load
 from nemo_minordpo.host import cuda
 from nemo_minordpo.train import reference
-from nemo_minordpo.train.finite import NotFiniteError
+from nemo_minordpo.train.folder.run_folder import RunFolder
 from nemo_minordpo.train.reference import (
     ReferenceCache,
     ReferenceKey,
@@ -28,7 +28,7 @@ from nemo_minordpo.train.reference import (
     reference_folder,
     reference_key,
 )
-from nemo_minordpo.train.run_folder import RunFolder
+from nemo_minordpo.train.require_finite import NotFiniteError
 
 from .arrays import PAIRS, batches_of
 
@@ -282,7 +282,13 @@ def test_another_version_of_the_code_is_another_key(tmp_path, monkeypatch):
     shutil.copytree(package, tmp_path / "package", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "package" / "provenance.py"))
     assert key_of_run(tmp_path / "run") == packages  # another place, the same code
-    for changed in ("core/logprobs.py", "host/fused.py", "host/matmul.py", "host/upstream.py", "train/model.py"):
+    for changed in (
+        "core/logprobs.py",
+        "host/fused.py",
+        "host/matmul.py",
+        "host/upstream.py",
+        "train/model/minordpo_model.py",
+    ):
         before = key_of_run(tmp_path / "run")
         with (tmp_path / "package" / changed).open("a") as file:
             file.write("\n")

@@ -4,7 +4,7 @@ import pytest
 
 from nemo_minordpo.config import compose, load
 from nemo_minordpo.records import Manifest, StepMetrics, to_json_line
-from nemo_minordpo.train.run_folder import RunFolder
+from nemo_minordpo.train.folder.run_folder import RunFolder
 
 
 def settings(*overrides):

@@ -8,10 +8,10 @@ from omegaconf import OmegaConf
 
 from nemo_minordpo.config import CONF, compose, load
 from nemo_minordpo.convert.facts import facts_from_config
-from nemo_minordpo.convert.model_config import model_config
+from nemo_minordpo.convert.nemo_config import model_config
 from nemo_minordpo.core.memory import GIB, Layout, fullest_rank
-from nemo_minordpo.train.layout import data_parallel_size
-from nemo_minordpo.train.model_config import build_model_config, model_size
+from nemo_minordpo.train.model.layout import data_parallel_size
+from nemo_minordpo.train.model.model_config import build_model_config, model_size
 from nemo_minordpo.train.plan import numerics_of
 
 TOKENS_OF_A_PAIR = 400  # places that a zero-shot MetaMath pair takes, and 60 % of them predict a response token

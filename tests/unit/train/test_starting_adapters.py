@@ -7,8 +7,8 @@ import torch
 from omegaconf import OmegaConf
 
 from nemo_minordpo.convert.checkpoint import Chunk, StoredTensor, write_checkpoint
-from nemo_minordpo.train.model_config import read_checkpoint_config
-from nemo_minordpo.train.starting_adapters import in_words
+from nemo_minordpo.train.model.model_config import read_checkpoint_config
+from nemo_minordpo.train.model.starting_adapters import in_words
 
 from .test_model_config import CHECKPOINT, build
 

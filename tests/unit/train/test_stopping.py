@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from nemo_minordpo.train.stopping import StallWatch, StopRequest
+from nemo_minordpo.train.folder.stopping import StallWatch, StopRequest
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_nothing_has_to_move_before_the_first_step_and_after_the_last(watch, clo
 
 def test_a_process_in_which_nothing_moves_ends():
     script = (
-        "import sys, time\nfrom nemo_minordpo.train.stopping import StallWatch\n"
+        "import sys, time\nfrom nemo_minordpo.train.folder.stopping import StallWatch\n"
         "watch = StallWatch(max_seconds=1, on_stall=lambda reason: sys.stdout.write(reason) and sys.stdout.flush())\n"
         "watch.beat('step 7'); time.sleep(600)"
     )
@@ -114,7 +114,7 @@ def test_helpers_live_through_signals(name, spared):
     """In a process of its own: the first helper is the one that counts. As Megatron starts its own."""
     script = (
         "import multiprocessing, os, signal\nfrom contextlib import nullcontext\n"
-        "from nemo_minordpo.train.stopping import signals_kept_from_children\n"
+        "from nemo_minordpo.train.folder.stopping import signals_kept_from_children\n"
         "if __name__ == '__main__':\n"
         f"    with {'signals_kept_from_children' if spared else 'nullcontext'}():\n"
         "        manager = multiprocessing.get_context('spawn').Manager()\n"

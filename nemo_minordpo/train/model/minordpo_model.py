@@ -30,11 +30,11 @@ from nemo_minordpo.core.logprobs import (
 from nemo_minordpo.core.losses import preference_loss
 from nemo_minordpo.core.metrics import PAIR_METRICS, pair_metrics, summary
 from nemo_minordpo.host.attention import with_pair_attention
-from nemo_minordpo.train import fp8
-from nemo_minordpo.train.adapters import sharded_adapters
-from nemo_minordpo.train.dataset import MicroBatch, StepBatch, split_pairs
-from nemo_minordpo.train.model_config import model_size
-from nemo_minordpo.train.packed_gpt import PackedPairsGPTModel
+from nemo_minordpo.train.data.dataset import MicroBatch, StepBatch, split_pairs
+from nemo_minordpo.train.model import fp8
+from nemo_minordpo.train.model.adapters import sharded_adapters
+from nemo_minordpo.train.model.model_config import model_size
+from nemo_minordpo.train.model.packed_gpt import PackedPairsGPTModel
 
 
 class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):

@@ -13,9 +13,9 @@ from nemo_minordpo.core.flops import ModelSize
 from nemo_minordpo.core.pair_packing import row_multiple
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.sidecars import tokenizer_folder
-from nemo_minordpo.train import starting_adapters
-from nemo_minordpo.train.layout import data_parallel_size, layout_problems
-from nemo_minordpo.train.nemo_file import CONFIG, read_nemo
+from nemo_minordpo.train.model import starting_adapters
+from nemo_minordpo.train.model.layout import data_parallel_size, layout_problems
+from nemo_minordpo.train.model.nemo_file import CONFIG, read_nemo
 
 # Kernels that need CUDA; and weights are made where they stay.
 _WITHOUT_CUDA = {

@@ -23,9 +23,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from nemo_minordpo.config import CheckpointSection
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import sha256_of_file, write_json
-from nemo_minordpo.train.attempt import Attempt
-from nemo_minordpo.train.optimizer_state import load_optimizer_state, sharded_optimizer_state
-from nemo_minordpo.train.stopping import signals_kept_from_children
+from nemo_minordpo.train.folder.attempt import Attempt
+from nemo_minordpo.train.folder.optimizer_state import load_optimizer_state, sharded_optimizer_state
+from nemo_minordpo.train.folder.stopping import signals_kept_from_children
 
 _NAME = re.compile(r"step_(\d+)")
 _FILES, _PROGRESS = "files.json", "progress.json"

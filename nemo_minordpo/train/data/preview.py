@@ -11,7 +11,7 @@ from nemo_minordpo.config import DataSection
 from nemo_minordpo.core.boundaries import end_ids
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.hugging_face import load_tokenizer
-from nemo_minordpo.train.tokens import TokenArrays, expand_files, first_pairs
+from nemo_minordpo.train.data.tokens import TokenArrays, expand_files, first_pairs
 
 _AT_BOUNDARY = 4  # tokens shown on each side of it
 _SPECIAL, _PROMPT, _CHOSEN, _REJECTED = "reverse", "dim", "bold green", "bold red"

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from nemo_minordpo.train.dataset import StepBatch
+from nemo_minordpo.train.data.dataset import StepBatch
 
 # A layer's scale is right one pass after those that it gets its input, or in the backward pass its gradient, from. The
 # residual stream is not in FP8, so that a chain of layers is two long: in and out of attention, or of the MLP.

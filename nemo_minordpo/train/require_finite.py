@@ -16,8 +16,8 @@ from nemo_minordpo.config import TrainConfig
 from nemo_minordpo.core.finite import first_of, tensors_not_finite
 from nemo_minordpo.core.metrics import DECISIVE, not_finite
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.train.run_folder import RunFolder
-from nemo_minordpo.train.tokens import expand_files, places_of
+from nemo_minordpo.train.data.tokens import expand_files, places_of
+from nemo_minordpo.train.folder.run_folder import RunFolder
 
 # From the numbers of pairs to what a person finds them by.
 Places = Callable[[Sequence[int]], list[str]]

@@ -10,7 +10,7 @@ from nemo_minordpo.config import LoraSection, TrainConfig
 from nemo_minordpo.config.lora import ADAPTER_PLACES, LoraFacts, linear_layers, lora_facts
 from nemo_minordpo.core.flops import ModelSize
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.train.nemo_file import NemoFile, read_nemo
+from nemo_minordpo.train.model.nemo_file import NemoFile, read_nemo
 
 SETTING = "model.peft.restore_from_path"
 _LAYERS = "decoder.layers."

@@ -9,9 +9,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from nemo_minordpo.config import TrainConfig
 from nemo_minordpo.host import StandIn
 from nemo_minordpo.records import StepMetrics, to_json_line
-from nemo_minordpo.train.attempt import Attempt
-from nemo_minordpo.train.loggers import open_loggers
-from nemo_minordpo.train.run_folder import RunFolder
+from nemo_minordpo.train.folder.attempt import Attempt
+from nemo_minordpo.train.folder.loggers import open_loggers
+from nemo_minordpo.train.folder.run_folder import RunFolder
 
 
 class RunLog:

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_minordpo.config.lora import ADAPTER
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.train.nemo_file import RANK_FILE, WEIGHTS, unpacked
+from nemo_minordpo.train.model.nemo_file import RANK_FILE, WEIGHTS, unpacked
 
 _PREFIX = "model."
 # what torch, Megatron and the system raise at files that are damaged or hold other tensors
