@@ -26,8 +26,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from nemo_minordpo.core.gsm8k import PAPER_INSTRUCTION, plain_prompt, response_from_answer, same_number, strict_answer
+from nemo_minordpo.files import refuse_existing
 from nemo_minordpo.prepare.arithmetic import Problem, arithmetic_problems
-from nemo_minordpo.records import refuse_existing
 
 HELD_OUT_SEED = 1234  # write_arithmetic's default: what the demo trains and evaluates on
 NUM_HELD_OUT = 10_000

@@ -1,15 +1,11 @@
 """What the stages hand over to one another: records, and the files that hold them.
 
-Stages never import one another; they meet in these files. All of them are UTF-8 JSON or JSON lines,
-written under a temporary name and renamed, so that a reader finds a whole file or none.
+Stages never import one another; they meet in these files: UTF-8 JSON or JSON lines, written as files.py writes.
 """
 
-import hashlib
 import json
-import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,7 +13,9 @@ from types import UnionType
 from typing import Any, TypeVar, get_origin
 
 from nemo_minordpo import __version__
+from nemo_minordpo.checked_json import checked_number, object_with_texts, parse_json, read_json_object
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.files import write_json
 from nemo_minordpo.provenance import installed_versions, source_commit
 
 _R = TypeVar("_R", bound="_Record")
@@ -195,162 +193,6 @@ def _check_type(value: Any, kind: Any, *, name: str) -> None:
         raise UserError(f"field {name!r} holds half a surrogate pair: not valid Unicode text") from error
 
 
-def parse_json(text: str) -> Any:
-    """The value of a text of JSON that a user gave.
-
-    Raises:
-        UserError: it is none, or one that Python does not read; the reason, without the place.
-    """
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise UserError("invalid JSON: nested too deeply") from error
-    except ValueError as error:  # JSONDecodeError, and whole numbers of thousands of digits
-        raise UserError(f"invalid JSON: {error}") from error
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file that a user gave, or could have damaged.
-
-    Raises:
-        UserError: with the path.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        value = parse_json(path.read_bytes().decode())
-    except (UnicodeDecodeError, UserError) as error:
-        raise UserError(f"{path}: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: a JSON object was expected, not {type(value).__name__}")
-    return value
-
-
-def object_with_texts(text: str, names: tuple[str, ...]) -> dict[str, Any]:
-    """A line of JSON as an object whose fields ``names`` are texts with something in them.
-
-    Raises:
-        ValueError: the reason, without the place.
-    """
-    row = parse_json(text)
-    if not isinstance(row, dict):
-        raise UserError(f"a JSON object was expected, not {type(row).__name__}")
-    for name in names:
-        checked_text(row, name)
-    return row
-
-
-def checked_text(row: dict[str, Any], name: str) -> str:
-    """The text of a field.
-
-    Raises:
-        ValueError: it is not a text with something in it; the reason, without the place.
-    """
-    if name not in row:
-        raise UserError(f"missing field {name!r} (found: {', '.join(sorted(map(str, row))) or 'none'})")
-    if not isinstance(row[name], str):
-        raise UserError(f"field {name!r} must be a string, not {type(row[name]).__name__}")
-    if not row[name].strip():
-        raise UserError(f"empty field {name!r}")
-    try:
-        row[name].encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"field {name!r} holds half a surrogate pair: not valid Unicode text") from error
-    return row[name]
-
-
-def checked_number(value: Any, name: str) -> float:
-    """A finite number that a float can hold.
-
-    Raises:
-        UserError: it is something else; the reason, without the place.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"field {name!r} must be a number, not {type(value).__name__}")
-    if not abs(value) <= sys.float_info.max:  # false for NaN, too
-        raise UserError(f"field {name!r} must be a finite number, not {value!r:.40}")
-    return value
-
-
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """`key: old there, new now` of each flat setting that is not the same, in the order of the keys."""
-    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    return [f"  {key}: {before.get(key)} there, {now.get(key)} now" for key in keys]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
-    """Write one JSON object a line, whole or not at all; dataclasses are taken as they are. Returns the count."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    count = 0
-    with temporary.open("w", encoding="utf-8") as out:
-        for row in rows:
-            out.write(to_json_line(row))
-            count += 1
-    os.replace(temporary, path)
-    return count
-
-
-def to_json_line(row: Any) -> str:
-    """A record or a plain value as one line of JSON."""
-    value = row if isinstance(row, dict | list) else asdict(row)
-    return json.dumps(value, ensure_ascii=False) + "\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, text) of each line that is not blank.
-
-    Raises:
-        ValueError: the file is missing or not UTF-8.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    number = 0
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, line
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}:{number + 1}: not UTF-8 text ({error})") from error
-
-
-def sha256_of_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as data:  # hashlib.file_digest would do, from Python 3.11 on
-        while block := data.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Guard for what a user made: an output that exists is replaced only when asked for.
-
-    Raises:
-        ValueError: `path` exists (a folder: and is not empty) and `overwrite` is False.
-    """
-    exists = any(path.iterdir()) if path.is_dir() else path.exists()
-    if exists and not overwrite:
-        raise UserError(f"{path} exists already: choose another place, or pass --overwrite to replace it")
-
-
 def utc_now() -> str:
     """ISO 8601, to the microsecond: texts that sort as times do."""
     return datetime.now(timezone.utc).isoformat(timespec="microseconds")
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")

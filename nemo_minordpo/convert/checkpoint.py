@@ -27,8 +27,8 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from nemo_minordpo.checked_json import read_json_object
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.records import read_json_object
 
 PREFIX = "model."
 _NEMO_2_PREFIX = "module."  # of NeMo 2's checkpoints; the names behind it are the same

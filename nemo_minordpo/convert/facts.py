@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_minordpo.checked_json import read_json_object
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.records import read_json_object
 
 # NeMo pads nothing by itself once the vocabulary is written out, and tensor parallelism must divide it:
 # 128 admits every power of two up to 128 ranks.

@@ -20,8 +20,9 @@ from nemo_minordpo.convert.nemo_source import WEIGHTS_FOLDER
 from nemo_minordpo.convert.staging import note, progress_bar, publish, require_room, staging_folder
 from nemo_minordpo.convert.tokenizers import check_tokenizer
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.files import refuse_existing, sha256_of_file, write_json
 from nemo_minordpo.host.heap import return_freed_memory
-from nemo_minordpo.records import Manifest, refuse_existing, sha256_of_file, write_json
+from nemo_minordpo.records import Manifest
 from nemo_minordpo.sidecars import copy_sidecars, require_tokenizer, tokenizer_folder
 
 

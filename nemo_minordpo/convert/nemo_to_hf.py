@@ -18,9 +18,10 @@ from nemo_minordpo.convert.mapping import EMBEDDING, HEAD, VOCAB, Row, mapping_t
 from nemo_minordpo.convert.nemo_source import NemoSource, open_source, rank_files
 from nemo_minordpo.convert.staging import note, progress_bar, publish, staging_folder
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.files import refuse_existing, sha256_of_file, write_text
 from nemo_minordpo.host.heap import return_freed_memory
 from nemo_minordpo.prompts import ways_of_run
-from nemo_minordpo.records import Manifest, refuse_existing, sha256_of_file, write_text
+from nemo_minordpo.records import Manifest
 from nemo_minordpo.sidecars import copy_sidecars, require_tokenizer
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nemo_minordpo.checked_json import read_json_object
 from nemo_minordpo.convert.facts import ModelFacts
 from nemo_minordpo.convert.hf_folder import parse_dtype
 from nemo_minordpo.convert.hf_to_nemo import manifest_path
@@ -23,7 +24,8 @@ from nemo_minordpo.convert.nemo_source import NemoSource, open_source
 from nemo_minordpo.convert.nemo_to_hf import hf_side, inputs_of
 from nemo_minordpo.convert.staging import publish, staging_folder
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.records import Manifest, read_json_object, refuse_existing
+from nemo_minordpo.files import refuse_existing
+from nemo_minordpo.records import Manifest
 
 CONFIG, TENSORS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 

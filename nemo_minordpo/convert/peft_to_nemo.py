@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nemo_minordpo.checked_json import read_json_object
 from nemo_minordpo.config.lora import ADAPTER_PLACES, LoraFacts, peft_section
 from nemo_minordpo.convert import nemo_config as model_config
 from nemo_minordpo.convert.checkpoint import Chunk, StoredTensor, write_checkpoint
@@ -25,7 +26,8 @@ from nemo_minordpo.convert.nemo_source import WEIGHTS_FOLDER
 from nemo_minordpo.convert.peft_folder import CONFIG, PREFIX, TENSORS
 from nemo_minordpo.convert.staging import publish, staging_folder
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.records import Manifest, read_json_object, refuse_existing, sha256_of_file, write_json
+from nemo_minordpo.files import refuse_existing, sha256_of_file, write_json
+from nemo_minordpo.records import Manifest
 from nemo_minordpo.sidecars import copy_sidecars, require_tokenizer, tokenizer_folder
 
 # what adapter_config.json may say without a consequence here

@@ -29,8 +29,9 @@ from nemo_minordpo.convert.staging import progress_bar
 from nemo_minordpo.convert.tokenizers import tokenizer_problems
 from nemo_minordpo.core.finite import require_finite_tensors
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.files import read_lines
 from nemo_minordpo.hugging_face import load_causal_lm, load_tokenizer
-from nemo_minordpo.records import PreferencePair, read_lines
+from nemo_minordpo.records import PreferencePair
 from nemo_minordpo.sidecars import require_tokenizer
 
 TEXTS = (

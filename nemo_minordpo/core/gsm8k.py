@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from nemo_minordpo.checked_json import object_with_texts
 from nemo_minordpo.core.numerals import CURRENCY, Numeral, normalised, numeral_at, numerals, plain
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.records import object_with_texts
 
 # Xie et al. 2024 (MinorDPO), end of section 4, wording and punctuation as printed.
 PAPER_INSTRUCTION = (

@@ -7,8 +7,8 @@ from typing import Any
 from nemo_minordpo.core.chat_template import FixedTemplate
 from nemo_minordpo.core.gsm8k import chat_turns, plain_prompt
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.flat import differences
 from nemo_minordpo.prompts import Way, ways_of
-from nemo_minordpo.records import differences
 
 
 @dataclass(frozen=True, kw_only=True)

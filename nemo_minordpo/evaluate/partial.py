@@ -5,8 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nemo_minordpo.checked_json import read_json_object
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.records import Prediction, differences, read_json_object, refuse_existing, to_json_line, write_json
+from nemo_minordpo.files import refuse_existing, to_json_line, write_json
+from nemo_minordpo.flat import differences
+from nemo_minordpo.records import Prediction
 
 PREDICTIONS_NAME = "predictions.partial.jsonl"
 KEY_NAME = "predictions.partial.key.json"

@@ -16,17 +16,9 @@ from nemo_minordpo.evaluate.asking import Asking, Prompts
 from nemo_minordpo.evaluate.generate import Generator, load_generator
 from nemo_minordpo.evaluate.partial import PartialPredictions, interrupted_date, is_interrupted
 from nemo_minordpo.evaluate.score import is_strictly_right, judge, score
+from nemo_minordpo.files import read_lines, refuse_existing, sha256_of_file, write_json, write_jsonl
 from nemo_minordpo.provenance import code_version
-from nemo_minordpo.records import (
-    Manifest,
-    Prediction,
-    Score,
-    read_lines,
-    refuse_existing,
-    sha256_of_file,
-    write_json,
-    write_jsonl,
-)
+from nemo_minordpo.records import Manifest, Prediction, Score
 
 # What a model's output depends on; checkpoints of an optimizer or a manifest beside it do not count.
 _MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.files import refuse_existing, write_jsonl
 from nemo_minordpo.prepare.arithmetic_stories import FAMILIES, Story
-from nemo_minordpo.records import Manifest, refuse_existing, write_jsonl
+from nemo_minordpo.records import Manifest
 
 # The stories allow many millions of different questions; the limit keeps the search for unused ones short.
 MAX_PROBLEMS = 1_000_000

@@ -23,6 +23,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from nemo_minordpo.core.chat_template import date_line
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.files import refuse_existing, write_json
+from nemo_minordpo.flat import differences
 from nemo_minordpo.prepare.chat import ChatTemplate
 from nemo_minordpo.prepare.finish import OUTPUT_FILES, Finish, write_data_set
 from nemo_minordpo.prepare.makers import Makers
@@ -31,7 +33,7 @@ from nemo_minordpo.prepare.recipe import Recipe
 from nemo_minordpo.prepare.show import report_of, say, show
 from nemo_minordpo.prepare.sources import Row, Source
 from nemo_minordpo.provenance import code_version
-from nemo_minordpo.records import Manifest, differences, refuse_existing, write_json
+from nemo_minordpo.records import Manifest
 
 CHUNK_ROWS = 1000
 _CHUNK_BYTES = 8 << 20

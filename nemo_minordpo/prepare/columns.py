@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+from nemo_minordpo.checked_json import checked_text
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.calls import read_tools
 from nemo_minordpo.prepare.conversation import Message, read_messages, with_messages
 from nemo_minordpo.prepare.fields import Fields, is_empty
 from nemo_minordpo.prepare.overlap import squeezed
-from nemo_minordpo.records import checked_text
 
 _CONVERSATIONS = ("messages", "conversations", "conversation")  # may end with a response
 # Where a column is not named, the first of these that holds something; see Fields.spelt for other spellings.

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.files import write_json
 from nemo_minordpo.prepare.parts import Part, rejection_line
 from nemo_minordpo.prepare.recipe import reason_kind
 from nemo_minordpo.prepare.statistics import draw_histograms, summarise
-from nemo_minordpo.records import Manifest, write_json
+from nemo_minordpo.records import Manifest
 
 OUTPUT_FILES = (
     "train.jsonl", "validation.jsonl", "rejected_rows.jsonl", "manifest.json", "statistics.json", "statistics.png",

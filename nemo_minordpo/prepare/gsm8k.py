@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_minordpo.checked_json import checked_text
 from nemo_minordpo.core.gsm8k import gold_answer, response_from_answer, without_marks
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.build import BuildOptions, build
@@ -14,7 +15,7 @@ from nemo_minordpo.prepare.corruption_plain import corrupt_result, stated_answer
 from nemo_minordpo.prepare.fields import Fields
 from nemo_minordpo.prepare.recipe import Made, MakePair, Recipe
 from nemo_minordpo.prepare.sources import find_sources
-from nemo_minordpo.records import Manifest, checked_text
+from nemo_minordpo.records import Manifest
 
 # Data sets by the keys of question and answer: GSM8K, MetaMathQA, MATH.
 _GSM8K, _OTHERS = ("question", "answer"), (("query", "response"), ("problem", "solution"))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_minordpo.checked_json import checked_text
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.build import BuildOptions, build
 from nemo_minordpo.prepare.chat import Prompting, question_prompts
@@ -21,7 +22,7 @@ from nemo_minordpo.prepare.overlap import squeezed
 from nemo_minordpo.prepare.recipe import Made, MakePair, Recipe
 from nemo_minordpo.prepare.show import say
 from nemo_minordpo.prepare.sources import Row, Source, find_sources
-from nemo_minordpo.records import Manifest, PreferencePair, checked_text
+from nemo_minordpo.records import Manifest, PreferencePair
 
 # Behind the question, before the answer that is to come: "Answer:", "### Response:", "A: Let's think step by step."
 _CUE_WORDS = r"\b(?:answer|solution|response|output|a)[*\s]*:[*\s]*(?:let'?s think step by step[.:]?)?\s*$"

@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from nemo_minordpo.checked_json import checked_text
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.sources import Source
-from nemo_minordpo.records import checked_text
 
 INDEX_NAME = "metamathqa.sqlite"
 

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.files import to_json_line
 from nemo_minordpo.prepare.fields import Fields
 from nemo_minordpo.prepare.recipe import Made, MakePair, reason_kind
 from nemo_minordpo.prepare.sources import Row
 from nemo_minordpo.prepare.statistics import MEASURES, measure
-from nemo_minordpo.records import PreferencePair, to_json_line
+from nemo_minordpo.records import PreferencePair
 
 _SAMPLES = 5
 _REASON_CHARACTERS = 500

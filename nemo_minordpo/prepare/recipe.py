@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from nemo_minordpo.files import sha256_of_file
 from nemo_minordpo.prepare.chat import Prompting
 from nemo_minordpo.prepare.fields import Fields
-from nemo_minordpo.records import PreferencePair, sha256_of_file
+from nemo_minordpo.records import PreferencePair
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from nemo_minordpo.checked_json import checked_number, checked_text
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.columns import Columns, find_history, find_prompt, find_system, find_tools
 from nemo_minordpo.prepare.conversation import (
@@ -20,7 +21,6 @@ from nemo_minordpo.prepare.conversation import (
 )
 from nemo_minordpo.prepare.fields import Fields
 from nemo_minordpo.prepare.overlap import rest_behind, squeezed, without_prompt
-from nemo_minordpo.records import checked_number, checked_text
 
 REPEATED = "the prompt, or its end, began both responses and was taken out of them"
 _OF_COMPLETION = ("response", "overall_score")

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.files import sha256_of_file
 from nemo_minordpo.prepare.json_text import GrowingText
-from nemo_minordpo.records import sha256_of_file
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz", ".parquet")
 # A longer line is no row of text, but a file without line ends; the rest of it is passed over unread.

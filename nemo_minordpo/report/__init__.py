@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.records import refuse_existing, write_text
+from nemo_minordpo.files import refuse_existing, write_text
 from nemo_minordpo.report.axes import arrange, number
 from nemo_minordpo.report.contents import Contents, contents_of
 from nemo_minordpo.report.figures.coefficient import draw_coefficient

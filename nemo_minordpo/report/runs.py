@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
+from nemo_minordpo.checked_json import checked_number
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.records import Score, StepMetrics, checked_number
+from nemo_minordpo.records import Score, StepMetrics
 from nemo_minordpo.report.state import State, read_state
 
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margin")

@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nemo_minordpo.records import read_json_object, write_json
+from nemo_minordpo.checked_json import read_json_object
+from nemo_minordpo.files import write_json
 from nemo_minordpo.sweep.stages import Stage
 
 

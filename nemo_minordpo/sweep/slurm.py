@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.records import write_text
+from nemo_minordpo.files import write_text
 from nemo_minordpo.sweep.config import Experiment
 from nemo_minordpo.sweep.grid import runs_of
 from nemo_minordpo.sweep.stages import base_score, evaluation_arguments, own_overrides, questions_of, shared_overrides

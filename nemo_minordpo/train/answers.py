@@ -18,7 +18,8 @@ import torch
 from nemo_minordpo.core.boundaries import end_ids
 from nemo_minordpo.core.repetition import degenerate_reason, repeated_4grams
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.records import WatchedAnswer, read_lines, write_jsonl
+from nemo_minordpo.files import read_lines, write_jsonl
+from nemo_minordpo.records import WatchedAnswer
 from nemo_minordpo.train.data.dataset import PairBatches
 from nemo_minordpo.train.data.tokens import ArrayWriter, TokenArrays
 from nemo_minordpo.train.folder.attempt import Attempt

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.records import read_lines
+from nemo_minordpo.files import read_lines
 from nemo_minordpo.train.launch import read_settings
 
 

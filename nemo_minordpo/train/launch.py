@@ -14,8 +14,8 @@ from nemo_minordpo.config import DataSection, TrainConfig, closest, compose, loa
 from nemo_minordpo.core.losses import LOSSES
 from nemo_minordpo.core.metrics import METRICS
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.files import write_text
 from nemo_minordpo.hugging_face import find_tokenizer
-from nemo_minordpo.records import write_text
 from nemo_minordpo.sidecars import copy_sidecars, has_tokenizer, tokenizer_folder
 from nemo_minordpo.train.data.dataset import segment_lengths_of
 from nemo_minordpo.train.data.tokens import TokenArrays, expand_files, load_arrays, tokenize_files

@@ -24,8 +24,9 @@ from safetensors.numpy import load_file, save_file
 
 from nemo_minordpo.config import TrainConfig
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.files import sha256_of_file, write_json
+from nemo_minordpo.flat import differences
 from nemo_minordpo.provenance import code_version
-from nemo_minordpo.records import differences, sha256_of_file, write_json
 from nemo_minordpo.train.data.dataset import StepBatch
 from nemo_minordpo.train.folder.run_folder import RunFolder
 from nemo_minordpo.train.model.fp8 import move_scales

@@ -9,7 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from nemo_minordpo.records import write_json
+from nemo_minordpo.files import write_json
 from tests.gpu import MEASURED
 from tests.gpu.runner import Row, log_of
 from tests.gpu.schedule import Check

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from nemo_minordpo import host
-from nemo_minordpo.records import write_json
+from nemo_minordpo.files import write_json
 from tests.benchmarks import be_the_only_rank
 from tests.gpu import (
     MEASURED,

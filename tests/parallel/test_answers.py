@@ -6,7 +6,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from nemo_minordpo.convert.nemo_to_hf import export_hf
-from nemo_minordpo.records import WatchedAnswer, read_lines
+from nemo_minordpo.files import read_lines
+from nemo_minordpo.records import WatchedAnswer
 from nemo_minordpo.train.answers import read_samples
 from tests.comparison import without_measured
 from tests.parallel.runs_of import NUM_STEPS, WATCH_LAYOUTS

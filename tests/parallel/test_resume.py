@@ -7,7 +7,8 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from nemo_minordpo.records import RunEvent, sha256_of_file
+from nemo_minordpo.files import sha256_of_file
+from nemo_minordpo.records import RunEvent
 from tests.comparison import without_measured
 
 RUNS_OF = ("whole", "resumed")

@@ -12,7 +12,7 @@ from threading import Event, Timer
 import pytest
 from rich.console import Console
 
-from nemo_minordpo.records import write_json
+from nemo_minordpo.files import write_json
 from tests.gpu import NotRun, bounded, schedule
 from tests.gpu.kernel_times import OTHER, Kernel, in_words, kernels_of_trace, kind_of, summary
 from tests.gpu.results import exit_code, last_lines, table, write_results

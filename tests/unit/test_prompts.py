@@ -2,8 +2,9 @@
 
 import pytest
 
+from nemo_minordpo.files import write_json, write_text
 from nemo_minordpo.prompts import ways_of, ways_of_pairs, ways_of_run
-from nemo_minordpo.records import Manifest, write_json, write_text
+from nemo_minordpo.records import Manifest
 
 CHAT = {"template": "chat", "system": "Hi.", "date": "2024-03-09", "template_options": {"enable_thinking": False}}
 PLAIN = {"template": "plain", "system": None, "date": None, "template_options": {}}

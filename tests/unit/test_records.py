@@ -6,19 +6,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from nemo_minordpo.checked_json import parse_json
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.records import (
-    Manifest,
-    PreferencePair,
-    StepMetrics,
-    parse_json,
-    read_lines,
-    refuse_existing,
-    sha256_of_file,
-    write_json,
-    write_jsonl,
-    write_text,
-)
+from nemo_minordpo.files import read_lines, refuse_existing, sha256_of_file, write_json, write_jsonl, write_text
+from nemo_minordpo.records import Manifest, PreferencePair, StepMetrics
 
 PAIR = {"prompt": "2 + 2?", "chosen_response": "4", "rejected_response": "5"}
 

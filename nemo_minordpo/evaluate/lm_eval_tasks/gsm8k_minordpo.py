@@ -16,7 +16,7 @@ from nemo_minordpo.core.gsm8k import (
     strict_answer,
 )
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.records import read_lines
+from nemo_minordpo.files import read_lines
 
 
 def questions(**_: Any) -> dict[str, datasets.Dataset]:

@@ -15,7 +15,8 @@ from rich.progress import Progress
 from nemo_minordpo.config import DataSection
 from nemo_minordpo.core.pair_packing import num_shared_tokens
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.records import PreferencePair, read_lines, to_json_line, write_json, write_text
+from nemo_minordpo.files import read_lines, to_json_line, write_json, write_text
+from nemo_minordpo.records import PreferencePair
 from nemo_minordpo.train.data.encoding import OVERLONG, encode
 
 _CHUNK = 512  # pairs that the tokenizer encodes at once, over all cores

@@ -16,8 +16,10 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemo_minordpo.checked_json import read_json_object
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.records import Failure, RunEvent, read_json_object, to_json_line, utc_now, write_json
+from nemo_minordpo.files import to_json_line, write_json
+from nemo_minordpo.records import Failure, RunEvent, utc_now
 
 
 class ReplacedError(RuntimeError):

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_minordpo.config import CheckpointSection
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.records import sha256_of_file, write_json
+from nemo_minordpo.files import sha256_of_file, write_json
 from nemo_minordpo.train.folder.attempt import Attempt
 from nemo_minordpo.train.folder.optimizer_state import load_optimizer_state, sharded_optimizer_state
 from nemo_minordpo.train.folder.stopping import signals_kept_from_children

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from nemo_minordpo.config import TrainConfig
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.records import write_text
+from nemo_minordpo.files import write_text
 
 # W&B's axis, as Lightning's logger names it, so that runs compare with those of other trainers.
 STEP = "trainer/global_step"

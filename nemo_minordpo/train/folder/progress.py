@@ -7,8 +7,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from nemo_minordpo.config import TrainConfig
+from nemo_minordpo.files import to_json_line
 from nemo_minordpo.host import StandIn
-from nemo_minordpo.records import StepMetrics, to_json_line
+from nemo_minordpo.records import StepMetrics
 from nemo_minordpo.train.folder.attempt import Attempt
 from nemo_minordpo.train.folder.loggers import open_loggers
 from nemo_minordpo.train.folder.run_folder import RunFolder

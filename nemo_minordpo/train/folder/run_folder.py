@@ -25,15 +25,10 @@ from omegaconf import OmegaConf
 
 from nemo_minordpo.config import TrainConfig, identity
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.files import read_lines, sha256_of_file, write_text
+from nemo_minordpo.flat import differences
 from nemo_minordpo.prompts import ways_of_pairs
-from nemo_minordpo.records import (
-    Manifest,
-    StepMetrics,
-    differences,
-    read_lines,
-    sha256_of_file,
-    write_text,
-)
+from nemo_minordpo.records import Manifest, StepMetrics
 
 _DIGEST_OF = "sha256 of "
 

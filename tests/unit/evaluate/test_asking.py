@@ -4,7 +4,7 @@ import pytest
 
 from nemo_minordpo.core.gsm8k import paper_prompt, plain_prompt
 from nemo_minordpo.evaluate.asking import Asking
-from nemo_minordpo.records import write_json
+from nemo_minordpo.files import write_json
 from tests.unit.prepare.templates import NO_SYSTEM, make_tokenizer
 
 TEMPLATE = (

@@ -10,7 +10,8 @@ from nemo_minordpo.evaluate import run
 from nemo_minordpo.evaluate.generate import Generator
 from nemo_minordpo.evaluate.partial import KEY_NAME, PREDICTIONS_NAME
 from nemo_minordpo.evaluate.run import evaluate
-from nemo_minordpo.records import Manifest, Prediction, write_json
+from nemo_minordpo.files import write_json
+from nemo_minordpo.records import Manifest, Prediction
 
 SHORT = {"batch_size": 3, "max_new_tokens": 8, "device": "cpu"}
 

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from nemo_minordpo.records import Failure, RunEvent, StepMetrics, to_json_line, write_json, write_text
+from nemo_minordpo.files import to_json_line, write_json, write_text
+from nemo_minordpo.records import Failure, RunEvent, StepMetrics
 from nemo_minordpo.report.health import health_of
 from nemo_minordpo.report.runs import read_run
 from nemo_minordpo.report.state import first_failure

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_minordpo.records import WatchedAnswer, read_lines
+from nemo_minordpo.files import read_lines
+from nemo_minordpo.records import WatchedAnswer
 from nemo_minordpo.train import answers as module
 from nemo_minordpo.train.answers import AnswerWatch, stop_ids_of, watched_prompts
 from nemo_minordpo.train.folder.attempt import Attempt, ReplacedError

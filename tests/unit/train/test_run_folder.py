@@ -3,7 +3,8 @@ import json
 import pytest
 
 from nemo_minordpo.config import compose, load
-from nemo_minordpo.records import Manifest, StepMetrics, to_json_line
+from nemo_minordpo.files import to_json_line
+from nemo_minordpo.records import Manifest, StepMetrics
 from nemo_minordpo.train.folder.run_folder import RunFolder
 
 

@@ -1,0 +1,99 @@
+"""Files that a reader finds whole or not at all, and what is asked of files everywhere.
+
+A file is written under a temporary name in its folder, synced to the disk, and renamed.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from nemo_minordpo.errors import UserError
+
+
+@contextmanager
+def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """An open file that replaces ``path`` when the block ends; an exception leaves ``path`` as it was.
+
+    Args:
+        path: parent folders are made.
+        mode: "w" for text in UTF-8, or "wb".
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
+    """Write one JSON object per line, whole or not at all; dataclasses are taken as they are. Returns the count."""
+    count = 0
+    with whole_file(path) as out:
+        for row in rows:
+            out.write(to_json_line(row))
+            count += 1
+    return count
+
+
+def to_json_line(row: Any) -> str:
+    """A record or a plain value as one line of JSON."""
+    value = row if isinstance(row, dict | list) else asdict(row)
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with whole_file(path) as out:
+        out.write(text)
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(line number from 1, text) of each line that is not blank.
+
+    Raises:
+        ValueError: the file is missing or not UTF-8.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    number = 0
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, line
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}:{number + 1}: not UTF-8 text ({error})") from error
+
+
+def sha256_of_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as data:  # hashlib.file_digest would do, from Python 3.11 on
+        while block := data.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Guard for what a user made: an output that exists is replaced only when asked for.
+
+    Raises:
+        ValueError: `path` exists (a folder: and is not empty) and `overwrite` is False.
+    """
+    exists = any(path.iterdir()) if path.is_dir() else path.exists()
+    if exists and not overwrite:
+        raise UserError(f"{path} exists already: choose another place, or pass --overwrite to replace it")
