@@ -1,6 +1,6 @@
 """Time and memory of an import and an export of a generated bfloat16 model of 1.5 thousand million parameters.
 
-    python -m tests.benchmarks.conversion               # writes docs/conversion.json and .md; needs 14 GB of disk
+    python -m tests.benchmarks.conversion               # writes docs/results/conversion.json; needs 14 GB of disk
     python -m tests.benchmarks.conversion --verify      # and verifies, which holds a float32 model in memory
 
 The sizes are Qwen2.5-1.5B's, the weights random, in shards of 1 GB. Each stage runs in a process of its own. Memory is
@@ -31,7 +31,8 @@ from nemo_minordpo.convert.hf_folder import write_weights
 from nemo_minordpo.convert.hf_to_nemo import import_hf
 from nemo_minordpo.convert.mapping import mapping_table
 from nemo_minordpo.convert.nemo_to_hf import export_hf
-from nemo_minordpo.convert.staging import progress_bar
+from nemo_minordpo.terminal import progress_bar
+from tests.benchmarks.tables import fill_pages
 
 MIB = 2**20
 CONFIG = {
@@ -54,7 +55,7 @@ class Cost:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="folder for a temporary folder; not given = the system's")
-    parser.add_argument("--output", type=Path, default=Path("docs/conversion"), help="name of the results, no suffix")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/conversion.json"), help="file of the results")
     parser.add_argument("--verify", action="store_true")
     given = parser.parse_args()
     facts = facts_from_config(CONFIG, where="the benchmark's config")
@@ -66,8 +67,9 @@ def main() -> None:
             costs["verify"] = in_process(_verify, hf, nemo)
         costs["export-hf"] = in_process(export_hf, nemo, back)
         require_same_bits(hf, back)
-    given.output.with_suffix(".json").write_text(json.dumps({k: asdict(v) for k, v in costs.items()}, indent=1) + "\n")
-    given.output.with_suffix(".md").write_text(table(costs, facts))
+    stages = {name: asdict(cost) for name, cost in costs.items()}
+    given.output.write_text(json.dumps({"bytes": sizes(facts), "stages": stages}, indent=1) + "\n")
+    fill_pages()
 
 
 def generate(folder: Path, config: dict[str, Any]) -> None:
@@ -127,6 +129,14 @@ def _status() -> dict[str, int]:
     return {name.rstrip(":"): int(rest[0]) * 1024 for name, *rest in lines if rest[1:] == ["kB"]}
 
 
+def sizes(facts: ModelFacts) -> dict[str, int]:
+    """Bytes of the weights in bfloat16, and of the parts that memory is counted in."""
+    tensors = [(2 * math.prod(row.shape(facts)), row) for row in mapping_table(facts)]
+    layer = sum(size for size, row in tensors if row.per_layer)
+    embedding = next(size for size, row in tensors if row.megatron == "embedding.word_embeddings.weight")
+    return {"weights": embedding + layer * facts.num_layers, "embedding": embedding, "layer": layer}
+
+
 def _verify(hf: Path, nemo: Path) -> None:
     from nemo_minordpo.convert.verify import verify
 
@@ -145,26 +155,6 @@ def require_same_bits(one: Path, other: Path) -> None:
         if first.dtype != second.dtype or not torch.equal(first, second):
             raise AssertionError(f"{name} differs")
     print(f"{len(places[0])} tensors, every bit as before", file=sys.stderr)
-
-
-def table(costs: dict[str, Cost], facts: ModelFacts) -> str:
-    rows = mapping_table(facts)
-    sizes = {row.megatron: 2 * math.prod(row.shape(facts)) for row in rows}
-    layer = sum(sizes[row.megatron] for row in rows if row.per_layer)
-    embedding = sizes["embedding.word_embeddings.weight"]
-    whole = embedding + layer * facts.num_layers
-    lines = [
-        f"Weights {whole / MIB:,.0f} MiB; the embedding {embedding / MIB:,.0f} MiB, a layer {layer / MIB:,.0f} MiB, "
-        f"two layers and the embedding {(2 * layer + embedding) / MIB:,.0f} MiB.",
-        "",
-        "| stage | seconds | peak, MiB | of it not mapped from files, MiB |",
-        "|---|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {name} | {cost.seconds:.1f} | {cost.resident / MIB:,.0f} | {cost.own / MIB:,.0f} |"
-        for name, cost in costs.items()
-    ]
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

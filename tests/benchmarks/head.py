@@ -1,6 +1,6 @@
 """The loss head alone: ours beside NeMo-Aligner's DistributedLogprob, time and peak memory.
 
-    python -m tests.benchmarks.head               # writes docs/head.json and docs/head.md
+    python -m tests.benchmarks.head               # writes docs/results/head.json and fills the pages
 
 A sequence of S = 4096 places of which half are prompt, a vocabulary of V = 152,064 rows (Qwen's), hidden size 1024,
 float32, forward and backward to hidden states and weight; over one rank with all cores, and over two with half of them
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import keep_torch, keep_torch_matmul, peak_rss_gib
+from tests.benchmarks.tables import fill_pages
 
 PLACES, PROMPT, VOCAB, HIDDEN = 4096, 2048, 152_064, 1024
 NAMES = ("ours", "ours, torch's matmul", "nemo-aligner 0.7.0")
@@ -101,7 +102,7 @@ def run(name: str, ranks: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("docs/head"), help="name of the results, no suffix")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/head.json"), help="file of the results")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -124,14 +125,8 @@ def main() -> None:
                     "slowest": max(seconds), "peak_gib": statistics.median(value["peak_gib"] for value in values),
                 }
             )  # fmt: skip
-    given.output.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
-    lines = ["| ranks | head | s, forward and backward (fastest-slowest) | peak memory, GiB |", "|---:|---|---:|---:|"]
-    lines += [
-        f"| {row['ranks']} | {row['head']} | {row['seconds']:.2f} ({row['fastest']:.2f}-{row['slowest']:.2f}) "
-        f"| {row['peak_gib']:.2f} |"
-        for row in rows
-    ]
-    given.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    given.output.write_text(json.dumps(rows, indent=1) + "\n")
+    fill_pages()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """`minordpo prepare metamath` on generated data of the size and shape of MetaMath_DPO_FewShot: time and memory.
 
-    python -m tests.benchmarks.metamath               # writes docs/prepare.json and docs/prepare.md
+    python -m tests.benchmarks.metamath               # writes docs/results/prepare.json and fills the pages
 
 394,000 rows of about 3.1 kB in three parquet files, as the data set has; MetaMathQA as one JSON array. The questions
 are generated, 26 rewrites of each; four solved ones stand before the one that is asked. Memory is the sum of what all
@@ -25,6 +25,7 @@ from pyarrow import parquet
 
 from nemo_minordpo.prepare.arithmetic import arithmetic_problems
 from nemo_minordpo.prepare.corruption_plain import corrupt_result
+from tests.benchmarks.tables import fill_pages
 from tests.unit.prepare.templates import QWEN, save_tokenizer
 
 ROWS, REWRITES, FILES, SHOTS = 394_000, 26, 3, 4
@@ -40,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--work", type=Path, default=Path("runs/bench/metamath"), help="folder for data and pairs")
-    parser.add_argument("--output", type=Path, default=Path("docs/prepare"), help="name of the results, no suffix")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/prepare.json"), help="file of the results")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", nargs="*", help="names of cases; not given = all")
     given = parser.parse_args()
@@ -53,8 +54,8 @@ def main() -> None:
     for name, options in cases.items():
         if given.only is None or name in given.only:
             results.append({"case": name, **run(given.work, options, workers=given.workers)})
-    given.output.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    given.output.with_suffix(".md").write_text(table(results))
+    given.output.write_text(json.dumps(results, indent=1) + "\n")
+    fill_pages()
 
 
 def generate(work: Path, rows: int) -> None:
@@ -150,20 +151,6 @@ def _memory(pid: int) -> int:
     except psutil.Error:
         return total
     return total
-
-
-def table(results: list[dict[str, Any]]) -> str:
-    lines = [
-        "| how questions are found | rows | pairs | s | CPU s | peak memory, MiB |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for row in results:
-        counts, seconds = row["counts"], row["seconds"]
-        lines.append(
-            f"| {row['case']} | {counts['rows']:,} | {counts['pairs']:,} | {seconds:.0f} "
-            f"| {row['cpu_seconds']:.0f} | {row['peak_mib']:.0f} |"
-        )
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How much of the machine's matmul peak a training step reaches, and what the rest of its time goes into.
 
-    python -m tests.benchmarks.peak               # writes docs/peak.json and .md
+    python -m tests.benchmarks.peak               # writes docs/results/peak.json and fills the pages
     python -m tests.benchmarks.peak --profile     # prints the operators of one step by their time, instead
 
 The peak is measured before and after every step, so that what slows the machine down slows both. The operations are
@@ -21,6 +21,7 @@ from typing import Any
 from nemo_minordpo import host
 from tests.benchmarks import Settings, be_the_only_rank
 from tests.benchmarks.inputs import Inputs, make_inputs
+from tests.benchmarks.tables import fill_pages
 
 # (model, pairs a step)
 CASES = (("30M", 64), ("135M", 8), ("135M", 32))
@@ -30,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/gsm8k"), help="folder of GSM8K's train.jsonl")
     parser.add_argument("--work", type=Path, default=Path("runs/bench"), help="folder for models and pairs")
-    parser.add_argument("--output", type=Path, default=Path("docs/peak"), help="name of the results, no suffix")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/peak.json"), help="file of the results")
     parser.add_argument("--steps", type=int, default=5, help="that count; one more warms up")
     parser.add_argument("--model", choices=["30M", "135M"], help="not given = both")
     parser.add_argument("--profile", action="store_true")
@@ -45,8 +46,8 @@ def main() -> None:
                 row = process.submit(run_case, inputs, model, pairs, given.steps, given.profile).result()
             rows.append({"model": model, "pairs": pairs, **row})
     if not given.profile:
-        given.output.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
-        given.output.with_suffix(".md").write_text(table(rows))
+        given.output.write_text(json.dumps(rows, indent=1) + "\n")
+        fill_pages()
 
 
 def run_case(inputs: Inputs, model: str, pairs: int, steps: int, with_profile: bool) -> dict[str, Any]:
@@ -95,16 +96,6 @@ def profile(trainer: Any) -> None:
     with torch_profile(activities=[ProfilerActivity.CPU], record_shapes=True) as record:
         trainer._train_step(next(batches))
     print(record.key_averages().table(sort_by="self_cpu_time_total", row_limit=40, max_name_column_width=60))
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| model | pairs a step | s a step | share of the peak (lowest-highest) |", "|---|---:|---:|---:|"]
-    lines += [
-        f"| {row['model']} | {row['pairs']} | {statistics.median(row['seconds']):.2f} "
-        f"| {statistics.median(row['shares']):.0%} ({min(row['shares']):.0%}-{max(row['shares']):.0%}) |"
-        for row in rows
-    ]
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

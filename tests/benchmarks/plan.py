@@ -1,6 +1,6 @@
 """What `minordpo plan` says beside what `minordpo train` then takes: memory of the fullest rank, seconds a step.
 
-python -m tests.benchmarks.plan               # writes docs/plan.json and .md
+python -m tests.benchmarks.plan               # writes docs/results/plan.json and fills the pages
 """
 
 import argparse
@@ -18,6 +18,7 @@ from nemo_minordpo.core.memory import GIB
 from nemo_minordpo.records import StepMetrics
 from nemo_minordpo.train.plan import Device, make_plan
 from tests.benchmarks.inputs import Inputs, make_inputs
+from tests.benchmarks.tables import fill_pages
 
 STEPS, EFFICIENCY = 5, 0.6
 RECOMPUTE = [
@@ -46,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/gsm8k"), help="folder of GSM8K's train.jsonl")
     parser.add_argument("--work", type=Path, default=Path("runs/bench"), help="folder for models and pairs")
-    parser.add_argument("--output", type=Path, default=Path("docs/plan"), help="name of the results, no suffix")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/plan.json"), help="file of the results")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     inputs = make_inputs(given.data, given.work.absolute())
@@ -54,8 +55,8 @@ def main() -> None:
     for model, pairs, settings in CASES:
         rows.append(run_case(inputs, model, pairs, settings))
         print(rows[-1], file=sys.stderr, flush=True)
-        given.output.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
-        given.output.with_suffix(".md").write_text(table(rows))
+        given.output.write_text(json.dumps(rows, indent=1) + "\n")
+    fill_pages()
 
 
 def run_case(inputs: Inputs, model: str, pairs: str, settings: list[str]) -> dict[str, Any]:
@@ -85,22 +86,6 @@ def run_case(inputs: Inputs, model: str, pairs: str, settings: list[str]) -> dic
         "planned_seconds": plan.step_seconds(device),
         "measured_seconds": statistics.median(step["step_s"] for step in steps[1:]),
     }
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| model, pairs | settings | GiB planned | measured | s a step planned | measured |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        own = [setting for setting in row["settings"] if setting not in RECOMPUTE]
-        settings = ", ".join(setting.removeprefix("model.").removeprefix("trainer.") for setting in own)
-        settings += ", full recomputation" if len(own) < len(row["settings"]) else ""
-        lines.append(
-            f"| {row['model']}, {row['pairs']} | {settings} | {row['planned_gib']:.2f} | {row['measured_gib']:.2f} "
-            f"| {row['planned_seconds']:.2f} | {row['measured_seconds']:.2f} |"
-        )
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Steps per second of this project beside NeMo-Aligner and TRL: one run, alternating, same weights, same pairs.
 
-    make bench                                   # all cases; writes docs/benchmark.json, .md and .png
-    python -m tests.benchmarks.run --case 30M/zero-shot/tp1 --rounds 3 --output runs/bench/result
+    make bench                                   # all cases; writes docs/results/benchmark.json and .png
+    python -m tests.benchmarks.run --case 30M/zero-shot/tp1 --rounds 3 --output runs/bench/result.json
 
 Every competitor is a process (under tensor parallelism: as many as ranks) that is loaded once and then does one step
 when asked, while the others sleep. A round asks each once, in turn; the first round warms up and does not count. Of the
@@ -24,6 +24,7 @@ from typing import Any
 from tests.benchmarks import Settings
 from tests.benchmarks.inputs import Inputs, make_inputs
 from tests.benchmarks.show import add_result
+from tests.benchmarks.tables import fill_pages
 
 ROOT = Path(__file__).parent.parent.parent
 OURS, OURS_TORCH, ALIGNER, TRL = "ours", "ours, torch's matmul", "nemo-aligner 0.7.0", "trl"
@@ -189,7 +190,12 @@ def main() -> None:
     parser.add_argument("--trl", type=Path, default=Path(".venv-trl/bin/python"), help="Python that has TRL")
     parser.add_argument("--case", nargs="*", help=f"of {', '.join(case.name for case in CASES)}; not given = all")
     parser.add_argument("--rounds", type=int, help="instead of those of each case")
-    parser.add_argument("--output", type=Path, default=Path("docs/benchmark"), help="name of the results, no suffix")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("docs/results/benchmark.json"),
+        help="file of the results",
+    )
     given = parser.parse_args()
     cases = [case for case in CASES if not given.case or case.name in given.case]
     if given.rounds:
@@ -202,6 +208,7 @@ def main() -> None:
     for case in cases:
         result = run_case(case, inputs, (given.work / "workers").absolute(), pythons)
         add_result(result, given.output, order=[case.name for case in CASES])
+    fill_pages()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How a step's time grows with pairs per batch, shared fraction and sequence length, against its operations.
 
-    python -m tests.benchmarks.scaling            # writes docs/scaling.json, .md and .png
+    python -m tests.benchmarks.scaling            # writes docs/results/scaling.json and .png and fills the pages
 
 The 28M-parameter model of the other benchmarks at TP=1, on made-up tokens: pairs of a prompt and two responses of the
 same length, which share a given part of their tokens. Operations are those that the model needs (core/flops.py), so
@@ -20,6 +20,7 @@ from typing import Any
 from nemo_minordpo import host
 from tests.benchmarks import Settings, be_the_only_rank
 from tests.benchmarks.inputs import make_inputs
+from tests.benchmarks.tables import fill_pages
 
 REPEATS = 2
 # series: (its variable, [(pairs, sequence length, shared fraction), ...])
@@ -35,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/gsm8k"), help="folder of GSM8K's train.jsonl")
     parser.add_argument("--work", type=Path, default=Path("runs/bench"), help="folder for models and pairs")
-    parser.add_argument("--output", type=Path, default=Path("docs/scaling"), help="name of the results, no suffix")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/scaling.json"), help="file of the results")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     inputs = make_inputs(given.data, given.work.absolute())
@@ -51,8 +52,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(settings, Path(folder))
         rows = [{"series": series, **measure(trainer, *point)} for series, points in SERIES.items() for point in points]
-    given.output.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
-    given.output.with_suffix(".md").write_text(table(rows))
+    given.output.write_text(json.dumps(rows, indent=1) + "\n")
+    fill_pages()
     figure(rows, given.output.with_suffix(".png"))
 
 
@@ -95,16 +96,6 @@ def made_up(pairs: int, length: int, shared: float) -> Any:
     )
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| series | pairs | length | shared | TFLOP | s | s per TFLOP |", "|---|---:|---:|---:|---:|---:|---:|"]
-    lines += [
-        f"| {row['series']} | {row['pairs']} | {row['length']} | {row['shared']:.0%} | {row['tflop']:.3f} "
-        f"| {row['seconds']:.2f} | {row['seconds'] / row['tflop']:.2f} |"
-        for row in rows
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def figure(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib
 
@@ -115,7 +106,7 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
     for series in SERIES:
         points = [(row["tflop"], row["seconds"]) for row in rows if row["series"] == series]
         axes.plot(*zip(*points, strict=True), "o-", label=series)
-    axes.set(xscale="log", yscale="log", xlabel="TFLOP that the model needs", ylabel="seconds a step")
+    axes.set(xscale="log", yscale="log", xlabel="TFLOP that the model needs", ylabel="seconds per step")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     drawing.savefig(path, dpi=150)

@@ -1,6 +1,6 @@
 """Where the time of a step should go on H100 and H200, on paper: core/step_time.py with published kernel speeds.
 
-python -m tests.benchmarks.step_time     # writes docs/step-time.json and the tables of docs/step-time.md; no GPU
+python -m tests.benchmarks.step_time     # writes docs/results/step-time.json, fills docs/step-time.md; no GPU
 
 Sources of all speeds are in docs/step-time.md.
 """
@@ -32,6 +32,7 @@ from nemo_minordpo.core.step_time import (
 )
 from nemo_minordpo.train.data.dataset import PairBatches
 from nemo_minordpo.train.data.tokens import TokenArrays
+from tests.benchmarks.tables import fill_pages
 
 PEAK = 989.4e12  # of both GPUs in bfloat16: what model FLOP utilisation is measured against
 _SUSTAINED = 0.8  # of the best shape's speed: chosen to agree with PUBLISHED
@@ -147,14 +148,16 @@ def packed(model: Model, *, fp8: bool, block: int = 128) -> Run:
     ranks = [rank for step in steps for rank in step]
     work = {name: round(fmean(vars(step[0].work)[name] for step in steps)) for name in StepWork.__dataclass_fields__}
     places = [
-        visited_places(part.segments.numpy(), rank.row_length, block) for rank in ranks for part in rank.micro_batches
+        visited_places(part.row.segments.numpy(), rank.row_length, block)
+        for rank in ranks
+        for part in rank.micro_batches
     ]
     layout = Layout(
         tensor_parallel=model.tensor_parallel, pipeline_parallel=model.pipeline_parallel,
         sequence_parallel=sequence_parallel, recompute=False,
         row_length=round(fmean(rank.row_length for rank in ranks)),
         num_rows=round(fmean(len(rank.micro_batches) for rank in ranks)),
-        num_targets=max(len(part.targets) for rank in ranks for part in rank.micro_batches),
+        num_targets=max(len(part.row.targets) for rank in ranks for part in rank.micro_batches),
     )  # fmt: skip
     return Run(
         size=model.size, layout=layout, work=StepWork(**work), visited=round(sum(places) / _STEPS),
@@ -258,14 +261,6 @@ PUBLISHED = (
 )
 
 
-PARTS = {
-    "products": "products of linear layers", "attention": "FlexAttention", "head": "head",
-    "elementwise": "element-wise operations",
-    "accumulation": "gradients into float32 ones", "optimizer": "optimizer",
-    "tensor_parallel": "tensor-parallel communication", "pipeline": "pipeline: idle at both ends, sending",
-    "data_parallel": "data-parallel communication", "recomputation": "recomputation",
-    "launch": "waiting for the CPU's launches",
-}  # fmt: skip
 _CAPACITIES = (1024, 2048, 3072, 4096, 8192, 16384, 24576)
 
 
@@ -288,9 +283,10 @@ def found(model: Model, device: str, *, fp8: bool, software: Software = SINGLE, 
 
 
 def results() -> dict:
-    """All that the page says."""
+    """All that the tables of docs/step-time.md hold."""
     one_gpu = MODELS["Qwen2.5-1.5B, one GPU"]
     return {
+        "layouts": {name: _layout(model) for name, model in MODELS.items()},
         "steps": {
             name: {
                 state: {
@@ -325,6 +321,19 @@ def results() -> dict:
     }
 
 
+def _layout(model: Model) -> dict[str, int]:
+    work = packed(model, fp8=False).work
+    return {
+        "tensor_parallel": model.tensor_parallel,
+        "pipeline_parallel": model.pipeline_parallel,
+        "data_parallel": model.data_parallel,
+        "pairs": model.batch,
+        "row_capacity": model.row_capacity,
+        "unique_tokens": work.unique_tokens,
+        "targets": work.targets,
+    }
+
+
 def saved(model: Model, fields: dict, *, fp8: bool) -> float:
     """Milliseconds of a step that a change saves alone, on H100."""
     changed = found(model, "H100", fp8=fp8, software=replace(SINGLE, **fields))
@@ -340,109 +349,12 @@ def _column(device: str, fp8: bool) -> str:
     return f"{device} {'FP8' if fp8 else 'bf16'}"
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    separator = "|---|" + "---:|" * (len(header) - 1)
-    lines = [f"| {' | '.join(line)} |" for line in (header, *rows)]
-    return "\n".join([lines[0], separator, *lines[1:]]) + "\n"
-
-
-def step_table(states: dict[str, dict[str, dict[str, float]]]) -> str:
-    single, fused = states["single"], states["fused"]
-    rows = [
-        [text, *[f"{column[part]:.1f}" for column in single.values()]]
-        for part, text in PARTS.items()
-        if any(column[part] for column in single.values())
-    ]
-    for text, columns, key, form in (
-        ("**total**", single, "total", ".0f"), ("the CPU's launches, hidden", single, "cpu", ".0f"),
-        ("model FLOP utilisation", single, "utilisation", ".1%"), ("pairs/s a GPU", single, "pairs_per_second", ".1f"),
-        ("**total, fused**", fused, "total", ".0f"),
-        ("model FLOP utilisation", fused, "utilisation", ".1%"), ("pairs/s a GPU", fused, "pairs_per_second", ".1f"),
-    ):  # fmt: skip
-        rows.append([text, *[format(column[key], form) for column in columns.values()]])
-    return table(["ms of a step", *single], rows)
-
-
-def row_table(rows: dict[str, dict[str, dict[str, float]]]) -> str:
-    lines = []
-    for capacity, columns in rows.items():
-        bf16, fp8 = columns.values()
-        times = [f"{column['total']:.0f} ({column['cpu']:.0f})" for column in (bf16, fp8)]
-        lines.append(
-            [capacity, f"{fp8['rows']:.0f} x {fp8['row_length']:.0f}", *times, f"{bf16['total'] / fp8['total']:.2f}",
-             f"{bf16['utilisation']:.0%}", f"{bf16['memory_gib']:.0f}"]
-        )  # fmt: skip
-    header = ["`model.data.packed_sequence_size`", "rows", "bf16, ms (CPU)", "FP8, ms (CPU)", "bf16 / FP8"]
-    return table([*header, "utilisation, bf16", "memory, GiB"], lines)
-
-
-def tables(values: dict) -> dict[str, str]:
-    """By their names in the page."""
-    return {
-        "steps": "\n".join(
-            f"### {name}\n\n{_words(name)}\n\n{step_table(states)}" for name, states in values["steps"].items()
-        ),
-        "rows": row_table(values["rows"]),
-        "changes": table(
-            ["ms of a step, bf16 (FP8)", *MODELS],
-            [
-                [change, *[f"{bf16:.1f} ({fp8:.1f})" for bf16, fp8 in by_model.values()]]
-                for change, by_model in values["changes"].items()
-            ],
-        ),
-        "heads": table(
-            ["ms of a step", *MODELS],
-            [[kind, *[f"{ms:.1f}" for ms in by_model.values()]] for kind, by_model in values["heads"].items()],
-        ),
-        "blocks": table(
-            ["places computed / attended to (ms of a step)", *MODELS],
-            [
-                [
-                    f"blocks of {block}",
-                    *[f"{step['visited_over_attended']:.2f} ({step['attention']:.1f})" for step in by_model.values()],
-                ]
-                for block, by_model in values["blocks"].items()
-            ],
-        ),
-        "published": table(
-            ["step of pre-training", "published, s", "expected, s", "expected / published"],
-            [
-                [name, *[f"{number:.2f}" for number in (known["seconds"], known["expected"], known["ratio"])]]
-                for name, known in values["published"].items()
-            ],
-        ),
-    }
-
-
-def _words(name: str) -> str:
-    model, column = MODELS[name], found(MODELS[name], "H100", fp8=False)
-    work = packed(model, fp8=False).work
-    return (
-        f"TP={model.tensor_parallel} x PP={model.pipeline_parallel} x DP={model.data_parallel}; {model.batch} pairs a "
-        f"step, {work.unique_tokens:,} tokens, of which {work.targets:,} are targets;\n`packed_sequence_size` "
-        f"{model.row_capacity}: {column['rows']:.0f} rows of {column['row_length']:,} places a rank; "
-        f"{column['memory_gib']:.0f} GiB on the fullest rank."
-    )
-
-
-def with_tables(page: str, named: dict[str, str]) -> str:
-    """A page with what is between ``<!-- name -->`` and ``<!-- end of name -->`` replaced."""
-    for name, text in named.items():
-        before, _, rest = page.partition(f"<!-- {name} -->\n")
-        _, mark, after = rest.partition(f"<!-- end of {name} -->\n")
-        if not mark:
-            raise ValueError(f"the page has no place for {name}")
-        page = f"{before}<!-- {name} -->\n{text}{mark}{after}"
-    return page
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("docs/step-time"), help="name of the results, no suffix")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/step-time.json"), help="file of the results")
     given = parser.parse_args()
-    values, page = results(), given.output.with_suffix(".md")
-    given.output.with_suffix(".json").write_text(json.dumps(values, indent=1) + "\n")
-    page.write_text(with_tables(page.read_text(), tables(values)))
+    given.output.write_text(json.dumps(results(), indent=1) + "\n")
+    fill_pages()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Training jobs that are hurt once at a random moment, beside one that is not.
 
-    python -m tests.slurm.faults --output docs/faults        # writes docs/faults.json and .md
+    python -m tests.slurm.faults        # writes docs/results/faults.json and fills docs/faults.md
 
 Every job goes through launchers/minordpo.sub on a cluster of three virtual nodes, two of which it uses, with two ranks
 a node. It must end complete, without a manual step, with the bits of the run that was not hurt.
@@ -14,7 +14,6 @@ import random
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_minordpo.records import RunEvent, StepMetrics
+from tests.benchmarks.tables import fill_pages
 from tests.comparison import without_measured
 from tests.slurm.cluster import Cluster, why_not
 
@@ -322,43 +322,19 @@ def write_pairs(path: Path, *, count: int) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def table(outcomes: list[Outcome]) -> str:
-    lines = [
-        "| fault | layout | at step | ended | same bits | steps lost | Slurm's part, s | ours, s | attempts | said |",
-        "|---|---|---:|---|---|---:|---:|---:|---:|---|",
-    ]
-    lines += [
-        f"| {o.fault} | {o.layout} | {o.at_step} | {o.state} | {'yes' if o.bits_equal else 'NO'} | {o.steps_lost} "
-        f"| {o.slurm_seconds:.1f} | {o.our_seconds:.1f} | {o.attempts} | {o.cause} |"
-        for o in outcomes
-    ]
-    for name, values in (
-        ("Slurm's part", [o.slurm_seconds for o in outcomes]),
-        ("ours", [o.our_seconds for o in outcomes]),
-    ):
-        values = sorted(value for value in values if value == value)
-        if values:
-            lines += [
-                "",
-                f"From the fault to training again, {name}: median {statistics.median(values):.1f} s, "
-                f"{values[0]:.1f} to {values[-1]:.1f} s.",
-            ]
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2 * len(FAULTS), help="hurt jobs; faults and layouts take turns")
     parser.add_argument("--fault", choices=[*FAULTS], help="this one only")
     parser.add_argument("--resume", action="store_true", help="go on behind the outcomes that are written down")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("docs/faults"), help="name of the results, no suffix")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/faults.json"), help="file of the results")
     parser.add_argument("--folder", type=Path, help="where runs and logs stay; not given = they go")
     given = parser.parse_args()
     if reason := why_not():
         raise SystemExit(reason)
     folder = given.folder or Path(tempfile.mkdtemp())
-    results = given.output.with_suffix(".json")
+    results = given.output
     outcomes = [Outcome(**row) for row in json.loads(results.read_text())] if given.resume else []
     with prepared(folder.absolute(), num_nodes=3) as (cluster, inputs):
         whole = {layout: Job(cluster, inputs, f"whole_{layout}", layout) for layout in LAYOUTS}
@@ -375,7 +351,7 @@ def main() -> None:
             print(outcomes[-1], file=sys.stderr, flush=True)
             given.output.parent.mkdir(parents=True, exist_ok=True)
             results.write_text(json.dumps([asdict(o) for o in outcomes], indent=1) + "\n")
-            given.output.with_suffix(".md").write_text(table(outcomes))
+            fill_pages()
     if given.folder is None:
         shutil.rmtree(folder)
 

@@ -222,5 +222,5 @@ def test_pre_training_steps_are_expected_to_take_what_was_published(published):
 
 
 def test_the_page_was_written_with_these_formulas():
-    page = json.loads((Path(__file__).parents[3] / "docs/step-time.json").read_text())["published"]
+    page = json.loads((Path(__file__).parents[3] / "docs/results/step-time.json").read_text())["published"]
     assert page == {known.name: pytest.approx(known.comparison()) for known in PUBLISHED}

@@ -1,0 +1,162 @@
+"""What `make bench` measures on CPUs."""
+
+import statistics
+from typing import Any
+
+from tests.benchmarks.tables.markdown import table
+
+MIB = 2**20
+TRAINERS = {
+    "ours": "nemo-minordpo",
+    "ours, torch's matmul": "nemo-minordpo, torch's matmul",
+    "nemo-aligner 0.7.0": "NeMo-Aligner 0.7.0",
+    "trl": "TRL 1.16.0",
+}
+
+
+def _case(case: dict[str, Any]) -> str:
+    return f"{case['model']}, {case['pairs']}, TP={case['tensor_parallel']}, {case['global_batch_size']} pairs per step"
+
+
+def benchmark(results: list[dict[str, Any]]) -> str:
+    rows = []
+    for result in results:
+        where = _case(result["case"])
+        for name, row in result["results"].items():
+            share = f"{row['matmul_peak_fraction']:.0%}" if "matmul_peak_fraction" in row else "-"
+            rows.append(
+                (
+                    where,
+                    TRAINERS[name],
+                    f"{row['seconds']:.2f} ({row['fastest']:.2f}-{row['slowest']:.2f})",
+                    f"{row['pairs_per_s']:.2f}",
+                    f"{result['speed_up'][name]:.1f}x",
+                    share,
+                    f"{row['rss_peak_gib']:.1f}",
+                )
+            )
+            where = ""
+    columns = (
+        "model, pairs, ranks | trainer | s per step (fastest-slowest): | pairs/s: | nemo-minordpo is faster by: "
+        "| of matmul peak: | peak memory, GiB:"
+    )
+    return table(columns, rows)
+
+
+def benchmark_short(results: list[dict[str, Any]]) -> str:
+    """A row a case: how many times faster than each of the others, and their memory."""
+    others = ("nemo-aligner 0.7.0", "trl")
+    rows = []
+    for result in results:
+        trainers, ratio = result["results"], result["speed_up"]
+        memory = [f"{trainers[name]['rss_peak_gib']:.1f}" for name in ("ours", *others) if name in trainers]
+        rows.append(
+            (
+                _case(result["case"]),
+                f"{trainers['ours']['pairs_per_s']:.2f}",
+                *[f"{ratio[name]:.1f}x" if name in ratio else "-" for name in others],
+                " / ".join([*memory, "-"][: len(others) + 1]),
+            )
+        )
+    columns = "float32, two CPU cores | pairs/s: | faster than NeMo-Aligner 0.7.0: | than TRL 1.16.0: "
+    return table(f"{columns}| GiB, in this order:", rows)
+
+
+def peak(rows: list[dict[str, Any]]) -> str:
+    return table(
+        "model | pairs per step: | s per step: | share of the peak (lowest-highest):",
+        [
+            (
+                row["model"],
+                row["pairs"],
+                f"{statistics.median(row['seconds']):.2f}",
+                f"{statistics.median(row['shares']):.0%} ({min(row['shares']):.0%}-{max(row['shares']):.0%})",
+            )
+            for row in rows
+        ],
+    )
+
+
+def head(rows: list[dict[str, Any]]) -> str:
+    return table(
+        "ranks: | head | s, forward and backward (fastest-slowest): | peak memory, GiB:",
+        [
+            (
+                row["ranks"],
+                TRAINERS[row["head"]],
+                f"{row['seconds']:.2f} ({row['fastest']:.2f}-{row['slowest']:.2f})",
+                f"{row['peak_gib']:.2f}",
+            )
+            for row in rows
+        ],
+    )
+
+
+def scaling(rows: list[dict[str, Any]]) -> str:
+    return table(
+        "series | pairs: | length: | shared: | TFLOP: | s: | s per TFLOP:",
+        [
+            (
+                row["series"],
+                row["pairs"],
+                row["length"],
+                f"{row['shared']:.0%}",
+                f"{row['tflop']:.3f}",
+                f"{row['seconds']:.2f}",
+                f"{row['seconds'] / row['tflop']:.2f}",
+            )
+            for row in rows
+        ],
+    )
+
+
+def plan(rows: list[dict[str, Any]]) -> str:
+    return table(
+        "model, pairs | settings | GiB planned: | GiB measured: | s per step planned: | s per step measured:",
+        [
+            (
+                f"{row['model']}, {row['pairs']}",
+                _settings(row["settings"]),
+                f"{row['planned_gib']:.2f}",
+                f"{row['measured_gib']:.2f}",
+                f"{row['planned_seconds']:.2f}",
+                f"{row['measured_seconds']:.2f}",
+            )
+            for row in rows
+        ],
+    )
+
+
+def _settings(given: list[str]) -> str:
+    own = [setting for setting in given if "activations_checkpoint" not in setting]
+    short = ", ".join(setting.removeprefix("model.").removeprefix("trainer.") for setting in own)
+    return short + (", full recomputation" if len(own) < len(given) else "")
+
+
+def conversion(result: dict[str, Any]) -> str:
+    sizes = {name: f"{size / MIB:,.0f} MiB" for name, size in result["bytes"].items()}
+    sentence = (
+        f"Weights: {sizes['weights']}, of which the embedding has {sizes['embedding']} and a layer {sizes['layer']}."
+    )
+    rows = [
+        (name, f"{cost['seconds']:.1f}", *[f"{cost[kind] / MIB:,.0f}" for kind in ("resident", "own")])
+        for name, cost in result["stages"].items()
+    ]
+    return f"{sentence}\n\n{table('stage | seconds: | peak memory, MiB: | of which not mapped from files, MiB:', rows)}"
+
+
+def prepare(results: list[dict[str, Any]]) -> str:
+    return table(
+        "how questions are found | rows: | pairs: | s: | CPU s: | peak memory, MiB:",
+        [
+            (
+                row["case"],
+                f"{row['counts']['rows']:,}",
+                f"{row['counts']['pairs']:,}",
+                f"{row['seconds']:.0f}",
+                f"{row['cpu_seconds']:.0f}",
+                f"{row['peak_mib']:,.0f}",
+            )
+            for row in results
+        ],
+    )

@@ -1,0 +1,83 @@
+"""Reports of `minordpo sweep`, as tests/benchmarks/sweep_results.py writes them: tables by their headings."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from tests.benchmarks.tables.markdown import table
+
+_SETTING = re.compile(r"(?P<loss>\w+), beta (?P<beta>\S+), lr (?P<lr>[^\s,]+)(, seed \d+)?")
+_SCORES = "Report"
+_REPEATS = 5.0  # % of the answers
+
+
+def scores(report: dict[str, Any]) -> str:
+    return _columns(
+        report,
+        {
+            "model": "model",
+            "strict, % (95 % interval)": "correct, % (95 % interval):",
+            "degenerate, %": "degenerate, %:",
+            "rewards/chosen": "rewards/chosen:",
+            "rewards/rejected": "rewards/rejected:",
+            "margin": "margin:",
+        },
+    )
+
+
+def scores_with_flexible(report: dict[str, Any]) -> str:
+    return _columns(
+        report,
+        {
+            "model": "model",
+            "strict, % (95 % interval)": "strict, % (95 % interval):",
+            "flexible %": "flexible, %:",
+            "degenerate, %": "degenerate, %:",
+            "rewards/chosen": "rewards/chosen:",
+            "rewards/rejected": "rewards/rejected:",
+            "margin": "margin:",
+        },
+    )
+
+
+def runs(report: dict[str, Any]) -> str:
+    return whole(_SCORES)(report)
+
+
+def whole(heading: str) -> Callable[[dict[str, Any]], str]:
+    """The table under a heading, as it is."""
+
+    def make(report: dict[str, Any]) -> str:
+        part = report["tables"][heading]
+        columns = [part["columns"][0], *[f"{name}:" for name in part["columns"][1:]]]
+        return table(" | ".join(columns), part["rows"])
+
+    return make
+
+
+def grid(report: dict[str, Any]) -> str:
+    """Strict accuracy of each loss at each learning rate and beta, one number per seed."""
+    part = report["tables"][_SCORES]
+    found: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
+    for row in part["rows"]:
+        named = dict(zip(part["columns"], row, strict=True))
+        if setting := _SETTING.fullmatch(named["model"]):
+            strict = float(named["strict, % (95 % interval)"].split()[0])
+            one = (strict, float(named["degenerate, %"]))
+            found.setdefault((setting["lr"], setting["beta"]), {}).setdefault(setting["loss"], []).append(one)
+    losses = ["dpo", "dpop", "minordpo"]
+    rows = [(*setting, *[_seeds(by_loss[loss]) for loss in losses]) for setting, by_loss in found.items()]
+    return table("learning rate | beta: | dpo: | dpop: | minordpo:", rows)
+
+
+def _seeds(ones: list[tuple[float, float]]) -> str:
+    text = ", ".join(f"{strict:.1f}" for strict, _ in ones)
+    if max(repeats for _, repeats in ones) < _REPEATS:
+        return text
+    return f"{text} ({', '.join(f'{repeats:.0f}' for _, repeats in ones)} % repeat themselves)"
+
+
+def _columns(report: dict[str, Any], chosen: dict[str, str]) -> str:
+    part = report["tables"][_SCORES]
+    places = [part["columns"].index(name) for name in chosen]
+    return table(" | ".join(chosen.values()), [[row[place] for place in places] for row in part["rows"]])
