@@ -1,6 +1,6 @@
 """Rows in, a data set of pairs out: in chunks, in several processes, interruptible, written at once.
 
-Rows are cut into chunks in their order; each chunk is made into a part (parts.py) by a process that has the recipe
+Rows are cut into chunks in their order; each chunk is made into a part (chunk.py) by a process that has the recipe
 open, and lies in `.NAME.parts` beside the output until the last one is there. What comes out depends on rows and
 settings alone, neither on the number of processes nor on interruptions. Whole chunks in flight are all that is in
 memory; of every pair a few numbers are kept at the end, for the split.
@@ -26,12 +26,12 @@ from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import refuse_existing, write_json
 from nemo_minordpo.flat import differences
 from nemo_minordpo.prepare.chat import ChatTemplate
-from nemo_minordpo.prepare.finish import OUTPUT_FILES, Finish, write_data_set
-from nemo_minordpo.prepare.makers import Makers
-from nemo_minordpo.prepare.parts import Part
+from nemo_minordpo.prepare.chunk import Part
+from nemo_minordpo.prepare.data_set import OUTPUT_FILES, Finish, write_data_set
 from nemo_minordpo.prepare.recipe import Recipe
 from nemo_minordpo.prepare.show import report_of, say, show
 from nemo_minordpo.prepare.sources import Row, Source
+from nemo_minordpo.prepare.workers import Makers
 from nemo_minordpo.provenance import code_version
 from nemo_minordpo.records import Manifest
 

@@ -13,8 +13,8 @@ from nemo_minordpo.core.gsm8k import paper_prompt, plain_prompt
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.hugging_face import load_tokenizer
 from nemo_minordpo.prepare.conversation import Message
-from nemo_minordpo.prepare.fields import texts_in
 from nemo_minordpo.prepare.rendering import written_response
+from nemo_minordpo.prepare.tracked_row import texts_in
 from nemo_minordpo.records import PreferencePair
 from nemo_minordpo.sidecars import TOKENIZER_FILES
 
@@ -134,7 +134,7 @@ class ChatTemplate:
         return self._template.date
 
     def with_tools(self, tools: list[dict[str, Any]]) -> "ChatTemplate":
-        """The same for conversations in which functions may be called, see `calls`."""
+        """The same for conversations in which functions may be called, see `tools`."""
         other = copy.copy(self)
         other._template = self._template.with_tools(tools)
         return other

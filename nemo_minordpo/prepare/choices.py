@@ -11,9 +11,9 @@ from nemo_minordpo.checked_json import checked_text
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.build import BuildOptions, build
 from nemo_minordpo.prepare.chat import Prompting
-from nemo_minordpo.prepare.fields import Fields
 from nemo_minordpo.prepare.recipe import Made, MakePair, Recipe
 from nemo_minordpo.prepare.sources import find_sources
+from nemo_minordpo.prepare.tracked_row import TrackedRow
 from nemo_minordpo.records import Manifest, PreferencePair
 
 
@@ -63,7 +63,7 @@ class ChoicesRecipe(Recipe):
     def open(self, scratch: Path) -> MakePair:
         chat = self.prompting.open()
 
-        def make(row: Fields, place: str, number: int) -> Made:
+        def make(row: TrackedRow, place: str, number: int) -> Made:
             asked = read_question(row)
             right = asked.options[asked.right]
             draw = random.Random(f"{self.seed}:{number - 1}")

@@ -5,13 +5,13 @@ from typing import Any
 
 from nemo_minordpo.checked_json import checked_text
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.prepare.calls import read_tools
 from nemo_minordpo.prepare.conversation import Message, read_messages, with_messages
-from nemo_minordpo.prepare.fields import Fields, is_empty
 from nemo_minordpo.prepare.overlap import squeezed
+from nemo_minordpo.prepare.tools import read_tools
+from nemo_minordpo.prepare.tracked_row import TrackedRow, is_empty
 
 _CONVERSATIONS = ("messages", "conversations", "conversation")  # may end with a response
-# Where a column is not named, the first of these that holds something; see Fields.spelt for other spellings.
+# Where a column is not named, the first of these that holds something; see TrackedRow.spelt for other spellings.
 _NAMES = {
     "prompt": ("prompt", "instruction", "question", "input", *_CONVERSATIONS),
     "chosen": ("chosen", "chosen_response"),
@@ -50,7 +50,7 @@ class Columns:
     chosen_reward: str | None = None
     rejected_reward: str | None = None
 
-    def find(self, row: Fields, column: str) -> tuple[str, Any]:
+    def find(self, row: TrackedRow, column: str) -> tuple[str, Any]:
         """(name, value) of a column; the value is None where a column that was not named is missing or empty.
 
         Raises:
@@ -67,7 +67,7 @@ class Columns:
         return column, None
 
 
-def find_prompt(row: Fields, columns: Columns) -> str | list[Message] | None:
+def find_prompt(row: TrackedRow, columns: Columns) -> str | list[Message] | None:
     """The prompt, with the text of the `input` column behind it; None where the row has no column for it.
 
     Raises:
@@ -96,13 +96,13 @@ def _with_input(prompt: str, more: str) -> str:
     return more if squeezed(more).startswith(squeezed(prompt)) else f"{prompt}\n{more}"
 
 
-def find_system(row: Fields, columns: Columns) -> str | None:
+def find_system(row: TrackedRow, columns: Columns) -> str | None:
     """Raises ValueError where the system turn is not a text."""
     name, value = columns.find(row, "system")
     return None if value is None else checked_text(row, name)
 
 
-def find_history(row: Fields, columns: Columns) -> list[Message]:
+def find_history(row: TrackedRow, columns: Columns) -> list[Message]:
     """The turns before the prompt.
 
     Raises:
@@ -122,7 +122,7 @@ def find_history(row: Fields, columns: Columns) -> list[Message]:
     return read_messages(turns, name, row)
 
 
-def find_tools(row: Fields, columns: Columns) -> tuple[str, list[dict[str, Any]]]:
+def find_tools(row: TrackedRow, columns: Columns) -> tuple[str, list[dict[str, Any]]]:
     """(name of the column, the functions that may be called).
 
     Raises:

@@ -5,9 +5,9 @@ import re
 from typing import Any
 
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.prepare.calls import read_calls
-from nemo_minordpo.prepare.fields import Fields, is_empty
 from nemo_minordpo.prepare.overlap import is_telling, squeezed
+from nemo_minordpo.prepare.tools import read_calls
+from nemo_minordpo.prepare.tracked_row import TrackedRow, is_empty
 
 # Role and content, and whatever else a template may have a use for: tool_calls, reasoning_content, name.
 Message = dict[str, Any]
@@ -24,7 +24,7 @@ _HUMAN = re.compile(r"\s*Human:")
 _ASSISTANT = "\n\nAssistant:"
 
 
-def read_messages(value: list[Any], what: str, row: Fields) -> list[Message]:
+def read_messages(value: list[Any], what: str, row: TrackedRow) -> list[Message]:
     """Messages with role and content (or from and value), checked, and their further keys that hold something.
 
     Args:
@@ -80,7 +80,7 @@ def with_messages(value: Any, what: str) -> Any:
     return found if is_all else value
 
 
-def _more_keys(message: dict[str, Any], names: tuple[str, str], row: Fields) -> dict[str, Any]:
+def _more_keys(message: dict[str, Any], names: tuple[str, str], row: TrackedRow) -> dict[str, Any]:
     found = {key: value for key, value in message.items() if key not in names and not is_empty(value)}
     left_out = [key for key in found if row.leaves_out(key)]
     for key in left_out:
@@ -187,4 +187,4 @@ def hh_messages(prompt: str) -> list[Message]:
         raise UserError("a dialogue must end with 'Assistant:'")
     turns = list(zip(roles[:-1], texts[:-1], strict=True))
     messages = [{"from": role, "value": text} for role, text in turns]
-    return read_messages(messages, "dialogue", Fields({})) if turns else []
+    return read_messages(messages, "dialogue", TrackedRow({})) if turns else []

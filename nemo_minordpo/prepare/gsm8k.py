@@ -12,9 +12,9 @@ from nemo_minordpo.prepare.build import BuildOptions, build
 from nemo_minordpo.prepare.chat import Prompting, question_prompts
 from nemo_minordpo.prepare.corruption import corrupt_calculation
 from nemo_minordpo.prepare.corruption_plain import corrupt_result, stated_answer
-from nemo_minordpo.prepare.fields import Fields
 from nemo_minordpo.prepare.recipe import Made, MakePair, Recipe
 from nemo_minordpo.prepare.sources import find_sources
+from nemo_minordpo.prepare.tracked_row import TrackedRow
 from nemo_minordpo.records import Manifest
 
 # Data sets by the keys of question and answer: GSM8K, MetaMathQA, MATH.
@@ -55,7 +55,7 @@ class Gsm8kRecipe(Recipe):
     def open(self, scratch: Path) -> MakePair:
         prompted = question_prompts(self.prompting)
 
-        def make(row: Fields, place: str, number: int) -> Made:
+        def make(row: TrackedRow, place: str, number: int) -> Made:
             question, chosen, rejected = _responses(row, seed=self.seed, row=number - 1)
             pair, note = prompted(question, chosen, rejected)
             return Made(pair=pair, question=str(row.get("original_question") or question), notes=(note,))

@@ -16,12 +16,12 @@ from nemo_minordpo.checked_json import checked_text
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.build import BuildOptions, build
 from nemo_minordpo.prepare.chat import Prompting, question_prompts
-from nemo_minordpo.prepare.fields import Fields
 from nemo_minordpo.prepare.metamathqa import INDEX_NAME, QuestionIndex, build_index
 from nemo_minordpo.prepare.overlap import squeezed
 from nemo_minordpo.prepare.recipe import Made, MakePair, Recipe
 from nemo_minordpo.prepare.show import say
 from nemo_minordpo.prepare.sources import Row, Source, find_sources
+from nemo_minordpo.prepare.tracked_row import TrackedRow
 from nemo_minordpo.records import Manifest, PreferencePair
 
 # Behind the question, before the answer that is to come: "Answer:", "### Response:", "A: Let's think step by step."
@@ -122,7 +122,7 @@ class MetaMathRecipe(Recipe):
     def open(self, scratch: Path) -> MakePair:
         find, prompted = self._finder(scratch), question_prompts(self.prompting)
 
-        def make(row: Fields, place: str, number: int) -> Made:
+        def make(row: TrackedRow, place: str, number: int) -> Made:
             prompt, chosen, rejected = (checked_text(row, name) for name in ("prompt", "chosen", "rejected"))
             digest = hashlib.sha256(prompt.encode()).hexdigest()
             origin = {"source": place, "original_prompt_sha256": digest}

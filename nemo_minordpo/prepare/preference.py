@@ -10,11 +10,11 @@ from nemo_minordpo.prepare.build import BuildOptions, build
 from nemo_minordpo.prepare.chat import ChatTemplate, Prompting
 from nemo_minordpo.prepare.columns import Columns
 from nemo_minordpo.prepare.conversation import Message
-from nemo_minordpo.prepare.fields import Fields
 from nemo_minordpo.prepare.recipe import Made, MakePair, Recipe
 from nemo_minordpo.prepare.rendering import unused_keys
 from nemo_minordpo.prepare.row_formats import Preference, read_preference
 from nemo_minordpo.prepare.sources import find_sources
+from nemo_minordpo.prepare.tracked_row import TrackedRow
 from nemo_minordpo.records import Manifest, PreferencePair
 
 _INVERTED = "chosen has the lower reward of the two"
@@ -79,7 +79,7 @@ class PreferenceRecipe(Recipe):
     def open(self, scratch: Path) -> MakePair:
         chat = self.prompting.open()
 
-        def make(row: Fields, place: str, number: int) -> Made:
+        def make(row: TrackedRow, place: str, number: int) -> Made:
             found = read_preference(row, self.columns)
             pair, note = _plain_pair(found, row) if chat is None else _chat_pair(found, row, chat)
             pair = replace(pair, chosen_reward=found.chosen_reward, rejected_reward=found.rejected_reward)
@@ -99,7 +99,7 @@ def _inverted(found: Preference) -> str:
     return _INVERTED if found.chosen_reward < found.rejected_reward else ""
 
 
-def _plain_pair(found: Preference, row: Fields) -> tuple[PreferencePair, str]:
+def _plain_pair(found: Preference, row: TrackedRow) -> tuple[PreferencePair, str]:
     if not isinstance(found.prompt, str):
         raise UserError(
             "messages, history and a system turn need a chat template: --template chat and --tokenizer "
@@ -114,7 +114,7 @@ def _plain_pair(found: Preference, row: Fields) -> tuple[PreferencePair, str]:
     return PreferencePair(prompt=found.prompt, chosen_response=chosen, rejected_response=rejected), ""
 
 
-def _chat_pair(found: Preference, row: Fields, chat: ChatTemplate) -> tuple[PreferencePair, str]:
+def _chat_pair(found: Preference, row: TrackedRow, chat: ChatTemplate) -> tuple[PreferencePair, str]:
     turns = found.turns()
     if turns[-1]["role"] not in ("user", "tool"):
         raise UserError("the conversation before the response does not end with the user's turn")
@@ -130,7 +130,7 @@ def _chat_pair(found: Preference, row: Fields, chat: ChatTemplate) -> tuple[Pref
     return chat.pair(turns, chosen=_plain(chosen), rejected=_plain(rejected))
 
 
-def _used(turns: list[Message], row: Fields, chat: ChatTemplate) -> list[Message]:
+def _used(turns: list[Message], row: TrackedRow, chat: ChatTemplate) -> list[Message]:
     """The turns without the keys for which the template has no use.
 
     Raises:

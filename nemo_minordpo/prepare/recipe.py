@@ -8,7 +8,7 @@ from typing import Any
 
 from nemo_minordpo.files import sha256_of_file
 from nemo_minordpo.prepare.chat import Prompting
-from nemo_minordpo.prepare.fields import Fields
+from nemo_minordpo.prepare.tracked_row import TrackedRow
 from nemo_minordpo.records import PreferencePair
 
 
@@ -26,7 +26,7 @@ class Made:
 
 
 # (the row, its place, its number) -> pair; a ValueError is a rejection, "reason: detail".
-MakePair = Callable[[Fields, str, int], Made]
+MakePair = Callable[[TrackedRow, str, int], Made]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ from nemo_minordpo.prepare.conversation import (
     split_hh,
     with_messages,
 )
-from nemo_minordpo.prepare.fields import Fields
 from nemo_minordpo.prepare.overlap import rest_behind, squeezed, without_prompt
+from nemo_minordpo.prepare.tracked_row import TrackedRow
 
 REPEATED = "the prompt, or its end, began both responses and was taken out of them"
 _OF_COMPLETION = ("response", "overall_score")
@@ -67,7 +67,7 @@ class _Parts(NamedTuple):
     repeats: bool = False
 
 
-def read_preference(row: Fields, columns: Columns) -> Preference:
+def read_preference(row: TrackedRow, columns: Columns) -> Preference:
     """A row of any layout that is known.
 
     Raises:
@@ -101,7 +101,7 @@ def read_preference(row: Fields, columns: Columns) -> Preference:
     )
 
 
-def _response(row: Fields, columns: Columns, column: str) -> str | list[Message]:
+def _response(row: TrackedRow, columns: Columns, column: str) -> str | list[Message]:
     name, value = columns.find(row, column)
     if value is None:
         raise UserError(f"missing or empty: column {name!r}")
@@ -115,7 +115,7 @@ def _response(row: Fields, columns: Columns, column: str) -> str | list[Message]
     return value
 
 
-def _best_and_worst(row: Fields) -> tuple[str, str, tuple[float, float]]:
+def _best_and_worst(row: TrackedRow) -> tuple[str, str, tuple[float, float]]:
     """Texts and scores of the best and the worst of UltraFeedback's completions; of equals the first counts."""
     completions = row["completions"]
     if not isinstance(completions, list):

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nemo_minordpo.prepare.parts import Part
+from nemo_minordpo.prepare.chunk import Part
 from nemo_minordpo.prepare.statistics import statistics_table
 from nemo_minordpo.records import Manifest, PreferencePair
 

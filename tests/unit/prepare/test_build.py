@@ -16,7 +16,7 @@ import pytest
 from filelock import FileLock
 
 from nemo_minordpo.prepare import build as build_module
-from nemo_minordpo.prepare import makers
+from nemo_minordpo.prepare import workers
 from nemo_minordpo.prepare.build import BuildOptions
 from nemo_minordpo.prepare.chat import Prompting
 from nemo_minordpo.prepare.preference import prepare_preference
@@ -88,8 +88,8 @@ def test_every_row_is_a_pair_or_a_rejected_row_in_its_order(mixed, tmp_path):
 
 
 def test_output_is_the_same_whatever_the_number_of_workers(mixed, tmp_path):
-    for workers in (1, 3):
-        _prepare(mixed, tmp_path / f"out{workers}", num_validation=20, max_rejected=0.1, workers=workers)
+    for number in (1, 3):
+        _prepare(mixed, tmp_path / f"out{number}", num_validation=20, max_rejected=0.1, workers=number)
     assert _bytes(tmp_path / "out1") == _bytes(tmp_path / "out3")
     assert len(_bytes(tmp_path / "out1")[0]) == 5
 
@@ -315,12 +315,12 @@ def _make_or_die(path, rows):
     return _real_make_in_worker(path, rows)
 
 
-_real_make_in_worker = makers._make_in_worker
+_real_make_in_worker = workers._make_in_worker
 
 
 def test_a_dying_worker_is_told_and_what_is_made_is_kept(tmp_path, monkeypatch):
     source = _write(tmp_path / "rows.jsonl", map(_row, range(70)))
-    monkeypatch.setattr(makers, "_make_in_worker", _make_or_die)
+    monkeypatch.setattr(workers, "_make_in_worker", _make_or_die)
     with pytest.raises(ValueError, match="a worker process ended unexpectedly"):
         _prepare(source, tmp_path / "out", workers=2)
     assert not (tmp_path / "out").exists()

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.chat import Prompting
-from nemo_minordpo.prepare.fields import Fields
 from nemo_minordpo.prepare.overlap import squeezed
 from nemo_minordpo.prepare.preference import PreferenceRecipe
+from nemo_minordpo.prepare.tracked_row import TrackedRow
 from nemo_minordpo.records import PreferencePair
 from tests.fuzzing import FUZZ, NUM_EXAMPLES
 from tests.unit.prepare.templates import TOOLS, save_tokenizer
@@ -84,7 +84,7 @@ def test_mutated_rows(makers):
     @given(st.sampled_from(ROWS), st.sampled_from([0, 1]), st.booleans(), st.randoms(use_true_random=False))
     def try_one(row, kind, is_mutated, draw):
         row = _mutated_row(draw, row) if is_mutated else row
-        fields = Fields(row)
+        fields = TrackedRow(row)
         try:
             made = makers[kind](fields, "rows.jsonl:1", 1)
             PreferencePair.from_json(json.dumps(vars(made.pair)))
@@ -103,13 +103,13 @@ def test_mutated_rows(makers):
 
 def test_every_row_is_of_a_layout_that_is_known(makers):
     for row in ROWS:
-        made = makers[1](Fields(row), "rows.jsonl:1", 1)
+        made = makers[1](TrackedRow(row), "rows.jsonl:1", 1)
         check_nothing_is_lost(row, made.pair, ())
 
 
 def test_a_loss_would_be_seen(makers):
     row = ROWS[-3]
-    made = makers[1](Fields(row), "rows.jsonl:1", 1)
+    made = makers[1](TrackedRow(row), "rows.jsonl:1", 1)
     for column in ("instruction", "system", "history", "chosen"):
         with pytest.raises(AssertionError, match=column):
             check_nothing_is_lost({**row, column: "Something else."}, made.pair, ())

@@ -9,9 +9,9 @@ from pyarrow import parquet
 from nemo_minordpo.prepare.build import BuildOptions
 from nemo_minordpo.prepare.chat import Prompting
 from nemo_minordpo.prepare.columns import Columns
-from nemo_minordpo.prepare.fields import Fields
 from nemo_minordpo.prepare.preference import prepare_preference
 from nemo_minordpo.prepare.row_formats import REPEATED, Preference, read_preference
+from nemo_minordpo.prepare.tracked_row import TrackedRow
 from nemo_minordpo.records import PreferencePair
 from tests.unit.prepare.templates import CHATML, TOOLS, save_tokenizer
 
@@ -28,7 +28,7 @@ FIRST = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "He
 
 
 def _read(row, **columns):
-    return read_preference(Fields(row), Columns(**columns))
+    return read_preference(TrackedRow(row), Columns(**columns))
 
 
 def _share_gpt(*messages):
@@ -451,7 +451,7 @@ def test_a_turn_of_which_the_template_leaves_nothing_is_refused(tmp_path):
 
 def test_unused_keys_of_completions_are_named():
     completions = [{"response": text, "overall_score": n, "principle": "truth"} for n, text in enumerate("ab")]
-    row = Fields({"instruction": "Sky?", "completions": completions})
+    row = TrackedRow({"instruction": "Sky?", "completions": completions})
     read_preference(row, Columns())
     pair = PreferencePair(prompt="Sky?", chosen_response="b", rejected_response="a")
     assert row.unread(pair, question="Sky?") == (["principle in completions"], [])

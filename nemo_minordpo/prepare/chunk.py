@@ -14,10 +14,10 @@ import numpy as np
 
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import to_json_line
-from nemo_minordpo.prepare.fields import Fields
 from nemo_minordpo.prepare.recipe import Made, MakePair, reason_kind
 from nemo_minordpo.prepare.sources import Row
 from nemo_minordpo.prepare.statistics import MEASURES, measure
+from nemo_minordpo.prepare.tracked_row import TrackedRow
 from nemo_minordpo.records import PreferencePair
 
 _SAMPLES = 5
@@ -33,7 +33,7 @@ def write_part(
     lost: dict[str, list[str]] = {}  # name -> places
     for row in rows:
         try:
-            fields = Fields(row.fields(), left_out=ignore_columns)
+            fields = TrackedRow(row.fields(), left_out=ignore_columns)
             one = make(fields, row.place, row.number)
             line = _line(one)
         except UserError as error:

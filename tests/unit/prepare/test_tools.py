@@ -1,6 +1,6 @@
 import pytest
 
-from nemo_minordpo.prepare.calls import read_calls, read_tools
+from nemo_minordpo.prepare.tools import read_calls, read_tools
 
 FUNCTION = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
 TOOL = {"type": "function", "function": FUNCTION}

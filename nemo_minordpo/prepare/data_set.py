@@ -11,7 +11,7 @@ import numpy as np
 
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import write_json
-from nemo_minordpo.prepare.parts import Part, rejection_line
+from nemo_minordpo.prepare.chunk import Part, rejection_line
 from nemo_minordpo.prepare.recipe import reason_kind
 from nemo_minordpo.prepare.statistics import draw_histograms, summarise
 from nemo_minordpo.records import Manifest

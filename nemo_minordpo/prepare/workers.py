@@ -9,7 +9,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from nemo_minordpo.prepare.parts import write_part
+from nemo_minordpo.prepare.chunk import write_part
 from nemo_minordpo.prepare.recipe import MakePair, Recipe
 from nemo_minordpo.prepare.sources import Row
 

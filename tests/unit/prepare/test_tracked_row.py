@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from nemo_minordpo.prepare.fields import Fields, is_empty
+from nemo_minordpo.prepare.tracked_row import TrackedRow, is_empty
 from nemo_minordpo.records import PreferencePair
 
 PAIR = PreferencePair(
@@ -13,7 +13,7 @@ PAIR = PreferencePair(
 
 
 def _unread(columns, *, read=(), left_out=()):
-    row = Fields(columns, left_out=left_out)
+    row = TrackedRow(columns, left_out=left_out)
     for name in read:
         row.get(name)
     return row.unread(PAIR, question="Who went home?")
@@ -70,7 +70,7 @@ def test_what_the_pair_repeats_is_not_lost(column, value, is_lost):
 
 
 def test_keys_within_a_column():
-    row = Fields({"chosen": []}, left_out=["thinking"])
+    row = TrackedRow({"chosen": []}, left_out=["thinking"])
     for key in ("name", "reasoning_content", "thinking"):
         row.drop(key, within="messages")
     found = row.unread(PAIR, question="")
@@ -79,7 +79,7 @@ def test_keys_within_a_column():
 
 
 def test_a_column_is_found_in_another_spelling():
-    row = Fields({"Prompt": 1, "prompt_": 2, "chosen": 3, "Chosen": 4})
+    row = TrackedRow({"Prompt": 1, "prompt_": 2, "chosen": 3, "Chosen": 4})
     assert [row.spelt(name) for name in ("prompt", "chosen", "none")] == ["Prompt", "chosen", "none"]
 
 

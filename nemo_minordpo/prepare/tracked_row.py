@@ -37,7 +37,7 @@ class Unread(NamedTuple):
     lost: list[str]
 
 
-class Fields(dict[str, Any]):
+class TrackedRow(dict[str, Any]):
     """The columns of a row, without those that are to be left out; reading one by its name is remembered."""
 
     def __init__(self, columns: Mapping[str, Any], *, left_out: Iterable[str] = ()):
