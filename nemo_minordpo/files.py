@@ -1,15 +1,18 @@
-"""Files that a reader finds whole or not at all, and what is asked of files everywhere.
+"""Files and folders that a reader finds whole or not at all, and what is asked of files everywhere.
 
-A file is written under a temporary name in its folder, synced to the disk, and renamed.
+A file is written under a temporary name in its folder, synced to the disk, and renamed; a folder is built beside its
+place and renamed.
 """
 
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 from nemo_minordpo.errors import UserError
@@ -24,7 +27,7 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         mode: "w" for text in UTF-8, or "wb".
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # process ids recur on other nodes
     try:
         with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as out:
             yield out
@@ -33,6 +36,26 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def staging_folder(output: Path) -> Iterator[Path]:
+    """A temporary folder on the file system of `output`, removed at the end with whatever was left in it."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+        yield Path(folder)
+
+
+def publish(staged: Path, output: Path) -> None:
+    """Rename `staged` (a file or folder) to `output`, taking the place of what is there.
+
+    A folder cannot be replaced in one step: the old one is moved into the staging folder first and goes with it.
+    """
+    if output.is_dir():
+        os.rename(output, staged.with_name(f"{staged.name}.replaced"))
+    elif output.exists() and staged.is_dir():
+        output.unlink()
+    os.replace(staged, output)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from nemo_minordpo.convert.facts import facts_from_config
 from nemo_minordpo.convert.hf_folder import HfWeights, write_weights
-from nemo_minordpo.convert.staging import progress_bar, publish, staging_folder
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.files import refuse_existing, sha256_of_file, write_json
+from nemo_minordpo.files import publish, refuse_existing, sha256_of_file, staging_folder, write_json
 from nemo_minordpo.records import Manifest
+from nemo_minordpo.terminal import progress_bar
 
 _SPECIAL = 3  # token_type of a control token
 _REQUIRED = {"general.architecture": "llama", "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm"}

@@ -1,6 +1,7 @@
 """Import: a Hugging Face folder becomes a `.nemo` that Megatron loads at any tensor- and pipeline-parallel size."""
 
 import math
+import shutil
 import tarfile
 from collections import deque
 from collections.abc import Callable
@@ -17,13 +18,13 @@ from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_conf
 from nemo_minordpo.convert.hf_folder import HfWeights, dtype_name, parse_dtype
 from nemo_minordpo.convert.mapping import Row, extra_state_keys, mapping_table
 from nemo_minordpo.convert.nemo_source import WEIGHTS_FOLDER
-from nemo_minordpo.convert.staging import note, progress_bar, publish, require_room, staging_folder
 from nemo_minordpo.convert.tokenizers import check_tokenizer
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.files import refuse_existing, sha256_of_file, write_json
+from nemo_minordpo.files import publish, refuse_existing, sha256_of_file, staging_folder, write_json
 from nemo_minordpo.host.heap import return_freed_memory
 from nemo_minordpo.records import Manifest
 from nemo_minordpo.sidecars import copy_sidecars, require_tokenizer, tokenizer_folder
+from nemo_minordpo.terminal import progress_bar, say
 
 
 def manifest_path(nemo: Path) -> Path:
@@ -62,10 +63,10 @@ def import_hf(source: Path, output: Path, *, overwrite: bool = False, dtype: str
         _require_one_type_a_kind(weights, facts)
     for line in [weights.found.note, *check_tokenizer(source, vocab_size=facts.vocab_size)]:
         if line is not None:
-            note(line)
+            say(line)
     main_dtype = target_dtype or weights.dtypes["model.embed_tokens.weight"]
     num_bytes = _num_parameters(facts) * main_dtype.itemsize
-    require_room(output.parent.absolute(), num_bytes=2 * num_bytes)
+    _require_room(output.parent.absolute(), num_bytes=2 * num_bytes)
     with staging_folder(output) as folder:
         _write_weights(folder / WEIGHTS_FOLDER, weights, facts, dtype=target_dtype)
         config = model_config.model_config(facts, tokenizer=beside[0].absolute(), dtype=main_dtype)
@@ -81,6 +82,15 @@ def import_hf(source: Path, output: Path, *, overwrite: bool = False, dtype: str
         publish(folder / "manifest.json", beside[1])
         publish(folder / output.name, output)
     return manifest
+
+
+def _require_room(folder: Path, *, num_bytes: int) -> None:
+    """Raise UserError when the file system of `folder`, or of the nearest parent that exists, has less free."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise UserError(f"{folder}: {free / 1e9:.1f} GB free, {num_bytes / 1e9:.1f} GB needed")
 
 
 def _require_one_type_a_kind(weights: HfWeights, facts: ModelFacts) -> None:

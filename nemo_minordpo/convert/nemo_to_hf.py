@@ -16,13 +16,13 @@ from nemo_minordpo.convert.hf_folder import dtype_name, parse_dtype, write_weigh
 from nemo_minordpo.convert.lora_weights import open_weights
 from nemo_minordpo.convert.mapping import EMBEDDING, HEAD, VOCAB, Row, mapping_table
 from nemo_minordpo.convert.nemo_source import NemoSource, open_source, rank_files
-from nemo_minordpo.convert.staging import note, progress_bar, publish, staging_folder
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.files import refuse_existing, sha256_of_file, write_text
+from nemo_minordpo.files import publish, refuse_existing, sha256_of_file, staging_folder, write_text
 from nemo_minordpo.host.heap import return_freed_memory
 from nemo_minordpo.prompts import ways_of_run
 from nemo_minordpo.records import Manifest
 from nemo_minordpo.sidecars import copy_sidecars, require_tokenizer
+from nemo_minordpo.terminal import progress_bar, say
 
 
 def export_hf(
@@ -112,7 +112,7 @@ def _base_folder(source: NemoSource, tokenizer: Path | None) -> Path:
 
 def _require_agreement(source: NemoSource, facts: ModelFacts, base: Path) -> None:
     if source.config is None:
-        note(f"{source.origin}: no {model_config.FILE} in or above it; {base / 'config.json'} is taken at its word")
+        say(f"{source.origin}: no {model_config.FILE} in or above it; {base / 'config.json'} is taken at its word")
         return
     found = model_config.differences(facts, source.config)
     if found:
@@ -135,7 +135,7 @@ def _with_actual_tie(checkpoint: Checkpoint, facts: ModelFacts, where: Path) -> 
         return facts
     if checkpoint.has_equal_rows(HEAD, EMBEDDING, num_rows=facts.vocab_size):
         return facts
-    note(f"{where}: its output layer differs from its embedding: exported with tie_word_embeddings=false")
+    say(f"{where}: its output layer differs from its embedding: exported with tie_word_embeddings=false")
     return replace(facts, tied=False)
 
 

@@ -22,9 +22,8 @@ from nemo_minordpo.convert.lora_weights import Adapters, read_adapters, require_
 from nemo_minordpo.convert.mapping import mapping_table
 from nemo_minordpo.convert.nemo_source import NemoSource, open_source
 from nemo_minordpo.convert.nemo_to_hf import hf_side, inputs_of
-from nemo_minordpo.convert.staging import publish, staging_folder
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.files import refuse_existing
+from nemo_minordpo.files import publish, refuse_existing, staging_folder
 from nemo_minordpo.records import Manifest
 
 CONFIG, TENSORS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."

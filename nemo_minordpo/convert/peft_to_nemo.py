@@ -24,9 +24,8 @@ from nemo_minordpo.convert.lora_weights import IN, LAYERS, OUT, TARGETS
 from nemo_minordpo.convert.mapping import Row, mapping_table
 from nemo_minordpo.convert.nemo_source import WEIGHTS_FOLDER
 from nemo_minordpo.convert.peft_folder import CONFIG, PREFIX, TENSORS
-from nemo_minordpo.convert.staging import publish, staging_folder
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.files import refuse_existing, sha256_of_file, write_json
+from nemo_minordpo.files import publish, refuse_existing, sha256_of_file, staging_folder, write_json
 from nemo_minordpo.records import Manifest
 from nemo_minordpo.sidecars import copy_sidecars, require_tokenizer, tokenizer_folder
 

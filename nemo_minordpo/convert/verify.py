@@ -25,7 +25,6 @@ from nemo_minordpo.convert.lora_weights import open_weights
 from nemo_minordpo.convert.modules import Trace, compare_modules, trace_hf
 from nemo_minordpo.convert.nemo_source import NemoSource, open_source
 from nemo_minordpo.convert.restored import restore
-from nemo_minordpo.convert.staging import progress_bar
 from nemo_minordpo.convert.tokenizers import tokenizer_problems
 from nemo_minordpo.core.finite import require_finite_tensors
 from nemo_minordpo.errors import UserError
@@ -33,6 +32,7 @@ from nemo_minordpo.files import read_lines
 from nemo_minordpo.hugging_face import load_causal_lm, load_tokenizer
 from nemo_minordpo.records import PreferencePair
 from nemo_minordpo.sidecars import require_tokenizer
+from nemo_minordpo.terminal import progress_bar
 
 TEXTS = (
     "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May.",

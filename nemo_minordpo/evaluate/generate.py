@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from transformers import GenerationConfig, LogitsProcessorList
 
 from nemo_minordpo.core.boundaries import beginning_of, end_ids, missing_beginning
 from nemo_minordpo.core.finite import require_finite_tensors
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.hugging_face import find_weights, load_causal_lm, load_tokenizer
+from nemo_minordpo.terminal import say
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -137,7 +137,7 @@ def load_generator(folder: Path, *, dtype: str, device: str) -> Generator:
     torch_dtype = _DTYPES.get(dtype, torch.float32 if place.type == "cpu" else "auto")
     tokenizer = load_tokenizer(folder)
     if note := find_weights(folder).note:
-        Console(stderr=True).print(note, highlight=False, soft_wrap=True, markup=False)
+        say(note)
     model, loading = load_causal_lm(folder, torch_dtype=torch_dtype, output_loading_info=True)
     if loading["missing_keys"]:
         names = sorted(loading["missing_keys"])

@@ -6,9 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from nemo_minordpo.core.chat_template import date_line
 from nemo_minordpo.core.gsm8k import ANSWER_RULES, Problem
 from nemo_minordpo.errors import UserError
@@ -19,6 +16,7 @@ from nemo_minordpo.evaluate.score import is_strictly_right, judge, score
 from nemo_minordpo.files import read_lines, refuse_existing, sha256_of_file, write_json, write_jsonl
 from nemo_minordpo.provenance import code_version
 from nemo_minordpo.records import Manifest, Prediction, Score
+from nemo_minordpo.terminal import progress_bar, say
 
 # What a model's output depends on; checkpoints of an optimizer or a manifest beside it do not count.
 _MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
@@ -139,7 +137,6 @@ def _prompts(
     if prompts_of is not None:
         asking = asking.as_in(prompts_of)
     prompts = asking.prompts(generator.tokenizer, interrupted_date=interrupted_date)
-    say = Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print
     if date := prompts.way["date"]:
         say(date_line(date))
     if line := prompts.not_as_trained(model):
@@ -186,14 +183,10 @@ def _answer(
     """Fill `partial` up, in batches of like length; the longest come first, so that memory runs out early or never."""
     missing = [index for index in range(len(problems)) if index not in partial.found]
     missing.sort(key=lambda index: len(prompts[index]), reverse=True)
-    columns = (
-        TextColumn("Answering"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[state]}"),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        if partial.found:
-            progress.console.print(f"going on: {len(partial.found)} of {len(problems)} questions are answered already")
-        task = progress.add_task("", total=len(problems), completed=len(partial.found), state="")
+    if partial.found:
+        say(f"resuming: {len(partial.found)} of {len(problems)} questions are answered already")
+    with progress_bar("{task.fields[state]}") as progress:
+        task = progress.add_task("answering", total=len(problems), completed=len(partial.found), state="")
         for start in range(0, len(missing), batch_size):
             batch = missing[start : start + batch_size]
             tokens = itertools.count(1)

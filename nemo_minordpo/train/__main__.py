@@ -2,9 +2,8 @@
 
 import sys
 
-from rich.console import Console
-
 from nemo_minordpo.errors import UserError, refused_by_machine
+from nemo_minordpo.terminal import say
 from nemo_minordpo.train.launch import ONLY_REFERENCE, main
 
 if __name__ == "__main__":
@@ -15,5 +14,5 @@ if __name__ == "__main__":
         message = refused_by_machine(error) if isinstance(error, OSError) else str(error)
         if not message:
             raise
-        Console(stderr=True).print(f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+        say(f"error: {message}", style="red")
         sys.exit(2)

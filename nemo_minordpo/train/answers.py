@@ -5,7 +5,6 @@ watch/reference.npz    two answers to each prompt, sampled from the reference be
                        log-probabilities: what the divergence is estimated on
 """
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import torch
 from nemo_minordpo.core.boundaries import end_ids
 from nemo_minordpo.core.repetition import degenerate_reason, repeated_4grams
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.files import read_lines, write_jsonl
+from nemo_minordpo.files import read_lines, whole_file, write_jsonl
 from nemo_minordpo.records import WatchedAnswer
 from nemo_minordpo.train.data.dataset import PairBatches
 from nemo_minordpo.train.data.tokens import ArrayWriter, TokenArrays
@@ -71,11 +70,9 @@ class AnswerWatch:
             self._samples = self.batches_of(arrays)
             self._reference = log_probs_of(self.model, self._samples)
         if _is_first_rank():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = self.folder / f".reference.attempt_{attempt.number}.npz"
-            np.savez(temporary, log_probs=self._reference, **vars(arrays))
-            attempt.check()
-            os.replace(temporary, self._reference_file)
+            with whole_file(self._reference_file, "wb") as out:
+                np.savez(out, log_probs=self._reference, **vars(arrays))
+                attempt.check()
 
     def resume(self) -> None:
         """Go on with what :meth:`begin` kept.

@@ -195,9 +195,9 @@ def _lightning_trainer(config: TrainConfig, model_config: Any) -> Any:
 
 def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any) -> Any:
     """The packed batches of a split, with what the reference says of its pairs where that is kept."""
-    from nemo_minordpo.train.reference import (
+    from nemo_minordpo.train.reference import evaluate_reference
+    from nemo_minordpo.train.reference_cache import (
         ReferenceCache,
-        evaluate_reference,
         load_or_evaluate,
         reference_folder,
         reference_key,

@@ -1,7 +1,6 @@
 """What the figures share: a canvas without a display, colours, and files that are whole or absent."""
 
 import math
-import os
 from pathlib import Path
 
 from matplotlib import colormaps
@@ -9,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+
+from nemo_minordpo.files import whole_file
 
 # Okabe and Ito's palette: told apart with every common colour blindness, and by dashes in black and white.
 REWARD_COLORS = {"rewards/chosen": "#0072B2", "rewards/rejected": "#D55E00", "rewards/margin": "#009E73"}
@@ -57,7 +58,5 @@ def legend_above(figure: Figure, axes: Axes, *, columns: int) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, format="png", dpi=150)
-    os.replace(temporary, path)
+    with whole_file(path, "wb") as out:
+        figure.savefig(out, format="png", dpi=150)

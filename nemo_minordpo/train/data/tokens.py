@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
 from nemo_minordpo.config import DataSection
 from nemo_minordpo.core.pair_packing import num_shared_tokens
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import read_lines, to_json_line, write_json, write_text
 from nemo_minordpo.records import PreferencePair
+from nemo_minordpo.terminal import progress_bar, say
 from nemo_minordpo.train.data.encoding import OVERLONG, encode
 
 _CHUNK = 512  # pairs that the tokenizer encodes at once, over all cores
@@ -96,7 +95,7 @@ def tokenize_files(files: list[Path], folder: Path, *, tokenizer: Any, data: Dat
     writer = ArrayWriter()
     left_out: list[LeftOut] = []
     num_cut = 0
-    with Progress(transient=True) as progress:
+    with progress_bar(counted=False, transient=True) as progress:
         task = progress.add_task(f"tokenising {split} pairs", total=sum(file.stat().st_size for file in files))
         for chunk in _chunks(files, left_out, advance=lambda size: progress.advance(task, size)):
             num_cut += _encode(chunk, tokenizer=tokenizer, data=data, writer=writer, left_out=left_out)
@@ -155,7 +154,7 @@ def _say_counts(split: str, counts: Counter[str], folder: Path, *, num_cut: int)
         text += f"; left out: {', '.join(left_out)} (file and line of each: {folder / 'left_out_pairs.jsonl'})"
     if num_cut:
         text += f"\n{split}: {num_cut} responses go on behind their end, with white space or a second end: cut there"
-    Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+    say(text)
 
 
 def load_arrays(folder: Path) -> TokenArrays:

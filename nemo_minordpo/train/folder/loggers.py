@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from omegaconf import OmegaConf
-from rich.console import Console
 
 from nemo_minordpo.config import TrainConfig
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import write_text
+from nemo_minordpo.terminal import say
 
 # W&B's axis, as Lightning's logger names it, so that runs compare with those of other trainers.
 STEP = "trainer/global_step"
@@ -120,7 +120,7 @@ class Wandb:
         except Exception as error:  # W&B documents none
             self._run = None
             words = f"W&B takes no more metrics of this attempt ({type(error).__name__}: {error}); metrics.jsonl does"
-            Console(stderr=True).print(words, highlight=False, markup=False, soft_wrap=True)
+            say(words)
 
 
 def wandb_arguments(config: TrainConfig, folder: Path) -> dict[str, Any]:

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from nemo_minordpo.config import TrainConfig
 from nemo_minordpo.files import to_json_line
 from nemo_minordpo.host import StandIn
 from nemo_minordpo.records import StepMetrics
+from nemo_minordpo.terminal import progress_bar
 from nemo_minordpo.train.folder.attempt import Attempt
 from nemo_minordpo.train.folder.loggers import open_loggers
 from nemo_minordpo.train.folder.run_folder import RunFolder
@@ -57,13 +58,9 @@ class RunLog:
             logger.start(resumed)
         if resumed:
             self._say(f"resumed at step {resumed} of {max_steps}")
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[values]}"),
-        )  # fmt: skip
         with (
             self._folder.open_metrics(after=resumed) as self._metrics,
-            Progress(*columns, console=self._console, redirect_stdout=False) as bar,
+            progress_bar("{task.fields[values]}", console=self._console, redirect_stdout=False) as bar,
         ):
             title = f"training {self._config.model.dpo.preference_loss}"
             self._task = bar.add_task(title, total=max_steps, completed=resumed, values="")

@@ -1,4 +1,4 @@
-"""Kept reference log-probabilities: what they depend on, what is refused, and who evaluates when several want to."""
+"""Cached reference log-probabilities: what they depend on, what is refused, and who evaluates when several want to."""
 
 import dataclasses
 import json
@@ -17,14 +17,13 @@ import torch.multiprocessing as mp
 from nemo_minordpo import provenance
 from nemo_minordpo.config import compose, load
 from nemo_minordpo.host import cuda
-from nemo_minordpo.train import reference
+from nemo_minordpo.train import reference_cache
 from nemo_minordpo.train.folder.run_folder import RunFolder
-from nemo_minordpo.train.reference import (
+from nemo_minordpo.train.reference import evaluate_reference, noise_of_reference
+from nemo_minordpo.train.reference_cache import (
     ReferenceCache,
     ReferenceKey,
-    evaluate_reference,
     load_or_evaluate,
-    noise_of_reference,
     reference_folder,
     reference_key,
 )
@@ -101,13 +100,15 @@ def test_an_entry_without_its_description_is_not_there(filled):
     assert not filled.has(KEY)
 
 
-@pytest.mark.parametrize("step", ["save_file", "sha256_of_file", "os.replace", "write_json"])
+@pytest.mark.parametrize(
+    "step", ["train.reference_cache.save", "files.os.fsync", "files.os.replace", "train.reference_cache.write_json"]
+)
 def test_a_write_that_stops_halfway_leaves_no_entry(cache, monkeypatch, step):
     def stop(*arguments):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"nemo_minordpo.train.reference.{step}", stop)
+        patch.setattr(f"nemo_minordpo.{step}", stop)
         with pytest.raises(KeyboardInterrupt):
             cache.write(KEY, VALUES, layout="TP=1")
     assert not cache.has(KEY)
@@ -432,7 +433,7 @@ def test_a_rank_evaluates_its_share(one_rank):
 def start_rank(folder, group, *, rank=0, ranks=1):
     torch.set_num_threads(1)
     cuda.install()
-    reference._WAIT_S = 0.1
+    reference_cache._WAIT_S = 0.1
     dist.init_process_group("gloo", init_method=f"file://{folder}/{group}", rank=rank, world_size=ranks)
     return ReferenceCache(folder / "cache")
 

@@ -1,0 +1,227 @@
+"""Log-probabilities of all responses under the reference, cached in a folder: evaluated once, read by every run.
+
+Two files an entry, named by the digest of its key: `DIGEST.safetensors` with the columns `chosen` and `rejected`
+([N], float64, nats), and beside it `DIGEST.json` with the key in plain words and the checksum of the columns. The
+latter is written last: an entry without it is not there.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from safetensors.numpy import load_file, save
+
+from nemo_minordpo.config import TrainConfig
+from nemo_minordpo.errors import UserError
+from nemo_minordpo.files import sha256_of_file, whole_file, write_json
+from nemo_minordpo.flat import differences
+from nemo_minordpo.provenance import code_version
+from nemo_minordpo.terminal import say
+from nemo_minordpo.train.folder.run_folder import RunFolder
+
+# Beside trainer.precision they decide in which numbers is computed.
+_NUMBERS = (
+    "megatron_amp_O2", "transformer_engine",
+    "fp8", "fp8_hybrid", "fp8_margin", "fp8_amax_history_len", "fp8_amax_compute_algo",
+)  # fmt: skip
+_WAIT_S = 2.0  # between looks at a lock that another run holds
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceKey:
+    """Everything that the log-probabilities depend on, but for rounding (layout, packing).
+
+    weights: sha256 of the checkpoint, and of adapters that training starts from, with their scale.
+    tokenizer: sha256 of its files.
+    pairs: sha256 of the tokenised pairs, in their order: what the files, the length limit and EOS make of them.
+    seq_length: the length limit, tokens.
+    precision: trainer.precision, and what else decides in which numbers is computed.
+    model: settings over the checkpoint's own configuration.
+    code: digest of our own code, and versions of the packages that compute.
+    """
+
+    weights: str
+    tokenizer: str
+    pairs: str
+    seq_length: int
+    precision: str
+    model: str
+    code: str
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:24]
+
+
+def reference_key(config: TrainConfig, folder: RunFolder, split: str, model_config: Any) -> ReferenceKey:
+    """The key of a split of a prepared run folder.
+
+    Args:
+        config: the run's.
+        folder: after launch.prepare_run: it holds the digests of the inputs and the tokenised pairs.
+        split: train or validation.
+        model_config: what the model was built with.
+    """
+    digests = folder.input_digests()
+    section = config.model
+    numbers = {name: model_config.get(name) for name in _NUMBERS}
+    return ReferenceKey(
+        weights=digests["reference"],
+        tokenizer=digests["tokenizer"],
+        pairs=_digest_of_pairs(folder.data(split)),
+        seq_length=section.data.seq_length,
+        precision=", ".join([config.trainer.precision, *(f"{name}={value}" for name, value in numbers.items())]),
+        model=json.dumps(config.checkpoint_overrides, sort_keys=True),
+        code=code_version("train"),
+    )
+
+
+def reference_folder(config: TrainConfig) -> Path:
+    """Where entries lie: as set, or beside the run folder, where all runs of an experiment find them."""
+    chosen = config.model.dpo.reference_cache
+    return Path(chosen) if chosen else Path(config.exp_manager.explicit_log_dir).absolute().parent / "reference_cache"
+
+
+class ReferenceCache:
+    """The entries of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def has(self, key: ReferenceKey) -> bool:
+        return self._description(key).exists()
+
+    def read(self, key: ReferenceKey, *, num_pairs: int) -> np.ndarray:
+        """The entry of ``key``, verified: [N, 2], float64, nats, chosen and rejected.
+
+        Raises:
+            ValueError: the entry is damaged, or is not what its name says.
+        """
+        columns = self._columns(key)
+        advice = f"take {columns} and {self._description(key).name} away, and it is evaluated again"
+        try:
+            description = json.loads(self._description(key).read_text(encoding="utf-8"))
+            other = differences(description["key"], asdict(key))
+            checksum = description["sha256"]
+        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(f"{self._description(key)} cannot be read ({error}); {advice}") from error
+        if other:
+            raise UserError("\n".join([f"{columns} is stale: it was evaluated for another run:", *other, advice]))
+        if not columns.is_file() or sha256_of_file(columns) != checksum:
+            raise UserError(f"{columns} is damaged: its checksum is not the one that was written; {advice}")
+        loaded = load_file(columns)
+        if loaded.keys() != {"chosen", "rejected"}:
+            raise UserError(f"{columns}: columns chosen and rejected expected, not {sorted(loaded)}; {advice}")
+        values = np.stack([loaded["chosen"], loaded["rejected"]], axis=1)
+        if values.shape != (num_pairs, 2) or not np.isfinite(values).all():
+            raise UserError(f"{columns}: {num_pairs} finite pairs expected, not {values.shape}; {advice}")
+        return values
+
+    def write(self, key: ReferenceKey, values: np.ndarray, *, layout: str) -> None:
+        """Write an entry, whole or not at all.
+
+        Args:
+            key: of the entry.
+            values: [N, 2], float64, nats.
+            layout: of the ranks that evaluated it, for people.
+        """
+        columns = self._columns(key)
+        chosen, rejected = (np.ascontiguousarray(column) for column in values.T)
+        content = save({"chosen": chosen, "rejected": rejected})
+        with whole_file(columns, "wb") as out:
+            out.write(content)
+        checksum = hashlib.sha256(content).hexdigest()
+        write_json(
+            self._description(key),
+            {"key": asdict(key), "sha256": checksum, "num_pairs": len(values), "evaluated_at": layout},
+        )
+
+    def lock(self, key: ReferenceKey) -> FileLock:
+        """Held by the run that evaluates an entry; the system lets go of it when that run dies."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / f"{key.digest}.lock")
+
+    def why_missing(self, key: ReferenceKey) -> str:
+        """For people: what the entry that is most like ``key`` differs in."""
+        found = []
+        for path in self.folder.glob("*.json"):
+            try:
+                found.append(differences(json.loads(path.read_text(encoding="utf-8"))["key"], asdict(key)))
+            except (OSError, KeyError, TypeError, AttributeError, ValueError):
+                continue  # not an entry; only a hint is lost
+        if not found:
+            return "none is cached yet"
+        names = ", ".join(line.split(":")[0].strip() for line in min(found, key=len))
+        return f"the nearest of {len(found)} cached differs in: {names}"
+
+    def _columns(self, key: ReferenceKey) -> Path:
+        return self.folder / f"{key.digest}.safetensors"
+
+    def _description(self, key: ReferenceKey) -> Path:
+        return self.folder / f"{key.digest}.json"
+
+
+def load_or_evaluate(
+    cache: ReferenceCache, key: ReferenceKey, *, num_pairs: int, evaluate: Callable[[], np.ndarray], layout: str
+) -> np.ndarray:
+    """An entry of the cache; the first run that needs it evaluates it, those that come meanwhile wait.
+
+    Called by every rank; rank 0 looks, the others follow, so that no rank waits in a collective for long.
+
+    Args:
+        cache, key, num_pairs: as in :meth:`ReferenceCache.read`.
+        evaluate: collective; gives [N, 2] on every rank.
+        layout: for :meth:`ReferenceCache.write`.
+    """
+    is_first = torch.distributed.get_rank() == 0
+    lock = cache.lock(key) if is_first else None
+    waiting = False
+    while True:
+        has_entry, holds_lock = _agree(*_look(cache, key, lock))
+        if has_entry:
+            values = cache.read(key, num_pairs=num_pairs)
+            break
+        if holds_lock:
+            if is_first:
+                say(f"reference log-probabilities: {cache.why_missing(key)}; {num_pairs} pairs are evaluated")
+            values = evaluate()
+            if is_first:
+                cache.write(key, values, layout=layout)
+            break
+        if is_first and not waiting:
+            say(f"another run evaluates the reference ({cache.folder / key.digest}.lock): waiting for it")
+        waiting = True
+        time.sleep(_WAIT_S)
+    if lock is not None:
+        lock.release()
+    return values
+
+
+def _look(cache: ReferenceCache, key: ReferenceKey, lock: FileLock | None) -> tuple[bool, bool]:
+    """(the entry is there, we hold the lock); on rank 0, which has the lock."""
+    if lock is None or cache.has(key):
+        return lock is not None, False
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False, False
+    return cache.has(key), True  # it may have been written in between
+
+
+def _agree(*flags: bool) -> list[bool]:
+    """Rank 0's flags, on every rank."""
+    agreed = torch.tensor(flags, dtype=torch.int32, device=torch.cuda.current_device())
+    torch.distributed.broadcast(agreed, src=0)
+    return [bool(flag) for flag in agreed.tolist()]
+
+
+def _digest_of_pairs(data: Path) -> str:
+    names = ("tokens", "starts", "prompt_lengths")
+    return hashlib.sha256("".join(sha256_of_file(data / f"{name}.npy") for name in names).encode()).hexdigest()
