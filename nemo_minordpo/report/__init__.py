@@ -1,7 +1,8 @@
 """From run folders and scores to tables, figures and one page; reads files alone, no torch and no NeMo.
 
-`runs.py` and `state.py` read, `axes.py` puts runs in their places, `scores.py`, `reading.py`, `claims.py`,
-`candidates.py` and `health.py` judge, `curves.py` thins, `figures/`, `page.py`, `markdown.py` and `numbers.py` show.
+`runs.py` and `run_state.py` read, `axes.py` puts runs in their places, `scores.py`, `summary.py`, `claims.py`,
+`candidates.py` and `health.py` judge, `curves.py` thins, `document.py` holds all of it together, and `figures/`,
+`page.py`, `markdown.py` and `csv_files.py` show it. `status.py` is `minordpo status`.
 """
 
 import re
@@ -12,12 +13,12 @@ from rich.console import Console
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import refuse_existing, write_text
 from nemo_minordpo.report.axes import arrange, number
-from nemo_minordpo.report.contents import Contents, contents_of
+from nemo_minordpo.report.csv_files import known_betas, numbers
+from nemo_minordpo.report.document import Contents, contents_of
 from nemo_minordpo.report.figures.coefficient import draw_coefficient
 from nemo_minordpo.report.figures.rewards import draw_overview, draw_rewards
 from nemo_minordpo.report.figures.score import draw_score
 from nemo_minordpo.report.markdown import as_markdown
-from nemo_minordpo.report.numbers import known_betas, numbers
 from nemo_minordpo.report.page import as_html
 from nemo_minordpo.report.runs import Run, read_run, read_score
 from nemo_minordpo.report.table import as_csv, as_rich

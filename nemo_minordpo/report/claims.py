@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nemo_minordpo.report.axes import Grid, Setting, number
-from nemo_minordpo.report.reading import is_apart, listed, tops_of
+from nemo_minordpo.report.summary import is_apart, listed, tops_of
 
 SEEN, NOT_SEEN, UNCLEAR, NOT_TESTED = "seen", "not seen", "unclear", "not tested"
 _DPO, _DPOP, _MINORDPO = "dpo", "dpop", "minordpo"

@@ -1,6 +1,6 @@
 """The report as Markdown."""
 
-from nemo_minordpo.report.contents import (
+from nemo_minordpo.report.document import (
     BEST_HEADS,
     CLAIM_HEADS,
     HEALTH_HEADS,

@@ -11,7 +11,9 @@ from typing import Any
 from nemo_minordpo import __version__
 from nemo_minordpo.report.axes import Grid, Setting, number
 from nemo_minordpo.report.candidates import candidate_metrics
-from nemo_minordpo.report.contents import (
+from nemo_minordpo.report.csv_files import known_betas, metrics_of
+from nemo_minordpo.report.curves import Curve, Curves
+from nemo_minordpo.report.document import (
     BEST_HEADS,
     CLAIM_HEADS,
     HEALTH_HEADS,
@@ -23,11 +25,9 @@ from nemo_minordpo.report.contents import (
     relation_cells,
     relation_heads,
 )
-from nemo_minordpo.report.curves import Curve, Curves
 from nemo_minordpo.report.figures.canvas import REWARD_COLORS, beta_colors, loss_colors
 from nemo_minordpo.report.figures.coefficient import coefficient, margins
 from nemo_minordpo.report.figures.score import place_of
-from nemo_minordpo.report.numbers import known_betas, metrics_of
 from nemo_minordpo.report.runs import REWARDS, Run
 from nemo_minordpo.report.scores import Rate
 from nemo_minordpo.report.table import COLUMNS, headings

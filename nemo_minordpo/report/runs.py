@@ -11,7 +11,7 @@ import yaml
 from nemo_minordpo.checked_json import checked_number
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import Score, StepMetrics
-from nemo_minordpo.report.state import State, read_state
+from nemo_minordpo.report.run_state import State, read_state
 
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margin")
 # The end of a run is the mean over this part of its steps: one step's mean over a batch is too noisy to compare.

@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from nemo_minordpo.records import Failure, RunEvent
+from nemo_minordpo.report.run_state import BEGUN, COMPLETE, STARTED, STOPPED, State, first_failure, is_consequence
 from nemo_minordpo.report.runs import Run, read_run
-from nemo_minordpo.report.state import BEGUN, COMPLETE, STARTED, STOPPED, State, first_failure, is_consequence
 
 # Steps whose median says how long the others will take.
 _RECENT = 20

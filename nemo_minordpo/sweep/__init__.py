@@ -5,7 +5,7 @@ only the stages whose command line has changed, whose output is gone, or that fo
 stops none of the others.
 
 `config.py` is what a YAML may say, `grid.py` the runs that it asks for, `stages.py` the command lines made of it,
-`marks.py` what is done already, `process.py` runs one, `slurm.py` hands all of it to a cluster.
+`journal.py` what is done already, `process.py` runs one, `slurm.py` hands all of it to a cluster.
 """
 
 import shlex
@@ -23,7 +23,7 @@ from rich.console import Console
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.sweep.config import Experiment, load_experiment
 from nemo_minordpo.sweep.grid import runs_of
-from nemo_minordpo.sweep.marks import Marks
+from nemo_minordpo.sweep.journal import Marks
 from nemo_minordpo.sweep.process import run_and_keep
 from nemo_minordpo.sweep.slurm import SUBMITTED, submit
 from nemo_minordpo.sweep.stages import Stage, report_of, run_folder, stages_of

@@ -43,7 +43,7 @@ def _run_rank(config: TrainConfig, folder: RunFolder, stop: StopRequest, *, only
     stand_ins = host.prepare()
     import torch
 
-    from nemo_minordpo.train.folder.progress import RunLog
+    from nemo_minordpo.train.folder.run_log import RunLog
 
     _quiet_nemo()
     own = _begin(folder) if rank_of_process() == 0 and not only_reference else None

@@ -20,7 +20,7 @@ from nemo_minordpo.train.answers import AnswerWatch
 from nemo_minordpo.train.data.dataset import PairBatches, StepBatch, pairs_of_step, steps_of_run, steps_per_epoch
 from nemo_minordpo.train.folder.attempt import Attempt
 from nemo_minordpo.train.folder.checkpoints import Progress, load_checkpoint, newest_intact_checkpoint, save_checkpoint
-from nemo_minordpo.train.folder.progress import RunLog
+from nemo_minordpo.train.folder.run_log import RunLog
 from nemo_minordpo.train.folder.stopping import StallWatch, StopRequest
 from nemo_minordpo.train.reference import noise_of_reference
 from nemo_minordpo.train.require_finite import (

@@ -7,8 +7,8 @@ import pytest
 from nemo_minordpo.files import to_json_line, write_json, write_text
 from nemo_minordpo.records import Failure, RunEvent, StepMetrics
 from nemo_minordpo.report.health import health_of
+from nemo_minordpo.report.run_state import first_failure
 from nemo_minordpo.report.runs import read_run
-from nemo_minordpo.report.state import first_failure
 from nemo_minordpo.report.status import print_status
 
 CONFIG = "model: {dpo: {preference_loss: minordpo, ref_policy_kl_penalty: 0.1}, optim: {lr: 1.0e-6}}\n"

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 
 from nemo_minordpo.report.axes import Grid, Setting, number
-from nemo_minordpo.report.state import COMPLETE
+from nemo_minordpo.report.run_state import COMPLETE
 
 _CHANGES = {"lower": "lower", "higher": "higher", "overlap": "no clear difference: the intervals overlap"}
 

@@ -8,8 +8,8 @@ from nemo_minordpo.report.candidates import sentence as candidates_sentence
 from nemo_minordpo.report.claims import Claim, claims
 from nemo_minordpo.report.curves import Curves
 from nemo_minordpo.report.health import Health
-from nemo_minordpo.report.reading import best_of, is_apart, listed, reading
 from nemo_minordpo.report.scores import DEGENERATE_ABOVE_BASE
+from nemo_minordpo.report.summary import best_of, is_apart, listed, reading
 from nemo_minordpo.report.table import Row, rows_of
 
 Cells = list[list[str]]

@@ -9,11 +9,11 @@ from nemo_minordpo.core.intervals import wilson_interval
 from nemo_minordpo.records import RunEvent, Score, StepMetrics
 from nemo_minordpo.report.axes import arrange
 from nemo_minordpo.report.claims import claims
-from nemo_minordpo.report.contents import best_cells
-from nemo_minordpo.report.reading import reading
+from nemo_minordpo.report.document import best_cells
+from nemo_minordpo.report.run_state import State
 from nemo_minordpo.report.runs import Run
 from nemo_minordpo.report.scores import is_degenerate, strict_over_seeds
-from nemo_minordpo.report.state import State
+from nemo_minordpo.report.summary import reading
 
 DONE = RunEvent(time="2024", attempt=1, job="j", event="complete", step=1)
 
