@@ -1,6 +1,7 @@
-"""Errors that a user can put right."""
+"""Errors that a user can put right, and the one that says an installed version is not known."""
 
 import errno
+from typing import Any
 
 # What a machine refuses; EEXIST: a file where a folder is to be made. That one is missing may be a defect as well.
 _OF_THE_MACHINE = frozenset(
@@ -28,3 +29,17 @@ def refused_by_machine(error: OSError) -> str:
         return ""
     paths = " -> ".join(str(path) for path in (error.filename, error.filename2) if path is not None)
     return f"{paths}: {error.strerror}"
+
+
+def require_upstream(owner: Any, name: str) -> None:
+    """Fail where a name of NeMo or Megatron-Core that is about to be replaced is not there any more.
+
+    Args:
+        owner: a module or class.
+        name: of its attribute.
+
+    Raises:
+        ImportError: it has none.
+    """
+    if not hasattr(owner, name):
+        raise ImportError(f"{owner.__name__}.{name} is gone: this project does not know the installed version")

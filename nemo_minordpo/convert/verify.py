@@ -252,7 +252,7 @@ def _tokenize(hf: Path, texts: list[str], *, limit: int) -> list[Tensor]:
 
 
 def _hf_model(hf: Path, dtype: torch.dtype) -> Any:
-    # The kernel that host/attention.py uses: on a CPU the two then agree to the last bit, where the eager one is off
+    # The kernel of layers/pair_attention.py: on a CPU the two then agree to the last bit, where the eager one is off
     # by up to 1e-4 for logits of some 30.
     model = load_causal_lm(hf, torch_dtype=dtype, attn_implementation="sdpa")
     require_finite_tensors(model.named_parameters(), where=str(hf))

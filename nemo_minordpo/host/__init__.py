@@ -1,16 +1,15 @@
 """What this machine lacks of CUDA, Apex and Transformer Engine, and what stands in for it.
 
 ``prepare()`` is called before the first import of NeMo, in every process. On a machine with CUDA, Apex and
-Transformer Engine it adds norms of queries and keys to NeMo's layers, for models that have them, lets NeMo read
-tokenizers that transformers 5 wrote, and changes nothing else. Each stand-in names the upstream versions that it was
-written for, and fails at once when what it replaces is not there any more.
+Transformer Engine it puts the layers of layers/ within NeMo's reach, lets NeMo read tokenizers that transformers 5
+wrote, and changes nothing else. Each stand-in names the upstream versions that it was written for, and fails at once
+when what it replaces is not there any more.
 """
 
 import importlib.util
 import os
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -19,12 +18,6 @@ class StandIn:
 
     lacks: str
     instead: str
-
-
-def require(module: Any, name: str) -> None:
-    """Fail where a name that is about to be replaced is not there any more."""
-    if not hasattr(module, name):
-        raise ImportError(f"{module.__name__}.{name} is gone: nemo_minordpo.host does not know this version")
 
 
 _active: list[StandIn] | None = None
@@ -75,7 +68,12 @@ def _install() -> list[StandIn]:
         active.append(apex.install())
     from nemo_minordpo.host import upstream
 
-    return active + upstream.install(**here)
+    active += upstream.install(**here)
+    # NeMo's GPT model can be imported only now
+    from nemo_minordpo.layers import specs
+
+    specs.install(local_norm=None if here["transformer_engine"] else upstream.local_norm())
+    return active
 
 
 def _quiet_import_noise() -> None:

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from nemo_minordpo.host import StandIn, require
+from nemo_minordpo.errors import require_upstream
+from nemo_minordpo.host import StandIn
 
 
 def install() -> list[StandIn]:
@@ -37,7 +38,7 @@ def _gradient_accumulation() -> list[StandIn]:
     """
     import megatron.core.tensor_parallel.layers as layers
 
-    require(layers, "_grad_accum_fusion_available")
+    require_upstream(layers, "_grad_accum_fusion_available")
     if layers._grad_accum_fusion_available:
         return []
     module: Any = layers

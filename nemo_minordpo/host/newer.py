@@ -1,4 +1,6 @@
-"""Adapters for torch and NumPy newer than Megatron-Core 0.10 - 0.12, which writes distributed checkpoints with both."""
+"""For what is newer than NeMo 2.1 - 2.4 and Megatron-Core 0.10 - 0.12: torch and NumPy, with which distributed
+checkpoints are written, and the tokenizer files of transformers 5.
+"""
 
 import dataclasses
 import inspect
@@ -9,12 +11,28 @@ import numpy as np
 import torch
 import torch.distributed.checkpoint.filesystem as torch_writer
 
-from nemo_minordpo.host import StandIn, require
+from nemo_minordpo.errors import require_upstream
+from nemo_minordpo.host import StandIn
+from nemo_minordpo.hugging_face import find_tokenizer
 
 
 def install() -> list[StandIn]:
     """Adapt what this machine's torch and NumPy have changed; nothing where they are as old as Megatron-Core."""
+    _tokenizers_of_transformers_5()
     return [*_product_of_newer_numpy(), *_write_item_of_newer_torch(), *_metadata_of_newer_torch()]
+
+
+def _tokenizers_of_transformers_5() -> None:
+    """NeMo reads a model's tokenizer as every stage does; of what older ones wrote it changes nothing."""
+    import nemo.collections.common.tokenizers.huggingface.auto_tokenizer as auto_tokenizer
+
+    require_upstream(auto_tokenizer, "AUTOTOKENIZER")
+
+    def from_pretrained(pretrained_model_name_or_path: str, **options: Any) -> Any:
+        return find_tokenizer(pretrained_model_name_or_path, **options)
+
+    module: Any = auto_tokenizer
+    module.AUTOTOKENIZER = types.SimpleNamespace(from_pretrained=from_pretrained)
 
 
 def _product_of_newer_numpy() -> list[StandIn]:
@@ -39,7 +57,7 @@ def _write_item_of_newer_torch() -> list[StandIn]:
             f"torch {torch.__version__}: _write_item takes {parameters}, {expected} was expected; "
             "distributed checkpoints cannot be written with this version"
         )
-    require(megatron_writer, "_write_item")
+    require_upstream(megatron_writer, "_write_item")
     original: Any = torch_writer._write_item
     transforms = torch_writer._StorageWriterTransforms
 

@@ -1,19 +1,15 @@
-"""Adapters inside NeMo and Megatron-Core: for machines that lack something, and for models with query and key norms,
-which Megatron-Core can build and NeMo passes over.
-"""
+"""What stands inside NeMo and Megatron-Core for what this machine lacks."""
 
 import functools
 import importlib
-import inspect
 import sys
 import types
 from typing import Any
 
 import torch
 
-from nemo_minordpo.errors import UserError
-from nemo_minordpo.host import StandIn, fusions, newer, require
-from nemo_minordpo.hugging_face import find_tokenizer
+from nemo_minordpo.errors import require_upstream
+from nemo_minordpo.host import StandIn, fusions, newer
 
 
 def install(*, cuda: bool, apex: bool, transformer_engine: bool) -> list[StandIn]:
@@ -31,10 +27,8 @@ def install(*, cuda: bool, apex: bool, transformer_engine: bool) -> list[StandIn
         if transformer_engine:
             active.extend(fusions.install())
     if not transformer_engine:
-        active.append(_layers_without_transformer_engine())
+        active.append(_final_norm_without_transformer_engine())
     active.extend(_distributed_optimizer_of_torch())
-    _tokenizers_of_transformers_5()
-    _query_key_norms(transformer_engine=transformer_engine)
     return active
 
 
@@ -42,7 +36,7 @@ def _cpu_rng_tracker() -> StandIn:
     """Megatron's random states live on the CPU generator (Megatron-Core 0.10 - 0.12)."""
     import megatron.core.tensor_parallel.random as random
 
-    require(random, "_set_cuda_rng_state")
+    require_upstream(random, "_set_cuda_rng_state")
     module: Any = random
     module._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
     if hasattr(random, "_get_cuda_rng_state"):  # from 0.11 on
@@ -58,8 +52,8 @@ def _fused_on_cpu() -> StandIn:
     import megatron.core.transformer.attention as attention
     import megatron.core.transformer.mlp as mlp
 
-    require(attention, "apply_rotary_pos_emb")
-    require(mlp, "bias_swiglu_impl")
+    require_upstream(attention, "apply_rotary_pos_emb")
+    require_upstream(mlp, "bias_swiglu_impl")
     _use_fused(attention, mlp)
     return StandIn("fused CUDA kernels of rotary embedding, SwiGLU and RMSNorm", "fused ones of this project for CPUs")
 
@@ -100,87 +94,30 @@ def _no_bert_catalogue() -> StandIn:
     """Listing NeMo's pretrained BERT models imports a layer spec that needs Transformer Engine."""
     import nemo.collections.nlp.models.nlp_model as nlp_model
 
-    require(nlp_model, "get_megatron_pretrained_bert_models")
+    require_upstream(nlp_model, "get_megatron_pretrained_bert_models")
     module: Any = nlp_model
     module.get_megatron_pretrained_bert_models = list
     return StandIn("NeMo's catalogue of BERT models (needs Transformer Engine)", "an empty list")
 
 
-def _layers_without_transformer_engine() -> StandIn:
-    """NeMo builds every layer spec to choose one of them, and most need Transformer Engine (2.1 - 2.4)."""
+def local_norm() -> Any:
+    """The norm of Megatron-Core's local layers."""
+    from nemo_minordpo.host.norms import TorchNorm  # imports Megatron-Core
+
+    return TorchNorm
+
+
+def _final_norm_without_transformer_engine() -> StandIn:
+    """The norm behind the last layer (Megatron-Core 0.10 - 0.12); those of the layers are in their spec."""
     import megatron.core.transformer.transformer_block as transformer_block
-    import nemo.collections.nlp.models.language_modeling.megatron_gpt_model as gpt_model
 
-    from nemo_minordpo.host.attention import TorchNorm, local_layer_spec
-
-    require(gpt_model, "get_specs")
-    require(transformer_block, "LayerNormImpl")  # the norm behind the last layer
+    require_upstream(transformer_block, "LayerNormImpl")
     block: Any = transformer_block
-    block.LayerNormImpl = TorchNorm
-
-    def get_specs(spec_name: str, transformer_config: Any = None, *unused: Any, **unused_too: Any) -> Any:
-        if spec_name not in ("", "te_gpt"):
-            raise UserError(f"model.name={spec_name!r}: this layer spec needs Transformer Engine")
-        return local_layer_spec(transformer_config)
-
-    module: Any = gpt_model
-    module.get_specs = get_specs
+    block.LayerNormImpl = local_norm()
     return StandIn(
         "Transformer Engine",
         "Megatron-Core's local layer spec in float32, attention through torch's scaled_dot_product_attention",
     )
-
-
-def _tokenizers_of_transformers_5() -> None:
-    """NeMo reads a model's tokenizer as every stage does (NeMo 2.1 - 2.4)."""
-    import nemo.collections.common.tokenizers.huggingface.auto_tokenizer as auto_tokenizer
-
-    require(auto_tokenizer, "AUTOTOKENIZER")
-
-    def from_pretrained(pretrained_model_name_or_path: str, **options: Any) -> Any:
-        return find_tokenizer(pretrained_model_name_or_path, **options)
-
-    module: Any = auto_tokenizer
-    module.AUTOTOKENIZER = types.SimpleNamespace(from_pretrained=from_pretrained)
-
-
-def _query_key_norms(*, transformer_engine: bool) -> None:
-    """Norms of each head's queries and keys, where a model config says `qk_layernorm` (NeMo 2.1 - 2.4).
-
-    NeMo's layer spec leaves them out, and its attention with adapters does not call them: the model would load and
-    answer, and be another one.
-    """
-    import megatron.core.models.gpt.gpt_layer_specs as layer_specs
-    import nemo.collections.nlp.models.language_modeling.megatron_gpt_model as gpt_model
-    import nemo.collections.nlp.modules.common.megatron.adapters.mcore_mixins as mixins
-
-    from nemo_minordpo.host.attention import with_query_key_norms
-
-    if transformer_engine:
-        require(gpt_model, "get_specs")
-        require(layer_specs, "TENorm")
-        module: Any = gpt_model
-        original_specs, norm = module.get_specs, layer_specs.TENorm
-
-        def get_specs(spec_name: str, transformer_config: Any = None, *more: Any, **named: Any) -> Any:
-            spec = original_specs(spec_name, transformer_config, *more, **named)
-            wanted = transformer_config is not None and transformer_config.qk_layernorm
-            return with_query_key_norms(spec, norm) if wanted else spec
-
-        module.get_specs = get_specs
-    require(mixins.MCoreSelfAttentionMixin, "get_query_key_value_tensors")
-    attention: Any = mixins.MCoreSelfAttentionMixin
-    original = attention.get_query_key_value_tensors
-    if "q_layernorm" in inspect.getsource(original):
-        return
-
-    def get_query_key_value_tensors(self: Any, hidden_states: Any, key_value_states: Any = None) -> Any:
-        query, key, value = original(self, hidden_states, key_value_states)
-        if self.config.qk_layernorm:
-            query, key = self.q_layernorm(query), self.k_layernorm(key)
-        return query, key, value
-
-    attention.get_query_key_value_tensors = get_query_key_value_tensors
 
 
 def _strategy_without_apex() -> StandIn:
@@ -188,7 +125,7 @@ def _strategy_without_apex() -> StandIn:
     import nemo.collections.nlp.parts.nlp_overrides as overrides
     from nemo.core.optim.mcore_optim import McoreDistributedOptimizer
 
-    require(overrides, "HAVE_APEX")
+    require_upstream(overrides, "HAVE_APEX")
     module: Any = overrides
     module.HAVE_APEX = True
     module.HAVE_AMP_C = False
@@ -210,7 +147,7 @@ def _distributed_optimizer_of_torch() -> list[StandIn]:
         return []
     optimizer: Any = distributed.DistributedOptimizer
     for name in ("sharded_param_state_fs_model_space", "load_parameter_state_from_fs_model_space"):
-        require(optimizer, name)
+        require_upstream(optimizer, name)
         setattr(optimizer, name, _without_steps(getattr(optimizer, name)))
     state_dict = optimizer.state_dict
 

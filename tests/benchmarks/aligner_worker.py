@@ -183,7 +183,7 @@ def _drop_the_mask() -> None:
     """The layer spec of `host`, with an attention that takes Aligner's dense mask for what it says: causal."""
     import nemo.collections.nlp.models.language_modeling.megatron_gpt_model as nemo_gpt
 
-    from nemo_minordpo.host.attention import PairAttention
+    from nemo_minordpo.layers.pair_attention import PairAttention
 
     class CausalAttention(PairAttention):
         def forward(self, query: Any, key: Any, value: Any, attention_mask: Any, **unused: Any) -> Any:

@@ -193,7 +193,7 @@ def _specs_with_transformer_engine() -> dict[str, list[str]]:
     import megatron.core.models.gpt.gpt_layer_specs as layer_specs
     import nemo.collections.nlp.models.language_modeling.megatron_gpt_model as gpt_model
 
-    from nemo_minordpo.host import upstream
+    from nemo_minordpo.layers import specs
 
     def chosen_by_nemo(spec_name: str, transformer_config: Any, use_te: bool, *unused: Any) -> Any:
         return layer_specs.get_gpt_layer_local_spec()
@@ -204,7 +204,7 @@ def _specs_with_transformer_engine() -> dict[str, list[str]]:
         mock.patch.object(gpt_model, "get_specs", chosen_by_nemo),
         mock.patch.object(layer_specs, "TENorm", norm, create=True),
     ):
-        upstream._query_key_norms(transformer_engine=True)
+        specs.install(local_norm=None)
         for name, has_norms in (("qwen3", True), ("llama", False)):
             spec = gpt_model.get_specs("", types.SimpleNamespace(qk_layernorm=has_norms), True, None, False)
             attention = spec.submodules.self_attention.submodules

@@ -1,12 +1,10 @@
-"""Attention of packed pairs in Megatron-Core's layers, and its local layer spec where there is no Transformer Engine.
+"""Attention of packed pairs as a core attention of Megatron-Core's layers (0.10 - 0.12).
 
 S = places of a row, B = batch, heads and groups (of keys and values) of this tensor-parallel rank, D = head size.
 """
 
 from typing import Any
 
-import torch
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -14,36 +12,6 @@ from torch import Tensor
 
 from nemo_minordpo.core.attention import KeyValueCache, causal_attention, pair_attention
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.host.fused import RMSNorm
-
-
-def local_layer_spec(transformer_config: TransformerConfig) -> Any:
-    """Megatron-Core's local layer spec with :class:`PairAttention` and :class:`TorchNorm` inside.
-
-    Raises:
-        ValueError: the model needs layers that only Transformer Engine's spec has.
-    """
-    if transformer_config.num_moe_experts is not None:
-        raise UserError("model.num_moe_experts: mixture-of-experts layers need Transformer Engine")
-    spec = get_gpt_layer_local_spec()
-    spec.submodules.input_layernorm = TorchNorm
-    spec.submodules.pre_mlp_layernorm = TorchNorm
-    if transformer_config.qk_layernorm:
-        spec = with_query_key_norms(spec, TorchNorm)
-    return with_pair_attention(spec)
-
-
-def with_query_key_norms(spec: Any, norm: Any) -> Any:
-    """A layer spec, local or Transformer Engine's, that normalises the queries and keys of each head with `norm`."""
-    attention = spec.submodules.self_attention.submodules
-    attention.q_layernorm = attention.k_layernorm = norm
-    return spec
-
-
-def with_pair_attention(spec: Any) -> Any:
-    """A layer spec, local or Transformer Engine's, with :class:`PairAttention` as its core attention."""
-    spec.submodules.self_attention.submodules.core_attention = PairAttention
-    return spec
 
 
 class PairAttention(MegatronModule):
@@ -96,22 +64,3 @@ class PairAttention(MegatronModule):
         else:
             attended = pair_attention(query, key, value, attention_mask, scale=self.softmax_scale)
         return attended.permute(2, 0, 1, 3).flatten(start_dim=2)
-
-
-class TorchNorm:
-    """torch's LayerNorm or our RMSNorm, as Megatron-Core's WrappedTorchNorm (0.10 - 0.12), also for split sequences.
-
-    Megatron refuses torch's norms under sequence parallelism because they do not mark their weights as replicated
-    over parts of the sequence. Marked, their gradients are summed over the ranks like those of the fused norms.
-    """
-
-    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: Any) -> torch.nn.Module:
-        """As Megatron-Core calls it."""
-        if config.layernorm_zero_centered_gamma:
-            raise UserError("model.layernorm_zero_centered_gamma needs Transformer Engine")
-        norms: dict[str, Any] = {"LayerNorm": torch.nn.LayerNorm, "RMSNorm": RMSNorm}
-        kind: Any = config.normalization  # Megatron annotates it as a bool
-        norm = norms[kind](hidden_size, eps=eps)
-        for parameter in norm.parameters():
-            parameter.sequence_parallel = config.sequence_parallel
-        return norm

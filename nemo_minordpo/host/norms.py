@@ -1,0 +1,28 @@
+"""The norms of layers where there is no Transformer Engine."""
+
+from typing import Any
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from nemo_minordpo.errors import UserError
+from nemo_minordpo.host.fused import RMSNorm
+
+
+class TorchNorm:
+    """torch's LayerNorm or our RMSNorm, as Megatron-Core's WrappedTorchNorm (0.10 - 0.12), also for split sequences.
+
+    Megatron refuses torch's norms under sequence parallelism because they do not mark their weights as replicated
+    over parts of the sequence. Marked, their gradients are summed over the ranks like those of the fused norms.
+    """
+
+    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: Any) -> torch.nn.Module:
+        """As Megatron-Core calls it."""
+        if config.layernorm_zero_centered_gamma:
+            raise UserError("model.layernorm_zero_centered_gamma needs Transformer Engine")
+        norms: dict[str, Any] = {"LayerNorm": torch.nn.LayerNorm, "RMSNorm": RMSNorm}
+        kind: Any = config.normalization  # Megatron annotates it as a bool
+        norm = norms[kind](hidden_size, eps=eps)
+        for parameter in norm.parameters():
+            parameter.sequence_parallel = config.sequence_parallel
+        return norm
