@@ -13,9 +13,14 @@ state that it has in a sequence of its own, and shared response tokens are compu
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
+
+Array = TypeVar("Array")
+Other = TypeVar("Other")
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,10 @@ class PairTokens:
 
 
 @dataclass(frozen=True)
-class PackedRow:
+class PackedRow(Generic[Array]):
     """m pairs in a row of S places; T = log-probabilities that the pairs need, C = tokens of the longest response.
+
+    As NumPy arrays where it is laid out, as tensors where the model computes with it.
 
     tokens: [S], token ids; padding stands at the end.
     positions: [S], what rotary or learned position embeddings count.
@@ -45,12 +52,16 @@ class PackedRow:
     credits: [2 m, C], which of the T each response is the sum of, chosen responses first; filled up with T.
     """
 
-    tokens: np.ndarray
-    positions: np.ndarray
-    segments: np.ndarray
-    places: np.ndarray
-    targets: np.ndarray
-    credits: np.ndarray
+    tokens: Array
+    positions: Array
+    segments: Array
+    places: Array
+    targets: Array
+    credits: Array
+
+    def mapped(self, function: Callable[[Array], Other]) -> "PackedRow[Other]":
+        """With a function of each array in its place."""
+        return PackedRow(**{name: function(array) for name, array in vars(self).items()})
 
 
 def num_shared_tokens(chosen: np.ndarray, rejected: np.ndarray) -> int:
@@ -118,7 +129,7 @@ def _first_fit(order: np.ndarray, lengths: np.ndarray, capacity: int) -> list[li
     return rows
 
 
-def lay_out(pairs: list[PairTokens], *, length: int, pad_id: int) -> PackedRow:
+def lay_out(pairs: list[PairTokens], *, length: int, pad_id: int) -> PackedRow[np.ndarray]:
     """Lay pairs one behind another into a row of ``length`` places."""
     tokens = np.full(length, pad_id, dtype=np.int64)
     positions = np.zeros(length, dtype=np.int64)

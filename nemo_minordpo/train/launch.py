@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from nemo_minordpo import host
-from nemo_minordpo.config import DataSection, TrainConfig, closest, compose, load
+from nemo_minordpo.config import DataSection, TrainConfig, closest, compose, duration_in_seconds, load
 from nemo_minordpo.core.losses import LOSSES
 from nemo_minordpo.core.metrics import METRICS
 from nemo_minordpo.errors import UserError
@@ -19,7 +19,9 @@ from nemo_minordpo.hugging_face import find_tokenizer
 from nemo_minordpo.sidecars import copy_sidecars, has_tokenizer, tokenizer_folder
 from nemo_minordpo.train.data.dataset import segment_lengths_of
 from nemo_minordpo.train.data.tokens import TokenArrays, expand_files, load_arrays, tokenize_files
+from nemo_minordpo.train.folder.attempt import ReplacedError, record_failure
 from nemo_minordpo.train.folder.run_folder import RunFolder, rank_of_process
+from nemo_minordpo.train.folder.stopping import StopRequest
 from nemo_minordpo.train.model import starting_adapters
 from nemo_minordpo.train.model.model_config import build_model_config, model_size, read_checkpoint_config
 from nemo_minordpo.train.schedule import schedule_notes
@@ -55,14 +57,39 @@ def main(overrides: list[str], *, only_reference: bool = False) -> None:
             )
         return
     if started_by_launcher or config.trainer.num_nodes * config.trainer.devices == 1:
-        from nemo_minordpo.train.run import run_rank
-
         if rank_of_process() == 0:
             for note in schedule_notes(config, num_pairs=len(load_arrays(folder.data("train")))):
                 Console(stderr=True).print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
-        run_rank(config, only_reference=only_reference)
+        run_this_rank(config, only_reference=only_reference)
         return
     _start_ranks(config.trainer.devices, [ONLY_REFERENCE, *overrides] if only_reference else overrides)
+
+
+def run_this_rank(config: TrainConfig, *, only_reference: bool = False) -> bool:
+    """Train as one rank, in this process; whatever breaks, from the import of NeMo on, is in the run's `failures/`.
+
+    Args:
+        config: of a run that :func:`prepare_run` prepared.
+        only_reference: stop before the first step: the reference log-probabilities are cached then.
+
+    Returns:
+        Whether the run is complete.
+    """
+    folder = RunFolder(Path(config.exp_manager.explicit_log_dir))
+    limit = config.exp_manager.max_time_per_run
+    stop = StopRequest(max_seconds=None if limit is None else duration_in_seconds(limit))
+    stop.listen()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the checkpoint writer forks, at which their threads warn
+    try:
+        stand_ins = host.prepare()
+        from nemo_minordpo.train.run import run_rank  # imports NeMo
+
+        return run_rank(config, folder, stop, stand_ins=stand_ins, only_reference=only_reference)
+    except ReplacedError:
+        raise
+    except Exception as error:
+        record_failure(folder.path, error, rank=rank_of_process())
+        raise
 
 
 def read_settings(overrides: list[str]) -> TrainConfig:

@@ -21,7 +21,7 @@ from nemo_minordpo.train.data.dataset import PairBatches, StepBatch, pairs_of_st
 from nemo_minordpo.train.folder.attempt import Attempt
 from nemo_minordpo.train.folder.checkpoints import Progress, load_checkpoint, newest_intact_checkpoint, save_checkpoint
 from nemo_minordpo.train.folder.run_log import RunLog
-from nemo_minordpo.train.folder.stopping import StallWatch, StopRequest
+from nemo_minordpo.train.folder.stopping import StallDetector, StopRequest
 from nemo_minordpo.train.reference import noise_of_reference
 from nemo_minordpo.train.require_finite import (
     Places,
@@ -78,14 +78,14 @@ class MinorDPOTrainer:
             self.progress = load_checkpoint(newest, strategy=self.strategy, model=self.model, optimizer=self.optimizer)
         return self.progress
 
-    def fit(self, log: RunLog, *, attempt: Attempt, stop: StopRequest, watch: StallWatch) -> str:
+    def fit(self, log: RunLog, *, attempt: Attempt, stop: StopRequest, stalls: StallDetector) -> str:
         """Train to the end, or until something asks to stop.
 
         Args:
             log: gets each line of metrics, on every rank.
             attempt: whose checkpoints are written.
             stop: what may end the run before its last step.
-            watch: hears of whatever moves.
+            stalls: is notified of whatever moves.
 
         Returns:
             Why the run was stopped: a checkpoint was saved, the same command resumes it. Empty: it is complete.
@@ -96,22 +96,22 @@ class MinorDPOTrainer:
         loop = self.config.trainer.dpo
         require_finite_weights(self.model, when=f"before step {self.progress.step + 1}")
         if self.progress.step == 0:
-            self._measure_noise(watch)
-        self._begin_answers(log, attempt, watch)
+            self._measure_noise(stalls)
+        self._begin_answers(log, attempt, stalls)
         for batch in self._coming_batches():
-            watch.beat(f"step {self.progress.step + 1}")
+            stalls.beat(f"step {self.progress.step + 1}")
             line = self._train_step(batch)
             log(line)
             done = self.progress.step == self.max_steps
             reason = "" if done else stop.agreed()
             # a run that is asked to stop has little time: this look is left out
             if self.answers is not None and not reason and self._is_due(loop.watch.interval, done):
-                self._look_at_answers(log, attempt, watch, chosen=line.values["rewards/chosen"])
+                self._look_at_answers(log, attempt, stalls, chosen=line.values["rewards/chosen"])
             if self.validation is not None and self._is_due(loop.val_check_interval, done):
-                self._validation = self._validate(watch)
+                self._validation = self._validate(stalls)
                 log(self._validation)
             if reason or self._is_due(loop.save_interval, done):
-                watch.beat(f"the checkpoint of step {self.progress.step}")
+                stalls.beat(f"the checkpoint of step {self.progress.step}")
                 self._save(attempt, batch.result())
             if reason:
                 return reason
@@ -192,15 +192,15 @@ class MinorDPOTrainer:
             return batch.with_references(self.model.get_ref_policy_logprobs(batch))
         return batch
 
-    def _measure_noise(self, watch: StallWatch) -> None:
-        watch.beat("the noise of the reference")
+    def _measure_noise(self, stalls: StallDetector) -> None:
+        stalls.beat("the noise of the reference")
         first = self._with_kept_or_live(self.train, self.train.training_step(0, seed=self.config.model.seed))
         live = self.train.reference_log_probs is None
         noise = noise_of_reference(self.model, first, live=live)
         require_finite({"reference_noise": noise}, when="before step 1")
         self.progress = replace(self.progress, reference_noise=noise)
 
-    def _validate(self, watch: StallWatch) -> StepMetrics:
+    def _validate(self, stalls: StallDetector) -> StepMetrics:
         started = time.perf_counter()
         assert self.validation is not None
         limit = self.config.trainer.dpo.limit_val_batches
@@ -208,26 +208,26 @@ class MinorDPOTrainer:
         parts = []
         with self.model.evaluating(), torch.no_grad():
             for number, batch in enumerate(batches, start=1):
-                watch.beat(f"validation batch {number} after step {self.progress.step}")
+                stalls.beat(f"validation batch {number} after step {self.progress.step}")
                 with_references = self._with_kept_or_live(self.validation, batch)
                 parts.append(self.model.pair_metrics(with_references, forward_only=True))
         when = f"validation after step {self.progress.step}"
         metrics = self._summary(torch.cat(parts, dim=1), when=when, places=places_in(self.config, "validation"))
         return self._line("validation", {**metrics, "step_s": time.perf_counter() - started})
 
-    def _begin_answers(self, log: RunLog, attempt: Attempt, watch: StallWatch) -> None:
+    def _begin_answers(self, log: RunLog, attempt: Attempt, stalls: StallDetector) -> None:
         if self.answers is None:
             return
         if self.progress.step:
             self.answers.resume()
             return
-        watch.beat("the answers of the reference")
+        stalls.beat("the answers of the reference")
         self.answers.begin(attempt)
-        self._look_at_answers(log, attempt, watch, chosen=0.0)
+        self._look_at_answers(log, attempt, stalls, chosen=0.0)
 
-    def _look_at_answers(self, log: RunLog, attempt: Attempt, watch: StallWatch, *, chosen: float) -> None:
+    def _look_at_answers(self, log: RunLog, attempt: Attempt, stalls: StallDetector, *, chosen: float) -> None:
         assert self.answers is not None
-        watch.beat(f"the answers after step {self.progress.step}")
+        stalls.beat(f"the answers after step {self.progress.step}")
         values, alarm = self.answers.look(self.progress.step, attempt, chosen=chosen)
         require_finite(values, when=f"answers after step {self.progress.step}")
         log(self._line("watch", values))

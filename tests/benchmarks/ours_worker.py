@@ -47,9 +47,9 @@ def build_trainer(settings: Settings, folder: Path) -> Any:
     """What `minordpo train` wires, on the first pairs of the file."""
     from nemo_minordpo.config import compose, load
     from nemo_minordpo.core.losses import LOSSES
-    from nemo_minordpo.train import run
     from nemo_minordpo.train.folder.run_folder import RunFolder
     from nemo_minordpo.train.launch import prepare_run
+    from nemo_minordpo.train.set_up import set_up
 
     pairs = folder / "pairs.jsonl"
     overrides = [
@@ -71,7 +71,7 @@ def build_trainer(settings: Settings, folder: Path) -> Any:
         pairs.write_text("".join(json.dumps(pair) + "\n" for pair in settings.read_pairs()))
         prepare_run(load(compose(overrides), loss_names=tuple(LOSSES)))
     config = load(compose(overrides), loss_names=tuple(LOSSES))
-    return run.set_up(config, RunFolder(Path(config.exp_manager.explicit_log_dir)))
+    return set_up(config, RunFolder(Path(config.exp_manager.explicit_log_dir)))
 
 
 def batches_in_file_order(trainer: Any) -> Iterator["Future[Any]"]:

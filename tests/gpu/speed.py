@@ -220,9 +220,9 @@ def _trainer(work: Path, precision: str, kernels: str, *, capacity: int) -> Any:
     host.prepare()
     from nemo_minordpo.config import compose, load
     from nemo_minordpo.core.losses import LOSSES
-    from nemo_minordpo.train import run
     from nemo_minordpo.train.folder.run_folder import RunFolder
     from nemo_minordpo.train.launch import prepare_run
+    from nemo_minordpo.train.set_up import set_up
 
     optimizer = runs.ADAM if precision == "fp32" else runs.ADAM_WITH_MAIN_WEIGHTS
     job = runs.job(work, f"run_{precision}_{kernels}", optimizer, precision=precision, steps=100)
@@ -232,7 +232,7 @@ def _trainer(work: Path, precision: str, kernels: str, *, capacity: int) -> Any:
     ]  # fmt: skip
     config = load(compose([*job["overrides"], *more]), loss_names=tuple(LOSSES))
     prepare_run(config)
-    return run.set_up(config, RunFolder(Path(config.exp_manager.explicit_log_dir)))
+    return set_up(config, RunFolder(Path(config.exp_manager.explicit_log_dir)))
 
 
 def _measure(trainer: Any, *, capacity: int) -> Iterator[dict[str, Any]]:

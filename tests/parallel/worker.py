@@ -73,8 +73,8 @@ def run(config, dies_after) -> None:
     """`dies_after` raises Died instead of doing a further step."""
     import torch
 
-    from nemo_minordpo.train import run as run_module
     from nemo_minordpo.train import trainer as trainer_module
+    from nemo_minordpo.train.launch import run_this_rank
 
     step = trainer_module.MinorDPOTrainer._train_step
 
@@ -85,7 +85,7 @@ def run(config, dies_after) -> None:
 
     trainer_module.MinorDPOTrainer._train_step = mortal_step
     try:
-        run_module.run_rank(config)
+        run_this_rank(config)
     except Died:
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
@@ -107,11 +107,11 @@ def write_log_probs(config, path: Path, *, steps_before: int) -> None:
     import torch
     from megatron.core import parallel_state
 
-    from nemo_minordpo.train import run as run_module
     from nemo_minordpo.train.folder.run_folder import RunFolder
     from nemo_minordpo.train.model import minordpo_model as model_module
+    from nemo_minordpo.train.set_up import set_up
 
-    trainer = run_module.set_up(config, RunFolder(Path(config.exp_manager.explicit_log_dir)))
+    trainer = set_up(config, RunFolder(Path(config.exp_manager.explicit_log_dir)))
     for coming, _ in zip(trainer._coming_batches(), range(steps_before), strict=False):
         trainer._train_step(coming)
     responses = []
@@ -139,12 +139,12 @@ def write_log_probs(config, path: Path, *, steps_before: int) -> None:
 def compare_with_separate(config, num_examples: int) -> None:
     import torch
 
-    from nemo_minordpo.train import run as run_module
     from nemo_minordpo.train.folder.run_folder import RunFolder
+    from nemo_minordpo.train.set_up import set_up
     from tests.parallel.separate import compare
 
     folder = Path(config.exp_manager.explicit_log_dir)
-    trainer = run_module.set_up(config, RunFolder(folder))
+    trainer = set_up(config, RunFolder(folder))
     compare(trainer, folder / "separate.json", num_examples=num_examples)
     torch.distributed.destroy_process_group()
 

@@ -13,44 +13,37 @@ from torch import Tensor
 
 from nemo_minordpo.config import TrainerDPOSection
 from nemo_minordpo.core.flops import StepWork
-from nemo_minordpo.core.pair_packing import PairTokens, lay_out, pack, segment_lengths
+from nemo_minordpo.core.pair_packing import PackedRow, PairTokens, lay_out, pack, segment_lengths
 from nemo_minordpo.core.transfer import to_device
 from nemo_minordpo.train.data.tokens import TokenArrays
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """m pairs in one row, as tensors; shapes and meaning as in core.pair_packing.PackedRow.
+    """m pairs in one row.
 
     pairs: [m], which pairs of the split they are.
     in_step: [m], which pairs of the step they are.
-    tokens, positions: [1, S].
-    segments: [m, 4], on the CPU always: attention reads its numbers.
-    places, targets: [T].
-    credits: [2 m, C].
+    row: their tokens and how they lie; its segments are on the CPU always: attention reads their numbers.
     reward_margin: [m], float32, unscaled.
     reference_log_probs: [2 m], float64, nats; None: the policy is the reference, or they are evaluated live.
     """
 
     pairs: np.ndarray
     in_step: np.ndarray
-    tokens: Tensor
-    positions: Tensor
-    segments: Tensor
-    places: Tensor
-    targets: Tensor
-    credits: Tensor
+    row: PackedRow[Tensor]
     reward_margin: Tensor
     reference_log_probs: Tensor | None
 
     def to(self, device: torch.device) -> "MicroBatch":
         """With everything that the model computes with on ``device``."""
-        moved = {
-            name: to_device(value, device)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor) and name != "segments"
-        }
-        return replace(self, **moved)
+        segments, reference = self.row.segments, self.reference_log_probs
+        return replace(
+            self,
+            row=self.row.mapped(lambda tensor: tensor if tensor is segments else to_device(tensor, device)),
+            reward_margin=to_device(self.reward_margin, device),
+            reference_log_probs=None if reference is None else to_device(reference, device),
+        )
 
 
 @dataclass(frozen=True)
@@ -164,12 +157,7 @@ class PairBatches:
         return MicroBatch(
             pairs=pairs,
             in_step=np.asarray(in_step, dtype=np.int64),
-            tokens=torch.from_numpy(row.tokens)[None],
-            positions=torch.from_numpy(row.positions)[None],
-            segments=torch.from_numpy(row.segments),
-            places=torch.from_numpy(row.places),
-            targets=torch.from_numpy(row.targets),
-            credits=torch.from_numpy(row.credits),
+            row=row.mapped(torch.from_numpy),
             reward_margin=torch.from_numpy(self.arrays.reward_margins[pairs]),
             reference_log_probs=None if known is None else torch.from_numpy(np.ascontiguousarray(known)),
         )

@@ -64,7 +64,7 @@ def signals_kept_from_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class StallWatch:
+class StallDetector:
     """Ends this process when nothing moves: a rank that is frozen or cut off never answers, and its peers would wait.
 
     Collectives have limits of their own, of half an hour and a group each; this one holds for whatever a rank waits
@@ -80,7 +80,7 @@ class StallWatch:
     ) -> None:
         """
         Args:
-            max_seconds: between two beats; longer than the longest step, validation batch, look at the answers or
+            max_seconds: between two beats; longer than the longest step, validation batch, evaluation of answers or
                 checkpoint takes. None: no limit.
             on_stall: writes the reason down; then the process ends.
             clock: seconds.
@@ -89,7 +89,7 @@ class StallWatch:
         self._on_stall, self._clock = on_stall, clock
         self._last = math.inf
         self._doing = ""
-        self._thread = threading.Thread(target=self._watch, name="stall watch", daemon=True)
+        self._thread = threading.Thread(target=self._wait_for_stall, name="stall detector", daemon=True)
 
     def beat(self, doing: str) -> None:
         """Something moved; `doing` is what begins now."""
@@ -111,7 +111,7 @@ class StallWatch:
             "(exp_manager.max_time_without_progress)"
         )
 
-    def _watch(self) -> None:
+    def _wait_for_stall(self) -> None:
         while not (reason := self.stalled()):
             time.sleep(min(self._limit / 10, 1.0))
         faulthandler.dump_traceback(file=sys.__stderr__ or 2)

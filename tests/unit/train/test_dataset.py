@@ -23,12 +23,12 @@ def test_a_micro_batch_worked_by_hand():
     (batch,) = batches_of(PAIRS[:2], multiple=8, references=references).in_file_order()
     (micro,) = batch.micro_batches
     assert micro.pairs.tolist() == micro.in_step.tolist() == [0, 1]
-    assert micro.tokens.tolist() == [[1, 2, 3, 4, 7, 9, 10, 11]]
-    assert micro.positions.tolist() == [[0, 1, 2, 3, 0, 1, 2, 3]]
-    assert micro.segments.tolist() == [[0, 3, 4, 4], [4, 5, 5, 8]]
-    assert micro.places.tolist() == [1, 2, 3, 2, 4, 4, 5, 6, 7]
-    assert micro.targets.tolist() == [3, 4, 5, 6, 8, 9, 10, 11, 12]
-    assert micro.credits.tolist() == [[0, 1, 2, 9], [4, 9, 9, 9], [0, 3, 9, 9], [5, 6, 7, 8]]
+    assert micro.row.tokens.tolist() == [1, 2, 3, 4, 7, 9, 10, 11]
+    assert micro.row.positions.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert micro.row.segments.tolist() == [[0, 3, 4, 4], [4, 5, 5, 8]]
+    assert micro.row.places.tolist() == [1, 2, 3, 2, 4, 4, 5, 6, 7]
+    assert micro.row.targets.tolist() == [3, 4, 5, 6, 8, 9, 10, 11, 12]
+    assert micro.row.credits.tolist() == [[0, 1, 2, 9], [4, 9, 9, 9], [0, 3, 9, 9], [5, 6, 7, 8]]
     assert micro.reward_margin.tolist() == [0.0, 1.0]
     assert micro.reference_log_probs.tolist() == [-1.0, -3.0, -2.0, -4.0]
     assert (batch.row_length, batch.num_global_pairs) == (8, 2)
@@ -53,7 +53,7 @@ def test_rows_worked_by_hand(capacity, multiple, rows, row_length):
     (batch,) = batches_of(PAIRS, capacity=capacity, multiple=multiple).in_file_order()
     assert [micro.pairs.tolist() for micro in batch.micro_batches] == rows
     assert batch.row_length == row_length
-    assert {micro.tokens.shape for micro in batch.micro_batches} == {(1, row_length)}
+    assert {micro.row.tokens.shape for micro in batch.micro_batches} == {(row_length,)}
     assert batch.work.places == len(rows) * row_length
 
 
@@ -70,9 +70,9 @@ def test_ranks_share_the_rows_of_a_step():
 def test_a_row_without_pairs_counts_nowhere():
     _, part = of_all_ranks(PAIRS[:1], 2, references=np.asarray([[-1.0, -2.0]]))
     (micro,) = part.micro_batches
-    assert micro.tokens.tolist() == [[0] * part.row_length]
-    assert micro.credits.shape == (0, 0)
-    for values in (micro.pairs, micro.segments, micro.places, micro.targets, micro.reward_margin):
+    assert micro.row.tokens.tolist() == [0] * part.row_length
+    assert micro.row.credits.shape == (0, 0)
+    for values in (micro.pairs, micro.row.segments, micro.row.places, micro.row.targets, micro.reward_margin):
         assert len(values) == 0
     assert micro.reference_log_probs.shape == (0,)
 
@@ -80,14 +80,14 @@ def test_a_row_without_pairs_counts_nowhere():
 def counted(batches, pairs):
     """StepWork from the rows of all ranks, with the mask as a whole."""
     rows = [micro for batch in batches for micro in batch.micro_batches]
-    masks = [may_attend(micro.segments.numpy(), micro.tokens.shape[1]) for micro in rows]
+    masks = [may_attend(micro.row.segments.numpy(), len(micro.row.tokens)) for micro in rows]
     return StepWork(
         pairs=sum(len(micro.pairs) for micro in rows),
         unique_tokens=sum(int(mask.any(axis=1).sum()) for mask in masks),
         equivalent_tokens=sum(2 * len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in pairs),
         attended=sum(int(mask.sum()) for mask in masks),
-        targets=sum(len(micro.targets) for micro in rows),
-        places=sum(micro.tokens.numel() for micro in rows),
+        targets=sum(len(micro.row.targets) for micro in rows),
+        places=sum(micro.row.tokens.numel() for micro in rows),
     )
 
 
@@ -140,7 +140,7 @@ def test_an_epoch_sees_every_pair_once_whatever_the_layout(num_pairs, global_bat
                 batch = batches.training_step(step, seed=seed)
                 assert batch.num_global_pairs == len(expected)
                 for micro in batch.micro_batches:
-                    firsts = [micro.targets[credits[0]] for credits in split_pairs(micro.credits)[0]]
+                    firsts = [micro.row.targets[credits[0]] for credits in split_pairs(micro.row.credits)[0]]
                     assert [int(target) - 2 for target in firsts] == micro.pairs.tolist()
                     assert expected[micro.in_step].tolist() == micro.pairs.tolist()
                     here += micro.pairs.tolist()
@@ -197,11 +197,11 @@ def test_references_that_are_evaluated_live_take_their_place():
 def test_attention_finds_the_segments_on_the_cpu(references):
     (batch,) = batches_of(PAIRS, references=references).in_file_order()
     moved = batch.micro_batches[0].to(torch.device("meta"))
-    elsewhere = {name for name, value in vars(moved).items() if getattr(value, "is_meta", False)}
+    elsewhere = {name for name, value in {**vars(moved), **vars(moved.row)}.items() if getattr(value, "is_meta", False)}
     assert elsewhere == {"tokens", "positions", "places", "targets", "credits", "reward_margin"} | (
         set() if references is None else {"reference_log_probs"}
     )
-    assert moved.segments is batch.micro_batches[0].segments
+    assert moved.row.segments is batch.micro_batches[0].row.segments
     assert moved.pairs is batch.micro_batches[0].pairs
 
 

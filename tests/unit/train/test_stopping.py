@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from nemo_minordpo.train.folder.stopping import StallWatch, StopRequest
+from nemo_minordpo.train.folder.stopping import StallDetector, StopRequest
 
 
 @pytest.fixture
@@ -64,43 +64,43 @@ def clock():
 
 
 @pytest.fixture
-def watch(clock, monkeypatch):
+def stalls(clock, monkeypatch):
     """Of 10 s, without the thread that asks it."""
-    watch = StallWatch(max_seconds=10, on_stall=lambda reason: None, clock=clock)
-    monkeypatch.setattr(watch._thread, "start", lambda: None)
-    return watch
+    stalls = StallDetector(max_seconds=10, on_stall=lambda reason: None, clock=clock)
+    monkeypatch.setattr(stalls._thread, "start", lambda: None)
+    return stalls
 
 
-def test_what_moves_is_not_ended(watch, clock):
+def test_what_moves_is_not_ended(stalls, clock):
     for step in range(8):
-        watch.beat(f"step {step}")
+        stalls.beat(f"step {step}")
         clock.now += 10.0
-        assert watch.stalled() == ""
+        assert stalls.stalled() == ""
 
 
-def test_what_does_not_move_is_named(watch, clock):
-    watch.beat("step 6")
-    watch.beat("step 7")
+def test_what_does_not_move_is_named(stalls, clock):
+    stalls.beat("step 6")
+    stalls.beat("step 7")
     clock.now += 10.5
-    assert watch.stalled().startswith("nothing moved for 10 s in step 7: another rank is frozen, cut off or dead")
-    watch.beat("step 8")
-    assert watch.stalled() == ""
+    assert stalls.stalled().startswith("nothing moved for 10 s in step 7: another rank is frozen, cut off or dead")
+    stalls.beat("step 8")
+    assert stalls.stalled() == ""
 
 
-def test_nothing_has_to_move_before_the_first_step_and_after_the_last(watch, clock):
+def test_nothing_has_to_move_before_the_first_step_and_after_the_last(stalls, clock):
     clock.now += 1e6
-    assert watch.stalled() == ""
-    watch.beat("the last step")
-    watch.rest()
+    assert stalls.stalled() == ""
+    stalls.beat("the last step")
+    stalls.rest()
     clock.now += 1e6
-    assert watch.stalled() == ""
+    assert stalls.stalled() == ""
 
 
 def test_a_process_in_which_nothing_moves_ends():
     script = (
-        "import sys, time\nfrom nemo_minordpo.train.folder.stopping import StallWatch\n"
-        "watch = StallWatch(max_seconds=1, on_stall=lambda reason: sys.stdout.write(reason) and sys.stdout.flush())\n"
-        "watch.beat('step 7'); time.sleep(600)"
+        "import sys, time\nfrom nemo_minordpo.train.folder.stopping import StallDetector\n"
+        "say = lambda reason: sys.stdout.write(reason) and sys.stdout.flush()\n"
+        "StallDetector(max_seconds=1, on_stall=say).beat('step 7'); time.sleep(600)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -132,6 +132,6 @@ def test_helpers_live_through_signals(name, spared):
 
 
 def test_no_limit_no_thread():
-    watch = StallWatch(max_seconds=None, on_stall=lambda reason: None)
-    watch.beat("a step")
-    assert not watch._thread.is_alive()
+    stalls = StallDetector(max_seconds=None, on_stall=lambda reason: None)
+    stalls.beat("a step")
+    assert not stalls._thread.is_alive()

@@ -1,0 +1,181 @@
+"""What one rank trains with: process groups, model, reference, optimizer and data, in the order they are needed.
+
+Imports NeMo: `host.prepare()` was called before.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from nemo.collections.nlp.parts.megatron_trainer_builder import MegatronTrainerBuilder
+from nemo_aligner.utils.train_script_utils import (
+    extract_optimizer_scheduler_from_ptl_model,
+    init_distributed,
+    init_peft,
+    init_using_ptl,
+)
+from nemo_aligner.utils.utils import load_from_nemo, retrieve_model_state_dict_in_cpu
+from omegaconf import OmegaConf
+
+from nemo_minordpo import host
+from nemo_minordpo.config import TrainConfig
+from nemo_minordpo.train.answers import AnswerWatch, stop_ids_of, watched_prompts
+from nemo_minordpo.train.data.dataset import PairBatches, segment_lengths_of
+from nemo_minordpo.train.data.tokens import TokenArrays, load_arrays
+from nemo_minordpo.train.folder.run_folder import RunFolder
+from nemo_minordpo.train.model import fp8
+from nemo_minordpo.train.model.adapters import load_adapters
+from nemo_minordpo.train.model.generation import GenerationLimits
+from nemo_minordpo.train.model.minordpo_model import MegatronGPTMinorDPOModel
+from nemo_minordpo.train.model.model_config import build_model_config, read_checkpoint_config, row_multiple_of
+from nemo_minordpo.train.reference import evaluate_reference
+from nemo_minordpo.train.reference_cache import ReferenceCache, load_or_evaluate, reference_folder, reference_key
+from nemo_minordpo.train.require_finite import places_in
+from nemo_minordpo.train.throughput import Throughput, measure_matmul_peak
+from nemo_minordpo.train.trainer import MinorDPOTrainer
+
+
+def set_up(config: TrainConfig, folder: RunFolder) -> MinorDPOTrainer:
+    """Process groups, model, reference, optimizer and data of this rank; the trainer that holds them."""
+    checkpoint = Path(config.pretrained_checkpoint.restore_from_path)
+    model_config = build_model_config(
+        config, read_checkpoint_config(checkpoint), cuda=host.has_cuda(), te=host.has_transformer_engine()
+    )
+    lightning_trainer = _lightning_trainer(config, model_config)
+    model: Any = load_from_nemo(
+        MegatronGPTMinorDPOModel, model_config, lightning_trainer, strict=True, restore_path=str(checkpoint)
+    )
+    init_distributed(lightning_trainer, model, model_config.get("transformer_engine", False))
+    if config.model.peft.peft_scheme != "none":
+        init_peft(model, model_config)
+    if config.model.peft.restore_from_path is not None:
+        load_adapters(model, Path(config.model.peft.restore_from_path))
+    if config.model.dpo.reference_log_probs == "live":
+        model.ref_policy_state_dict = retrieve_model_state_dict_in_cpu(
+            model, megatron_amp_O2=model_config.megatron_amp_O2
+        )
+    init_using_ptl(lightning_trainer, model, None, None)
+    optimizer, _ = extract_optimizer_scheduler_from_ptl_model(model)
+    if fp8.in_use(model):
+        # the first pairs of the file, whatever the seed: the reference, evaluated once for many runs, needs them too
+        first = _pair_batches(
+            config, model, load_arrays(folder.data("train")), row_capacity=config.model.data.packed_sequence_size
+        )
+        fp8.find_scales(model, optimizer, next(first.in_file_order()))
+    has_validation = bool(config.model.data.data_prefix.validation)
+    return MinorDPOTrainer(
+        config=config,
+        model=model,
+        optimizer=optimizer,
+        strategy=lightning_trainer.strategy,
+        train=_batches(config, folder, "train", model),
+        validation=_batches(config, folder, "validation", model) if has_validation else None,
+        checkpoints=folder.checkpoints,
+        throughput=_throughput(model),
+        answers=_answer_watch(config, folder, model) if config.trainer.dpo.watch.interval else None,
+    )
+
+
+def _lightning_trainer(config: TrainConfig, model_config: Any) -> Any:
+    """Lightning's Trainer as NeMo builds it; it sets up strategy and precision, and never runs its own loop."""
+    trainer = config.trainer
+    accelerator = trainer.accelerator
+    if accelerator == "auto":
+        accelerator = "gpu" if host.has_cuda() else "cpu"
+    settings = {
+        "num_nodes": trainer.num_nodes,
+        "devices": trainer.devices,
+        "accelerator": accelerator,
+        "precision": trainer.precision,
+        "logger": False,
+        "enable_checkpointing": False,
+        "use_distributed_sampler": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        # of Megatron's distributed optimizer, which compares it with 0; an infinite limit clips nothing
+        "gradient_clip_val": config.trainer.dpo.gradient_clip_val or math.inf,
+        # NeMo compares it with its own schedules, which are not used
+        "max_steps": 1,
+    }
+    cfg = OmegaConf.create(
+        {"trainer": settings, "model": model_config, "exp_manager": {"log_tflops_per_sec_per_gpu": False}}
+    )
+    return MegatronTrainerBuilder(cfg).create_trainer()
+
+
+def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any) -> Any:
+    """The packed batches of a split, with what the reference says of its pairs where that is kept."""
+    arrays = load_arrays(folder.data(split))
+    batches = _pair_batches(config, model, arrays, row_capacity=config.model.data.packed_sequence_size)
+    section = config.model
+    if section.dpo.reference_log_probs == "cached":
+        _, size = model.data_parallel
+        layout = f"TP={section.tensor_model_parallel_size} x PP={section.pipeline_model_parallel_size} x DP={size}"
+        batches.reference_log_probs = load_or_evaluate(
+            ReferenceCache(reference_folder(config)),
+            reference_key(config, folder, split, model.cfg),
+            num_pairs=len(arrays),
+            evaluate=lambda: evaluate_reference(
+                model, batches, title=f"reference of {split} pairs", places=places_in(config, split)
+            ),
+            layout=layout,
+        )
+    return batches
+
+
+def _vocab_size(model: Any) -> int:
+    """Rows of the embedding, over all ranks."""
+    return model.cfg.get("override_vocab_size") or model.padded_vocab_size
+
+
+def _pair_batches(config: TrainConfig, model: Any, arrays: TokenArrays, *, row_capacity: int) -> Any:
+    """The packed batches of some pairs, for this data-parallel rank."""
+    rank, size = model.data_parallel
+    return PairBatches(
+        arrays,
+        global_batch_size=config.model.global_batch_size,
+        row_capacity=row_capacity,
+        row_multiple=row_multiple_of(model.cfg),
+        data_parallel_rank=rank,
+        data_parallel_size=size,
+        pad_id=model.tokenizer.eos_id,
+    )
+
+
+def _answer_watch(config: TrainConfig, folder: RunFolder, model: Any) -> Any:
+    """What looks at the model's answers, to prompts of the validation pairs where there are any."""
+    settings, data = config.trainer.dpo.watch, config.model.data
+
+    def batches_of(pairs: TokenArrays) -> Any:
+        # two answers to a prompt may be a larger pair than those of the files
+        row_capacity = max(data.packed_sequence_size, int(segment_lengths_of(pairs).max()))
+        return _pair_batches(config, model, pairs, row_capacity=row_capacity)
+
+    arrays = load_arrays(folder.data("validation" if data.data_prefix.validation else "train"))
+    return AnswerWatch(
+        folder=folder.path / "watch",
+        model=model,
+        prompts=watched_prompts(arrays, count=settings.num_prompts, max_length=data.seq_length),
+        limits=GenerationLimits(
+            stop_ids=stop_ids_of(model.tokenizer),
+            max_new_tokens=settings.max_new_tokens,
+            max_length=data.seq_length,
+            row_capacity=data.packed_sequence_size,
+            row_multiple=row_multiple_of(model.cfg),
+        ),
+        batches_of=batches_of,
+        data_parallel=model.data_parallel,
+        vocab_size=_vocab_size(model),
+        seed=config.model.seed,
+    )
+
+
+def _throughput(model: Any) -> Any:
+
+    torch.distributed.barrier()  # ranks of one machine share its cores
+    peak = torch.tensor(
+        measure_matmul_peak(next(model.parameters()).dtype), dtype=torch.float64, device=torch.cuda.current_device()
+    )
+    torch.distributed.all_reduce(peak)
+    return Throughput(size=model.size, matmul_peak=peak.item(), frozen=model.use_peft)
