@@ -47,14 +47,16 @@ DEVICES = {"H100": H100, "H200": H200}
 # Passes over float32 logits: 7 forward and 7.5 backward, as it was; one each, as it is (core/logits.py); none, but
 # slower products and fewer of them.
 HEADS = {
-    "of single operations": HeadKernels(products=4, efficiency=None, bytes_of_logit=58, bytes_of_weight=16),
-    "one pass a block": HeadKernels(products=4, efficiency=None, bytes_of_logit=10, bytes_of_weight=16),
+    "single operations": HeadKernels(products=4, efficiency=None, bytes_of_logit=58, bytes_of_weight=16),
+    "one pass per block": HeadKernels(products=4, efficiency=None, bytes_of_logit=10, bytes_of_weight=16),
     "cut cross-entropy": HeadKernels(products=1 + 95 / 43, efficiency=0.55, bytes_of_logit=0, bytes_of_weight=16),
-    "the same, unfiltered": HeadKernels(products=1 + 324 / 42, efficiency=0.55, bytes_of_logit=0, bytes_of_weight=16),
+    "cut cross-entropy, unfiltered": HeadKernels(
+        products=1 + 324 / 42, efficiency=0.55, bytes_of_logit=0, bytes_of_weight=16
+    ),
 }
 SINGLE = Software(
     fp8=False, fused_accumulation=False, fused_rope=False, fused_swiglu=False, attention_forward=300e12,
-    attention_backward=220e12, head=HEADS["one pass a block"], exposed_tensor=1.0, exposed_data=1.0,
+    attention_backward=220e12, head=HEADS["one pass per block"], exposed_tensor=1.0, exposed_data=1.0,
     virtual_stages=1, linear_launch=60e-6, other_launches=56, launch=6e-6, row_launch=5e-3,
 )  # fmt: skip
 # What fusions=te turns on, one after another
