@@ -1,7 +1,7 @@
-"""Attention of packed pairs: a place sees the earlier places of its own pair, and a rejected tail no chosen tail.
+"""Attention over packed pairs: a place sees earlier places of its own pair; a rejected tail never sees the chosen one.
 
-S = places of the row, heads and groups (of keys and values) of this tensor-parallel rank, D = head size.
-segments: [m, 4], int64 on the CPU: start, branch, chosen_end, end of each pair, as core/pair_packing.py lays them out.
+S = places in the row; heads and groups (of keys and values) on this tensor-parallel rank; D = head size.
+segments: [m, 4], int64 on the CPU: start, branch, chosen_end, end of each pair, as in core/pair_packing.py.
 """
 
 from functools import lru_cache
@@ -14,14 +14,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from nemo_minordpo.core.flex import STRUCTURES, Structure, row_attention
 
-# What torch may choose from: all but cuDNN, which is its first choice on sm_90 and builds a plan for each new length;
-# lengths here are new all the time. The flash kernel takes what has no mask, the memory-efficient one a mask, and
-# float32; math, which builds the scores, is left for what neither takes, such as float64.
+# The kernels torch may choose from: all but cuDNN, its first choice on sm_90, which builds a plan for every new length,
+# and lengths change constantly here. Flash runs where there is no mask; the memory-efficient kernel takes masks and
+# float32; math, which materialises the scores, is the fallback, e.g. for float64.
 _BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None) -> Tensor:
-    """Plain causal attention of [B, heads, S, D] on keys and values [B, groups, S, D]."""
+    """Plain causal attention: queries [B, heads, S, D], keys and values [B, groups, S, D]."""
     with sdpa_kernel(_BACKENDS):
         return scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
@@ -29,13 +29,14 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float 
 
 
 def pair_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, *, scale: float | None) -> Tensor:
-    """Attention within pairs, of a row [1, heads, S, D] on keys and values [1, groups, S, D].
+    """Attention within pairs: queries [1, heads, S, D], keys and values [1, groups, S, D].
 
-    On a CPU a pair is two calls of torch's flash attention: shared tokens with the chosen tail, causal; and the
-    rejected tail on shared tokens and itself, masked. On CUDA the whole row is one FlexAttention.
+    On a CPU each pair takes two calls of torch's flash attention: a causal one over the shared tokens and chosen tail,
+    and a masked one from the rejected tail to the shared tokens and itself. On CUDA one FlexAttention call covers the
+    whole row.
 
     Returns:
-        [1, heads, S, D]; padding at the end of the row attends to nothing of a pair, and what it holds has no meaning.
+        [1, heads, S, D]; padding at the end of the row attends to no pair, and its values are meaningless.
     """
     structure = tuple(map(tuple, segments.tolist()))
     if query.is_cuda:
@@ -44,36 +45,36 @@ def pair_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, 
 
 
 class KeyValueCache:
-    """Keys and values of n sequences that a model writes token by token, of every layer of this pipeline stage.
+    """Keys and values of n sequences during generation, for every layer of this pipeline stage.
 
-    First comes a row with the prompts, one behind another; after :meth:`advance` a row with the first new token of
-    each, in the same order; and so on.
+    The first row holds the prompts, one after another. After each :meth:`advance`, the row holds the next new token of
+    every sequence, in the same order.
     """
 
     def __init__(self, segments: Tensor, *, max_new_tokens: int) -> None:
         """
         Args:
-            segments: [n, 4], of the row of prompts, which have no tails.
-            max_new_tokens: rows that follow at most.
+            segments: [n, 4], of the row of prompts; prompts have no tails.
+            max_new_tokens: maximum number of rows after the prompts.
         """
         self._segments = segments
-        self._lengths = segments[:, 3] - segments[:, 0]  # what a sequence's next token sees before itself
+        self._lengths = segments[:, 3] - segments[:, 0]  # tokens that each sequence's next token sees
         self._capacity = int(self._lengths.max()) + max_new_tokens
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
         self._new_tokens = 0
 
     def advance(self) -> None:
-        """The next row holds one more token of each sequence."""
+        """Move on to the next token of every sequence."""
         self._new_tokens += 1
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None) -> Tensor:
-        """Attention of the present row, whose keys and values are kept.
+        """Attention for the current row; caches its keys and values.
 
         Args:
-            layer: its number, from 1.
-            query: [1, heads, S, D]; S may be above n, the places behind are padding.
+            layer: layer number, from 1.
+            query: [1, heads, S, D]; S may exceed n, and the extra places are padding.
             key, value: [1, groups, S, D].
-            scale: of the scores; None = D ** -0.5.
+            scale: factor for the scores; None = D ** -0.5.
 
         Returns:
             [1, heads, S, D].
@@ -88,8 +89,8 @@ class KeyValueCache:
         for kept, new in zip(self._layers[layer], (key, value), strict=True):
             kept[rows, :, own] = new[0, :, :count].transpose(0, 1)
         keys, values = (kept[:, :, :longest] for kept in self._layers[layer])
-        # The heads of a group stand in the place of queries: [n, groups, heads / groups, D]. So a kernel reads keys and
-        # values once per group, and the memory-efficient one, which knows no groups in older torch, can be chosen.
+        # The heads of a group take the place of queries: [n, groups, heads / groups, D]. A kernel then reads keys and
+        # values once per group, and the memory-efficient kernel, which lacks groups in older torch, can be used.
         heads = query[0, :, :count].transpose(0, 1).unflatten(1, (key.shape[1], -1))
         with sdpa_kernel(_BACKENDS):
             attended = scaled_dot_product_attention(
@@ -109,9 +110,9 @@ class KeyValueCache:
 
 
 class _PairAttention(torch.autograd.Function):
-    """Flash attention call by call, each reading from and writing into its places of the row.
+    """One flash attention call at a time, each reading from and writing to its own places in the row.
 
-    As a composition of slices and concatenations the same is an eighth of a step of a small model.
+    Composed of slices and concatenations, the same takes an eighth of a small model's step.
     """
 
     @staticmethod
@@ -145,7 +146,7 @@ class _PairAttention(torch.autograd.Function):
             )  # fmt: skip
             _at(grads[0], [queries]).copy_(of_query)
             for whole, part in zip(grads[1:], of_seen, strict=True):
-                # its own keys and values are the last ones that a call sees; others were written by the call before
+                # a call's own keys and values come last; the others were written by the call before
                 *before, own = part.split([places.stop - places.start for places in seen], dim=2)
                 _at(whole, [seen[-1]]).copy_(own)
                 for places, more in zip(seen, before, strict=False):
@@ -159,7 +160,7 @@ _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 @lru_cache(maxsize=STRUCTURES)
 def _calls(structure: Structure, dtype: torch.dtype) -> list[tuple[slice, list[slice], Tensor | None]]:
-    """Of each call: places of queries, places that they see, mask to add to the scores (None: causal)."""
+    """For each call: the query places, the places they see, and the mask to add to the scores (None = causal)."""
     calls: list[tuple[slice, list[slice], Tensor | None]] = []
     for start, branch, chosen_end, end in structure:
         calls.append((slice(start, chosen_end), [slice(start, chosen_end)], None))
@@ -171,7 +172,7 @@ def _calls(structure: Structure, dtype: torch.dtype) -> list[tuple[slice, list[s
 
 
 def _at(row: Tensor, places: list[slice]) -> Tensor:
-    """[1, heads, places, D]: a view of one slice, a copy of several."""
+    """[1, heads, places, D]: a view for one slice, a copy for several."""
     parts = [row[:, :, part] for part in places]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 

@@ -1,4 +1,4 @@
-"""A tokenizer's chat template with everything settled but the conversation: what its clock shows, and its options."""
+"""A tokenizer's chat template with its date and options fixed, so that only the conversation varies."""
 
 import copy
 import inspect
@@ -14,15 +14,15 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nemo_minordpo.errors import UserError
 
-_CLOCK = "strftime_now"  # the only one that transformers gives to templates
+_CLOCK = "strftime_now"  # the only clock that transformers offers to templates
 _ARGUMENTS = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", _CLOCK}
 _WORDS = {"true": True, "false": False, "none": None, "null": None}  # as Python, YAML and JSON write them
 
 
 class FixedTemplate:
-    """Conversations through a tokenizer's `apply_chat_template`; one conversation gives the same text on any day.
+    """Render conversations with a tokenizer's `apply_chat_template`: the same text on any day.
 
-    date: what the template's clock shows, ISO 8601; None where the template has no clock.
+    date: the date that the template prints, ISO 8601; None if the template has no clock.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class FixedTemplate:
         """
         Args:
             tokenizer: a Hugging Face tokenizer.
-            name: what messages call it.
-            date: day or moment, ISO 8601; None = today.
-            options: what the template reads by name besides the conversation, such as enable_thinking.
+            name: the tokenizer's name in error messages.
+            date: day or time, ISO 8601; None = today.
+            options: the template's variables besides the conversation, such as enable_thinking.
 
         Raises:
-            UserError: there is no template, or it cannot be read; it has no such option, or no clock for the date.
+            UserError: the template is missing or unreadable, lacks an option, or has no clock for the date.
         """
         if tokenizer.chat_template is None:
             raise UserError(f"{name}: the tokenizer has no chat template; choose template 'plain'")
@@ -58,10 +58,10 @@ class FixedTemplate:
             self.date = moment.isoformat().removesuffix("T00:00:00")
             self._more[_CLOCK] = moment.strftime
         elif date is not None:
-            raise UserError(f"{name}: a date was given, but the chat template does not ask for it: leave the date out")
+            raise UserError(f"{name}: a date was given, but the chat template does not use one: leave the date out")
 
     def with_tools(self, tools: Sequence[Mapping[str, Any]]) -> "FixedTemplate":
-        """The same for conversations in which functions may be called."""
+        """A copy for conversations that may call these functions."""
         other = copy.copy(self)
         other._more = {**self._more, "tools": tools}
         return other
@@ -71,38 +71,38 @@ class FixedTemplate:
 
         Args:
             messages: with `role` and `content`.
-            add_generation_prompt: end with what the model is to answer after.
+            add_generation_prompt: end with the opening of the assistant's turn.
 
         Raises:
-            UserError: the template refuses the conversation, or fails at it.
+            UserError: the template rejects the conversation or fails on it.
         """
         try:
             return self._tokenizer.apply_chat_template(
                 messages, add_generation_prompt=add_generation_prompt, tokenize=False, **self._more
             )
         except TemplateError as error:
-            raise UserError(f"the chat template refuses the conversation: {error}") from error
+            raise UserError(f"the chat template rejects the conversation: {error}") from error
         except (TypeError, AttributeError, LookupError, ArithmeticError, ValueError) as error:
-            # in an expression of the template
-            raise UserError(f"the chat template fails at the conversation: {error}") from error
+            # raised by an expression in the template
+            raise UserError(f"the chat template fails on the conversation: {error}") from error
 
 
 def date_line(date: str) -> str:
-    """What the user is told of a date in prompts."""
-    return f"the chat template prints the date, which is {date} in all prompts (--date sets another)"
+    """The message shown when prompts contain a date."""
+    return f"the chat template prints the date: all prompts say {date} (change it with --date)"
 
 
 def parse_options(written: Iterable[str]) -> dict[str, Any]:
-    """{"enable_thinking": False} of ["enable_thinking=false"]: a value is JSON where it can be, else a text.
+    """["enable_thinking=false"] -> {"enable_thinking": False}; values that are not JSON stay strings.
 
     Raises:
-        UserError: not NAME=VALUE, or a name that occurs twice.
+        UserError: an option is not NAME=VALUE, or a name occurs twice.
     """
     options: dict[str, Any] = {}
     for text in written:
         name, equals, value = text.partition("=")
         if not (equals and name.isidentifier()):
-            raise UserError(f"template option {text!r}: NAME=VALUE expected, such as enable_thinking=false")
+            raise UserError(f"template option {text!r}: expected NAME=VALUE, such as enable_thinking=false")
         if name in options:
             raise UserError(f"template option {name!r} is given twice")
         options[name] = _value(value)
@@ -110,7 +110,7 @@ def parse_options(written: Iterable[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    if text.lower() in _WORDS:  # "False" as a text would count as true
+    if text.lower() in _WORDS:  # the string "False" would count as true
         return _WORDS[text.lower()]
     try:
         value = json.loads(text)
@@ -124,11 +124,11 @@ def _moment(date: str) -> datetime:
     try:
         return datetime.fromisoformat(date)
     except ValueError as error:
-        raise UserError(f"date {date!r}: a day such as 2026-11-27 expected (ISO 8601)") from error
+        raise UserError(f"date {date!r}: expected an ISO 8601 date such as 2026-11-27") from error
 
 
 class _Generation(Extension):
-    """The tag {% generation %} of transformers, which marks the assistant's words and prints nothing."""
+    """The {% generation %} tag of transformers, which marks the assistant's text and prints nothing."""
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
@@ -140,7 +140,7 @@ class _Generation(Extension):
 
 
 def _names_read(template: str | Mapping[str, str]) -> set[str]:
-    """The variables that a template takes from its caller, or any of several by name (`default`, `tool_use`)."""
+    """Variables that the template, or any of several named ones (`default`, `tool_use`), takes from its caller."""
     environment = ImmutableSandboxedEnvironment(extensions=[_Generation, loopcontrols])
     names = set()
     for source in [template] if isinstance(template, str) else template.values():
@@ -148,13 +148,13 @@ def _names_read(template: str | Mapping[str, str]) -> set[str]:
         first: dict[str, str] = {}
         for name in _in_order(tree):
             first.setdefault(name.name, name.ctx)
-        # jinja also counts what is set in a loop or branch before it is read
+        # jinja also reports variables that a loop or branch sets before they are read
         names |= {name for name in find_undeclared_variables(tree) if first[name] == "load"}
     return names
 
 
 def _in_order(node: nodes.Node) -> Iterator[nodes.Name]:
-    """The names in a template, as they are evaluated: the value of an assignment before its target."""
+    """The names in a template in evaluation order: the value of an assignment before its target."""
     if isinstance(node, nodes.Name):
         yield node
     for child in (node.node, node.target) if isinstance(node, nodes.Assign) else node.iter_child_nodes():

@@ -1,4 +1,4 @@
-"""Which tensors hold a value that is not finite."""
+"""Find tensors with non-finite values."""
 
 from collections.abc import Iterable
 
@@ -10,10 +10,10 @@ from nemo_minordpo.errors import UserError
 
 @torch.no_grad()
 def tensors_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """The names of the tensors that hold a NaN or an infinity.
+    """Names of the tensors that contain a NaN or an infinity.
 
-    A tensor's extremes decide, which NaN passes through: nothing of its size is allocated, and the device is read
-    once for all of them.
+    Only each tensor's minimum and maximum are checked, and these propagate NaN. So nothing of a tensor's size is
+    allocated, and the device is read once for all tensors.
     """
     named = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point() and tensor.numel()]
     if not named:
@@ -23,16 +23,16 @@ def tensors_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
 
 
 def require_finite_tensors(tensors: Iterable[tuple[str, Tensor]], *, where: str) -> None:
-    """Refuse a model.
+    """Check that all tensors are finite.
 
     Raises:
-        ValueError: with the names of the first tensors that are not finite; `where` they are.
+        UserError: some are not; it says where and names the first few.
     """
     if names := tensors_not_finite(tensors):
         raise UserError(f"{where}: not finite: {first_of(names)}")
 
 
 def first_of(items: list[str], *, count: int = 3) -> str:
-    """The first of some items, in words, and how many there are more: `a, b, c and 4 more`."""
+    """The first few items and the number of the rest: `a, b, c and 4 more`."""
     more = f" and {len(items) - count} more" if len(items) > count else ""
     return ", ".join(items[:count]) + more

@@ -1,4 +1,4 @@
-"""Intervals of rates and of rank correlations."""
+"""Confidence intervals for rates and rank correlations."""
 
 import math
 
@@ -6,26 +6,26 @@ _Z_95 = 1.959963984540054  # the standard normal's 97.5 % point
 
 
 def wilson_interval(successes: float, total: int) -> tuple[float, float]:
-    """95 % score interval of a rate: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
+    """95 % score interval for a rate: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
 
-    Unlike p -+ z sqrt(p(1-p)/n) it stays within 0 and 1 and has a width at p = 0 and p = 1.
+    Unlike p -+ z sqrt(p(1-p)/n), it stays within 0 and 1 and does not collapse at p = 0 and p = 1.
     Source: Wilson 1927.
 
     Args:
-        successes: 0 to `total`; a mean over seeds need not be whole.
+        successes: 0 to `total`; may be fractional, e.g. a mean over seeds.
         total: n, at least 1.
     """
     rate, z2n = successes / total, _Z_95**2 / total
     centre = rate + z2n / 2
     half = _Z_95 * math.sqrt(rate * (1 - rate) / total + z2n / (4 * total))
-    # The ends are exactly 0 and 1 there; rounding would leave 1e-17 of dirt.
+    # Exactly 0 and 1 at the ends; rounding would leave an error of 1e-17.
     low = 0.0 if successes == 0 else (centre - half) / (1 + z2n)
     high = 1.0 if successes == total else (centre + half) / (1 + z2n)
     return low, high
 
 
 def rank_correlation_interval(correlation: float, count: int) -> tuple[float, float]:
-    """95 % interval of Spearman's coefficient: tanh(artanh(r) -+ z sqrt((1 + r^2/2) / (n - 3))).
+    """95 % interval for Spearman's coefficient: tanh(artanh(r) -+ z sqrt((1 + r^2/2) / (n - 3))).
 
     Source: Bonett and Wright 2000.
 

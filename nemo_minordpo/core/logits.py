@@ -1,10 +1,10 @@
-"""What the head does with a block of logits: their part of the softmax forward, their gradient backward.
+"""The head's work on one block of logits: its share of the softmax (forward), its gradient (backward).
 
-On a CPU step by step, in place. On CUDA each is one function under torch.compile: forward the logits are read once,
-backward read once and written once, where one kernel per step would read or write them six times.
+On a CPU this runs operation by operation, in place. On CUDA each pass is one function under torch.compile: forward
+reads the logits once, backward reads and writes them once. One kernel per operation would read or write them six times.
 
-T = tokens, B = tokens of the vocabulary in the block. logits: [T, B], float32 or float64; they are used up.
-columns: [T], where in the block the target of each token lies; below 0 and from B on it lies in another block.
+T = tokens, B = vocabulary entries in the block. logits: [T, B], float32 or float64; overwritten.
+columns: [T], column of each token's target in the block; below 0 or >= B means that it is in another block.
 """
 
 from collections.abc import Callable
@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Graphs that torch compiles of each function, whatever T and B are. Beyond torch's own limit, 8, it is an error.
+# Graphs that torch compiles per function, whatever T and B are. More than torch's own limit, 8, is an error.
 MAX_GRAPHS = 1
-# A block with fewer tokens or columns is left to the steps: torch would compile sizes of 0 and 1 on their own, and
-# Inductor finds maximum and sum in one pass only where it knows that it is not unrolled, from 8 columns on.
+# Smaller blocks run uncompiled: torch would compile sizes 0 and 1 separately, and Inductor computes maximum and sum in
+# one pass only if it knows that the loop is not unrolled, i.e. from 8 columns on.
 _SMALLEST = 8
 
 
 def statistics(logits: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """``(log sum_v exp(logit[v]), logit[target])``: [T], float64; and [T], 0 for a target in another block."""
+    """``(log sum_v exp(logit[v]), logit[target])``: [T], float64; and [T], 0 if the target is in another block."""
     if _is_compiled(logits):
         return _compiled(fused_statistics)(logits, columns)
     targets = _target_logits(logits, columns)
@@ -32,9 +32,9 @@ def statistics(logits: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def surplus(logits: Tensor, log_normaliser: Tensor, columns: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """``p - onehot(target)``, [T, B] in ``dtype``: times -1 it is the gradient of log p[target] by the logits.
+    """``p - onehot(target)``, [T, B] in ``dtype``: the negative gradient of log p[target] with respect to the logits.
 
-    log_normaliser: [T], of the whole vocabulary, in the logits' dtype.
+    log_normaliser: [T], over the whole vocabulary, in the logits' dtype.
     """
     if _is_compiled(logits):
         return _compiled(fused_surplus)(logits, log_normaliser, columns, dtype)
@@ -44,7 +44,7 @@ def surplus(logits: Tensor, log_normaliser: Tensor, columns: Tensor, *, dtype: t
 
 
 def fused_statistics(logits: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """What :func:`statistics` compiles. In this form Inductor finds maximum and sum in one pass."""
+    """Compiled by :func:`statistics`. In this form Inductor computes maximum and sum in one pass."""
     torch._check(logits.shape[1] >= _SMALLEST)
     maximum = logits.amax(dim=1, keepdim=True)
     total = (logits - maximum).exp().sum(dim=1, keepdim=True)
@@ -52,7 +52,7 @@ def fused_statistics(logits: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fused_surplus(logits: Tensor, log_normaliser: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
-    """What :func:`surplus` compiles."""
+    """Compiled by :func:`surplus`."""
     onehot = torch.arange(logits.shape[1], device=logits.device) == columns[:, None]
     return ((logits - log_normaliser[:, None]).exp() - onehot.to(logits.dtype)).to(dtype)
 
@@ -63,8 +63,8 @@ def _is_compiled(logits: Tensor) -> bool:
 
 @lru_cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    # Dynamic from the first call on; a split of the reduction, which the first call's sizes would decide, takes two
-    # passes. Without fullgraph torch would run the function uncompiled beyond its limit of graphs.
+    # Dynamic from the first call on. No split reductions: the first call's sizes would decide on them, and they take
+    # two passes. Without fullgraph, torch would fall back to eager mode beyond its limit of graphs.
     return torch.compile(function, dynamic=True, fullgraph=True, options={"split_reductions": False})
 
 
@@ -74,6 +74,6 @@ def _target_logits(logits: Tensor, columns: Tensor) -> Tensor:
 
 
 def _in_block(logits: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether each target lies in the block [T], and its column there [T, 1] (any other one where it does not)."""
+    """Whether each target is in the block [T], and its column [T, 1] (0 if it is not)."""
     inside = (columns >= 0) & (columns < logits.shape[1])
     return inside, torch.where(inside, columns, 0)[:, None]

@@ -1,7 +1,7 @@
-"""Memory of a rank in training, by what it is for: an estimate from sizes alone.
+"""Estimate a rank's memory in training by purpose, from sizes alone.
 
-After Korthikanti et al. 2022 (arXiv 2205.05198), for layers whose attention keeps no scores. V = vocabulary, H = hidden
-size, F = MLP's, A = heads x head size, G = query groups x head size, T = tensor-parallel, P = pipeline-parallel size.
+After Korthikanti et al. 2022 (arXiv 2205.05198), for attention that stores no scores. L = layers, V = vocabulary, H =
+hidden size, F = MLP size, A = heads x head size, G = query groups x head size, T, P = tensor-, pipeline-parallel size.
 """
 
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from nemo_minordpo.core.flops import ModelSize
 from nemo_minordpo.core.logprobs import LOGITS_BYTES_CPU, LOGITS_BYTES_CUDA
 
 GIB = 2**30
-# Interpreter, libraries and buffers that grow with nothing here: measured on a CPU, assumed on a GPU (CUDA, NCCL).
+# Interpreter, libraries and buffers, independent of all sizes: measured on a CPU, assumed for a GPU (CUDA, NCCL).
 _OVERHEAD_CPU, _OVERHEAD_CUDA = 0.9 * GIB, 2.0 * GIB
 
 
 @dataclass(frozen=True, kw_only=True)
 class Numerics:
-    """Bytes of one weight and of what belongs to it, on a rank.
+    """Bytes per weight on a rank, and per activation.
 
-    optimizer: moments, and float32 weights where the model computes with others.
-    activation: of one number that is kept for the backward pass.
+    optimizer: moments, plus float32 weights if the model computes in another type.
+    activation: per number saved for the backward pass.
     """
 
     weight: float
@@ -30,9 +30,9 @@ class Numerics:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How the model lies on ranks, and how much a rank has in flight.
+    """How the model is split over ranks, and how much a rank has in flight.
 
-    row_length: places of a row. num_rows: rows of a step and rank. num_targets: response tokens of a row.
+    row_length: places per row. num_rows: rows per step and rank. num_targets: response tokens per row.
     """
 
     tensor_parallel: int
@@ -62,16 +62,16 @@ class RankMemory:
 
 
 def fullest_rank(size: ModelSize, layout: Layout, numerics: Numerics, *, tied: bool, cuda: bool) -> RankMemory:
-    """The larger of the first and the last pipeline stage; those between have less of everything."""
+    """The larger of the first and last pipeline stages; stages in between need less of everything."""
     stages = {0, layout.pipeline_parallel - 1}
     return max((_stage(stage, size, layout, numerics, tied, cuda) for stage in stages), key=lambda memory: memory.total)
 
 
 def num_parameters(size: ModelSize, *, stage: int, tensor_parallel: int, pipeline_parallel: int, tied: bool) -> int:
-    """Weights of a rank. Biases and norms of queries and keys, below a thousandth of them, do not count.
+    """Weights of a rank, without biases and query and key norms (less than a thousandth).
 
-    ``L / P * ((2 A + 2 G) H + 3 F H) / T + 2 L H / P``, V H / T of the embedding on the first and of the head on the
-    last stage; one for both where they are tied on one stage.
+    ``L / P * ((2 A + 2 G) H + 3 F H) / T + 2 L H / P``, plus V H / T for the embedding on the first stage and for the
+    head on the last; counted once if they are tied on a single stage.
     """
     hidden = size.hidden_size
     vocabulary = -(-size.vocab_size // tensor_parallel) * hidden
@@ -90,14 +90,14 @@ def _stage(stage: int, size: ModelSize, layout: Layout, numerics: Numerics, tied
         tensor_parallel=layout.tensor_parallel, pipeline_parallel=layout.pipeline_parallel,
     )  # fmt: skip
     is_last = stage == layout.pipeline_parallel - 1
-    # one forward, one backward: a stage has as many rows in flight as stages follow it, and its own
+    # 1F1B schedule: a stage has one row in flight for itself and one for each later stage
     in_flight = min(layout.pipeline_parallel - stage, layout.num_rows)
     layers = size.num_layers // layout.pipeline_parallel
     layer = _layer_numbers(size, layout)
     boundary = layout.row_length * size.hidden_size / (layout.tensor_parallel if layout.sequence_parallel else 1)
     kept = in_flight * layers * boundary + layer if layout.recompute else in_flight * layers * layer
     if not cuda and layout.num_rows > in_flight:
-        # the heap is never given back (host/cuda.py), and the next row fits into few of the last one's pieces
+        # the heap is never returned to the system (host/heap.py), and the next row fits few of the freed blocks
         kept *= 2
     return RankMemory(
         parameters=parameters,
@@ -111,10 +111,10 @@ def _stage(stage: int, size: ModelSize, layout: Layout, numerics: Numerics, tied
 
 
 def _layer_numbers(size: ModelSize, layout: Layout) -> float:
-    """Numbers that a layer keeps of a row.
+    """Numbers that a layer saves per row for the backward pass.
 
-    Inputs of norms and linear layers 4 H; queries, keys and values A + 2 G, rotated A + G, attended A; what enters the
-    MLP's activation, 2 F where it is gated, and what leaves it.
+    Per place: inputs of norms and linear layers 4 H; queries, keys and values A + 2 G; rotated A + G; attended A; input
+    of the MLP's activation (2 F if gated, else F) and its output F.
     """
     attended, grouped = size.num_heads * size.head_size, size.num_query_groups * size.head_size
     split = 3 * attended + 3 * grouped + (3 if size.gated else 2) * size.ffn_hidden_size
@@ -123,6 +123,6 @@ def _layer_numbers(size: ModelSize, layout: Layout) -> float:
 
 
 def _head_bytes(size: ModelSize, layout: Layout, *, cuda: bool) -> float:
-    """Three float32 copies of the response places' hidden states, and two blocks of logits (core/logprobs.py)."""
+    """Three float32 copies of the hidden states at response places, and two blocks of logits (core/logprobs.py)."""
     block = LOGITS_BYTES_CUDA if cuda else LOGITS_BYTES_CPU
     return 3 * 4 * layout.num_targets * size.hidden_size + 2 * block

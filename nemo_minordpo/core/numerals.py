@@ -1,6 +1,6 @@
-r"""Numbers in prose, Markdown and LaTeX, as a person reads them: whole, or not at all.
+r"""Read numbers in prose, Markdown and LaTeX as a person does: completely or not at all.
 
-`plain` takes the markup off; on what it leaves, a numeral is
+`plain` strips the markup; in the remaining text, a numeral is
 
     numeral  := sign? currency* sign? (mixed | fraction | power | decimal) scale*
     decimal  := (grouped | digits) ("." digits)? exponent? | "." digits exponent?
@@ -9,11 +9,11 @@ r"""Numbers in prose, Markdown and LaTeX, as a person reads them: whole, or not 
     fraction := digits "/" digits;    mixed := digits " " ("and ")? fraction
     scale    := hundred | thousand | million | billion | trillion
 
-A numeral that goes on in a way which the grammar does not know ("10:30", "1,2345", "3,5", "1.234,56", "1.2.3", "2^3",
-"5k", "9\pi", "2024-05-06", "4h30", "5 hours and 30 minutes") has no value: a part of it would be another number.
-So has a fraction that is not in lowest terms, which is a division yet to be done ("12/4"), and one over 0. Digits
-behind a letter ("x2", "GPT4") belong to a name and are no numeral. "1.234" has a decimal point, "1,234" a group.
-A percent sign is a unit ("50%" is 50), and so is "dozen".
+A numeral that continues in a way unknown to the grammar ("10:30", "1,2345", "3,5", "1.234,56", "1.2.3", "2^3", "5k",
+"9\pi", "2024-05-06", "4h30", "5 hours and 30 minutes") has no value: part of it would be a different number. Neither
+has a fraction over 0 or one not in lowest terms ("12/4"), which is a division yet to be done. Digits after a letter
+("x2", "GPT4") belong to a name and are no numeral. "1.234" has a decimal point, "1,234" a group. A percent sign is a
+unit ("50%" is 50), and so is "dozen".
 """
 
 import re
@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 CURRENCY = r"$\u20ac\u00a3\u00a5\u20b9\u20a9\u20bd\u20b1\u20aa\u0e3f\u20ba\u20a6"
-# Longer runs of digits are a model that repeats itself.
+# Longer runs of digits come from a model repeating itself.
 _MOST_DIGITS = 300
-# What markup becomes: white space to `\s`, but not the blank that may separate groups of digits.
+# Replaces markup: white space to `\s`, but not the blank that may separate groups of digits.
 _MARK = "\x1f"
 _SUPERSCRIPTS = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b\u207a"
 _FROM_SUPERSCRIPT = str.maketrans(_SUPERSCRIPTS, "0123456789-+")
@@ -39,7 +39,7 @@ _CHARACTERS = (
 )
 _FRACTION_WORDS = {"half": "1/2", "third": "1/3", "quarter": "1/4", "fourth": "1/4"}
 _VULGAR = "\u00bc-\u00be\u2150-\u215e"
-# In this order. LaTeX's own marks first, then what is left of commands, braces and Markdown.
+# Applied in this order: specific LaTeX commands first, then all remaining commands, braces and Markdown.
 _MARKUP: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), put)
     for pattern, put in (
@@ -54,13 +54,13 @@ _MARKUP: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\approx(?![A-Za-z])", "\u2248"),
         (r"\\pi(?![A-Za-z])", "\u03c0"),
         (r"\\sqrt(?![A-Za-z])\s*\{?", "\u221a"),
-        (r"\.?\\(?:overline|bar|dot)(?![A-Za-z])", "^"),  # 0.333...: an unread numeral, as 2^3 is
+        (r"\.?\\(?:overline|bar|dot)(?![A-Za-z])", "^"),  # 0.333...: an unreadable numeral, like 2^3
         (r"\^\s*\{?\s*\\circ\s*\}?", "\u00b0"),
         (r"\{,\}", ","),
         (r"\\!", ""),
         (r"\\(?:[,;: ]|q?quad(?![A-Za-z]))", " "),
         (r"\\([%$#&_])", r"\1"),
-        (r"(?<=[A-Za-z])(\}?)\^\{?[23]\}?", r"\1"),  # m^2: the unit's power is no number
+        (r"(?<=[A-Za-z])(\}?)\^\{?[23]\}?", r"\1"),  # m^2: a unit's power is not a number
         (r"\^\s*\{\s*([-+]?[0-9]+)\s*\}", r"^\1"),
         (r"\\[A-Za-z]+|\\[()\[\]]|[{}]", _MARK),
         (r"(?<=[0-9])\*\*(?=[0-9])", "^"),
@@ -79,7 +79,7 @@ _GROUPED = (
     r"|[1-9][0-9]?(?:,[0-9]{2})+,[0-9]{3}(?![0-9])"
 )
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-# A quantity in two units, the larger first: neither number is the whole.
+# A quantity in two units, the larger first: neither number is the whole quantity.
 _TWO_UNITS = "|".join(
     rf"(?:{large})[ ,]*(?:and[ ]+)?[0-9][0-9.,]*[ ]?(?:{small})\b"
     for large, small in (
@@ -91,9 +91,9 @@ _TWO_UNITS = "|".join(
 _AFTER_DECIMALS = "|".join(rf"(?<=\.[0-9]{{{count}}})" for count in range(1, 7))
 _NUMERAL = re.compile(
     rf"""
-    # Not behind a letter (but "9x2"), nor in the middle of another number.
+    # Not after a letter (except "9x2") and not in the middle of another number.
     (?:(?<![A-Za-z0-9\u221a\u00b1])(?<![0-9][.,':/^_~])(?<![A-Za-z]_)|(?<=[0-9][xX])|(?<=[0-9][ ][xX]))
-    # A minus is a sign only where no operand stands before it: "10-3" ends in 3, "is -3" in -3.
+    # A minus is a sign only if no operand precedes it: "10-3" ends in 3, "is -3" in -3.
     (?P<sign>(?<![\w)%\]|-])(?<![0-9)%][ ])[-+])?(?:(?P<money>[{CURRENCY}]+)[ ]?(?P<behind>-)?)?
     (?:
         (?P<whole>[0-9]+)[ ]+(?:and[ ]+)?(?P<part>[0-9]+/[0-9]+)
@@ -119,16 +119,16 @@ _NUMERAL = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Numeral:
-    """A number as it stands in a text, from `start` to `end`."""
+    """A number in a text, from `start` to `end`."""
 
     start: int
     end: int
-    value: Fraction | None  # None: not to be read
-    is_calculation: bool  # written with an operator, as a fraction or a power is
+    value: Fraction | None  # None = unreadable
+    is_calculation: bool  # contains an operator, e.g. a fraction or power
 
 
 def plain(text: str) -> str:
-    """`text` with LaTeX, Markdown and HTML taken off and its characters made ASCII where a numeral needs them."""
+    """Strip LaTeX, Markdown and HTML, and turn the characters that numerals use into ASCII."""
     text = text.translate(_CHARACTERS)
     for pattern, put in _MARKUP:
         text = pattern.sub(put, text)
@@ -140,18 +140,18 @@ def plain(text: str) -> str:
 
 
 def numerals(text: str) -> Iterator[Numeral]:
-    """All numerals of a plain text, in order."""
+    """All numerals in a plain text, in order."""
     return map(_numeral, _NUMERAL.finditer(text))
 
 
 def numeral_at(text: str, start: int) -> Numeral | None:
-    """The numeral that begins at `start` of a plain text."""
+    """The numeral that begins at `start` in a plain text."""
     found = _NUMERAL.match(text, start)
     return None if found is None else _numeral(found)
 
 
 def normalised(value: Fraction) -> str:
-    """The one way to write a number: "1234.5", "-3", "0.5", and "1/3" where no decimal is exact."""
+    """The canonical way to write a number: "1234.5", "-3", "0.5", and "1/3" if no decimal is exact."""
     twos, fives, rest = 0, 0, value.denominator
     while rest % 2 == 0:
         twos, rest = twos + 1, rest // 2
@@ -166,7 +166,7 @@ def normalised(value: Fraction) -> str:
 
 
 def _short_gap(found: re.Match[str]) -> str:
-    # So that no pattern with gaps in it takes quadratic time over a text of blanks.
+    # Keeps patterns that contain gaps from taking quadratic time on long runs of blanks.
     return ("\n" if "\n" in found[0] else _MARK) + ("$" if "$" in found[0] else "")
 
 

@@ -1,4 +1,4 @@
-"""How preference pairs lie in a row: what a pair shares is there once, and many pairs share a row.
+"""Layout of preference pairs in a row: a pair's shared tokens appear once, and many pairs share a row.
 
 A pair is one segment of a row::
 
@@ -6,10 +6,11 @@ A pair is one segment of a row::
                  | shared tokens  | chosen tail    | rejected tail      |
     position     0 ...            k ...            k ...
 
-k is the first place where the two sequences (prompt, response, EOS) differ, be it in the prompt's response or not;
-the last token of a sequence is only ever a target and has no place. The rejected tail goes on from the shared
-tokens: its rotary positions restart at k and it does not see the chosen tail. So every token has exactly the hidden
-state that it has in a sequence of its own, and shared response tokens are computed once and credited to both sums.
+k is the index of the first token where the two sequences (prompt, response, EOS) differ, at the start of the responses
+or later. The last token of a sequence is only ever a target and has no place. The rejected tail continues from the
+shared tokens: its rotary positions restart at k, and it does not see the chosen tail. So every token has exactly the
+hidden state that it would have in a separate sequence, and shared response tokens are computed once and credited to
+both sums.
 """
 
 import math
@@ -27,9 +28,9 @@ Other = TypeVar("Other")
 class PairTokens:
     """A tokenised pair.
 
-    chosen, rejected: [tokens], prompt included; they begin with the same prompt.
-    num_prompt: tokens of the prompt, >= 1.
-    num_shared: k >= num_prompt, tokens up to the first that differs.
+    chosen, rejected: [tokens], including their common prompt.
+    num_prompt: tokens in the prompt, >= 1.
+    num_shared: k >= num_prompt, tokens before the first difference.
     """
 
     chosen: np.ndarray
@@ -42,14 +43,15 @@ class PairTokens:
 class PackedRow(Generic[Array]):
     """m pairs in a row of S places; T = log-probabilities that the pairs need, C = tokens of the longest response.
 
-    As NumPy arrays where it is laid out, as tensors where the model computes with it.
+    NumPy arrays when laid out, tensors when the model computes with it.
 
-    tokens: [S], token ids; padding stands at the end.
-    positions: [S], what rotary or learned position embeddings count.
-    segments: [m, 4]: start, branch, chosen_end, end of each pair (see the module).
-    places: [T], the place whose hidden state predicts a response token; the token before the tails predicts twice.
+    tokens: [S], token ids, with padding at the end.
+    positions: [S], positions for rotary or learned embeddings.
+    segments: [m, 4]: start, branch, chosen_end, end of each pair (see the module docstring).
+    places: [T], the place with the hidden state that predicts each response token; the last shared token predicts two.
     targets: [T], the ids of these response tokens.
-    credits: [2 m, C], which of the T each response is the sum of, chosen responses first; filled up with T.
+    credits: [2 m, C], indices into the T log-probabilities that each response sums, chosen responses first; padded
+        with T.
     """
 
     tokens: Array
@@ -60,12 +62,12 @@ class PackedRow(Generic[Array]):
     credits: Array
 
     def mapped(self, function: Callable[[Array], Other]) -> "PackedRow[Other]":
-        """With a function of each array in its place."""
+        """Apply a function to every array."""
         return PackedRow(**{name: function(array) for name, array in vars(self).items()})
 
 
 def num_shared_tokens(chosen: np.ndarray, rejected: np.ndarray) -> int:
-    """Length of the common beginning of two sequences."""
+    """Length of the common prefix of two sequences."""
     shorter = min(len(chosen), len(rejected))
     different = np.flatnonzero(chosen[:shorter] != rejected[:shorter])
     return int(different[0]) if len(different) else shorter
@@ -77,28 +79,28 @@ def segment_lengths(*, num_chosen: np.ndarray, num_rejected: np.ndarray, num_sha
 
 
 def row_multiple(*, tensor_parallel: int, sequence_parallel: bool, fp8: bool) -> int:
-    """What the length of a row must be divisible by: the least common multiple of what is asked for.
+    """The number that a row's length must be divisible by: the least common multiple of all requirements.
 
-    8 for tensor cores; FP8's matrix products want 16 tokens; sequence parallelism splits the row over the ranks, and
-    with FP8 each part must be a multiple of 8.
+    Tensor cores need 8 and FP8 matrix products 16. Sequence parallelism splits the row over the ranks, and with FP8
+    each part must be a multiple of 8.
     """
     split = tensor_parallel if sequence_parallel else 1
     return math.lcm(8, 16 if fp8 else 1, split * (8 if fp8 else 1))
 
 
 def pack(lengths: np.ndarray, *, capacity: int, num_rows_multiple: int = 1) -> list[list[int]]:
-    """Which items share a row: as few rows as first-fit decreasing needs, then rows that are as equal as possible.
+    """Assign items to rows: as few rows as first-fit decreasing needs, then as equal as possible.
 
-    All rows of a step are as long as the longest, so it is the longest that costs; MULTIFIT (Coffman, Garey and
-    Johnson 1978) searches the smallest capacity at which first-fit decreasing still needs no more rows.
+    All rows of a step are padded to the longest, so the longest row sets the cost. MULTIFIT (Coffman, Garey and Johnson
+    1978) searches for the smallest capacity at which first-fit decreasing needs no more rows.
 
     Args:
-        lengths: [n], places; none is above ``capacity``.
-        capacity: of a row, places.
-        num_rows_multiple: data-parallel size: every rank does as many rows.
+        lengths: [n], places; none exceeds ``capacity``.
+        capacity: places per row.
+        num_rows_multiple: data-parallel size, since every rank needs the same number of rows.
 
     Returns:
-        Rows of indices into ``lengths``; empty rows fill up to the multiple.
+        Rows of indices into ``lengths``, padded with empty rows to the multiple.
     """
     order = np.argsort(-lengths, kind="stable")
     rows = _first_fit(order, lengths, capacity)
@@ -130,7 +132,7 @@ def _first_fit(order: np.ndarray, lengths: np.ndarray, capacity: int) -> list[li
 
 
 def lay_out(pairs: list[PairTokens], *, length: int, pad_id: int) -> PackedRow[np.ndarray]:
-    """Lay pairs one behind another into a row of ``length`` places."""
+    """Lay out pairs one after another in a row of ``length`` places."""
     tokens = np.full(length, pad_id, dtype=np.int64)
     positions = np.zeros(length, dtype=np.int64)
     segments = np.zeros((len(pairs), 4), dtype=np.int64)
@@ -153,7 +155,7 @@ def lay_out(pairs: list[PairTokens], *, length: int, pad_id: int) -> PackedRow[n
         num_targets += len(common)
         for tail_start, sequence in ((bounds[1], pair.chosen), (bounds[2], pair.rejected)):
             after = sequence[shared:]
-            # the first token of a tail is predicted by the last shared one, the others by the one before them
+            # the last shared token predicts the first token of a tail; each tail token predicts the next
             places.append(np.concatenate([[start + shared - 1], tail_start + np.arange(len(after) - 1)])[: len(after)])
             targets.append(after)
             credits.append(np.concatenate([in_common, num_targets + np.arange(len(after))]))
@@ -170,9 +172,9 @@ def lay_out(pairs: list[PairTokens], *, length: int, pad_id: int) -> PackedRow[n
 
 
 def may_attend(segments: np.ndarray, length: int) -> np.ndarray:
-    """The mask that the layout means, [S, S], True where the query place (first) sees the key place.
+    """The attention mask of the layout, [S, S]: True where the query place (first axis) sees the key place.
 
-    The definition in its plainest form; attention itself never builds it.
+    The reference definition; attention itself never builds it.
     """
     mask = np.zeros((length, length), dtype=bool)
     for start, branch, chosen_end, end in segments:

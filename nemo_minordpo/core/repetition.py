@@ -1,10 +1,10 @@
-"""When a generation has degenerated into repeating itself.
+"""Detect generations that have degenerated into repetition.
 
-Three independent signs, calibrated on the 8792 gold answers of GSM8K: with the 49152 tokens of SmolLM2 none shows any
-(highest share of repeated 4-grams 0.48, highest compression 3.4), while every synthetic loop shows at least one. The
-loops that over-trained models fall into are caught by the first; lists that count on ("Step 17 ...") only by the
-other two. Small vocabularies cut text finer, and finer 4-grams repeat sooner: with letters for tokens 27 of the gold
-answers would be flagged. So compare rates between models of one tokenizer.
+Three independent signs, calibrated on the 8792 gold answers of GSM8K: with SmolLM2's tokenizer (49152 tokens) none of
+them shows any sign (highest share of repeated 4-grams 0.48, highest compression 3.4), while every synthetic loop shows
+at least one. The first sign catches the loops of over-trained models; only the other two catch lists that keep
+counting ("Step 17 ..."). Smaller vocabularies split text into more tokens, and their 4-grams repeat sooner: with single
+letters as tokens, 27 of the gold answers would be flagged. So compare rates only between models with one tokenizer.
 """
 
 import zlib
@@ -12,24 +12,25 @@ from collections.abc import Sequence
 
 _LONGEST_PERIOD = 64  # tokens
 _FEWEST_REPEATS = 4
-_SHORTEST_LOOP = 24  # tokens; below it ordinary text repeats: "10000000" is one 1 and seven 0 for many tokenizers
-_TRAILING_IGNORED = 8  # tokens after the loop: a cut or an escape at the very end does not heal the text
+_SHORTEST_LOOP = 24  # tokens; shorter repeats are ordinary: many tokenizers split "10000000" into one 1 and seven 0
+_TRAILING_IGNORED = 8  # tokens after the loop: leaving the loop at the very end does not count
 _REPEATED_4GRAMS = 0.6
-_FEWEST_COMPRESSED = 64  # tokens; zlib says nothing about short texts
+_FEWEST_COMPRESSED = 64  # tokens; compression is meaningless on shorter texts
 _COMPRESSION = 4.0
 
 
 def degenerate_reason(text: str, token_ids: Sequence[int]) -> str | None:
-    """Why a generated text counts as degenerate, or None when it is healthy.
+    """Why a generated text counts as degenerate; None if it does not.
 
     Args:
         text: the generated text.
         token_ids: the tokens it was decoded from, without the end-of-text token.
 
     Returns:
-        "loop": it ends in at least 4 repeats, together at least 24 tokens, of at most 64 tokens (up to 8 tokens at
-        the end are ignored); "repeated 4-grams": at least 24 tokens, and at least 60 % of the 4-grams have been
-        there before; "compressible": at least 64 tokens, and zlib shrinks the text to a quarter or less; or None.
+        "loop": the text ends in a unit of at most 64 tokens, repeated at least 4 times over at least 24 tokens (up to 8
+        tokens at the end are ignored).
+        "repeated 4-grams": at least 24 tokens, and at least 60 % of the 4-grams occurred before.
+        "compressible": at least 64 tokens, and zlib shrinks the text to a quarter or less.
     """
     if any(_ends_in_loop(token_ids, end) for end in range(len(token_ids), len(token_ids) - _TRAILING_IGNORED - 1, -1)):
         return "loop"
@@ -42,7 +43,7 @@ def degenerate_reason(text: str, token_ids: Sequence[int]) -> str | None:
 
 
 def repeated_4grams(token_ids: Sequence[int]) -> float:
-    """The share of the 4-grams that have been there before; 0 with fewer than two of them."""
+    """Share of 4-grams that occurred earlier in the text; 0 if there are fewer than two."""
     total = len(token_ids) - 3
     return 1 - len({tuple(token_ids[i : i + 4]) for i in range(total)}) / total if total > 1 else 0.0
 

@@ -1,12 +1,12 @@
-"""Where the time of a packed training step goes: an estimate from sizes, counts and published kernel speeds alone.
+"""Estimate where the time of a packed training step goes, from sizes, counts and published kernel speeds alone.
 
-Seconds of one rank, the last pipeline stage, which has the head. Symbols: L = layers, H = hidden size, F = MLP's,
+Times are seconds on one rank of the last pipeline stage, which has the head. L = layers, H = hidden size, F = MLP size,
 A = heads x head size, G = query groups x head size, V = vocabulary, W = weights of a layer's linear layers, T, P, D =
-tensor-, pipeline- and data-parallel size, S = places of a row, R = rows of a rank and step, t = S / T under sequence
+tensor-, pipeline- and data-parallel size, S = places per row, R = rows per rank and step, t = S / T under sequence
 parallelism, else S (`Run.split_places`).
 
-Bytes are counts of reads and writes in the layers of Megatron-Core 0.10, of bfloat16 numbers; speeds and their sources
-are in docs/step-time.md.
+Bytes count reads and writes of bfloat16 numbers in the layers of Megatron-Core 0.10. docs/step-time.md has the speeds
+and their sources.
 """
 
 from dataclasses import astuple, dataclass
@@ -14,17 +14,17 @@ from dataclasses import astuple, dataclass
 from nemo_minordpo.core.flops import ModelSize, StepWork
 from nemo_minordpo.core.memory import Layout, num_parameters
 
-_LINEAR_LAYERS = 4  # of a layer: queries, keys and values; projection; MLP's first; MLP's second
+_LINEAR_LAYERS = 4  # per layer: queries, keys and values; projection; the MLP's two
 _GPUS_OF_A_NODE = 8
-_ATTENTION_BACKWARD = 2.5  # five products for the forward pass's two (Dao 2023, arXiv 2307.08691)
-_FORWARD_SHARE = 0.4  # of element-wise bytes: 0.35 to 0.45 by the counts of `elementwise`
+_ATTENTION_BACKWARD = 2.5  # five products, against two in the forward pass (Dao 2023, arXiv 2307.08691)
+_FORWARD_SHARE = 0.4  # share of element-wise bytes; `elementwise` counts 0.35 to 0.45
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """What a GPU does at best, and the share that kernels reach: FLOP/s of dense products, bytes/s, links one way.
+    """A GPU's peak rates and the share that kernels reach: dense FLOP/s, bytes/s, links in one direction.
 
-    latency: seconds of a collective of a few bytes.
+    latency: seconds for a collective of a few bytes.
     """
 
     bf16_peak: float
@@ -47,7 +47,7 @@ class Device:
         return self.memory * self.memory_efficiency
 
     def link_rate(self, *, ranks: int) -> float:
-        """Of a group that spans so many neighbouring ranks: NVLink within a node, the network beyond."""
+        """Bytes/s for a group that spans this many neighbouring ranks: NVLink within a node, the network beyond."""
         beyond = ranks > _GPUS_OF_A_NODE
         return self.network * self.network_efficiency if beyond else self.nvlink * self.nvlink_efficiency
 
@@ -56,8 +56,8 @@ class Device:
 class HeadKernels:
     """How the head is computed, forward and backward.
 
-    products: in products of [targets, H] x [H, V]. efficiency: of these; None = the device's in bfloat16.
-    bytes_of_logit: passes over the logits beyond the products' own. bytes_of_weight: to add a row's weight gradient.
+    products: number of [targets, H] x [H, V] products. efficiency: theirs; None = the device's in bfloat16.
+    bytes_of_logit: bytes per logit beyond the products' own. bytes_of_weight: bytes to add a row's weight gradient.
     """
 
     products: float
@@ -68,12 +68,13 @@ class HeadKernels:
 
 @dataclass(frozen=True, kw_only=True)
 class Software:
-    """Which kernels there are, and what starts them.
+    """The kernels in use and the cost of launching them.
 
-    fp8: of linear layers. fused_accumulation: the product adds a weight's gradient to the float32 one. attention_*:
-    FLOP/s over the blocks that are visited. exposed_*: share of the communication that nothing hides. virtual_stages:
-    of a rank in the pipeline. linear_launch: seconds of the CPU for a linear layer and pass; other_launches: other
-    operations of a layer and pass; launch: seconds of one; row_launch: of a row (its mask, transfer, schedule).
+    fp8: linear layers in FP8. fused_accumulation: the product adds the weight gradient to the float32 one.
+    attention_*: FLOP/s over visited blocks. exposed_*: share of communication not hidden behind computation.
+    virtual_stages: pipeline stages per rank. linear_launch: CPU seconds per linear layer and pass. other_launches:
+    other operations per layer and pass. launch: CPU seconds for one of them. row_launch: CPU seconds per row (mask,
+    transfer, schedule).
     """
 
     fp8: bool
@@ -94,7 +95,7 @@ class Software:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What is trained, and how it is split; visited: (query, key) places that attention's kernel computes."""
+    """The model, its work and its layout; visited: (query, key) pairs that the attention kernel computes."""
 
     size: ModelSize
     layout: Layout
@@ -116,13 +117,13 @@ class Run:
         return self.layout.row_length / (self.layout.tensor_parallel if self.layout.sequence_parallel else 1)
 
     def of_a_row(self, count: int) -> float:
-        """A count over all ranks and rows."""
+        """The share of one row in a count over all ranks and rows."""
         return count / (self.data_parallel * self.layout.num_rows)
 
 
 @dataclass(frozen=True)
 class StepSeconds:
-    """Seconds of a step by part; what one part hides is in no other."""
+    """Seconds per step by part; time hidden behind another part is not counted."""
 
     products: float
     attention: float
@@ -142,7 +143,7 @@ class StepSeconds:
 
 
 def step_seconds(run: Run, device: Device, software: Software) -> StepSeconds:
-    """Row after row, then what comes once a step; a pipeline idles for one row of each other stage."""
+    """Rows one after another, then the work done once per step; a pipeline idles for one row per other stage."""
     rows = run.layout.num_rows
     on_device = (products, elementwise, recomputation, tensor_parallel, accumulation)
     layers = {part.__name__: part(run, device, software) for part in on_device}
@@ -160,18 +161,18 @@ def step_seconds(run: Run, device: Device, software: Software) -> StepSeconds:
 
 
 def products(run: Run, device: Device, software: Software) -> float:
-    """Of a row, forward and backward: ``L / P * 6 W S / T / rate``."""
+    """Per row, forward and backward: ``L / P * 6 W S / T / rate``."""
     flops = 6 * run.stage_layers * run.size.weights_of_layer * run.layout.row_length / run.layout.tensor_parallel
     return flops / device.product_rate(fp8=software.fp8)
 
 
 def attention(run: Run, software: Software) -> float:
-    """Of a row: ``L / P * 4 A visited / T * (1 / forward + 2.5 / backward)``; kernels visit whole blocks."""
+    """Per row: ``L / P * 4 A visited / T * (1 / forward + 2.5 / backward)``; kernels visit whole blocks."""
     return _attention_flops(run) * (1 / software.attention_forward + _ATTENTION_BACKWARD / software.attention_backward)
 
 
 def head(run: Run, device: Device, kernels: HeadKernels) -> float:
-    """Of a row with N targets, in bfloat16 always, and its weight's gradient into the float32 one.
+    """Per row with N targets, always in bfloat16, including the weight gradient added to the float32 one.
 
     ``V / T * (products * 2 N H / rate + (bytes_of_logit * N + bytes_of_weight * H) / memory)``
     """
@@ -183,13 +184,14 @@ def head(run: Run, device: Device, kernels: HeadKernels) -> float:
 
 
 def elementwise(run: Run, device: Device, software: Software) -> float:
-    """Of a row, forward and backward: ``L / P * bytes / memory``.
+    """Per row, forward and backward: ``L / P * bytes / memory``.
 
-    Bytes a place: two norms, each H in and out, backward two in and one out, 20 H; two residual sums, and backward,
-    24 H; queries, keys and values split, attention's output laid out, 16 A + 8 G; rotary embedding 58 (A + G) in single
-    kernels and 88 a number of a head for the angles, 8 (A + G) fused; SwiGLU 36 F in single kernels, 16 F fused, an
-    activation without a gate 10 F. FP8 writes inputs and gradients of linear layers once more, and transposed:
-    8 A + 8 G + 12 F + 10 H.
+    Bytes per place:
+    - Two norms, each H in and out, backward two in and one out: 20 H. Two residual sums and their backward: 24 H.
+    - Splitting queries, keys and values and laying out the attention output: 16 A + 8 G.
+    - Rotary embedding: 8 (A + G) fused; else 58 (A + G), and 88 per number of a head for the angles.
+    - SwiGLU: 16 F fused, else 36 F. An activation without a gate: 10 F.
+    - FP8 writes inputs and gradients of linear layers again, also transposed: 8 A + 8 G + 12 F + 10 H.
     """
     size = run.size
     hidden, ffn = size.hidden_size, size.ffn_hidden_size
@@ -206,10 +208,10 @@ def elementwise(run: Run, device: Device, software: Software) -> float:
 
 
 def accumulation(run: Run, device: Device, software: Software) -> float:
-    """Weight gradients of a row into float32 ones: bytes / memory.
+    """Per row, adding weight gradients to the float32 ones: bytes / memory.
 
-    12 bytes a weight: written and read in bfloat16, added to float32; none of linear layers where their product adds.
-    The embedding's gradient is as large as itself; it is here on a single stage.
+    12 bytes per weight: written and read in bfloat16, added in float32; none for linear layers with fused accumulation.
+    The embedding's gradient is as large as the embedding; it counts only with a single pipeline stage.
     """
     weights = 0.0 if software.fused_accumulation else run.stage_layers * run.size.weights_of_layer
     if run.layout.pipeline_parallel == 1:
@@ -218,7 +220,7 @@ def accumulation(run: Run, device: Device, software: Software) -> float:
 
 
 def recomputation(run: Run, device: Device, software: Software) -> float:
-    """Of a row: the layers' forward pass once more, where activations are recomputed."""
+    """Per row: the layers' forward pass again, if activations are recomputed."""
     if not run.layout.recompute:
         return 0.0
     of_attention = _attention_flops(run) / software.attention_forward
@@ -226,11 +228,11 @@ def recomputation(run: Run, device: Device, software: Software) -> float:
 
 
 def tensor_parallel(run: Run, device: Device, software: Software) -> float:
-    """Of a row: ``exposed * n * (latency + (T - 1) / T * 2 S H / nvlink)`` with n collectives.
+    """Per row: ``exposed * n * (latency + (T - 1) / T * 2 S H / nvlink)`` with n collectives.
 
-    Under sequence parallelism 10 gathers and scatters a layer (4 forward, 4 backward, 2 of inputs once more for weight
-    gradients) and 2 around the head; else 4 all-reduces a layer and one at the head, which move twice as much. Source:
-    Korthikanti et al. 2022 (arXiv 2205.05198).
+    With sequence parallelism: 10 gathers and scatters per layer (4 forward, 4 backward, 2 that gather inputs again for
+    weight gradients) and 2 around the head. Otherwise: 4 all-reduces per layer and one at the head, each moving twice
+    as much. Source: Korthikanti et al. 2022 (arXiv 2205.05198).
     """
     ranks = run.layout.tensor_parallel
     if ranks == 1:
@@ -241,7 +243,7 @@ def tensor_parallel(run: Run, device: Device, software: Software) -> float:
 
 
 def point_to_point(run: Run, device: Device) -> float:
-    """Of a row: activations from the stage before and their gradients back, ``2 * (latency + 2 t H / link)``."""
+    """Per row: activations from the previous stage and their gradients back, ``2 * (latency + 2 t H / link)``."""
     if run.layout.pipeline_parallel == 1:
         return 0.0
     ranks = run.layout.pipeline_parallel * run.layout.tensor_parallel
@@ -249,7 +251,7 @@ def point_to_point(run: Run, device: Device) -> float:
 
 
 def data_parallel(run: Run, device: Device, software: Software) -> float:
-    """Of a step: float32 gradients scattered, bfloat16 weights gathered, ``exposed * (D - 1) / D * 6 n / link``."""
+    """Per step: scatter float32 gradients, gather bfloat16 weights, ``exposed * (D - 1) / D * 6 n / link``."""
     ranks = run.data_parallel
     if ranks == 1:
         return 0.0
@@ -257,11 +259,11 @@ def data_parallel(run: Run, device: Device, software: Software) -> float:
 
 
 def optimizer(run: Run, device: Device, software: Software) -> float:
-    """Of a step: bytes / memory, with n weights on this rank, of which it steps n / D (distributed Adam).
+    """Per step: bytes / memory. Of n weights on this rank, it updates n / D (distributed Adam).
 
-    A stepped weight: its gradient's norm 4, clipping 8, Adam 28 (gradient in; moments and float32 weight in and out),
-    the bfloat16 weight 6. Every one: its gradient set to zero 4 and, where D > 1, scaled 8. In FP8 each weight of a
-    linear layer is cast once a step, and transposed: 4.
+    Per updated weight: gradient norm 4, clipping 8, Adam 28 (gradient in; moments and float32 weight in and out), the
+    bfloat16 weight 6. Per weight: zeroing its gradient 4 and, if D > 1, scaling it 8. FP8 casts and transposes each
+    weight of a linear layer once per step: 4.
     """
     every = 12 if run.data_parallel > 1 else 4
     size = _parameters(run) * (46 / run.data_parallel + every)
@@ -271,14 +273,14 @@ def optimizer(run: Run, device: Device, software: Software) -> float:
 
 
 def launches(run: Run, software: Software) -> float:
-    """What the CPU takes to start a row's kernels, forward and backward; it may be ahead of the GPU by a row."""
+    """CPU time to launch a row's kernels, forward and backward; the CPU may run one row ahead of the GPU."""
     passes = 3 if run.layout.recompute else 2
     layer = _LINEAR_LAYERS * software.linear_launch + software.other_launches * software.launch
     return passes * run.stage_layers * layer + software.row_launch
 
 
 def utilisation(run: Run, step: StepSeconds, *, peak: float) -> float:
-    """Model FLOPs of the step (core/flops.py) over what all ranks could do at ``peak`` FLOP/s."""
+    """Model FLOPs utilisation: the step's FLOPs (core/flops.py) over those of all ranks at ``peak`` FLOP/s."""
     return run.size.training_flops(run.work) / (run.ranks * peak * step.total)
 
 

@@ -1,14 +1,14 @@
-"""From the CPU's memory to a GPU's, while the GPU computes something else."""
+"""Copy from CPU to GPU memory while the GPU computes."""
 
 import torch
 from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """``tensor`` on ``device``; the CPU does not wait for what a GPU is at.
+    """``tensor`` on ``device``, without making the CPU wait for the GPU.
 
-    From pageable memory CUDA copies only once the work before it is done, whatever ``non_blocking`` says: between two
-    rows the GPU would have nothing in its queue. Page-locked memory stays reserved until the copy is made.
+    CUDA copies pageable memory only after all earlier work is done, whatever ``non_blocking`` says, so the GPU's queue
+    would run empty between two rows. Page-locked memory stays reserved until the copy is done.
     """
     if device.type != "cuda":
         return tensor.to(device)

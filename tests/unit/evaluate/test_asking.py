@@ -51,7 +51,7 @@ def test_plain_or_chat():
     assert _text(Asking(), template=None) == plain_prompt("Q?")
     chat = Asking(system="Hi.", date="2024-03-09", template_options={"enable_thinking": False})
     assert _text(chat) == f"09 Mar 2024|Hi.|{paper_prompt('Q?')}|<think>"
-    with pytest.raises(ValueError, match="refuses the conversation: System role not supported"):
+    with pytest.raises(ValueError, match="rejects the conversation: System role not supported"):
         _text(Asking(system="Hi."), template=NO_SYSTEM)
 
 

@@ -67,9 +67,9 @@ def test_the_system_turn_is_the_option_unless_a_conversation_has_its_own():
 def test_a_template_without_system_turns_refuses_them_with_its_own_words():
     with pytest.raises(ValueError, match=r"hf: the chat template cannot be used with .* System role not supported"):
         _chat(templates.NO_SYSTEM, system="Be brief.")
-    with pytest.raises(ValueError, match="refuses the conversation: System role not supported"):
+    with pytest.raises(ValueError, match="rejects the conversation: System role not supported"):
         _pair(templates.NO_SYSTEM, [SYSTEM, USER])
-    with pytest.raises(ValueError, match="refuses the conversation: Conversation roles must alternate"):
+    with pytest.raises(ValueError, match="rejects the conversation: Conversation roles must alternate"):
         _pair(templates.NO_SYSTEM, [USER, USER])
 
 
