@@ -1,9 +1,8 @@
-"""What this machine lacks of CUDA, Apex and Transformer Engine, and what stands in for it.
+"""Stand-ins for whatever this machine lacks of CUDA, Apex and Transformer Engine.
 
-``prepare()`` is called before the first import of NeMo, in every process. On a machine with CUDA, Apex and
-Transformer Engine it puts the layers of layers/ within NeMo's reach, lets NeMo read tokenizers that transformers 5
-wrote, and changes nothing else. Each stand-in names the upstream versions that it was written for, and fails at once
-when what it replaces is not there any more.
+Call ``prepare()`` before the first import of NeMo, in every process. On a machine with CUDA, Apex and Transformer
+Engine it only installs the layers of layers/ in NeMo and lets NeMo read tokenizers written by transformers 5. Each
+stand-in names the upstream versions that it was written for and fails at once if the code that it replaces is gone.
 """
 
 import importlib.util
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StandIn:
-    """One thing that this machine lacks and what takes its place."""
+    """Something that this machine lacks, and its replacement."""
 
     lacks: str
     instead: str
@@ -42,7 +41,7 @@ def has_cuda() -> bool:
 
 
 def has_apex() -> bool:
-    """Apex with its CUDA extensions, as NVIDIA's containers carry it (PyPI's `apex` is another project)."""
+    """Apex with its CUDA extensions, as in NVIDIA's containers (`apex` on PyPI is an unrelated project)."""
     return importlib.util.find_spec("amp_C") is not None and importlib.util.find_spec("apex") is not None
 
 
@@ -52,9 +51,9 @@ def has_transformer_engine() -> bool:
 
 def _install() -> list[StandIn]:
     _quiet_import_noise()
-    # NeMo compares it with a pattern and raises TypeError when it is unset, as it is outside NVIDIA's containers.
+    # NeMo matches it against a pattern and raises TypeError if it is unset, as it is outside NVIDIA's containers.
     os.environ.setdefault("NVIDIA_PYTORCH_VERSION", "none")
-    # asked before anything is installed: the stand-in for Apex can be imported, too
+    # checked before anything is installed: the stand-in for Apex would be found, too
     here = {"cuda": has_cuda(), "apex": has_apex(), "transformer_engine": has_transformer_engine()}
     active = []
     if not here["cuda"]:
@@ -69,7 +68,7 @@ def _install() -> list[StandIn]:
     from nemo_minordpo.host import upstream
 
     active += upstream.install(**here)
-    # NeMo's GPT model can be imported only now
+    # must come last: it imports NeMo's GPT model
     from nemo_minordpo.layers import specs
 
     specs.install(local_norm=None if here["transformer_engine"] else upstream.local_norm())
@@ -77,9 +76,9 @@ def _install() -> list[StandIn]:
 
 
 def _quiet_import_noise() -> None:
-    """Hundreds of lines that NeMo's dependencies print at import and that no user can act upon."""
+    """Silence the hundreds of import warnings of NeMo's dependencies, none of which a user can act on."""
     for category in (DeprecationWarning, SyntaxWarning, FutureWarning):
         warnings.filterwarnings("ignore", category=category)
-    # doctor says once what these repeat in every process
+    # these warn in every process; doctor reports the same once
     for module in ("modelopt", "jieba", "megatron.core", "torch.cuda", "requests"):
         warnings.filterwarnings("ignore", category=UserWarning, module=module)

@@ -1,4 +1,4 @@
-"""The names of NVIDIA Apex that NeMo 2.1 - 2.4 imports on the GPT path, from Megatron-Core's own equivalents."""
+"""Stand-ins for the parts of NVIDIA Apex that NeMo 2.1 - 2.4 imports for GPT models: Megatron-Core's equivalents."""
 
 import importlib
 import importlib.machinery
@@ -10,7 +10,7 @@ import torch
 
 from nemo_minordpo.host import StandIn
 
-# Modules that ask once, when they are imported, whether there is an Apex.
+# Modules that check for Apex once, when imported.
 _ASK_FOR_APEX = (
     "transformers.utils.import_utils",
     "megatron.core.optimizer",
@@ -23,8 +23,8 @@ _ASK_FOR_APEX = (
 def install() -> StandIn:
     """Register stand-in modules for Apex.
 
-    transformers looks for Apex, and Megatron-Core chooses its implementations by whether it imports: both must
-    have been imported before, so that they see that there is none.
+    transformers and Megatron-Core change their behaviour if Apex can be imported. They are imported first, so that they
+    do not see the stand-ins.
     """
     for name in _ASK_FOR_APEX:
         importlib.import_module(name)
@@ -38,10 +38,10 @@ def install() -> StandIn:
     )
 
     class FusedLayerNorm(torch.nn.LayerNorm):
-        """Only isinstance checks and base classes of modules that are never built reach it."""
+        """Only used in isinstance checks and as a base class of modules that are never built."""
 
     class MixedFusedRMSNorm(torch.nn.RMSNorm):
-        """As FusedLayerNorm."""
+        """Same as FusedLayerNorm."""
 
     enums = {"AttnMaskType": AttnMaskType, "AttnType": AttnType, "ModelType": ModelType}
     for name, contents in {

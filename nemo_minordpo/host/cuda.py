@@ -1,7 +1,6 @@
-"""CUDA calls on a machine without a GPU: NeMo, Megatron and Aligner call them without asking.
+"""CUDA calls on a machine without a GPU: NeMo, Megatron and Aligner make them unconditionally.
 
-`torch.cuda.is_available()` and `device_count()` keep telling the truth; only calls that would raise are mapped
-onto the CPU.
+Only calls that would raise are mapped to the CPU; `torch.cuda.is_available()` and `device_count()` stay truthful.
 """
 
 import contextlib
@@ -18,7 +17,7 @@ _CPU = torch.device("cpu")
 
 
 class _Stream:
-    """A stream of a machine that has none: everything is in order already."""
+    """A no-op stream: on a CPU everything already runs in order."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
     def synchronize(self) -> None: ...
@@ -26,7 +25,7 @@ class _Stream:
 
 
 def install() -> StandIn:
-    """Map CUDA calls onto the CPU (torch 2.5 - 2.13)."""
+    """Map CUDA calls to the CPU (torch 2.5 - 2.13)."""
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     cuda: Any = torch.cuda
@@ -43,7 +42,7 @@ def install() -> StandIn:
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     torch.nn.Module.cuda = lambda self, device=None: self  # type: ignore[method-assign,assignment]
     heap.keep_freed_memory()
-    return StandIn("a CUDA device", "CUDA calls are mapped onto the CPU, collectives run over gloo")
+    return StandIn("a CUDA device", "CUDA calls are mapped to the CPU; collectives run over gloo")
 
 
 def _on_cpu(factory: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`minordpo doctor`: what this machine has and lacks, and what that means."""
+"""`minordpo doctor`: report what this machine has and lacks, and the consequences."""
 
 import importlib.util
 import os
@@ -10,12 +10,12 @@ from rich.table import Table
 from nemo_minordpo import host
 from nemo_minordpo.provenance import installed_versions
 
-# NeMo and Megatron-Core that were released together and that this project is tested with.
+# Versions of NeMo and Megatron-Core that were released together and that this project is tested with.
 _TESTED_PAIRS = (("2.1.0", "0.10.0"), ("2.2.1", "0.11.0"))
 
 
 def report() -> bool:
-    """Print the findings. Returns whether training can run here at all."""
+    """Print the findings; return whether training can run here at all."""
     console = Console()
     versions = installed_versions()
     table = Table("what", "found", "what it means", title="this machine", title_justify="left")
@@ -23,10 +23,10 @@ def report() -> bool:
         table.add_row(*row)
     console.print(table)
     if missing := [name for name in ("nemo_toolkit", "megatron-core", "nemo-aligner") if name not in versions]:
-        console.print(f"train and verify cannot run: {', '.join(missing)} missing; `pip install '.[cpu]'` brings them")
-        console.print("prepare, import-hf, export-hf and report need none of them")
+        console.print(f"train and verify cannot run: {', '.join(missing)} missing; run `pip install '.[cpu]'`")
+        console.print("prepare, import-hf, export-hf and report work without them")
         return False
-    stand_ins = Table("lacking", "in its place", title="active stand-ins", title_justify="left")
+    stand_ins = Table("missing", "replaced by", title="active stand-ins", title_justify="left")
     for item in host.prepare():
         stand_ins.add_row(item.lacks, item.instead)
     console.print(stand_ins if stand_ins.row_count else "no stand-in is needed")
@@ -44,7 +44,7 @@ def _machine_rows() -> list[tuple[str, str, str]]:
         names = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
         rows.append(("CUDA", f"{torch.cuda.device_count()} x {', '.join(names)}", "bf16 and tensor-parallel training"))
     else:
-        rows.append(("CUDA", "none", "float32 over gloo: for trying things out, not for 7B models"))
+        rows.append(("CUDA", "none", "float32 over gloo: fine for experiments, not for 7B models"))
     return rows
 
 
@@ -56,8 +56,8 @@ def _package_rows(versions: dict[str, str]) -> list[tuple[str, str, str]]:
             " with ".join(pair),
             "a tested pair" if pair in _TESTED_PAIRS else f"not tested together; tested: {_TESTED_PAIRS}",
         ),
-        ("NeMo-Aligner", versions.get("nemo-aligner", "none"), "0.7.0 is the last release, and the one that is used"),
-        ("torch", versions.get("torch", "none"), "2.13 is what this project is tested with"),
+        ("NeMo-Aligner", versions.get("nemo-aligner", "none"), "0.7.0 is the last release and the one used here"),
+        ("torch", versions.get("torch", "none"), "this project is tested with 2.13"),
     ]
     apex = "with its CUDA extensions" if host.has_apex() else "none"
     rows.append(("Apex", apex, "distributed_fused_adam needs it; mcore_distributed_optim does not"))

@@ -1,7 +1,7 @@
-"""What Transformer Engine and Apex fuse on a GPU, for CPUs: the same values in fewer passes over memory.
+"""CPU versions of operations that Transformer Engine and Apex fuse on GPUs: same values, fewer passes over memory.
 
-Written out as autograd functions, these three are faster than their compositions by 1.5 to 3 times, which matters
-because everything between two matrix products of a row runs at the speed of memory.
+As hand-written autograd functions, these three are 1.5 to 3 times faster than composed from torch operations. That
+matters because everything between two matrix products is bound by memory bandwidth.
 """
 
 from typing import Any
@@ -34,13 +34,13 @@ class _RMSNorm(torch.autograd.Function):
         normed = x * inverse
         grad_weight = (grad * normed).flatten(0, -2).sum(dim=0) if ctx.needs_input_grad[1] else None
         grad = grad * weight
-        # a matrix product a row: no product of the size of x is written
+        # one dot product per row: no temporary of the size of x
         mean = torch.einsum("...h,...h->...", grad, normed).unsqueeze(-1).div_(x.shape[-1])
         return grad.addcmul_(normed, mean, value=-1.0).mul_(inverse), grad_weight, None
 
 
 def swiglu(x: Tensor) -> Tensor:
-    """``silu(gate) * up`` of [..., 2 F] = [gate, up]; [..., F]."""
+    """``silu(gate) * up`` with x = [gate, up]: [..., 2 F] -> [..., F]."""
     return _SwiGLU.apply(x)
 
 
@@ -63,11 +63,11 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotary embedding, not interleaved, of all of a head's dimensions.
+    """Rotary embedding, not interleaved, over all dimensions of a head.
 
     Args:
         x: [S, B, heads, D].
-        angles: [S, 1, 1, D], the same in both halves of D.
+        angles: [S, 1, 1, D], equal in both halves of D.
     """
     half = angles[..., : angles.shape[-1] // 2]
     return _Rotation.apply(x, half.cos().to(x.dtype), half.sin().to(x.dtype))

@@ -1,4 +1,4 @@
-"""Fused kernels of Transformer Engine where Megatron-Core 0.10 - 0.11 looks for them in Apex, or in an older one."""
+"""Transformer Engine's fused kernels where Megatron-Core 0.10 - 0.11 expects Apex or an older Transformer Engine."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from nemo_minordpo.host import StandIn
 
 
 def install() -> list[StandIn]:
-    """On a machine with Transformer Engine and without Apex; each is used where a model's configuration turns it on."""
+    """For machines with Transformer Engine but no Apex; a kernel runs only if the model's configuration enables it."""
     return [*_rotary_embedding(), *_gradient_accumulation()]
 
 
@@ -20,7 +20,7 @@ def _rotary_embedding() -> list[StandIn]:
     try:
         from transformer_engine.pytorch.attention.rope import apply_rotary_pos_emb
     except ImportError:
-        return []  # Megatron-Core says so where a model wants it
+        return []  # Megatron-Core reports it if a model needs the kernel
 
     def fused(t: Any, freqs: Any, transpose_output_memory: bool = False) -> Any:
         return apply_rotary_pos_emb(t, freqs, tensor_format="sbhd", fused=True)
@@ -31,10 +31,10 @@ def _rotary_embedding() -> list[StandIn]:
 
 
 def _gradient_accumulation() -> list[StandIn]:
-    """`gradient_accumulation_fusion`: products for gradients of weights that add to Megatron's main_grad.
+    """`gradient_accumulation_fusion`: matrix products that add weight gradients directly to Megatron's main_grad.
 
-    Transformer Engine's layers do that themselves. Megatron-Core asks for Apex's extension all the same, for its own
-    head, which is built and never called: core/logprobs.py adds to main_grad, too.
+    Transformer Engine's layers do this themselves. Megatron-Core still requires Apex's extension for its own head,
+    which is built but never called: core/logprobs.py adds to main_grad instead.
     """
     import megatron.core.tensor_parallel.layers as layers
 

@@ -1,25 +1,25 @@
-"""What glibc does with freed memory in this process; other C libraries have no `mallopt`, and their own ways."""
+"""Control what glibc does with freed memory in this process; no effect with C libraries that lack `mallopt`."""
 
 import ctypes
 
-# of glibc's malloc.h
+# from glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _LARGE = 1 << 20
 
 
 def keep_freed_memory() -> None:
-    """Freed memory stays with the process, as with CUDA's caching allocator.
+    """Keep freed memory in the process, like CUDA's caching allocator.
 
-    glibc gives every large block back to the system and asks for it anew, page by page: about a tenth of a step.
+    By default glibc returns every large block to the system and requests it again page by page: a tenth of a step.
     """
     _set({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1})
 
 
 def return_freed_memory() -> None:
-    """Every block of a MiB or more is the system's again once it is freed.
+    """Return every block of a MiB or more to the system as soon as it is freed.
 
-    glibc raises that size to the largest block that it has freed. Tensors then come from its heap, whose free pieces
-    the next ones may not fit into: a third of the imports of a small model took twice the memory.
+    By default glibc raises this threshold to the largest block freed so far. Tensors then come from its heap, where
+    free blocks may not fit the next ones: a third of a small model's imports took twice the memory.
     """
     _set({_M_MMAP_THRESHOLD: _LARGE})
 

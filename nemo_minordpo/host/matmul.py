@@ -1,6 +1,6 @@
-"""Float32 matrix products on AMD's processors: MKL, which torch calls, runs AVX2 code there, oneDNN AVX-512.
+"""Float32 matrix products on AMD CPUs: torch calls MKL, which runs AVX2 code there; oneDNN runs AVX-512.
 
-Measured on a two-core EPYC (Zen 5): 200 GFLOP/s with MKL, 430 with oneDNN, which torch carries as well.
+On a two-core EPYC (Zen 5), MKL reaches 200 GFLOP/s and oneDNN, which torch also ships, 430.
 """
 
 import warnings
@@ -18,7 +18,7 @@ _library: Any = None
 
 
 def install() -> list[StandIn]:
-    """Give `aten::mm` on CPUs to oneDNN, where that is the faster one (torch 2.5 - 2.13)."""
+    """Route `aten::mm` on CPUs to oneDNN where it is faster (torch 2.5 - 2.13)."""
     global _library
     if not (_is_amd_with_avx512() and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         return []
@@ -28,17 +28,17 @@ def install() -> list[StandIn]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*[Oo]verrid")
         _library.impl("mm", _mm, "CPU")
-    return [StandIn("a fast MKL (it runs AVX2 code on AMD's processors)", "float32 matrix products through oneDNN")]
+    return [StandIn("a fast MKL (it runs AVX2 code on AMD CPUs)", "float32 matrix products through oneDNN")]
 
 
 def _mm(left: Tensor, right: Tensor) -> Tensor:
     if left.dtype == torch.float32 and len(left) * right.numel() > _SMALL:
-        # oneDNN takes the second matrix in any layout and copies the first where its rows are not in one piece: of a
-        # weight's gradient, a product over tokens, the smaller one is put first.
+        # oneDNN takes the second matrix in any layout but copies the first unless its rows are contiguous. A weight
+        # gradient is a product over tokens with a transposed left side, so the smaller matrix goes first.
         if not left.is_contiguous() and right.shape[1] < len(left):
             return _linear(right.T, left).T.contiguous()
         return _linear(left, right.T)
-    # the overload with `out` still is torch's own
+    # the overload with `out` is still torch's own
     return torch.mm(left, right, out=left.new_empty(len(left), right.shape[1]))
 
 

@@ -1,5 +1,5 @@
-"""For what is newer than NeMo 2.1 - 2.4 and Megatron-Core 0.10 - 0.12: torch and NumPy, with which distributed
-checkpoints are written, and the tokenizer files of transformers 5.
+"""Adapt NeMo 2.1 - 2.4 and Megatron-Core 0.10 - 0.12 to newer libraries: torch and NumPy, which write distributed
+checkpoints, and the tokenizer files of transformers 5.
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ from nemo_minordpo.hugging_face import find_tokenizer
 
 
 def install() -> list[StandIn]:
-    """Adapt what this machine's torch and NumPy have changed; nothing where they are as old as Megatron-Core."""
+    """Adapt to changes in torch and NumPy since Megatron-Core's release; no-op with older versions."""
     _tokenizers_of_transformers_5()
     return [*_product_of_newer_numpy(), *_write_item_of_newer_torch(), *_metadata_of_newer_torch()]
 
 
 def _tokenizers_of_transformers_5() -> None:
-    """NeMo reads a model's tokenizer as every stage does; of what older ones wrote it changes nothing."""
+    """Make NeMo load tokenizers like every other stage; nothing changes for files of older transformers."""
     import nemo.collections.common.tokenizers.huggingface.auto_tokenizer as auto_tokenizer
 
     require_upstream(auto_tokenizer, "AUTOTOKENIZER")
@@ -36,7 +36,7 @@ def _tokenizers_of_transformers_5() -> None:
 
 
 def _product_of_newer_numpy() -> list[StandIn]:
-    """NumPy 2 has no `product`, with which Megatron-Core 0.10 - 0.11 counts the elements of an optimizer's shards."""
+    """NumPy 2 lacks `product`, which Megatron-Core 0.10 - 0.11 uses to count the elements of optimizer shards."""
     numpy: Any = np
     if hasattr(numpy, "product"):
         return []
@@ -45,7 +45,7 @@ def _product_of_newer_numpy() -> list[StandIn]:
 
 
 def _write_item_of_newer_torch() -> list[StandIn]:
-    """Torch 2.7 gave `_write_item` two more arguments; Megatron-Core 0.10 - 0.12 calls it with four."""
+    """Torch 2.7 added two arguments to `_write_item`; Megatron-Core 0.10 - 0.12 passes four."""
     import megatron.core.dist_checkpointing.strategies.filesystem_async as megatron_writer
 
     parameters = list(inspect.signature(torch_writer._write_item).parameters)
@@ -54,7 +54,7 @@ def _write_item_of_newer_torch() -> list[StandIn]:
     expected = ["transforms", "stream", "data", "write_item", "storage_key", "serialization_format"]
     if parameters != expected:
         raise ImportError(
-            f"torch {torch.__version__}: _write_item takes {parameters}, {expected} was expected; "
+            f"torch {torch.__version__}: _write_item takes {parameters}, expected {expected}; "
             "distributed checkpoints cannot be written with this version"
         )
     require_upstream(megatron_writer, "_write_item")
@@ -62,21 +62,21 @@ def _write_item_of_newer_torch() -> list[StandIn]:
     transforms = torch_writer._StorageWriterTransforms
 
     def write_item(*arguments: Any) -> Any:
-        # Megatron-Core 0.12 passes the transforms where torch has them, 0.10 and 0.11 do not.
+        # Megatron-Core 0.12 passes the transforms if torch has them; 0.10 and 0.11 never do.
         if isinstance(arguments[0], transforms):
             arguments = arguments[1:]
         return original(transforms(), *arguments[:4], torch_writer.SerializationFormat.TORCH_SAVE)
 
     module: Any = megatron_writer
     module._write_item = write_item
-    return [StandIn("the torch that Megatron-Core was written for", "its checkpoint writer is adapted to this one")]
+    return [StandIn("the torch that Megatron-Core was written for", "a checkpoint writer adapted to this version")]
 
 
 def _metadata_of_newer_torch() -> list[StandIn]:
-    """The writer of some torch releases copies the metadata field by field before it writes them (2.11; not 2.13).
+    """The writer of some torch releases copies the metadata field by field before writing it (2.11; not 2.13).
 
-    Megatron-Core 0.10 - 0.12 adds an attribute, `mcore_data`, that is no field. It has the shapes of flattened tensors:
-    without it a checkpoint of the distributed optimizer is written, and cannot be loaded.
+    Megatron-Core 0.10 - 0.12 adds `mcore_data`, an attribute that is not a field and holds the shapes of flattened
+    tensors. Without it, a checkpoint of the distributed optimizer is written but cannot be loaded.
     """
     if "dataclasses.replace" not in inspect.getsource(torch_writer.FileSystemWriter.finish):
         return []
@@ -89,4 +89,4 @@ def _metadata_of_newer_torch() -> list[StandIn]:
 
     module: Any = torch_writer
     module.dataclasses = types.SimpleNamespace(**{**vars(dataclasses), "replace": replace})
-    return [StandIn("the torch that Megatron-Core was written for", "its checkpoint's metadata keep Megatron's part")]
+    return [StandIn("the torch that Megatron-Core was written for", "checkpoint metadata that include Megatron's part")]

@@ -1,4 +1,4 @@
-"""The norms of layers where there is no Transformer Engine."""
+"""Layer norms for machines without Transformer Engine."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from nemo_minordpo.host.fused import RMSNorm
 
 
 class TorchNorm:
-    """torch's LayerNorm or our RMSNorm, as Megatron-Core's WrappedTorchNorm (0.10 - 0.12), also for split sequences.
+    """torch's LayerNorm or our RMSNorm, like Megatron-Core's WrappedTorchNorm (0.10 - 0.12), plus sequence parallelism.
 
-    Megatron refuses torch's norms under sequence parallelism because they do not mark their weights as replicated
-    over parts of the sequence. Marked, their gradients are summed over the ranks like those of the fused norms.
+    Megatron rejects torch's norms under sequence parallelism because they do not mark their weights as replicated over
+    parts of the sequence. Once marked, their gradients are summed over the ranks like those of the fused norms.
     """
 
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: Any) -> torch.nn.Module:
-        """As Megatron-Core calls it."""
+        """Signature as Megatron-Core calls it."""
         if config.layernorm_zero_centered_gamma:
             raise UserError("model.layernorm_zero_centered_gamma needs Transformer Engine")
         norms: dict[str, Any] = {"LayerNorm": torch.nn.LayerNorm, "RMSNorm": RMSNorm}

@@ -1,4 +1,4 @@
-"""What stands inside NeMo and Megatron-Core for what this machine lacks."""
+"""Replacements inside NeMo and Megatron-Core for whatever this machine lacks."""
 
 import functools
 import importlib
@@ -13,7 +13,7 @@ from nemo_minordpo.host import StandIn, fusions, newer
 
 
 def install(*, cuda: bool, apex: bool, transformer_engine: bool) -> list[StandIn]:
-    """Adapt what is imported already or will be. Order matters: Megatron-Core before NeMo."""
+    """Install the replacements. Order matters: Megatron-Core before NeMo."""
     active = []
     if not cuda:
         active.append(_cpu_rng_tracker())
@@ -33,7 +33,7 @@ def install(*, cuda: bool, apex: bool, transformer_engine: bool) -> list[StandIn
 
 
 def _cpu_rng_tracker() -> StandIn:
-    """Megatron's random states live on the CPU generator (Megatron-Core 0.10 - 0.12)."""
+    """Megatron's random states use the CPU generator (Megatron-Core 0.10 - 0.12)."""
     import megatron.core.tensor_parallel.random as random
 
     require_upstream(random, "_set_cuda_rng_state")
@@ -45,9 +45,9 @@ def _cpu_rng_tracker() -> StandIn:
 
 
 def _fused_on_cpu() -> StandIn:
-    """Rotary embedding and SwiGLU where Megatron-Core 0.10 - 0.12 calls kernels for CUDA, or many small ones.
+    """Fused rotary embedding and SwiGLU, where Megatron-Core 0.10 - 0.12 calls CUDA kernels or many small ones.
 
-    NeMo's LoRA has names of its own for the same functions; it gets them in `_adapters_without_transformer_engine`.
+    NeMo's LoRA imports the same functions under its own names; `_adapters_without_transformer_engine` replaces those.
     """
     import megatron.core.transformer.attention as attention
     import megatron.core.transformer.mlp as mlp
@@ -55,7 +55,7 @@ def _fused_on_cpu() -> StandIn:
     require_upstream(attention, "apply_rotary_pos_emb")
     require_upstream(mlp, "bias_swiglu_impl")
     _use_fused(attention, mlp)
-    return StandIn("fused CUDA kernels of rotary embedding, SwiGLU and RMSNorm", "fused ones of this project for CPUs")
+    return StandIn("fused CUDA kernels of rotary embedding, SwiGLU and RMSNorm", "this project's fused CPU versions")
 
 
 def _use_fused(*modules: Any) -> None:
@@ -76,7 +76,7 @@ def _use_fused(*modules: Any) -> None:
 
 
 def _adapters_without_transformer_engine(*, cuda: bool) -> StandIn:
-    """NeMo's LoRA (2.1 - 2.4) imports one function of Transformer Engine, and does without where that is None."""
+    """NeMo's LoRA (2.1 - 2.4) imports one Transformer Engine function, but works without it if it is None."""
     name = "megatron.core.extensions.transformer_engine"
     stand_in: Any = types.ModuleType(name)
     stand_in.SplitAlongDim = None
@@ -91,7 +91,7 @@ def _adapters_without_transformer_engine(*, cuda: bool) -> StandIn:
 
 
 def _no_bert_catalogue() -> StandIn:
-    """Listing NeMo's pretrained BERT models imports a layer spec that needs Transformer Engine."""
+    """NeMo imports a layer spec that needs Transformer Engine when it lists pretrained BERT models."""
     import nemo.collections.nlp.models.nlp_model as nlp_model
 
     require_upstream(nlp_model, "get_megatron_pretrained_bert_models")
@@ -101,14 +101,14 @@ def _no_bert_catalogue() -> StandIn:
 
 
 def local_norm() -> Any:
-    """The norm of Megatron-Core's local layers."""
+    """The norm for Megatron-Core's local layers."""
     from nemo_minordpo.host.norms import TorchNorm  # imports Megatron-Core
 
     return TorchNorm
 
 
 def _final_norm_without_transformer_engine() -> StandIn:
-    """The norm behind the last layer (Megatron-Core 0.10 - 0.12); those of the layers are in their spec."""
+    """The norm after the last layer (Megatron-Core 0.10 - 0.12); the layer spec covers the others."""
     import megatron.core.transformer.transformer_block as transformer_block
 
     require_upstream(transformer_block, "LayerNormImpl")
@@ -121,7 +121,7 @@ def _final_norm_without_transformer_engine() -> StandIn:
 
 
 def _strategy_without_apex() -> StandIn:
-    """NeMo's strategy refuses to be built without Apex, even where nothing of it is used (2.1 - 2.4)."""
+    """NeMo's strategy requires Apex even if it uses none of it (2.1 - 2.4)."""
     import nemo.collections.nlp.parts.nlp_overrides as overrides
     from nemo.core.optim.mcore_optim import McoreDistributedOptimizer
 
@@ -130,16 +130,16 @@ def _strategy_without_apex() -> StandIn:
     module.HAVE_APEX = True
     module.HAVE_AMP_C = False
     module.McoreDistributedOptimizer = McoreDistributedOptimizer
-    # Checkpointing asks isinstance of it; without Apex no optimizer is one.
+    # Checkpointing does isinstance checks against it; without Apex, no optimizer is one.
     module.MegatronDistributedFusedAdam = type("MegatronDistributedFusedAdam", (), {})
     return StandIn("Apex in NeMo's strategy", "the strategy takes torch's and Megatron-Core's optimizers")
 
 
 def _distributed_optimizer_of_torch() -> list[StandIn]:
-    """Megatron-Core's distributed optimizer (0.10 - 0.12) on torch's Adam, where there is neither Apex nor TE.
+    """Megatron-Core's distributed optimizer (0.10 - 0.12) on torch's Adam, without Apex or Transformer Engine.
 
-    Its checkpoints hold what Adam keeps of a weight as parts of the weight. Torch keeps the number of steps there, too,
-    which is none. Megatron has it in the parameter groups already, and fails where no step has been done yet.
+    Its checkpoints store Adam's state of a weight in the shape of that weight. Torch's state also has the step count,
+    a scalar, which Megatron already stores in the parameter groups. It also fails if no step has been taken yet.
     """
     import megatron.core.optimizer.distrib_optimizer as distributed
 
@@ -171,7 +171,7 @@ def _without_steps(method: Any) -> Any:
             return method(self, *args, **kwargs)
         finally:
             for values, step in zip(states, steps, strict=True):
-                # Megatron loads one tensor for all weights, to which torch would add a step for each of them
+                # Megatron loads one shared tensor for all weights; torch would increment it once per weight
                 values["step"] = step.clone()
 
     return wrapper

@@ -1,1 +1,1 @@
-"""Layers of the models that this project trains, on every machine: attention of packed pairs, query and key norms."""
+"""Custom layers of the trained models, used on every machine: attention over packed pairs, query and key norms."""

@@ -1,6 +1,6 @@
-"""Attention of packed pairs as a core attention of Megatron-Core's layers (0.10 - 0.12).
+"""Attention over packed pairs as the core attention of Megatron-Core's layers (0.10 - 0.12).
 
-S = places of a row, B = batch, heads and groups (of keys and values) of this tensor-parallel rank, D = head size.
+S = places in a row; B = batch; heads and groups (of keys and values) on this tensor-parallel rank; D = head size.
 """
 
 from typing import Any
@@ -15,10 +15,10 @@ from nemo_minordpo.errors import UserError
 
 
 class PairAttention(MegatronModule):
-    """Core attention of self-attention layers, in the place of Megatron-Core's or Transformer Engine's (0.10 - 0.12).
+    """Core attention for self-attention layers, replacing Megatron-Core's or Transformer Engine's (0.10 - 0.12).
 
-    Takes the structure of a row of pairs where Megatron passes a mask. Without one it is plain causal attention, and
-    does not build the S x S scores that Megatron-Core's own would.
+    Takes the structure of a row of pairs in place of Megatron's mask. Without it, this is plain causal attention, which
+    unlike Megatron-Core's does not build S x S scores.
     """
 
     def __init__(
@@ -31,14 +31,14 @@ class PairAttention(MegatronModule):
         softmax_scale: float | None = None,
         **unused: Any,
     ) -> None:
-        """As Megatron-Core calls it."""
+        """Signature as Megatron-Core calls it."""
         super().__init__(config=config)
         if config.context_parallel_size != 1 or getattr(config, "window_size", None) is not None:
-            raise UserError("context parallelism and sliding windows are not supported by the attention of pairs")
+            raise UserError("pair attention does not support context parallelism or sliding windows")
         if attn_mask_type != AttnMaskType.causal:
-            raise UserError(f"causal attention only, not {attn_mask_type}")
+            raise UserError(f"pair attention supports causal masks only, not {attn_mask_type}")
         if config.attention_dropout if attention_dropout is None else attention_dropout:
-            raise UserError("attention dropout is not supported by the attention of pairs")
+            raise UserError("pair attention does not support attention dropout")
         self.softmax_scale = softmax_scale
         self.layer_number = layer_number
 
@@ -50,8 +50,8 @@ class PairAttention(MegatronModule):
         Args:
             query: [S, B, heads, D].
             key, value: [S, B, groups, D].
-            attention_mask: [m, 4], the segments of a row of pairs (core/pair_packing.py), with B = 1; None: causal;
-                or what sequences that are being written have seen so far.
+            attention_mask: [m, 4], the segments of a row of pairs (core/pair_packing.py), with B = 1; or the key-value
+                cache of the sequences being generated; None = plain causal attention.
 
         Returns:
             [S, B, heads * D].

@@ -1,6 +1,6 @@
-"""Which layers NeMo builds: its own layer spec with the attention of packed pairs, and with query and key norms.
+"""Make NeMo build its own layer specs with attention over packed pairs and with query and key norms.
 
-NeMo asks `get_specs` for the spec of a name (2.1 - 2.4). It is replaced here, once, on every machine.
+NeMo gets a layer spec by name from `get_specs` (2.1 - 2.4). This module replaces that function once, on every machine.
 """
 
 import inspect
@@ -13,17 +13,18 @@ from nemo.collections.nlp.modules.common.megatron.adapters import mcore_mixins
 from nemo_minordpo.errors import UserError, require_upstream
 from nemo_minordpo.layers.pair_attention import PairAttention
 
-# In front of a spec's name: with the attention of packed pairs. It is in no checkpoint: the model asks for it.
+# Prefix of a spec's name that selects attention over packed pairs. The model adds it; checkpoints never contain it.
 PACKED_PAIRS = "packed pairs in "
-_GPT = ("", "te_gpt")  # NeMo's names of the spec that has a local form
+_GPT = ("", "te_gpt")  # NeMo's names for the spec that also exists without Transformer Engine
 
 
 def install(*, local_norm: Any | None) -> None:
     """Replace NeMo's choice of layers.
 
     Args:
-        local_norm: builds a norm of Megatron-Core's local layers, where there is no Transformer Engine: NeMo builds
-            every spec to choose one of them, and most need it. None: Transformer Engine's layers.
+        local_norm: builds the norms of Megatron-Core's local layers, for machines without Transformer Engine. There,
+            NeMo's function would fail: it builds every spec before choosing one, and most need Transformer Engine.
+            None = use Transformer Engine's layers.
     """
     require_upstream(megatron_gpt_model, "get_specs")
     nemo: Any = megatron_gpt_model
@@ -38,7 +39,7 @@ def install(*, local_norm: Any | None) -> None:
         attention = spec.submodules.self_attention.submodules
         if transformer_config is not None and transformer_config.qk_layernorm:
             attention.q_layernorm = attention.k_layernorm = norm or _norm_of_transformer_engine()
-        # NeMo's own model, too, has it on a machine without Transformer Engine: Megatron-Core's builds S x S scores
+        # without Transformer Engine also in NeMo's own model: Megatron-Core's attention would build S x S scores
         if spec_name.startswith(PACKED_PAIRS) or local_norm is not None:
             attention.core_attention = PairAttention
         return spec
@@ -63,9 +64,9 @@ def _norm_of_transformer_engine() -> Any:
 
 
 def _norms_with_adapters() -> None:
-    """NeMo's attention with adapters does not call the norms of queries and keys (2.1 - 2.4).
+    """Apply the query and key norms in attention with adapters, where NeMo skips them (2.1 - 2.4).
 
-    The model would load and answer, and be another one.
+    The model would load and generate, but silently be a different model.
     """
     require_upstream(mcore_mixins.MCoreSelfAttentionMixin, "get_query_key_value_tensors")
     attention: Any = mcore_mixins.MCoreSelfAttentionMixin
