@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 RANKS = (4, 2, 1)
 NUM_STEPS = 10
@@ -272,6 +273,9 @@ def by_rank(nemo: Path, folder: Path) -> Path:
     }
     torch.save(state, folder / "model_weights.ckpt")
     shutil.rmtree(folder / "model_weights")
+    config: Any = OmegaConf.load(folder / "model_config.yaml")
+    config.tensor_model_parallel_size = config.pipeline_model_parallel_size = 1
+    OmegaConf.save(config, folder / "model_config.yaml")
     return folder
 
 
