@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from nemo_minordpo.core.intervals import rank_correlation_interval
 from nemo_minordpo.report.axes import arrange
 from nemo_minordpo.report.candidates import FEWEST_RUNS, candidate_metrics, relations, sentence, spearman
-from tests.unit.report.test_reading import run
+from tests.unit.report.test_summary import run
 
 
 def runs_with(metric, *, loss="dpo", count=12, score=lambda n: 20 + n):

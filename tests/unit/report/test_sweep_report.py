@@ -17,7 +17,7 @@ from nemo_minordpo.report.axes import arrange
 from nemo_minordpo.report.figures.coefficient import coefficient, margins
 from nemo_minordpo.report.figures.score import draw_score
 from tests.unit.report.sweep import BETAS, LOSSES, RATES, write_events, write_run, write_sweep
-from tests.unit.report.test_reading import run
+from tests.unit.report.test_summary import run
 
 STEPS = 60
 
