@@ -1,34 +1,17 @@
-"""Names of settings: which there are, what each holds, and what a misspelt one was meant to be."""
+"""Settings by their dotted keys: which there are, what is declared of each, what a misspelt one was meant to be."""
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
+from functools import reduce
 from types import UnionType
 from typing import Any, get_args, get_origin
 
+from nemo_minordpo.config.model_sections import LOSS_NAMES
 from nemo_minordpo.config.sections import TrainConfig
+from nemo_minordpo.config.setting import Setting, setting_of
 
 _WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", list: "a list"}
-# Names of other trainers, in lower case, and where they stand here.
-_ELSEWHERE = {
-    "beta": "model.dpo.ref_policy_kl_penalty",
-    "kl_penalty": "model.dpo.ref_policy_kl_penalty",
-    "loss": "model.dpo.preference_loss",
-    "loss_type": "model.dpo.preference_loss",
-    "learning_rate": "model.optim.lr",
-    "lr_scheduler_type": "model.optim.sched.name",
-    "max_length": "model.data.seq_length",
-    "max_seq_length": "model.data.seq_length",
-    "encoder_seq_length": "model.data.seq_length",
-    "num_train_epochs": "trainer.dpo.max_epochs",
-    "save_steps": "trainer.dpo.save_interval",
-    "eval_steps": "trainer.dpo.val_check_interval",
-    "max_grad_norm": "trainer.dpo.gradient_clip_val",
-    "max_time": "exp_manager.max_time_per_run",
-    "lora_r": "model.peft.lora_tuning.adapter_dim",
-    "lora_alpha": "model.peft.lora_tuning.alpha",
-    "output_dir": "exp_manager.explicit_log_dir",
-}
 # NeMo-Aligner's own that have no counterpart, and why.
 _REFUSED = {
     "preference_average_log_probs": (
@@ -46,14 +29,49 @@ _REFUSED = {
 def _flat(section: type, prefix: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for item in fields(section):
-        found[prefix + item.name] = item.type
+        found[prefix + item.name] = item
         if is_dataclass(item.type):
             found |= _flat(item.type, f"{prefix}{item.name}.")  # type: ignore[arg-type]
     return found
 
 
+_FIELDS = _flat(TrainConfig, "")
 # Dotted key -> its type, sections included.
-SETTINGS = _flat(TrainConfig, "")
+SETTINGS = {key: item.type for key, item in _FIELDS.items()}
+# Dotted key -> what is declared of it; of settings alone.
+DECLARED: dict[str, Setting] = {key: setting_of(item) for key, item in _FIELDS.items() if not is_dataclass(item.type)}
+# Names of other trainers -> where they stand here.
+_ELSEWHERE = {alias: key for key, declared in DECLARED.items() for alias in declared.aliases}
+
+
+def declared(key: str) -> Setting | None:
+    """What is declared of a key, or of the open section that it lies in; None: it is not a setting."""
+    while key and key not in DECLARED:
+        key = key.rpartition(".")[0]
+    return DECLARED.get(key)
+
+
+def default_of(key: str) -> Any:
+    """The default of a setting; MISSING where it is required."""
+    item = _FIELDS[key]
+    return item.default if item.default_factory is MISSING else item.default_factory()
+
+
+def value_of(config: TrainConfig, key: str) -> Any:
+    """The value that a configuration has under a dotted key."""
+    return reduce(getattr, key.split("."), config)
+
+
+def reads(loss: str, key: str) -> bool:
+    """Whether a loss reads a setting; of a loss of the user's own nobody knows, and it may."""
+    setting = declared(key)
+    return setting is None or not setting.losses or loss in setting.losses or loss not in LOSS_NAMES
+
+
+def short_name(key: str) -> str:
+    """What runs are told apart by: `beta`, `lr`, `dpop_lambda`; empty: the value says enough."""
+    setting = declared(key)
+    return key.rpartition(".")[2] if setting is None or setting.short is None else setting.short
 
 
 def closest(name: str, known: Iterable[str]) -> str:

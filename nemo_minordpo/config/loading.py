@@ -6,28 +6,17 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_minordpo.config.checks import problems_of
-from nemo_minordpo.config.keys import unknown_key
+from nemo_minordpo.config.checks import combination_problems
+from nemo_minordpo.config.keys import declared, unknown_key
 from nemo_minordpo.config.lora import DEFAULT_RANK, DEFAULT_TARGETS
+from nemo_minordpo.config.model_sections import ModelSection, PeftSection
 from nemo_minordpo.config.overrides import CONF, compose_problems, with_pluses
-from nemo_minordpo.config.sections import ModelSection, PeftSection, TrainConfig
+from nemo_minordpo.config.ranges import range_problems
+from nemo_minordpo.config.sections import TrainConfig
+from nemo_minordpo.config.setting import Resume
 from nemo_minordpo.config.wandb_keys import logger_problems
 from nemo_minordpo.errors import UserError
-
-# What may differ between the runs of one run folder: where it runs, how it reports and how often it saves.
-NOT_IDENTITY = (
-    "trainer.num_nodes", "trainer.devices", "trainer.accelerator", "trainer.dpo.save_interval",
-    "trainer.dpo.val_check_interval", "trainer.dpo.limit_val_batches",
-    "trainer.dpo.save_nemo", "trainer.dpo.watch.interval", "exp_manager.explicit_log_dir",
-    "exp_manager.create_tensorboard_logger",
-    "exp_manager.create_wandb_logger", "exp_manager.wandb_logger_kwargs", "exp_manager.max_time_per_run",
-    "exp_manager.max_time_without_progress", "exp_manager.checkpoint_callback_params",
-    "model.data.packed_sequence_size", "model.dpo.reference_cache", "model.peft.restore_from_path",
-    "model.tensor_model_parallel_size", "model.pipeline_model_parallel_size",
-    "model.sequence_parallel", "model.activations_checkpoint_granularity", "model.activations_checkpoint_method",
-    "model.activations_checkpoint_num_layers",
-    "pretrained_checkpoint.restore_from_path", "model.data.data_prefix",  # their contents are compared, by sha256
-)  # fmt: skip
+from nemo_minordpo.flat import flatten
 
 
 def compose(overrides: list[str]) -> DictConfig:
@@ -51,12 +40,11 @@ def compose(overrides: list[str]) -> DictConfig:
         raise UserError(_one_message(error)) from error
 
 
-def load(composed: DictConfig, *, loss_names: tuple[str, ...]) -> TrainConfig:
+def load(composed: DictConfig) -> TrainConfig:
     """Typed configuration from a composed one.
 
     Args:
         composed: as :func:`compose` or a run folder's `config.yaml` gives it.
-        loss_names: what `model.dpo.preference_loss` may be.
 
     Raises:
         UserError: every fault that can be seen without opening a file, one a line.
@@ -81,7 +69,7 @@ def load(composed: DictConfig, *, loss_names: tuple[str, ...]) -> TrainConfig:
     except OmegaConfBaseException as error:
         raise UserError(_one_message(error)) from error
     assert isinstance(config, TrainConfig)
-    problems = [*problems_of(config, loss_names=loss_names), *logger_problems(config.exp_manager)]
+    problems = [*range_problems(config), *combination_problems(config), *logger_problems(config.exp_manager)]
     if problems:
         raise UserError("\n".join(problems))
     if config.model.peft.restore_from_path is None:
@@ -91,8 +79,15 @@ def load(composed: DictConfig, *, loss_names: tuple[str, ...]) -> TrainConfig:
 
 def identity(config: TrainConfig) -> dict[str, Any]:
     """Flat settings that decide what a run computes: two runs of one folder must agree in them."""
-    flat = _flatten(OmegaConf.to_container(OmegaConf.structured(config)), prefix="")
-    return {key: value for key, value in flat.items() if not key.startswith(NOT_IDENTITY)}
+    plain: Any = OmegaConf.to_container(OmegaConf.structured(config))
+    # an open section without keys has none to compare
+    return {key: value for key, value in flatten(plain).items() if value != {} and decides(key)}
+
+
+def decides(key: str) -> bool:
+    """Whether a setting decides by its value what a run computes; one that is not known any more may have."""
+    setting = declared(key)
+    return setting is None or setting.resume is Resume.SAME
 
 
 def _describe_new_adapters(peft: PeftSection) -> None:
@@ -114,15 +109,6 @@ def _unknown_keys(values: dict[str, Any], section: type, prefix: str) -> list[st
         if isinstance(inner, type) and is_dataclass(inner) and isinstance(value, dict):
             problems += _unknown_keys(value, inner, f"{prefix}{key}.")
     return problems
-
-
-def _flatten(value: Any, prefix: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix.rstrip("."): value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat.update(_flatten(inner, f"{prefix}{key}."))
-    return flat
 
 
 def _interpolation_message(error: Exception) -> str:

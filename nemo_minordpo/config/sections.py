@@ -1,136 +1,54 @@
-"""The typed sections: every setting, its unit and its default."""
+"""The sections around `model`: trainer, run folder, checkpoint to start from; and the whole configuration."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
 
-
-@dataclass
-class DPOSection:
-    """`model.dpo`: the objective."""
-
-    ref_policy_kl_penalty: float = MISSING  # beta, per nat; required, > 0
-    preference_loss: str = "minordpo"
-    dpop_lambda: float = 50.0  # dpop only, >= 0
-    gt_reward_scale: float = 1.0  # rpo_* only: times (chosen_reward - rejected_reward)
-    preference_loss_weight: float = 1.0
-    sft_loss_weight: float = 0.0  # times -log pi(chosen), summed over its tokens
-    reference_log_probs: str = "cached"  # evaluated once and kept; "live": at every step, with a swap of weights
-    reference_cache: str | None = None  # folder of kept ones; null = reference_cache beside the run folder
-
-
-@dataclass
-class DataPrefixSection:
-    """`model.data.data_prefix`: jsonl files or glob patterns."""
-
-    train: list[str] = MISSING
-    validation: list[str] = field(default_factory=list)
-
-
-@dataclass
-class DataSection:
-    """`model.data`: the pairs."""
-
-    data_prefix: DataPrefixSection = field(default_factory=DataPrefixSection)
-    seq_length: int = 1024  # tokens of prompt and response together; longer pairs are left out and counted
-    packed_sequence_size: int = 4096  # most tokens of a row, in which many pairs lie; at least those of any one pair
-    append_eos: bool = True  # end every response with the tokenizer's EOS, so that the model learns to stop
-    invalid_pairs: str = "refuse"  # or "drop": start without the pairs that cannot be used
-    default_chosen_reward: float = 1.0  # rpo_* only, for pairs without rewards of their own
-    default_rejected_reward: float = 0.0
-
-
-@dataclass
-class ScheduleSection:
-    """`model.optim.sched`: the learning rate over the whole run; the first step has a positive one."""
-
-    name: str = "linear"  # to min_lr at the end; or "cosine", or "constant"
-    warmup_ratio: float = 0.1  # of the run's steps
-    warmup_steps: int | None = None  # instead of warmup_ratio
-    min_lr: float = 0.0
-
-
-@dataclass
-class OptimSection:
-    """`model.optim`: the optimizer, by NeMo's names."""
-
-    name: str = "adamw"
-    lr: float = MISSING
-    weight_decay: float = 0.0
-    betas: list[float] | None = None  # Adam only; null = the optimizer's own
-    momentum: float | None = None  # sgd only
-    sched: ScheduleSection = field(default_factory=ScheduleSection)
-
-
-@dataclass
-class LoraSection:
-    """`model.peft.lora_tuning`: what the adapters look like; null = as those that training starts from."""
-
-    target_modules: list[str] | None = None  # names of config/lora.py, such as "all"; null for new ones: attention_qkv
-    adapter_dim: int | None = None  # rank; null for new adapters: 32
-    alpha: int | None = None  # adapters are scaled by alpha / adapter_dim; null for new adapters: adapter_dim
-    adapter_dropout: float | None = None  # of this run; null for new adapters: 0
-
-
-@dataclass
-class PeftSection:
-    """`model.peft`: train adapters instead of the weights; the reference is the model that the run starts from."""
-
-    peft_scheme: str = "none"  # or "lora"
-    restore_from_path: str | None = None  # .nemo of adapters to start from; null = new ones, which change nothing yet
-    lora_tuning: LoraSection = field(default_factory=LoraSection)
-
-
-@dataclass
-class ModelSection:
-    """`model`: layout, precision, objective. Null = as the checkpoint's own configuration says."""
-
-    micro_batch_size: int = 1  # rows; many pairs lie in one, see data.packed_sequence_size
-    global_batch_size: int = MISSING  # pairs of one optimizer step, over all ranks
-    tensor_model_parallel_size: int = 1
-    pipeline_model_parallel_size: int = 1
-    sequence_parallel: bool = False
-    megatron_amp_O2: bool = False
-    transformer_engine: bool | None = None
-    fp8: bool | None = None  # matrix products of Transformer Engine's layers
-    fp8_hybrid: bool | None = None  # E4M3 forward, E5M2 backward
-    fp8_margin: int | None = None  # powers of two below the largest value that FP8 holds
-    fp8_amax_history_len: int | None = None  # steps whose largest values decide a scale
-    fp8_amax_compute_algo: str | None = None  # "max" or "most_recent"
-    apply_rope_fusion: bool | None = None  # the kernels of fusions=te; on CPUs this project's own take their place
-    bias_activation_fusion: bool | None = None
-    gradient_accumulation_fusion: bool | None = None
-    activations_checkpoint_granularity: str | None = None
-    activations_checkpoint_method: str | None = None
-    activations_checkpoint_num_layers: int | None = None
-    seed: int = 1234  # of the data order, and of dropout where the checkpoint has any
-    dpo: DPOSection = field(default_factory=DPOSection)
-    data: DataSection = field(default_factory=DataSection)
-    optim: OptimSection = field(default_factory=OptimSection)
-    peft: PeftSection = field(default_factory=PeftSection)
+from nemo_minordpo.config.model_sections import ModelSection
+from nemo_minordpo.config.setting import Resume, setting
 
 
 @dataclass
 class WatchSection:
     """`trainer.dpo.watch`: what the model answers while it is trained."""
 
-    interval: int = 0  # steps between looks, beside one before the first step; 0 = none
-    num_prompts: int = 16  # the first ones of the validation pairs, or of the training pairs where there are none
-    max_new_tokens: int = 128  # of an answer; 24 can be seen to repeat
+    interval: int = setting(
+        0, "between two samples of its answers; the first is before the first step",
+        unit="steps", minimum=0, special={0: "none"}, resume=Resume.FREE,
+    )  # fmt: skip
+    num_prompts: int = setting(
+        16, "the first ones of the validation pairs, or of the training pairs where there are none", minimum=1
+    )
+    max_new_tokens: int = setting(
+        128, "of an answer", unit="tokens", minimum=24, why="shorter answers cannot be seen to repeat"
+    )
 
 
 @dataclass
 class TrainerDPOSection:
     """`trainer.dpo`: the loop."""
 
-    max_epochs: int = 1
-    max_steps: int = -1  # -1 = as many as the epochs have
-    val_check_interval: int = 0  # steps; 0 = once, at the end
-    limit_val_batches: int | None = None  # null = the whole validation set
-    save_interval: int = 0  # steps; 0 = once, at the end
-    gradient_clip_val: float = 1.0  # norm over all parameters; 0 = no clipping
-    save_nemo: bool = True  # write model.nemo at the end
+    max_epochs: int = setting(1, "passes over the training pairs", minimum=1, aliases=("num_train_epochs",))
+    max_steps: int = setting(
+        -1, "optimizer steps, where the epochs have more", unit="steps", minimum=1, special={-1: "no limit"}
+    )
+    val_check_interval: int = setting(
+        0, "between two validations",
+        unit="steps", minimum=0, special={0: "once, at the end"}, resume=Resume.FREE, aliases=("eval_steps",),
+    )  # fmt: skip
+    limit_val_batches: int | None = setting(
+        None, "batches of a validation", minimum=1, special={None: "the whole set"}, resume=Resume.FREE
+    )
+    save_interval: int = setting(
+        0, "between two checkpoints",
+        unit="steps", minimum=0, special={0: "once, at the end"}, resume=Resume.FREE, aliases=("save_steps",),
+    )  # fmt: skip
+    gradient_clip_val: float = setting(
+        1.0, "largest norm of the gradient, over all parameters; a larger one is scaled down",
+        minimum=0, special={0: "no clipping"}, aliases=("max_grad_norm",),
+    )  # fmt: skip
+    save_nemo: bool = setting(True, "write `model.nemo` at the end", resume=Resume.FREE)
     watch: WatchSection = field(default_factory=WatchSection)
 
 
@@ -138,10 +56,15 @@ class TrainerDPOSection:
 class TrainerSection:
     """`trainer`: what Lightning's Trainer is built with."""
 
-    num_nodes: int = 1
-    devices: int = 1  # ranks a node
-    accelerator: str = "auto"  # "gpu" where there is one, else "cpu"
-    precision: str = "32-true"
+    num_nodes: int = setting(1, "machines", minimum=1, resume=Resume.FREE)
+    devices: int = setting(1, "ranks per machine", minimum=1, resume=Resume.FREE)
+    accelerator: str = setting(
+        "auto", "`auto`: `gpu` where there is one, else `cpu`", choices=("auto", "cpu", "gpu"), resume=Resume.FREE
+    )
+    precision: str = setting(
+        "32-true", "set by the group `precision`, with what belongs to it",
+        choices=("32-true", "bf16-mixed", "16-mixed"), reference=True,
+    )  # fmt: skip
     dpo: TrainerDPOSection = field(default_factory=TrainerDPOSection)
 
 
@@ -149,23 +72,38 @@ class TrainerSection:
 class CheckpointSection:
     """`exp_manager.checkpoint_callback_params`: which checkpoints stay on the disk."""
 
-    keep_last: int = 2  # the newest; the last but one is there in case that the last is damaged
-    save_top_k: int = 0  # beside them, the best ones by `monitor`
-    monitor: str = "loss"  # a metric of the validation after the step of the checkpoint
-    mode: str = "min"  # or "max"
+    keep_last: int = setting(
+        2, "the newest ones; the last but one is there in case the last is damaged", minimum=1, resume=Resume.FREE
+    )
+    save_top_k: int = setting(0, "beside them, the best ones by `monitor`", minimum=0, resume=Resume.FREE)
+    monitor: str = setting(
+        "loss", "a metric of the validation that follows the step of the checkpoint", resume=Resume.FREE
+    )
+    mode: str = setting(
+        "min", "whether small or large values of `monitor` are good", choices=("min", "max"), resume=Resume.FREE
+    )
 
 
 @dataclass
 class RunSection:
     """`exp_manager`: the run folder, the loggers, and what ends a run early."""
 
-    explicit_log_dir: str = MISSING  # the run folder; the same command resumes it
-    create_tensorboard_logger: bool = True
-    create_wandb_logger: bool = False
-    wandb_logger_kwargs: dict[str, Any] = field(default_factory=dict)
-    max_time_per_run: str | None = None  # DD:HH:MM:SS; then a checkpoint is saved and the run can be resumed
-    # DD:HH:MM:SS; a rank ends when no step, validation batch or checkpoint ended for so long; null = never
-    max_time_without_progress: str | None = "00:01:00:00"
+    explicit_log_dir: str = setting(
+        MISSING, "the run folder; the same command resumes the run", resume=Resume.FREE, aliases=("output_dir",)
+    )
+    create_tensorboard_logger: bool = setting(True, "log to TensorBoard", resume=Resume.FREE)
+    create_wandb_logger: bool = setting(False, "log to Weights & Biases", resume=Resume.FREE)
+    wandb_logger_kwargs: dict[str, Any] = setting(
+        {}, "arguments of `wandb.init`, such as `project` and `name`", resume=Resume.FREE
+    )
+    max_time_per_run: str | None = setting(
+        None, "then a checkpoint is saved, and the same command resumes the run",
+        is_duration=True, special={None: "no limit"}, resume=Resume.FREE, aliases=("max_time",),
+    )  # fmt: skip
+    max_time_without_progress: str | None = setting(
+        "00:01:00:00", "a rank ends when no step, validation batch or checkpoint was completed for so long",
+        is_duration=True, above=0, special={None: "no limit"}, resume=Resume.FREE,
+    )  # fmt: skip
     checkpoint_callback_params: CheckpointSection = field(default_factory=CheckpointSection)
 
 
@@ -173,7 +111,9 @@ class RunSection:
 class PretrainedSection:
     """`pretrained_checkpoint`: what training starts from; it is the reference, too."""
 
-    restore_from_path: str = MISSING  # .nemo file or extracted folder
+    restore_from_path: str = setting(
+        MISSING, "`.nemo` file or extracted folder of the model to start from", resume=Resume.SAME_CONTENTS
+    )
 
 
 @dataclass
@@ -184,5 +124,7 @@ class TrainConfig:
     trainer: TrainerSection = field(default_factory=TrainerSection)
     exp_manager: RunSection = field(default_factory=RunSection)
     model: ModelSection = field(default_factory=ModelSection)
-    # keys of the checkpoint's own model configuration that the command line changes: +model.KEY=VALUE
-    checkpoint_overrides: dict[str, Any] = field(default_factory=dict)
+    checkpoint_overrides: dict[str, Any] = setting(
+        {}, "keys of the checkpoint's own model configuration that are changed: typed as `+model.KEY=VALUE`",
+        reference=True,
+    )  # fmt: skip

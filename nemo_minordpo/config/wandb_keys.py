@@ -1,6 +1,6 @@
 """What `exp_manager.wandb_logger_kwargs` may hold: the arguments of `wandb.init` that mean something here."""
 
-from nemo_minordpo.config.checks import closest
+from nemo_minordpo.config.keys import closest
 from nemo_minordpo.config.sections import RunSection
 
 WANDB_KEYS = ("config", "dir", "entity", "group", "id", "job_type", "mode", "name", "notes", "project", "tags")

@@ -79,6 +79,16 @@ def sequence_log_probs(token_log_probs: Tensor, credits: Tensor) -> Tensor:
     return with_nothing[credits].sum(dim=1)
 
 
+def num_tokens(credits: Tensor, *, num_targets: int) -> Tensor:
+    """Tokens that :func:`sequence_log_probs` sums over, of each response: [R], int64.
+
+    Args:
+        credits: [R, C], as there.
+        num_targets: T.
+    """
+    return (credits != num_targets).sum(dim=1)
+
+
 @torch.no_grad()
 def vocab_parallel_argmax(
     hidden: Tensor, weight: Tensor, noise: Tensor | None, *, group: ProcessGroup | None, vocab_size: int | None = None

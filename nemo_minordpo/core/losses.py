@@ -1,13 +1,7 @@
-"""Preference losses: pure functions of two log-ratios, one value a pair.
+"""Preference losses: pure functions of a micro-batch's pairs and the objective's options, one value per pair.
 
-A log-ratio is log(policy / reference) of one response, summed over its tokens, in nats.
-The caller owns masking, the mean over pairs, the data-parallel reduction and logging.
-
-N = preference pairs in the micro-batch.
-chosen_log_ratio, rejected_log_ratio: [N], float64 in training (small differences of large sums), or float32.
-beta: strength of the pull towards the reference, > 0, per nat; checked once, in config/checks.py.
-reward_margin: [N], ground-truth reward of the chosen response minus that of the rejected one, scaled.
-Each loss returns [N], in the same dtype.
+A loss is a function ``(Pairs, Options) -> Tensor``. It returns [N], in the dtype of the log-ratios, and a pair's value
+depends on that pair alone. The caller owns masking, the mean over pairs, the data-parallel reduction and logging.
 
 Gradients at a kink are 0: relu, not clamp. Policy equals reference at the first step, so that every pair sits
 exactly there; relu passes gradient 0 at 0, clamp(min=0) passes 1 and maximum 0.5. The papers stop the penalty
@@ -18,59 +12,102 @@ IPO, Azar et al. 2023; RPO, Adler et al. 2024 (Nemotron-4) as NeMo-Aligner 0.7.0
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
 
-def dpo_loss(*, chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """What a loss sees of the N pairs of a micro-batch; every field is [N].
+
+    chosen_log_ratio, rejected_log_ratio: log(policy / reference) of a response, summed over its tokens, in nats;
+        float64 in training (small differences of large sums), or float32. For a loss that needs no reference, the
+        log-probabilities themselves.
+    chosen_log_probs, rejected_log_probs: log(policy) of a response, summed over its tokens, in nats; the same dtype.
+    chosen_num_tokens, rejected_num_tokens: tokens that the sums run over, the end of the response included; int64.
+    reward_margin: ground-truth reward of the chosen response minus that of the rejected one, as the data gives it.
+    """
+
+    chosen_log_ratio: Tensor
+    rejected_log_ratio: Tensor
+    chosen_log_probs: Tensor
+    rejected_log_probs: Tensor
+    chosen_num_tokens: Tensor
+    rejected_num_tokens: Tensor
+    reward_margin: Tensor
+
+    @property
+    def log_ratio_margin(self) -> Tensor:
+        """``chosen_log_ratio - rejected_log_ratio``."""
+        return self.chosen_log_ratio - self.rejected_log_ratio
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The objective's options, checked by the configuration (config/sections.py, `model.dpo`).
+
+    beta: strength of the pull towards the reference, > 0, per nat.
+    dpop_lambda: weight of DPOP's penalty, >= 0.
+    gt_reward_scale: factor of the reward margin.
+    preference_loss_weight, sft_loss_weight: of the two parts of :func:`objective`, >= 0.
+    """
+
+    beta: float
+    dpop_lambda: float
+    gt_reward_scale: float
+    preference_loss_weight: float
+    sft_loss_weight: float
+
+
+Loss = Callable[[Pairs, Options], Tensor]
+
+
+def dpo(pairs: Pairs, options: Options) -> Tensor:
     """``-log sigmoid(beta * (chosen - rejected))``; Eq. 2."""
-    return -logsigmoid(beta * (chosen_log_ratio - rejected_log_ratio))
+    return -logsigmoid(options.beta * pairs.log_ratio_margin)
 
 
-def dpop_loss(
-    *, chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float, dpop_lambda: float = 50.0
-) -> Tensor:
+def dpop(pairs: Pairs, options: Options) -> Tensor:
     """``-log sigmoid(beta * (chosen - rejected - lambda * max(0, -chosen)))``; Eq. 5.
 
-    The penalty stands inside the sigmoid and is multiplied by beta; ``dpop_lambda`` >= 0 has no unit.
+    The penalty stands inside the sigmoid and is multiplied by beta; ``lambda`` >= 0 has no unit.
     """
-    penalty = dpop_lambda * relu(-chosen_log_ratio)
-    return -logsigmoid(beta * (chosen_log_ratio - rejected_log_ratio - penalty))
+    penalty = options.dpop_lambda * relu(-pairs.chosen_log_ratio)
+    return -logsigmoid(options.beta * (pairs.log_ratio_margin - penalty))
 
 
-def minordpo_loss(*, chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float) -> Tensor:
+def minordpo(pairs: Pairs, options: Options) -> Tensor:
     """``-log sigmoid(beta * (chosen - max(0, rejected)))``; Eq. 6.
 
     DPO that stops pushing a rejected response down once it is no likelier than under the reference.
     """
-    return -logsigmoid(beta * (chosen_log_ratio - relu(rejected_log_ratio)))
+    return -logsigmoid(options.beta * (pairs.chosen_log_ratio - relu(pairs.rejected_log_ratio)))
 
 
-def ipo_loss(*, chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float) -> Tensor:
+def ipo(pairs: Pairs, options: Options) -> Tensor:
     """``(chosen - rejected - 1 / (2 beta))^2``."""
-    return (chosen_log_ratio - rejected_log_ratio - 1.0 / (2.0 * beta)).square()
+    return (pairs.log_ratio_margin - 1.0 / (2.0 * options.beta)).square()
 
 
-def rpo_sq_loss(*, chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float, reward_margin: Tensor) -> Tensor:
-    """``(beta * (chosen - rejected) - reward_margin)^2``."""
-    return (beta * (chosen_log_ratio - rejected_log_ratio) - reward_margin).square()
+def rpo_sq(pairs: Pairs, options: Options) -> Tensor:
+    """``(beta * (chosen - rejected) - scale * reward_margin)^2``."""
+    return (options.beta * pairs.log_ratio_margin - options.gt_reward_scale * pairs.reward_margin).square()
 
 
-def rpo_bwd_kl_loss(
-    *, chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float, reward_margin: Tensor
-) -> Tensor:
-    """``KL(a || b)`` of two Bernoullis, ``a = sigmoid(reward_margin)``, ``b = sigmoid(beta * (chosen - rejected))``."""
-    return _bernoulli_kl(reward_margin, beta * (chosen_log_ratio - rejected_log_ratio))
+def rpo_bwd_kl(pairs: Pairs, options: Options) -> Tensor:
+    """``KL(a || b)`` of two Bernoullis.
+
+    ``a = sigmoid(scale * reward_margin)``, ``b = sigmoid(beta * (chosen - rejected))``.
+    """
+    return _bernoulli_kl(options.gt_reward_scale * pairs.reward_margin, options.beta * pairs.log_ratio_margin)
 
 
-def rpo_fwd_kl_loss(
-    *, chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float, reward_margin: Tensor
-) -> Tensor:
-    """``KL(b || a)``, the other direction of :func:`rpo_bwd_kl_loss`."""
-    return _bernoulli_kl(beta * (chosen_log_ratio - rejected_log_ratio), reward_margin)
+def rpo_fwd_kl(pairs: Pairs, options: Options) -> Tensor:
+    """``KL(b || a)``, the other direction of :func:`rpo_bwd_kl`."""
+    return _bernoulli_kl(options.beta * pairs.log_ratio_margin, options.gt_reward_scale * pairs.reward_margin)
 
 
 def _bernoulli_kl(logit_p: Tensor, logit_q: Tensor) -> Tensor:
@@ -78,45 +115,25 @@ def _bernoulli_kl(logit_p: Tensor, logit_q: Tensor) -> Tensor:
     return log_p.exp() * (log_p - logsigmoid(logit_q)) + log_not_p.exp() * (log_not_p - logsigmoid(-logit_q))
 
 
+# `model.dpo.preference_loss` -> loss. The configuration knows the same names without torch (config.LOSS_NAMES).
+LOSSES: dict[str, Loss] = {
+    loss.__name__: loss for loss in (dpo, dpop, minordpo, ipo, rpo_sq, rpo_bwd_kl, rpo_fwd_kl)
+}  # fmt: skip
+
+
+def needs_reference(loss: Loss) -> bool:
+    """Whether a loss reads log-ratios; a function that does not says so: ``simpo.needs_reference = False``."""
+    return getattr(loss, "needs_reference", True)
+
+
+def objective(loss: Loss, pairs: Pairs, options: Options) -> Tensor:
+    """``preference_loss_weight * loss - sft_loss_weight * log pi(chosen)``. Returns [N]."""
+    values = options.preference_loss_weight * loss(pairs, options)
+    if options.sft_loss_weight:
+        values = values - options.sft_loss_weight * pairs.chosen_log_probs
+    return values
+
+
 def coefficient(margin: Tensor, *, beta: float) -> Tensor:
     """``f(beta, margin) = beta * sigmoid(-beta * margin)``, the weight of a pair in DPO's gradient; Eq. 4."""
     return beta * torch.sigmoid(-beta * margin)
-
-
-class PreferenceLoss(NamedTuple):
-    """A loss and what it needs beside the two log-ratios and beta."""
-
-    function: Callable[..., Tensor]
-    options: tuple[str, ...] = ()
-
-
-# The one place that names the losses: the configuration's check, the help and the tests read it.
-LOSSES: dict[str, PreferenceLoss] = {
-    "dpo": PreferenceLoss(dpo_loss),
-    "dpop": PreferenceLoss(dpop_loss, ("dpop_lambda",)),
-    "minordpo": PreferenceLoss(minordpo_loss),
-    "ipo": PreferenceLoss(ipo_loss),
-    "rpo_sq": PreferenceLoss(rpo_sq_loss, ("reward_margin",)),
-    "rpo_bwd_kl": PreferenceLoss(rpo_bwd_kl_loss, ("reward_margin",)),
-    "rpo_fwd_kl": PreferenceLoss(rpo_fwd_kl_loss, ("reward_margin",)),
-}
-
-
-def preference_loss(
-    name: str,
-    *,
-    chosen_log_ratio: Tensor,
-    rejected_log_ratio: Tensor,
-    beta: float,
-    dpop_lambda: float,
-    reward_margin: Tensor,
-) -> Tensor:
-    """The loss called ``name`` in :data:`LOSSES`, given only what it asks for. Returns [N]."""
-    loss = LOSSES[name]
-    available = {"dpop_lambda": dpop_lambda, "reward_margin": reward_margin}
-    return loss.function(
-        chosen_log_ratio=chosen_log_ratio,
-        rejected_log_ratio=rejected_log_ratio,
-        beta=beta,
-        **{option: available[option] for option in loss.options},
-    )

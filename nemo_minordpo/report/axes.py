@@ -5,15 +5,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nemo_minordpo.config.loading import NOT_IDENTITY
+from nemo_minordpo.config import Resume, declared, reads, short_name
 from nemo_minordpo.records import Score
 from nemo_minordpo.report.runs import Run
 from nemo_minordpo.report.scores import BELOW_BASE, DEGENERATE, Rate, broke, strict, strict_over_seeds
-
-_AXES = ("model.dpo.preference_loss", "model.dpo.ref_policy_kl_penalty", "model.optim.lr", "model.seed")
-# Model and pairs are compared by their paths here: two spellings of one path make names longer and nothing worse.
-_PATHS = ("pretrained_checkpoint.restore_from_path", "model.data.data_prefix.train")
-_READ_BY_ONE_LOSS = ("model.dpo.dpop_lambda", "model.dpo.gt_reward_scale")
 
 Place = tuple[float | None, float | None]  # learning rate, beta
 
@@ -143,21 +138,28 @@ def _labels(runs: list[Run]) -> dict[int, str]:
         members = [run for run in runs if run.loss == loss]
         differing = _differing(members)
         for run in members:
-            more = ", ".join(f"{key.rpartition('.')[2]} {run.settings.get(key)}" for key in differing)
+            more = ", ".join(f"{short_name(key)} {run.settings.get(key)}" for key in differing)
             labels[id(run)] = f"{loss} ({more})" if more else loss
     return labels
 
 
 def _differing(runs: list[Run]) -> list[str]:
-    """The settings that decide what a run computes, are no axis of the sweep, and are not the same in all runs."""
+    """The settings that tell runs apart and are not the same in all of those whose loss reads them."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     return [
         key
         for key in keys
-        if key not in _AXES
-        and (key.startswith(_PATHS) or not key.startswith(NOT_IDENTITY))
-        and len({str(run.settings.get(key)) for run in runs}) > 1
+        if _tells_apart(key) and len({str(run.settings.get(key)) for run in runs if reads(run.loss, key)}) > 1
     ]
+
+
+def _tells_apart(key: str) -> bool:
+    """Whether a setting decides what a run computes, and is no axis of the sweep.
+
+    Models and pairs are compared by their paths here: two spellings of one path make names longer and nothing worse.
+    """
+    setting = declared(key)
+    return setting is None or not (setting.axis or setting.resume is Resume.FREE)
 
 
 def _name_runs(name: str, runs: list[Run], notes: list[str]) -> None:
@@ -175,12 +177,12 @@ def _name_runs(name: str, runs: list[Run], notes: list[str]) -> None:
 
 def _unlike_settings(labels: dict[int, str], runs: list[Run]) -> list[str]:
     """Losses are compared as if they differed in nothing else; what differs within a loss is in its label."""
-    told = {key for loss in {run.loss for run in runs} for key in _differing([r for r in runs if r.loss == loss])}
+    named = {key for loss in {run.loss for run in runs} for key in _differing([r for r in runs if r.loss == loss])}
     return [
         f"the losses differ in {key}, too: "
         + ", ".join(dict.fromkeys(f"{labels[id(run)]} {run.settings.get(key)}" for run in runs))
         for key in _differing(runs)
-        if key not in told and key not in _READ_BY_ONE_LOSS
+        if key not in named
     ]
 
 

@@ -8,11 +8,9 @@ from typing import Any
 from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException
 
-from nemo_minordpo.config import hydra_value, read_override
+from nemo_minordpo.config import hydra_value, read_override, short_name
 from nemo_minordpo.errors import UserError
-
-# What a setting is called in the name of a run; a loss goes by its own name.
-_SHORT = {"model.dpo.preference_loss": "", "model.dpo.ref_policy_kl_penalty": "beta"}
+from nemo_minordpo.flat import flatten
 
 
 @dataclass(frozen=True)
@@ -33,11 +31,11 @@ def runs_of(sweep: dict[str, Any]) -> list[PlannedRun]:
     Raises:
         UserError: a value that Hydra's grammar does not have, one that occurs twice, or two runs of one name.
     """
-    axes = [(key, _values(key, value)) for key, value in dict(_flat(sweep)).items()]
+    axes = [(key, _values(key, value)) for key, value in flatten(sweep).items()]
     runs = []
     for values in itertools.product(*(values for _, values in axes)):
         pairs = [(key, value) for (key, _), value in zip(axes, values, strict=True)]
-        parts = [_SHORT.get(key, key.rpartition(".")[2]) + re.sub(r"[^\w.+-]+", "_", value) for key, value in pairs]
+        parts = [short_name(key) + re.sub(r"[^\w.+-]+", "_", value) for key, value in pairs]
         runs.append(PlannedRun("-".join(parts) or "run", tuple(f"{key}={value}" for key, value in pairs)))
     by_name = {run.name: run for run in reversed(runs)}
     for run in runs:
@@ -45,13 +43,6 @@ def runs_of(sweep: dict[str, Any]) -> list[PlannedRun]:
             both = f"{' '.join(first.overrides)} and {' '.join(run.overrides)}"
             raise UserError(f"sweep: the folders of {both} would both be called {run.name}")
     return runs
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
-    for key, value in values.items():
-        found += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
-    return found
 
 
 def _values(key: str, value: Any) -> list[str]:

@@ -10,8 +10,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from nemo_minordpo import host
-from nemo_minordpo.config import DataSection, TrainConfig, closest, compose, duration_in_seconds, load
-from nemo_minordpo.core.losses import LOSSES
+from nemo_minordpo.config import DataSection, TrainConfig, closest, compose, duration_in_seconds, load, unread_notes
 from nemo_minordpo.core.metrics import METRICS
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import write_text
@@ -24,6 +23,7 @@ from nemo_minordpo.train.folder.run_folder import RunFolder, rank_of_process
 from nemo_minordpo.train.folder.stopping import StopRequest
 from nemo_minordpo.train.model import starting_adapters
 from nemo_minordpo.train.model.model_config import build_model_config, model_size, read_checkpoint_config
+from nemo_minordpo.train.preference_loss import require_usable_loss, source_of
 from nemo_minordpo.train.schedule import schedule_notes
 
 # How the ranks that torchrun starts are told to stop before the first step.
@@ -58,7 +58,8 @@ def main(overrides: list[str], *, only_reference: bool = False) -> None:
         return
     if started_by_launcher or config.trainer.num_nodes * config.trainer.devices == 1:
         if rank_of_process() == 0:
-            for note in schedule_notes(config, num_pairs=len(load_arrays(folder.data("train")))):
+            num_pairs = len(load_arrays(folder.data("train")))
+            for note in [*unread_notes(config), *schedule_notes(config, num_pairs=num_pairs)]:
                 Console(stderr=True).print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
         run_this_rank(config, only_reference=only_reference)
         return
@@ -98,8 +99,9 @@ def read_settings(overrides: list[str]) -> TrainConfig:
     Raises:
         UserError: one that is wrong.
     """
-    config = load(compose(overrides), loss_names=tuple(LOSSES))
+    config = load(compose(overrides))
     _check_monitor(config)
+    require_usable_loss(config.model.dpo)
     return config
 
 
@@ -135,6 +137,7 @@ def prepare_run(config: TrainConfig) -> None:
         inputs={
             "reference": _weights(config),
             "tokenizer": [tokenizer_path] if tokenizer_path.exists() else [],
+            **source_of(config.model.dpo),
             **files,
         },
         make_data=make_data,

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nemo_minordpo import host
-from nemo_minordpo.config import TrainConfig
+from nemo_minordpo.config import TrainConfig, unread_notes
 from nemo_minordpo.core.flops import ModelSize, StepWork
 from nemo_minordpo.core.memory import GIB, Layout, Numerics, RankMemory, fullest_rank
 from nemo_minordpo.errors import UserError
@@ -266,5 +266,5 @@ def _print(plan: Plan, config: TrainConfig, device: Device) -> None:
         f"{timedelta(seconds=round(seconds * plan.num_steps))} for {plan.num_steps} steps, "
         "and the reference once before, about a third of an epoch"
     )
-    for note in schedule_notes(config, num_pairs=plan.num_pairs):
+    for note in [*unread_notes(config), *schedule_notes(config, num_pairs=plan.num_pairs)]:
         console.print(f"note: {note}", markup=False)

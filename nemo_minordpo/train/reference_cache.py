@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,14 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.numpy import load_file, save
 
-from nemo_minordpo.config import TrainConfig
+from nemo_minordpo.config import DECLARED, TrainConfig, value_of
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import sha256_of_file, whole_file, write_json
-from nemo_minordpo.flat import differences
+from nemo_minordpo.flat import differences, flatten
 from nemo_minordpo.provenance import code_version
 from nemo_minordpo.terminal import say
 from nemo_minordpo.train.folder.run_folder import RunFolder
 
-# Beside trainer.precision they decide in which numbers is computed.
-_NUMBERS = (
-    "megatron_amp_O2", "transformer_engine",
-    "fp8", "fp8_hybrid", "fp8_margin", "fp8_amax_history_len", "fp8_amax_compute_algo",
-)  # fmt: skip
 _WAIT_S = 2.0  # between looks at a lock that another run holds
 
 
@@ -41,23 +36,24 @@ class ReferenceKey:
     weights: sha256 of the checkpoint, and of adapters that training starts from, with their scale.
     tokenizer: sha256 of its files.
     pairs: sha256 of the tokenised pairs, in their order: what the files, the length limit and EOS make of them.
-    seq_length: the length limit, tokens.
-    precision: trainer.precision, and what else decides in which numbers is computed.
-    model: settings over the checkpoint's own configuration.
+    settings: by their keys, those that are declared with `reference`; of the model, as it was built.
     code: digest of our own code, and versions of the packages that compute.
     """
 
     weights: str
     tokenizer: str
     pairs: str
-    seq_length: int
-    precision: str
-    model: str
+    settings: dict[str, Any]
     code: str
 
     @property
+    def in_words(self) -> dict[str, Any]:
+        """Flat, as it is written beside an entry."""
+        return flatten({name: value for name, value in vars(self).items() if name != "settings"} | self.settings)
+
+    @property
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:24]
+        return hashlib.sha256(json.dumps(self.in_words, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def reference_key(config: TrainConfig, folder: RunFolder, split: str, model_config: Any) -> ReferenceKey:
@@ -70,15 +66,15 @@ def reference_key(config: TrainConfig, folder: RunFolder, split: str, model_conf
         model_config: what the model was built with.
     """
     digests = folder.input_digests()
-    section = config.model
-    numbers = {name: model_config.get(name) for name in _NUMBERS}
     return ReferenceKey(
         weights=digests["reference"],
         tokenizer=digests["tokenizer"],
         pairs=_digest_of_pairs(folder.data(split)),
-        seq_length=section.data.seq_length,
-        precision=", ".join([config.trainer.precision, *(f"{name}={value}" for name, value in numbers.items())]),
-        model=json.dumps(config.checkpoint_overrides, sort_keys=True),
+        settings={
+            key: model_config[name] if (name := key.removeprefix("model.")) in model_config else value_of(config, key)
+            for key, setting in DECLARED.items()
+            if setting.reference
+        },
         code=code_version("train"),
     )
 
@@ -108,7 +104,7 @@ class ReferenceCache:
         advice = f"take {columns} and {self._description(key).name} away, and it is evaluated again"
         try:
             description = json.loads(self._description(key).read_text(encoding="utf-8"))
-            other = differences(description["key"], asdict(key))
+            other = differences(description["key"], key.in_words)
             checksum = description["sha256"]
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"{self._description(key)} cannot be read ({error}); {advice}") from error
@@ -140,7 +136,7 @@ class ReferenceCache:
         checksum = hashlib.sha256(content).hexdigest()
         write_json(
             self._description(key),
-            {"key": asdict(key), "sha256": checksum, "num_pairs": len(values), "evaluated_at": layout},
+            {"key": key.in_words, "sha256": checksum, "num_pairs": len(values), "evaluated_at": layout},
         )
 
     def lock(self, key: ReferenceKey) -> FileLock:
@@ -153,7 +149,7 @@ class ReferenceCache:
         found = []
         for path in self.folder.glob("*.json"):
             try:
-                found.append(differences(json.loads(path.read_text(encoding="utf-8"))["key"], asdict(key)))
+                found.append(differences(json.loads(path.read_text(encoding="utf-8"))["key"], key.in_words))
             except (OSError, KeyError, TypeError, AttributeError, ValueError):
                 continue  # not an entry; only a hint is lost
         if not found:

@@ -46,7 +46,6 @@ def main() -> None:
 def build_trainer(settings: Settings, folder: Path) -> Any:
     """What `minordpo train` wires, on the first pairs of the file."""
     from nemo_minordpo.config import compose, load
-    from nemo_minordpo.core.losses import LOSSES
     from nemo_minordpo.train.folder.run_folder import RunFolder
     from nemo_minordpo.train.launch import prepare_run
     from nemo_minordpo.train.set_up import set_up
@@ -69,8 +68,8 @@ def build_trainer(settings: Settings, folder: Path) -> Any:
     if int(os.environ.get("RANK", "0")) == 0:
         folder.mkdir(parents=True, exist_ok=True)
         pairs.write_text("".join(json.dumps(pair) + "\n" for pair in settings.read_pairs()))
-        prepare_run(load(compose(overrides), loss_names=tuple(LOSSES)))
-    config = load(compose(overrides), loss_names=tuple(LOSSES))
+        prepare_run(load(compose(overrides)))
+    config = load(compose(overrides))
     return set_up(config, RunFolder(Path(config.exp_manager.explicit_log_dir)))
 
 

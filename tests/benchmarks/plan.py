@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from nemo_minordpo.config import compose, load
-from nemo_minordpo.core.losses import LOSSES
 from nemo_minordpo.core.memory import GIB
 from nemo_minordpo.records import StepMetrics
 from nemo_minordpo.train.plan import Device, make_plan
@@ -71,7 +70,7 @@ def run_case(inputs: Inputs, model: str, pairs: str, settings: list[str]) -> dic
             f"model.dpo.reference_cache={inputs.nemo[model].parent}/reference_cache",
             "model.dpo.ref_policy_kl_penalty=0.1", "model.data.seq_length=4096", *settings,
         ]  # fmt: skip
-        plan = make_plan(load(compose(overrides), loss_names=tuple(LOSSES)))
+        plan = make_plan(load(compose(overrides)))
         subprocess.run([sys.executable, "-m", "nemo_minordpo", "train", *overrides], check=True)
         metrics = (Path(folder) / "run/metrics.jsonl").read_text().splitlines()
     steps = [StepMetrics.from_json(line).values for line in metrics]

@@ -61,7 +61,7 @@ def _step(*, loss=0.5, norm=1.0, norm_of_step=None):
     import torch
 
     from nemo_minordpo.config import compose, load
-    from nemo_minordpo.core.metrics import PAIR_METRICS
+    from nemo_minordpo.core.metrics import PAIR_METRICS, ROWS
     from nemo_minordpo.train import trainer as module
     from nemo_minordpo.train.require_finite import NotFiniteError
     from tests.unit.train.arrays import PAIRS, batches_of
@@ -73,14 +73,14 @@ def _step(*, loss=0.5, norm=1.0, norm_of_step=None):
         "model.dpo.ref_policy_kl_penalty=0.1",
     ]
     table = torch.zeros(len(PAIR_METRICS), len(PAIRS), dtype=torch.float64)
-    table[PAIR_METRICS.index("loss"), 2] = loss
+    table[ROWS["loss"], 2] = loss
     model = MagicMock(has_dropout=False, use_mcore_dist_optim=norm_of_step is not None)
     model.pair_metrics.return_value = model.gathered.return_value = table
     optimizer = MagicMock(param_groups=[{}])
     optimizer.step.return_value = (True, norm_of_step, None)
     train = batches_of(PAIRS)
     trainer = module.MinorDPOTrainer(
-        config=load(compose(overrides), loss_names=("minordpo",)),
+        config=load(compose(overrides)),
         model=model,
         optimizer=optimizer,
         strategy=None,

@@ -19,11 +19,13 @@ from torch._dynamo.utils import counters
 from nemo_minordpo.core.attention import pair_attention
 from nemo_minordpo.core.flex import MAX_GRAPHS, row_attention
 from nemo_minordpo.core.logprobs import vocab_parallel_log_probs
-from nemo_minordpo.core.losses import LOSSES, preference_loss
+from nemo_minordpo.core.losses import LOSSES, Options, Pairs
 from nemo_minordpo.core.pair_packing import may_attend
 from tests.gpu import NotRun, bounded, need_cuda
 
-_BETA, _LAMBDA = 0.1, 50.0
+_OPTIONS = Options(
+    beta=0.1, dpop_lambda=50.0, gt_reward_scale=1.0, preference_loss_weight=1.0, sft_loss_weight=0.0
+)  # fmt: skip
 _TOKENS, _HIDDEN, _VOCAB = 256, 256, 8192
 _HEADS, _GROUPS, _HEAD_SIZE = 4, 2, 64
 _ROW_LENGTHS = (384, 96, 640, 512, 896, 40, 448, 768, 1024, 320, 120, 832)
@@ -171,10 +173,12 @@ def _compiled_attention(query: Tensor, key: Tensor, value: Tensor, *, segments: 
 def _loss(name: str, ratios: Tensor, margin: Tensor) -> list[Tensor]:
     """Values, and their gradients by both log-ratios."""
     chosen, rejected = (ratio.clone().requires_grad_() for ratio in ratios)
-    values = preference_loss(
-        name, chosen_log_ratio=chosen, rejected_log_ratio=rejected, beta=_BETA, dpop_lambda=_LAMBDA,
-        reward_margin=margin,
+    nothing = torch.zeros_like(chosen)
+    pairs = Pairs(
+        chosen_log_ratio=chosen, rejected_log_ratio=rejected, chosen_log_probs=nothing, rejected_log_probs=nothing,
+        chosen_num_tokens=nothing, rejected_num_tokens=nothing, reward_margin=margin,
     )  # fmt: skip
+    values = LOSSES[name](pairs, _OPTIONS)
     return [values.detach(), *torch.autograd.grad(values.sum(), (chosen, rejected))]
 
 

@@ -219,7 +219,6 @@ def _trainer(work: Path, precision: str, kernels: str, *, capacity: int) -> Any:
     os.environ["MASTER_PORT"] = str(port_for_ranks())
     host.prepare()
     from nemo_minordpo.config import compose, load
-    from nemo_minordpo.core.losses import LOSSES
     from nemo_minordpo.train.folder.run_folder import RunFolder
     from nemo_minordpo.train.launch import prepare_run
     from nemo_minordpo.train.set_up import set_up
@@ -230,7 +229,7 @@ def _trainer(work: Path, precision: str, kernels: str, *, capacity: int) -> Any:
         f"model.global_batch_size={_PAIRS_OF_STEP}", f"model.data.packed_sequence_size={capacity}",
         "model.optim.lr=1e-6", *(["fusions=te"] if kernels == "fused" else []),
     ]  # fmt: skip
-    config = load(compose([*job["overrides"], *more]), loss_names=tuple(LOSSES))
+    config = load(compose([*job["overrides"], *more]))
     prepare_run(config)
     return set_up(config, RunFolder(Path(config.exp_manager.explicit_log_dir)))
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
-from nemo_minordpo.core.losses import preference_loss
+from nemo_minordpo.core.losses import Pairs, objective
 from nemo_minordpo.train.data.dataset import PairBatches
 from nemo_minordpo.train.data.tokens import TokenArrays
 
@@ -147,10 +147,15 @@ def _separate(model, some, reference):
                 values[number] = value
     log_probs = model.gathered(values).requires_grad_()
     ratios = log_probs.reshape(-1, 2) - torch.from_numpy(reference).to(log_probs.device)
-    losses = preference_loss(
-        model.cfg.dpo.preference_loss, chosen_log_ratio=ratios[:, 0], rejected_log_ratio=ratios[:, 1],
-        beta=model.beta, dpop_lambda=model.dpop_lambda, reward_margin=torch.ones(len(some), device=log_probs.device),
+    by_side = log_probs.reshape(-1, 2)
+    counts = torch.tensor([len(response) for _, response in sequences], device=log_probs.device).reshape(-1, 2)
+    pairs = Pairs(
+        chosen_log_ratio=ratios[:, 0], rejected_log_ratio=ratios[:, 1],
+        chosen_log_probs=by_side[:, 0], rejected_log_probs=by_side[:, 1],
+        chosen_num_tokens=counts[:, 0], rejected_num_tokens=counts[:, 1],
+        reward_margin=torch.ones(len(some), device=log_probs.device),
     )  # fmt: skip
+    losses = objective(model.loss_function, pairs, model.options)
     losses.mean().backward()
     for (prompt, response), weight in zip(sequences, log_probs.grad, strict=True):
         _run(model, prompt, response, weight=weight.item())

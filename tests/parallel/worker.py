@@ -22,7 +22,6 @@ class Died(Exception):
 def main(jobs_file: Path) -> None:
     host.prepare()
     from nemo_minordpo.config import compose, load
-    from nemo_minordpo.core.losses import LOSSES
     from nemo_minordpo.train.launch import prepare_run
 
     jobs = json.loads(jobs_file.read_text())
@@ -31,7 +30,7 @@ def main(jobs_file: Path) -> None:
         if "round_trip" in job:
             round_trip(**job["round_trip"])
             continue
-        config = load(compose(job["overrides"]), loss_names=tuple(LOSSES))
+        config = load(compose(job["overrides"]))
         if int(os.environ["RANK"]) == 0:
             if job["copy_of"]:
                 shutil.copytree(job["copy_of"], config.exp_manager.explicit_log_dir)

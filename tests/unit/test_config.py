@@ -4,7 +4,6 @@ import pytest
 from omegaconf import OmegaConf
 
 from nemo_minordpo import config
-from nemo_minordpo.core.losses import LOSSES
 
 REQUIRED = [
     "pretrained_checkpoint.restore_from_path=base.nemo",
@@ -15,7 +14,7 @@ REQUIRED = [
 
 
 def load(*overrides, required=REQUIRED):
-    return config.load(config.compose([*required, *overrides]), loss_names=tuple(LOSSES))
+    return config.load(config.compose([*required, *overrides]))
 
 
 def test_the_papers_setting_is_the_default():
@@ -35,7 +34,7 @@ def test_the_global_batch_need_not_divide(pairs):
     assert load("trainer.devices=8", f"model.global_batch_size={pairs}").model.global_batch_size == pairs
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [*config.LOSS_NAMES, "my_losses:simpo", "my.package.losses:simpo"])
 def test_the_loss_is_switched_on_the_command_line(name):
     assert load(f"model.dpo.preference_loss={name}").model.dpo.preference_loss == name
 
@@ -81,7 +80,7 @@ def test_what_is_required(missing):
         ("model.optim.lr=fast", "model.optim.lr=fast: a number expected"),
         ("model.optim.name=adamww", "did you mean 'adamw'"),
         ("model.optim.name=sgd", "model.optim.betas is Adam's"),
-        ("model.optim.betas=[0.9]", "two numbers in"),
+        ("model.optim.betas=[0.9]", "2 numbers in [0, 1)"),
         ("model.optim.momentum=0.9", "is for model.optim.name=sgd only"),
         ("model.optim.sched.name=cosinus", "did you mean 'cosine'"),
         ("model.optim.sched.warmup_ratio=1.0", "must be in [0, 1)"),
@@ -89,24 +88,35 @@ def test_what_is_required(missing):
         ("model.global_batch_size=0", "model.global_batch_size=0 must be >= 1"),
         ("model.micro_batch_size=2", "model.data.packed_sequence_size says how many tokens it may hold"),
         ("model.micro_batch_size=0", "a micro-batch is one row, in which many pairs are packed"),
-        ("model.data.packed_sequence_size=1", "packed_sequence_size must be >= 2 tokens"),
+        ("model.data.packed_sequence_size=1", "packed_sequence_size=1 must be >= 2 tokens"),
         ("model.dpo.reference_log_probs=cache", "reference_log_probs='cache' is unknown; known: cached, live"),
         ("trainer.precision=fp8", "trainer.precision='fp8' is unknown"),
         ("trainer.accelerator=tpu", "known: auto, cpu, gpu"),
-        ("trainer.dpo.max_steps=0", "max_steps must be >= 1"),
-        ("trainer.dpo.max_epochs=0", "max_epochs must be >= 1"),
-        ("trainer.dpo.save_interval=-1", "save_interval must be >= 0"),
-        ("trainer.dpo.limit_val_batches=0", "limit_val_batches must be >= 1"),
-        ("exp_manager.checkpoint_callback_params.keep_last=0", "keep_last must be >= 1"),
-        ("exp_manager.checkpoint_callback_params.save_top_k=-1", "save_top_k must be >= 0"),
+        ("trainer.dpo.max_steps=0", "max_steps=0 must be >= 1 steps, or -1 (no limit)"),
+        ("trainer.dpo.max_epochs=0", "max_epochs=0 must be >= 1"),
+        ("trainer.dpo.save_interval=-1", "save_interval=-1 must be >= 0 steps"),
+        ("trainer.dpo.limit_val_batches=0", "limit_val_batches=0 must be >= 1, or null (the whole set)"),
+        ("exp_manager.checkpoint_callback_params.keep_last=0", "keep_last=0 must be >= 1"),
+        ("exp_manager.checkpoint_callback_params.save_top_k=-1", "save_top_k=-1 must be >= 0"),
         ("exp_manager.checkpoint_callback_params.mode=best", "known: min, max"),
         ("exp_manager.max_time_per_run=4h", "exp_manager.max_time_per_run='4h': DD:HH:MM:SS expected"),
         ("exp_manager.max_time_without_progress=1:00", "max_time_without_progress='1:00': DD:HH:MM:SS expected"),
-        ("exp_manager.max_time_without_progress=00:00:00:00", "must be longer than 0; null = no limit"),
+        (
+            "exp_manager.max_time_without_progress=00:00:00:00",
+            "='00:00:00:00' must be longer than 0, or null (no limit)",
+        ),
         ("model.data.data_prefix.train=[]", "name at least one jsonl file"),
+        (
+            "model.dpo.preference_loss=my_losses",
+            "rpo_bwd_kl, rpo_fwd_kl, or one of your own as package.module",
+        ),
+        ("model.dpo.preference_loss='my losses:f'", "or one of your own as package.module:function"),
+        ("model.peft.lora_tuning.target_modules=[conv]", "target_modules=['conv']: some of attention_qkv, "),
+        ("model.peft.lora_tuning.target_modules=[]", "target_modules=[]: name at least one linear layer"),
+        ("trainer.dpo.watch.max_new_tokens=8", "=8 must be >= 24 tokens (shorter answers cannot be seen to repeat)"),
         ("model.data.invalid_pairs=ignore", "known: refuse, drop"),
-        ("model.data.seq_length=1", "seq_length must be >= 2"),
-        ("model.seed=0", "model.seed must be >= 1"),
+        ("model.data.seq_length=1", "seq_length=1 must be >= 2 tokens"),
+        ("model.seed=0", "model.seed=0 must be >= 1 (NeMo refuses others)"),
         ("loss=minor", "loss=minor: one of dpo, dpop, minordpo expected; did you mean 'minordpo'"),
         ("model.dpo", "'model.dpo': settings are written KEY=VALUE"),
     ],
@@ -167,7 +177,7 @@ def test_keys_of_the_checkpoint_are_kept_apart():
 def test_a_saved_configuration_loads_as_it_was(tmp_path):
     loaded = load("+model.hidden_dropout=0.1", "model.optim.sched.warmup_steps=3")
     OmegaConf.save(OmegaConf.structured(loaded), tmp_path / "config.yaml")
-    assert config.load(OmegaConf.load(tmp_path / "config.yaml"), loss_names=tuple(LOSSES)) == loaded
+    assert config.load(OmegaConf.load(tmp_path / "config.yaml")) == loaded
 
 
 def test_identity_is_what_a_run_computes_not_where():
@@ -198,3 +208,27 @@ def test_identity_is_what_a_run_computes_not_where():
 @pytest.mark.parametrize(("text", "seconds"), [("00:00:00:05", 5), ("01:02:03:04", 93784)])
 def test_durations(text, seconds):
     assert config.duration_in_seconds(text) == seconds
+
+
+def test_a_changed_setting_that_the_loss_does_not_read_is_named():
+    unread = ["model.dpo.dpop_lambda=5", "model.dpo.gt_reward_scale=2"]
+    assert config.unread_notes(load(*unread)) == [
+        "model.dpo.dpop_lambda=5.0 has no effect: minordpo does not read it, but dpop",
+        "model.dpo.gt_reward_scale=2.0 has no effect: minordpo does not read it, but rpo_sq, rpo_bwd_kl, rpo_fwd_kl",
+    ]
+    assert len(config.unread_notes(load("loss=dpop", *unread))) == 1
+    assert config.unread_notes(load("model.dpo.preference_loss=mine:loss", *unread)) == []
+    assert config.unread_notes(load()) == []
+
+
+def test_every_default_is_allowed_and_every_range_is_said():
+    assert len(config.DECLARED) >= 70
+    for key, setting in config.DECLARED.items():
+        assert setting.help
+        default = config.default_of(key)
+        if isinstance(default, int | float) and default not in setting.special:
+            assert setting.allows(default), key
+        if setting.choices and isinstance(default, str):
+            assert default in setting.choices, key
+        assert set(setting.losses) <= set(config.LOSS_NAMES)
+        assert default is not None or None in setting.special, f"{key}: what does null mean?"

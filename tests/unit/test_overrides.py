@@ -201,7 +201,7 @@ def test_nothing_is_guessed_without_a_likeness():
 
 
 def load(*overrides):
-    return config.load(config.compose([*REQUIRED, *overrides]), loss_names=("dpo", "minordpo"))
+    return config.load(config.compose([*REQUIRED, *overrides]))
 
 
 @pytest.mark.parametrize("plus", ["", "+", "++"])

@@ -176,7 +176,7 @@ def test_the_papers_experiment_is_the_papers(inputs):
     runs = runs_of(settings.sweep)
     assert len(runs) == 3 * 6 * 2
     trainings = [stage for stage in stages_of(settings) if stage.kind == "train"]
-    configs = [load(compose(stage.command[4:]), loss_names=LOSSES) for stage in trainings]
+    configs = [load(compose(stage.command[4:])) for stage in trainings]
     assert {config.model.dpo.ref_policy_kl_penalty for config in configs} == {0.02, 0.04, 0.06, 0.08, 0.1, 0.2}
     assert {config.model.optim.lr for config in configs} == {1e-6, 1e-5}
     assert {config.model.dpo.preference_loss for config in configs} == {"dpo", "dpop", "minordpo"}
@@ -218,7 +218,7 @@ def test_shipped_experiments_say_what_the_commands_understand(inputs):
             if stage.overwrites:
                 words.append("--overwrite")
             if words[0] == "train":
-                load(compose(words[1:]), loss_names=LOSSES)
+                load(compose(words[1:]))
             command = group.commands[words.pop(0)]
             if hasattr(command, "commands"):
                 command = command.commands[words.pop(0)]
@@ -393,7 +393,7 @@ def test_a_folder_on_the_command_line_is_its_text(configured, inputs, name):
     assert load_experiment(configured(), [f"work={name}"]).work == name
     for stage in stages_of(settings):
         if stage.kind == "train":
-            composed = load(compose([*stage.words[1:], "model.dpo.ref_policy_kl_penalty=0.1"]), loss_names=LOSSES)
+            composed = load(compose([*stage.words[1:], "model.dpo.ref_policy_kl_penalty=0.1"]))
             assert composed.exp_manager.explicit_log_dir == f"{inputs}/{name}/runs/{stage.run}"
             assert composed.model.data.data_prefix.train == [f"{inputs}/{name}/pairs/train.jsonl"]
 
@@ -626,7 +626,7 @@ def test_a_sweep_for_slurm_prepares_and_submits(configured, road, tmp_path, monk
     arguments = (launchers / "sweep.sh.arguments").read_text().splitlines()
     assert arguments[:4] == [f"{work}/runs.txt", "3", f"{work}/report", "trainer.devices=2"]
     for line in lines:
-        load(compose([*arguments[3:], "model.dpo.ref_policy_kl_penalty=0.1", *line]), loss_names=LOSSES)
+        load(compose([*arguments[3:], "model.dpo.ref_policy_kl_penalty=0.1", *line]))
     environment = (launchers / "sweep.sh.environment").read_text().splitlines()
     assert f"MINORDPO_EVALUATE_ARGS={shlex.join(['--limit', '5', '--prompts-of', f'{work}/pairs'])}" in environment
     assert f"MINORDPO_QUESTIONS={work}/problems/test.jsonl" in environment

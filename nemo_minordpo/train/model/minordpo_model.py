@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import nemo.collections.nlp.models.language_modeling.megatron_gpt_model as nemo_gpt
 import torch
 from lightning.pytorch.trainer.trainer import Trainer
 from megatron.core import parallel_state, tensor_parallel
@@ -19,6 +18,7 @@ from nemo_aligner.utils.utils import cpu_weight_swap
 from omegaconf import DictConfig
 from torch import Tensor
 
+from nemo_minordpo.config import DPOSection
 from nemo_minordpo.core.attention import KeyValueCache
 from nemo_minordpo.core.flops import ModelSize
 from nemo_minordpo.core.logprobs import (
@@ -27,14 +27,15 @@ from nemo_minordpo.core.logprobs import (
     vocab_parallel_argmax,
     vocab_parallel_log_probs,
 )
-from nemo_minordpo.core.losses import preference_loss
+from nemo_minordpo.core.losses import needs_reference, objective
 from nemo_minordpo.core.metrics import PAIR_METRICS, pair_metrics, summary
-from nemo_minordpo.host.attention import with_pair_attention
-from nemo_minordpo.train.data.dataset import MicroBatch, StepBatch, split_pairs
+from nemo_minordpo.layers.specs import PACKED_PAIRS
+from nemo_minordpo.train.data.dataset import MicroBatch, StepBatch
 from nemo_minordpo.train.model import fp8
 from nemo_minordpo.train.model.adapters import sharded_adapters
 from nemo_minordpo.train.model.model_config import model_size
 from nemo_minordpo.train.model.packed_gpt import PackedPairsGPTModel
+from nemo_minordpo.train.preference_loss import loss_called, options_of, pairs_of
 
 
 class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
@@ -42,7 +43,7 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
 
     Overrides of NeMo-Aligner 0.7.0's MegatronGPTDPOModel, and why:
 
-    - `__init__`: beta has no default; the loss is chosen from core/losses.py.
+    - `__init__`: beta has no default; the loss is one of core/losses.py, or the user's own.
     - `model_provider_func`: attention that knows pairs, in whatever layer spec the machine has; the pipeline's last
       stage returns hidden states, so that the head runs in float32 (upstream casts the logits of a bf16 head: about
       0.14 nat of noise a response), skips the prompt and never holds the logits.
@@ -62,17 +63,15 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
     def __init__(self, cfg: DictConfig, trainer: Trainer) -> None:
         """Args as NeMo passes them; `cfg.dpo` holds the objective (config.DPOSection)."""
         super().__init__(cfg, trainer=trainer)
-        self.beta = float(cfg.dpo.ref_policy_kl_penalty)
-        self.dpop_lambda = float(cfg.dpo.dpop_lambda)
+        section = DPOSection(**cfg.dpo)
+        self.loss_function = loss_called(section.preference_loss)
+        self.options = options_of(section)
+        self.needs_reference = needs_reference(self.loss_function)
 
     def model_provider_func(self, pre_process: bool, post_process: bool) -> MCoreGPTModel:
         """NeMo's own GPT model with our attention in its layer spec; its forward is another one, too."""
-        specs = nemo_gpt.get_specs
-        nemo_gpt.get_specs = lambda *args, **kwargs: with_pair_attention(specs(*args, **kwargs))
-        try:
-            model: Any = super().model_provider_func(pre_process, post_process)
-        finally:
-            nemo_gpt.get_specs = specs
+        self.spec_name = PACKED_PAIRS + self.spec_name.removeprefix(PACKED_PAIRS)
+        model: Any = super().model_provider_func(pre_process, post_process)
         model.__class__ = PackedPairsGPTModel
         for name, parameter in model.named_parameters():
             if name.endswith(("q_layernorm.weight", "k_layernorm.weight")):
@@ -135,7 +134,8 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
 
         def forward_step(micro_batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Callable[..., Any]]:
             micro_batch = next(micro_batches).to(torch.device(torch.cuda.current_device()))
-            hidden = model(micro_batch.tokens, micro_batch.positions, micro_batch.segments)
+            row = micro_batch.row
+            hidden = model(row.tokens[None], row.positions[None], row.segments)
 
             def log_probs(hidden: Tensor, non_loss_data: bool = True) -> Tensor:
                 return self._sequence_log_probs(hidden, micro_batch)
@@ -280,28 +280,9 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
     def _loss_and_metrics(self, hidden: Tensor, micro_batch: MicroBatch, batch: StepBatch) -> tuple[Tensor, Tensor]:
         """The scaled loss that the schedule differentiates, and the metrics of the micro-batch's pairs."""
         log_probs = self._sequence_log_probs(hidden, micro_batch)
-        reference = log_probs.detach() if micro_batch.reference_log_probs is None else micro_batch.reference_log_probs
-        chosen_log_probs, rejected_log_probs = split_pairs(log_probs)
-        chosen_log_ratio, rejected_log_ratio = split_pairs(log_probs - reference)
-        objective = self.cfg.dpo
-        loss = objective.preference_loss_weight * preference_loss(
-            objective.preference_loss,
-            chosen_log_ratio=chosen_log_ratio,
-            rejected_log_ratio=rejected_log_ratio,
-            beta=self.beta,
-            dpop_lambda=self.dpop_lambda,
-            reward_margin=objective.gt_reward_scale * micro_batch.reward_margin,
-        )
-        if objective.sft_loss_weight:
-            loss = loss - objective.sft_loss_weight * chosen_log_probs
-        metrics = pair_metrics(
-            loss=loss,
-            chosen_log_ratio=chosen_log_ratio,
-            rejected_log_ratio=rejected_log_ratio,
-            chosen_log_probs=chosen_log_probs,
-            rejected_log_probs=rejected_log_probs,
-            beta=self.beta,
-        )
+        pairs = pairs_of(log_probs, micro_batch, needs_reference=self.needs_reference)
+        loss = objective(self.loss_function, pairs, self.options)
+        metrics = pair_metrics(pairs, self.options, loss)
         # The schedule divides by the number of micro-batches and the gradient reduction by the data-parallel size;
         # what is left is the mean over the global batch.
         scale = len(batch.micro_batches) * parallel_state.get_data_parallel_world_size() / batch.num_global_pairs
@@ -309,8 +290,9 @@ class MegatronGPTMinorDPOModel(MegatronGPTDPOModel):
 
     def _sequence_log_probs(self, hidden: Tensor, micro_batch: MicroBatch) -> Tensor:
         """[2 m], float64, nats, from the last stage's hidden states."""
-        token_log_probs = self._through_head(vocab_parallel_log_probs, hidden, micro_batch.places, micro_batch.targets)
-        return sequence_log_probs(token_log_probs, micro_batch.credits)
+        row = micro_batch.row
+        token_log_probs = self._through_head(vocab_parallel_log_probs, hidden, row.places, row.targets)
+        return sequence_log_probs(token_log_probs, row.credits)
 
     def _through_head(self, function: Callable[..., Tensor], hidden: Tensor, places: Tensor, *more: Any) -> Tensor:
         """`function` (core/logprobs.py) of the last stage's hidden states at some places, and of the head's weight."""

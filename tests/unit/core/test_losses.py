@@ -7,7 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_minordpo.core.losses import LOSSES, coefficient, dpo_loss, dpop_loss, minordpo_loss, preference_loss
+from nemo_minordpo import config
+from nemo_minordpo.core.losses import LOSSES, coefficient, dpo, dpop, minordpo, needs_reference, objective
+from tests.losses import options_with, pairs_with
 
 
 def softplus(x: float) -> float:
@@ -15,15 +17,8 @@ def softplus(x: float) -> float:
     return math.log1p(math.exp(x))
 
 
-def call(name, chosen, rejected, *, beta=0.5, dpop_lambda=50.0, reward_margin=0.0):
-    return preference_loss(
-        name,
-        chosen_log_ratio=chosen,
-        rejected_log_ratio=rejected,
-        beta=beta,
-        dpop_lambda=dpop_lambda,
-        reward_margin=torch.full_like(chosen, reward_margin),
-    )
+def call(name, chosen, rejected, *, beta=0.5, reward_margin=0.0, **options):
+    return LOSSES[name](pairs_with(chosen, rejected, reward_margin=reward_margin), options_with(beta=beta, **options))
 
 
 @pytest.mark.parametrize(
@@ -49,13 +44,13 @@ def test_upstreams_losses_worked_by_hand():
     chosen, rejected = torch.tensor([2.0]), torch.tensor([0.5])
     values = {
         "ipo": (1.5 - 1.0) ** 2,  # 1 / (2 beta) = 1
-        "rpo_sq": (0.5 * 1.5 - 0.25) ** 2,
+        "rpo_sq": (0.5 * 1.5 - 0.25) ** 2,  # a reward margin of 0.125, twice
     }
     a, b = 1 / (1 + math.exp(-0.25)), 1 / (1 + math.exp(-0.75))
     values["rpo_bwd_kl"] = a * math.log(a / b) + (1 - a) * math.log((1 - a) / (1 - b))
     values["rpo_fwd_kl"] = b * math.log(b / a) + (1 - b) * math.log((1 - b) / (1 - a))
     for name, value in values.items():
-        loss = call(name, chosen, rejected, beta=0.5, reward_margin=0.25)
+        loss = call(name, chosen, rejected, beta=0.5, reward_margin=0.125, gt_reward_scale=2.0)
         assert loss.item() == pytest.approx(value, rel=1e-5), name
 
 
@@ -84,7 +79,7 @@ def test_gradient_against_finite_differences(name, chosen, rejected):
 def test_minordpo_pushes_the_rejected_side_only_above_the_reference(rejected, learns):
     chosen = torch.tensor([2.0], requires_grad=True)
     rejected = torch.tensor([rejected], requires_grad=True)
-    minordpo_loss(chosen_log_ratio=chosen, rejected_log_ratio=rejected, beta=0.5).sum().backward()
+    minordpo(pairs_with(chosen, rejected), options_with(beta=0.5)).sum().backward()
     assert (rejected.grad.item() > 0) is learns
     assert chosen.grad.item() < 0  # control: the chosen side always learns
 
@@ -93,8 +88,7 @@ def test_minordpo_pushes_the_rejected_side_only_above_the_reference(rejected, le
 def test_dpop_penalises_only_a_chosen_side_below_the_reference(chosen, penalised):
     chosen = torch.tensor([chosen], dtype=torch.float64, requires_grad=True)
     rejected = torch.tensor([0.3], dtype=torch.float64)
-    loss = dpop_loss(chosen_log_ratio=chosen, rejected_log_ratio=rejected, beta=0.02, dpop_lambda=50.0)
-    loss.sum().backward()
+    dpop(pairs_with(chosen, rejected), options_with(beta=0.02, dpop_lambda=50.0)).sum().backward()
     inside = chosen.item() - 0.3 - 50 * max(0.0, -chosen.item())
     weight = 0.02 / (1 + math.exp(0.02 * inside))
     assert chosen.grad.item() == pytest.approx(-weight * (51 if penalised else 1), rel=1e-12)
@@ -104,7 +98,7 @@ def test_dpop_penalises_only_a_chosen_side_below_the_reference(chosen, penalised
 def test_papers_coefficient_is_dpos_gradient(chosen, rejected, beta):
     """Eq. 4: the gradient is -f(beta, margin) for the chosen side, +f for the rejected one."""
     sides = [torch.tensor([value], dtype=torch.float64, requires_grad=True) for value in (chosen, rejected)]
-    dpo_loss(chosen_log_ratio=sides[0], rejected_log_ratio=sides[1], beta=beta).sum().backward()
+    dpo(pairs_with(*sides), options_with(beta=beta)).sum().backward()
     f = coefficient(torch.tensor([chosen - rejected], dtype=torch.float64), beta=beta).item()
     by_hand = beta / (1 + math.exp(beta * (chosen - rejected)))
     assert f == pytest.approx(by_hand, rel=1e-12)
@@ -134,3 +128,32 @@ def test_one_value_a_pair():
         together = call(name, chosen, rejected, reward_margin=0.3)
         apart = torch.cat([call(name, chosen[i : i + 1], rejected[i : i + 1], reward_margin=0.3) for i in range(5)])
         torch.testing.assert_close(together, apart)
+
+
+def test_the_configuration_knows_the_names_and_which_options_each_loss_reads():
+    assert tuple(LOSSES) == config.LOSS_NAMES
+    chosen, rejected = torch.tensor([-1.0]), torch.tensor([0.5])
+    changed = {"ref_policy_kl_penalty": {"beta": 0.3}, "dpop_lambda": {"dpop_lambda": 7.0}}
+    changed |= {"gt_reward_scale": {"gt_reward_scale": 3.0}}
+    for name in LOSSES:
+        before = call(name, chosen, rejected, reward_margin=0.25)
+        for key, options in changed.items():
+            reads = not torch.equal(before, call(name, chosen, rejected, reward_margin=0.25, **options))
+            assert reads is config.reads(name, f"model.dpo.{key}"), (name, key)
+
+
+def test_the_objective_adds_the_likelihood_of_the_chosen_response():
+    pairs = pairs_with(torch.tensor([2.0]), torch.tensor([0.5]), log_probs=(-3.0, -4.0))
+    options = options_with(beta=0.5, preference_loss_weight=2.0, sft_loss_weight=0.25)
+    by_hand = 2 * softplus(-0.75) + 0.25 * 3
+    torch.testing.assert_close(objective(dpo, pairs, options), torch.tensor([by_hand]))
+
+
+def test_a_loss_says_that_it_needs_no_reference():
+    def simpo(pairs, options):
+        return pairs.chosen_log_probs
+
+    assert needs_reference(simpo)
+    simpo.needs_reference = False
+    assert not needs_reference(simpo)
+    assert all(map(needs_reference, LOSSES.values()))

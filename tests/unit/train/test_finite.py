@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from nemo_minordpo.config import DataSection, compose, load
-from nemo_minordpo.core.metrics import PAIR_METRICS, summary
+from nemo_minordpo.core.metrics import PAIR_METRICS, ROWS, summary
 from nemo_minordpo.train.data.tokens import tokenize_files
 from nemo_minordpo.train.require_finite import (
     NotFiniteError,
@@ -35,7 +35,7 @@ def check(table):
 def test_one_pair_stops_a_step(metric, value):
     table = torch.full((len(PAIR_METRICS), 5), 1e30, dtype=torch.float64)
     check(table)
-    table[PAIR_METRICS.index(metric), 3] = value
+    table[ROWS[metric], 3] = value
     with pytest.raises(NotFiniteError, match=rf"^step 3: {metric} not finite for 1 of 5 pairs: pair 3$"):
         check(table)
 
@@ -110,7 +110,7 @@ def config(tmp_path):
         f"exp_manager.explicit_log_dir={tmp_path}/run",
         "model.dpo.ref_policy_kl_penalty=0.1",
     ]
-    return load(compose(overrides), loss_names=("minordpo",))
+    return load(compose(overrides))
 
 
 def test_pairs_are_named_by_file_and_line(write, tmp_path, tokenizer, config):

@@ -27,7 +27,7 @@ def config_of(*overrides, folder="run"):
         "pretrained_checkpoint.restore_from_path=base.nemo", "model.data.data_prefix.train=[a.jsonl]",
         "model.dpo.ref_policy_kl_penalty=0.1", f"exp_manager.explicit_log_dir={folder}",
     ]  # fmt: skip
-    return load(compose([*more, *overrides]), loss_names=("minordpo",))
+    return load(compose([*more, *overrides]))
 
 
 def with_wandb(*overrides):

@@ -21,8 +21,7 @@ def build(*overrides, cuda=False, te=False, checkpoint=None):
                 "pretrained_checkpoint.restore_from_path=base.nemo", "model.data.data_prefix.train=[train.jsonl]",
                 "exp_manager.explicit_log_dir=run", "model.dpo.ref_policy_kl_penalty=0.1", *overrides,
             ]
-        ),
-        loss_names=("minordpo",),
+        )
     )  # fmt: skip
     return build_model_config(config, OmegaConf.create(checkpoint or CHECKPOINT), cuda=cuda, te=te)
 

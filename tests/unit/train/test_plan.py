@@ -28,7 +28,7 @@ def overrides(tmp_path, tokenizer, write):
 
 
 def plan(overrides, *more):
-    return make_plan(load(compose([*overrides, *more]), loss_names=("minordpo",)))
+    return make_plan(load(compose([*overrides, *more])))
 
 
 def run(overrides, *more, memory=1.5, tflops=1.0, launcher=False):

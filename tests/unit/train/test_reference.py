@@ -35,17 +35,19 @@ KEY = ReferenceKey(
     weights="of the weights",
     tokenizer="of the tokenizer",
     pairs="of the pairs",
-    seq_length=128,
-    precision="32-true",
-    model="{}",
+    settings={"model.data.seq_length": 128, "trainer.precision": "32-true"},
     code="of the code",
 )
 VALUES = np.asarray([[-1.5, -2.5], [-3.25, -1e-300], [-5.0, -6.0]])
 
 
-def with_another(field):
-    value = getattr(KEY, field)
-    return dataclasses.replace(KEY, **{field: value + 1 if isinstance(value, int) else f"{value} "})
+def with_another(name):
+    """The key with another value under one of the names that it is written with."""
+    value = KEY.in_words[name]
+    other = value + 1 if isinstance(value, int) else f"{value} "
+    if name in KEY.settings:
+        return dataclasses.replace(KEY, settings={**KEY.settings, name: other})
+    return dataclasses.replace(KEY, **{name: other})
 
 
 @pytest.fixture
@@ -68,11 +70,10 @@ def description_of(cache, key=KEY):
     return cache.folder / f"{key.digest}.json"
 
 
-def test_the_digest_depends_on_every_field():
-    fields = [field.name for field in dataclasses.fields(ReferenceKey)]
-    digests = [KEY.digest, *(with_another(field).digest for field in fields)]
-    assert len(fields) == 7
-    assert len(set(digests)) == 8
+def test_the_digest_depends_on_every_field_and_setting():
+    digests = [KEY.digest, *(with_another(name).digest for name in KEY.in_words)]
+    assert len(KEY.in_words) == len(dataclasses.fields(ReferenceKey)) - 1 + len(KEY.settings)
+    assert len(set(digests)) == len(digests)
     assert dataclasses.replace(KEY).digest == KEY.digest
 
 
@@ -85,7 +86,7 @@ def test_what_is_written_is_read(filled):
         [f"{KEY.digest}.json", f"{KEY.digest}.safetensors"]
     )
     description = json.loads(description_of(filled).read_text())
-    assert description["key"] == dataclasses.asdict(KEY)
+    assert description["key"] == KEY.in_words
     assert (description["num_pairs"], description["evaluated_at"]) == (3, "TP=1")
 
 
@@ -157,7 +158,7 @@ def test_a_description_that_cannot_be_read_is_refused(filled, content):
     assert "and it is evaluated again" in str(error.value)
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(ReferenceKey)])
+@pytest.mark.parametrize("field", KEY.in_words)
 def test_an_entry_under_another_keys_name_is_refused_as_stale(filled, field):
     wanted = with_another(field)
     for place in (columns_of, description_of):
@@ -190,11 +191,13 @@ def test_why_an_entry_is_missing(cache):
     assert cache.why_missing(KEY) == "none is cached yet"
     cache.write(dataclasses.replace(KEY, weights="w", pairs="p", code="c"), VALUES, layout="TP=1")
     assert cache.why_missing(KEY) == "the nearest of 1 cached differs in: code, pairs, weights"
-    cache.write(dataclasses.replace(KEY, seq_length=64, precision="bf16"), VALUES, layout="TP=1")
-    cache.write(dataclasses.replace(KEY, seq_length=9, pairs="p", model="m"), VALUES, layout="TP=1")
+    other = {"model.data.seq_length": 64, "trainer.precision": "bf16-mixed"}
+    cache.write(dataclasses.replace(KEY, settings=other), VALUES, layout="TP=1")
+    other = {**other, "checkpoint_overrides": {"rotary_base": 1000}}
+    cache.write(dataclasses.replace(KEY, pairs="p", settings=other), VALUES, layout="TP=1")
     (cache.folder / "notes.json").write_text("not an entry")
     (cache.folder / "list.json").write_text("[]")
-    assert cache.why_missing(KEY) == "the nearest of 3 cached differs in: precision, seq_length"
+    assert cache.why_missing(KEY) == "the nearest of 3 cached differs in: model.data.seq_length, trainer.precision"
 
 
 BASE = [
@@ -206,7 +209,7 @@ BASE = [
 
 def settings(*overrides):
     given = ["pretrained_checkpoint.restore_from_path=base.nemo", *BASE, *overrides]
-    return load(compose(given), loss_names=("dpo", "minordpo"))
+    return load(compose(given))
 
 
 def key_of_run(folder, *overrides, inputs=("weights", "tokenizer"), arrays=None, model_config=None):
@@ -230,7 +233,8 @@ def key_of_run(folder, *overrides, inputs=("weights", "tokenizer"), arrays=None,
 
 
 def differing_fields(one, other):
-    return [name for name in vars(one) if getattr(one, name) != getattr(other, name)]
+    keys = one.in_words.keys() | other.in_words.keys()
+    return [name for name in keys if one.in_words.get(name) != other.in_words.get(name)]
 
 
 @pytest.mark.parametrize(
@@ -241,21 +245,27 @@ def differing_fields(one, other):
         ("pairs", {"arrays": {"tokens": [1, 2, 4]}}),
         ("pairs", {"arrays": {"starts": [1, 2, 4]}}),
         ("pairs", {"arrays": {"prompt_lengths": [1, 2, 4]}}),
-        ("seq_length", {"overrides": ["model.data.seq_length=99"]}),
-        ("precision", {"overrides": ["trainer.precision=bf16-mixed"]}),
-        ("precision", {"model_config": {"megatron_amp_O2": True}}),
-        ("precision", {"model_config": {"transformer_engine": True}}),
-        ("precision", {"model_config": {"fp8": True}}),
-        ("precision", {"model_config": {"fp8_hybrid": True}}),
-        ("precision", {"model_config": {"fp8_margin": 1}}),
-        ("precision", {"model_config": {"fp8_amax_history_len": 16}}),
-        ("model", {"overrides": ["+model.rotary_base=1000"]}),
+        ("model.data.seq_length", {"overrides": ["model.data.seq_length=99"]}),
+        ("trainer.precision", {"overrides": ["trainer.precision=bf16-mixed"]}),
+        ("model.megatron_amp_O2", {"model_config": {"megatron_amp_O2": True}}),
+        ("model.transformer_engine", {"model_config": {"transformer_engine": True}}),
+        ("model.fp8", {"model_config": {"fp8": True}}),
+        ("model.fp8_hybrid", {"model_config": {"fp8_hybrid": True}}),
+        ("model.fp8_margin", {"model_config": {"fp8_margin": 1}}),
+        ("model.fp8_amax_history_len", {"model_config": {"fp8_amax_history_len": 16}}),
+        ("model.fp8_amax_compute_algo", {"model_config": {"fp8_amax_compute_algo": "max"}}),
     ],
 )
 def test_what_the_log_probabilities_depend_on_is_in_the_key(tmp_path, field, change):
     overrides = change.pop("overrides", [])
     base, changed = key_of_run(tmp_path / "run"), key_of_run(tmp_path / "run", *overrides, **change)
     assert differing_fields(base, changed) == [field]
+
+
+def test_so_are_changes_of_the_checkpoints_own_configuration(tmp_path):
+    base, changed = key_of_run(tmp_path / "run"), key_of_run(tmp_path / "run", "+model.rotary_base=1000")
+    assert changed.in_words["checkpoint_overrides.rotary_base"] == 1000
+    assert changed.digest != base.digest
 
 
 def test_what_they_do_not_depend_on_is_not(tmp_path):

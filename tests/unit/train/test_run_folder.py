@@ -15,8 +15,7 @@ def settings(*overrides):
                 "pretrained_checkpoint.restore_from_path=base.nemo", "model.data.data_prefix.train=[train.jsonl]",
                 "exp_manager.explicit_log_dir=run", "model.dpo.ref_policy_kl_penalty=0.1", *overrides,
             ]
-        ),
-        loss_names=("dpo", "minordpo"),
+        )
     )  # fmt: skip
 
 

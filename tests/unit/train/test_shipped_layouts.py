@@ -51,7 +51,7 @@ def composed(*overrides):
         "pretrained_checkpoint.restore_from_path=base.nemo", "model.data.data_prefix.train=[train.jsonl]",
         "exp_manager.explicit_log_dir=run", "model.dpo.ref_policy_kl_penalty=0.1",
     ]  # fmt: skip
-    return load(compose([*inputs, *overrides]), loss_names=("minordpo",))
+    return load(compose([*inputs, *overrides]))
 
 
 def built(config, architecture):

@@ -1,0 +1,196 @@
+"""The sections of `model`: objective, data, optimizer, adapters, layout."""
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from nemo_minordpo.config.lora import DEFAULT_RANK, DEFAULT_TARGETS, LORA_TARGETS
+from nemo_minordpo.config.setting import Resume, setting
+
+# What core/losses.py has; of these, those that read ground-truth rewards.
+LOSS_NAMES = ("dpo", "dpop", "minordpo", "ipo", "rpo_sq", "rpo_bwd_kl", "rpo_fwd_kl")
+_RPO = ("rpo_sq", "rpo_bwd_kl", "rpo_fwd_kl")
+_CHECKPOINTS = {None: "as in the checkpoint's own configuration"}
+_STARTING_ADAPTERS = "as in the adapters that training starts from; of new ones"
+
+
+@dataclass
+class DPOSection:
+    """`model.dpo`: the objective."""
+
+    ref_policy_kl_penalty: float = setting(
+        MISSING, "beta, the strength of the pull towards the reference; the paper tries 0.02 to 0.2",
+        unit="per nat", above=0, why="at 0 nothing is learnt", axis=True, short="beta", aliases=("beta", "kl_penalty"),
+    )  # fmt: skip
+    preference_loss: str = setting(
+        "minordpo", "the loss; a function of your own is imported from the current folder or from what is installed",
+        choices=LOSS_NAMES, own="package.module:function", axis=True, short="", aliases=("loss", "loss_type"),
+    )  # fmt: skip
+    dpop_lambda: float = setting(
+        50.0, "lambda, the weight of the penalty on chosen responses below the reference; Pal et al. 2024 take 50",
+        minimum=0, losses=("dpop",),
+    )  # fmt: skip
+    gt_reward_scale: float = setting(1.0, "factor of chosen_reward - rejected_reward", losses=_RPO)
+    preference_loss_weight: float = setting(1.0, "factor of the preference loss", minimum=0)
+    sft_loss_weight: float = setting(
+        0.0, "factor of -log pi(chosen), summed over the tokens of the response", minimum=0
+    )
+    reference_log_probs: str = setting(
+        "cached", "`cached`: evaluated once, before the first step; `live`: at every step, with a swap of weights",
+        choices=("cached", "live"),
+    )  # fmt: skip
+    reference_cache: str | None = setting(
+        None, "folder of cached log-probabilities of the reference, which all runs may share",
+        special={None: "reference_cache beside the run folder"}, resume=Resume.FREE,
+    )  # fmt: skip
+
+
+@dataclass
+class DataPrefixSection:
+    """`model.data.data_prefix`: jsonl files or glob patterns."""
+
+    train: list[str] = setting(MISSING, "training pairs", nonempty="jsonl file", resume=Resume.SAME_CONTENTS)
+    validation: list[str] = setting([], "validation pairs", resume=Resume.SAME_CONTENTS)
+
+
+@dataclass
+class DataSection:
+    """`model.data`: the pairs."""
+
+    data_prefix: DataPrefixSection = field(default_factory=DataPrefixSection)
+    seq_length: int = setting(
+        1024, "of prompt and response together; longer pairs are left out and counted",
+        unit="tokens", minimum=2, reference=True, aliases=("max_length", "max_seq_length", "encoder_seq_length"),
+    )  # fmt: skip
+    packed_sequence_size: int = setting(
+        4096, "most of a row, in which many pairs lie; at least those of any one pair",
+        unit="tokens", minimum=2, resume=Resume.FREE,
+    )  # fmt: skip
+    append_eos: bool = setting(
+        True, "end every response with the tokenizer's end of text, so that the model learns to stop"
+    )
+    invalid_pairs: str = setting(
+        "refuse", "pairs that cannot be used: `refuse` to start, or `drop` them", choices=("refuse", "drop")
+    )
+    default_chosen_reward: float = setting(1.0, "of pairs that have no rewards of their own", losses=_RPO)
+    default_rejected_reward: float = setting(0.0, "of pairs that have no rewards of their own", losses=_RPO)
+
+
+@dataclass
+class ScheduleSection:
+    """`model.optim.sched`: the learning rate over the whole run; the first step has a positive one."""
+
+    name: str = setting(
+        "linear", "from the largest rate to `min_lr` at the end",
+        choices=("linear", "cosine", "constant"), aliases=("lr_scheduler_type",),
+    )  # fmt: skip
+    warmup_ratio: float = setting(0.1, "share of the run's steps in which the rate rises", minimum=0, below=1)
+    warmup_steps: int | None = setting(
+        None, "steps in which the rate rises", unit="steps", minimum=0, special={None: "by `warmup_ratio`"}
+    )
+    min_lr: float = setting(0.0, "the last learning rate; at most `model.optim.lr`", minimum=0)
+
+
+@dataclass
+class OptimSection:
+    """`model.optim`: the optimizer, by NeMo's names."""
+
+    name: str = setting(
+        "adamw", "`mcore_distributed_optim` and `distributed_fused_adam` share their state among the ranks",
+        choices=("adam", "adamw", "sgd", "fused_adam", "mcore_distributed_optim", "distributed_fused_adam"),
+    )  # fmt: skip
+    lr: float = setting(
+        1e-6, "the largest learning rate; the paper tries 1e-6 and 1e-5", above=0, axis=True, aliases=("learning_rate",)
+    )
+    weight_decay: float = setting(0.0, "share of a weight that a step at learning rate 1 takes away", minimum=0)
+    betas: list[float] | None = setting(
+        [0.9, 0.999], "of Adam: how much of the past its two averages keep",
+        length=2, minimum=0, below=1, special={None: "the optimizer's own; needed with sgd"},
+    )  # fmt: skip
+    momentum: float | None = setting(None, "of sgd", special={None: "none"})
+    sched: ScheduleSection = field(default_factory=ScheduleSection)
+
+
+@dataclass
+class LoraSection:
+    """`model.peft.lora_tuning`: what the adapters look like."""
+
+    target_modules: list[str] | None = setting(
+        None, "which linear layers have adapters", choices=tuple(LORA_TARGETS), nonempty="linear layer",
+        special={None: f"{_STARTING_ADAPTERS}: {', '.join(DEFAULT_TARGETS)}"},
+    )  # fmt: skip
+    adapter_dim: int | None = setting(
+        None, "rank", minimum=1, special={None: f"{_STARTING_ADAPTERS}: {DEFAULT_RANK}"}, aliases=("lora_r",)
+    )
+    alpha: int | None = setting(
+        None, "adapters are scaled by alpha / adapter_dim",
+        minimum=1, special={None: f"{_STARTING_ADAPTERS}: adapter_dim"}, aliases=("lora_alpha",),
+    )  # fmt: skip
+    adapter_dropout: float | None = setting(
+        None, "of this run", minimum=0, below=1, special={None: f"{_STARTING_ADAPTERS}: 0"}
+    )
+
+
+@dataclass
+class PeftSection:
+    """`model.peft`: train adapters instead of the weights; the reference is the model that the run starts from."""
+
+    peft_scheme: str = setting("none", "`lora`: train adapters", choices=("none", "lora"))
+    restore_from_path: str | None = setting(
+        None, "`.nemo` of adapters to start from",
+        special={None: "new ones, which change nothing yet"}, resume=Resume.SAME_CONTENTS,
+    )  # fmt: skip
+    lora_tuning: LoraSection = field(default_factory=LoraSection)
+
+
+@dataclass
+class ModelSection:
+    """`model`: layout, precision, objective."""
+
+    micro_batch_size: int = setting(
+        1, "rows; many pairs lie in one, see `model.data.packed_sequence_size`", choices=(1,),
+        why="a micro-batch is one row, in which many pairs are packed; model.data.packed_sequence_size says how many "
+        "tokens it may hold",
+    )  # fmt: skip
+    global_batch_size: int = setting(128, "of one optimizer step, over all ranks", unit="pairs", minimum=1)
+    tensor_model_parallel_size: int = setting(1, "ranks that share each layer", minimum=1, resume=Resume.FREE)
+    pipeline_model_parallel_size: int = setting(1, "ranks that have some layers each", minimum=1, resume=Resume.FREE)
+    sequence_parallel: bool = setting(False, "split what tensor parallelism leaves whole, too", resume=Resume.FREE)
+    megatron_amp_O2: bool = setting(False, "float32 main weights beside those in low precision", reference=True)
+    transformer_engine: bool | None = setting(None, "its layers", special=_CHECKPOINTS, reference=True)
+    fp8: bool | None = setting(
+        None, "matrix products of Transformer Engine's layers in FP8", special=_CHECKPOINTS, reference=True
+    )
+    fp8_hybrid: bool | None = setting(None, "E4M3 forward, E5M2 backward", special=_CHECKPOINTS, reference=True)
+    fp8_margin: int | None = setting(
+        None, "powers of two below the largest value that FP8 holds", special=_CHECKPOINTS, reference=True
+    )
+    fp8_amax_history_len: int | None = setting(
+        None, "whose largest values decide a scale", unit="steps", special=_CHECKPOINTS, reference=True
+    )
+    fp8_amax_compute_algo: str | None = setting(
+        None, "of these, the largest or the last", special=_CHECKPOINTS, reference=True
+    )
+    apply_rope_fusion: bool | None = setting(
+        None, "a kernel of `fusions=te`; on CPUs this project's own takes its place", special=_CHECKPOINTS
+    )
+    bias_activation_fusion: bool | None = setting(None, "a kernel of `fusions=te`", special=_CHECKPOINTS)
+    gradient_accumulation_fusion: bool | None = setting(None, "a kernel of `fusions=te`", special=_CHECKPOINTS)
+    activations_checkpoint_granularity: str | None = setting(
+        None, "recompute activations in the backward pass, to save memory; `selective` or `full`",
+        special=_CHECKPOINTS, resume=Resume.FREE,
+    )  # fmt: skip
+    activations_checkpoint_method: str | None = setting(
+        None, "which layers `full` recomputes: `uniform` or `block`", special=_CHECKPOINTS, resume=Resume.FREE
+    )
+    activations_checkpoint_num_layers: int | None = setting(
+        None, "layers that `full` recomputes together", special=_CHECKPOINTS, resume=Resume.FREE
+    )
+    seed: int = setting(
+        1234, "of the data order, and of dropout where the checkpoint has any",
+        minimum=1, why="NeMo refuses others", axis=True,
+    )  # fmt: skip
+    dpo: DPOSection = field(default_factory=DPOSection)
+    data: DataSection = field(default_factory=DataSection)
+    optim: OptimSection = field(default_factory=OptimSection)
+    peft: PeftSection = field(default_factory=PeftSection)

@@ -1,0 +1,112 @@
+"""Values that no combination of other settings could make right: out of range, not finite, an oversight."""
+
+import math
+import re
+from dataclasses import is_dataclass
+from typing import Any
+
+from nemo_minordpo.config.keys import DECLARED, closest, value_of
+from nemo_minordpo.config.sections import TrainConfig
+from nemo_minordpo.config.setting import Setting
+from nemo_minordpo.errors import UserError
+
+_LARGEST = 2**31 - 1  # of whole numbers: what the libraries below hold
+_OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+
+
+def range_problems(config: TrainConfig) -> list[str]:
+    """A message for each setting that is not what its declaration allows, and for each value that nothing could use."""
+    out_of_range = [_out_of_range(key, value_of(config, key), setting) for key, setting in DECLARED.items()]
+    return [*filter(None, out_of_range), *_unusable_values(config)]
+
+
+def duration_in_seconds(text: str) -> int:
+    """Seconds of a DD:HH:MM:SS time.
+
+    Raises:
+        UserError: it is not one.
+    """
+    if not re.fullmatch(r"\d{1,4}(:\d{1,4}){3}", text, re.ASCII):
+        raise UserError(f"{text!r}: DD:HH:MM:SS expected, such as 00:03:50:00")
+    days, hours, minutes, seconds = map(int, text.split(":"))
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _out_of_range(key: str, value: Any, setting: Setting) -> str:
+    """What is wrong with the value of a setting; empty: nothing."""
+    if isinstance(value, list):
+        return _wrong_list(key, value, setting)
+    if value is None or isinstance(value, dict) or value in setting.special:
+        return ""
+    if setting.choices:
+        return _wrong_choice(key, value, setting)
+    if setting.is_duration:
+        return _wrong_duration(key, value, setting)
+    if setting.range_in_words and not setting.allows(value):
+        name = f"{key}={value}" + (f": {setting.short}" if setting.short else "")
+        unit = f" {setting.unit}" if setting.unit else ""
+        why = f" ({setting.why})" if setting.why else ""
+        return f"{name} must be {setting.range_in_words}{unit}{_or_special(setting)}{why}"
+    return ""
+
+
+def _wrong_list(key: str, values: list[Any], setting: Setting) -> str:
+    if setting.nonempty and not values:
+        return f"{key}=[]: name at least one {setting.nonempty}"
+    if setting.choices and not set(values) <= set(setting.choices):
+        return f"{key}={values}: some of {', '.join(setting.choices)} expected"
+    if setting.length and not (len(values) == setting.length and all(map(setting.allows, values))):
+        return f"{key}={values}: {setting.length} numbers {setting.range_in_words}{_or_special(setting)} expected"
+    return ""
+
+
+def _wrong_choice(key: str, value: Any, setting: Setting) -> str:
+    if value in setting.choices or (setting.own and _OWN.fullmatch(value)):
+        return ""
+    if not isinstance(value, str):
+        return f"{key}={value} must be {' or '.join(map(str, setting.choices))}: {setting.why}"
+    own = f", or one of your own as {setting.own}" if setting.own else ""
+    known = f"known: {', '.join(setting.choices)}{own}"
+    return f"{key}={value!r} is unknown; {known}{closest(value, setting.choices)}"
+
+
+def _wrong_duration(key: str, value: str, setting: Setting) -> str:
+    try:
+        seconds = duration_in_seconds(value)
+    except UserError as error:
+        return f"{key}={error}"
+    return "" if setting.allows(seconds) else f"{key}={value!r} must be longer than 0{_or_special(setting)}"
+
+
+def _or_special(setting: Setting) -> str:
+    """Special values that are not in the range: `, or null (no limit)`."""
+    outside = {key: text for key, text in setting.special.items() if key is None or not setting.allows(key)}
+    return "".join(f", or {'null' if key is None else key} ({text})" for key, text in outside.items())
+
+
+def _unusable_values(value: Any, *keys: str) -> list[str]:
+    """A message for each number that is not finite or far too large, and each text that can only be an oversight."""
+    if problem := _unusable(value):
+        # keys of the checkpoint's own configuration are typed beside those of ModelSection
+        key = ".".join("model" if key == "checkpoint_overrides" else key for key in keys)
+        return [f"{key}={problem}"]
+    if is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, dict):
+        return [message for key, item in value.items() for message in _unusable_values(item, *keys, str(key))]
+    if isinstance(value, list):
+        return [message for item in value for message in _unusable_values(item, *keys)]
+    return []
+
+
+def _unusable(value: Any) -> str:
+    """What is wrong with a value, whatever setting it is of; empty: nothing."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value}: a finite number expected"
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        return f"{str(value)[:20]}{'...' if abs(value) >= 10**20 else ''}: a number up to {_LARGEST} expected"
+    if value == "":
+        return "'': a text expected (was a variable of the shell empty?); null where there is none"
+    if isinstance(value, str) and value.startswith("~/"):
+        return f"{value}: ~ is the shell's, and is not expanded in quotes or behind KEY=; write the folder out"
+    return ""

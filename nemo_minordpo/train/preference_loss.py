@@ -1,0 +1,174 @@
+"""The loss of a run: one of core/losses.py or a function of the user's own, and what it is given.
+
+A loss of the user's own is named `package.module:function`. It is imported from the current folder or from what is
+installed, and tried on two pairs before anything is loaded or written.
+"""
+
+import importlib
+import os
+import sys
+import traceback
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nemo_minordpo.config import DPOSection
+from nemo_minordpo.core.logprobs import num_tokens
+from nemo_minordpo.core.losses import LOSSES, Loss, Options, Pairs, needs_reference
+from nemo_minordpo.errors import UserError
+from nemo_minordpo.train.data.dataset import MicroBatch, split_pairs
+
+_KEY = "model.dpo.preference_loss"
+
+
+def loss_called(name: str) -> Loss:
+    """The loss that `model.dpo.preference_loss` names.
+
+    Raises:
+        UserError: there is no such function of the user's own.
+    """
+    return LOSSES[name] if name in LOSSES else _own_loss(name)
+
+
+def source_of(section: DPOSection) -> dict[str, list[Path]]:
+    """The file of a loss of the user's own, as an input of the run: what is in it belongs to the run's identity."""
+    if section.preference_loss in LOSSES:
+        return {}
+    file = _module_of(section.preference_loss).__file__
+    assert file is not None  # the loss was found in it
+    return {"loss": [Path(file)]}
+
+
+def options_of(section: DPOSection) -> Options:
+    """The options of an objective; beta has another name in the configuration."""
+    named = {item.name: getattr(section, item.name) for item in fields(Options) if item.name != "beta"}
+    return Options(beta=section.ref_policy_kl_penalty, **named)
+
+
+def pairs_of(log_probs: Tensor, micro_batch: MicroBatch, *, needs_reference: bool) -> Pairs:
+    """What the loss sees of a micro-batch.
+
+    Args:
+        log_probs: [2 m], float64, nats, of the policy.
+        micro_batch: the m pairs; without reference log-probabilities the policy is the reference.
+        needs_reference: False = log-probabilities stand in the place of log-ratios.
+    """
+    log_ratios = log_probs
+    if needs_reference:
+        known = micro_batch.reference_log_probs
+        log_ratios = log_probs - (log_probs.detach() if known is None else known)
+    chosen_log_ratio, rejected_log_ratio = split_pairs(log_ratios)
+    chosen_log_probs, rejected_log_probs = split_pairs(log_probs)
+    counts = num_tokens(micro_batch.row.credits, num_targets=len(micro_batch.row.targets))
+    chosen_num_tokens, rejected_num_tokens = split_pairs(counts)
+    return Pairs(
+        chosen_log_ratio=chosen_log_ratio,
+        rejected_log_ratio=rejected_log_ratio,
+        chosen_log_probs=chosen_log_probs,
+        rejected_log_probs=rejected_log_probs,
+        chosen_num_tokens=chosen_num_tokens,
+        rejected_num_tokens=rejected_num_tokens,
+        reward_margin=micro_batch.reward_margin,
+    )
+
+
+def require_usable_loss(section: DPOSection) -> None:
+    """Try a loss of the user's own on two pairs, on each of them alone, and on none (rows may be empty).
+
+    Raises:
+        UserError: what is wrong with it.
+    """
+    name = section.preference_loss
+    if name in LOSSES:
+        return
+    loss, options = _own_loss(name), options_of(section)
+    log_probs = torch.tensor([-3.0, -7.5, -4.0, -6.5], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([-3.5, -7.0, -3.75, -7.5], dtype=torch.float64)
+    log_ratios = log_probs - reference if needs_reference(loss) else log_probs
+    together = _tried(loss, name, options, log_probs, log_ratios, pairs=slice(0, 2))
+    if not together.isfinite().all():
+        raise UserError(f"{_KEY}={name}: two plain pairs give {together.tolist()}; finite numbers expected")
+    _require_gradient(together, log_probs, name)
+    alone = [_tried(loss, name, options, log_probs, log_ratios, pairs=slice(pair, pair + 1)) for pair in range(2)]
+    if not torch.allclose(torch.cat(alone), together):
+        raise UserError(
+            f"{_KEY}={name}: two pairs give {together.tolist()}, each alone {torch.cat(alone).tolist()}; the value of "
+            "a pair must not depend on other pairs: which ones share a row is chance"
+        )
+    _tried(loss, name, options, log_probs, log_ratios, pairs=slice(0, 0))
+
+
+def _module_of(name: str) -> ModuleType:
+    module_name = name.partition(":")[0]
+    if (here := os.getcwd()) not in sys.path:  # the script `minordpo` does not have it there
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+            reason = f"there is no module {error.name!r}, in the current folder {here} or among what is installed"
+        else:
+            reason = f"{module_name} imports {error.name!r}, which is not there"
+        raise UserError(f"{_KEY}={name}: {reason}") from error
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        raise UserError(f"{_KEY}={name}: {module_name} cannot be imported: {_in_words(error)}") from error
+
+
+def _own_loss(name: str) -> Any:
+    module, function_name = _module_of(name), name.partition(":")[2]
+    loss: Any = getattr(module, function_name, None)
+    if not callable(loss):
+        raise UserError(f"{_KEY}={name}: {module.__name__} has no function {function_name}")
+    if not isinstance(getattr(loss, "needs_reference", True), bool):
+        raise UserError(f"{_KEY}={name}: {function_name}.needs_reference must be True or False")
+    return loss
+
+
+def _tried(loss: Loss, name: str, options: Options, log_probs: Tensor, log_ratios: Tensor, *, pairs: slice) -> Tensor:
+    """The loss of some of two pairs, chosen responses first: [N], float64."""
+    chosen, rejected = slice(0, 2), slice(2, 4)
+    some = Pairs(
+        chosen_log_ratio=log_ratios[chosen][pairs],
+        rejected_log_ratio=log_ratios[rejected][pairs],
+        chosen_log_probs=log_probs[chosen][pairs],
+        rejected_log_probs=log_probs[rejected][pairs],
+        chosen_num_tokens=torch.tensor([3, 9])[pairs],
+        rejected_num_tokens=torch.tensor([5, 6])[pairs],
+        reward_margin=torch.tensor([1.0, 0.5])[pairs],
+    )
+    try:
+        values: Any = loss(some, options)
+    except Exception as error:  # whatever the user's code raises
+        count = len(some.reward_margin)
+        raise UserError(f"{_KEY}={name} fails at {count} pairs, given (pairs, options): {_in_words(error)}") from error
+    expected = f"a tensor {list(some.chosen_log_ratio.shape)} of float64, one value per pair, expected"
+    if not isinstance(values, Tensor):
+        raise UserError(f"{_KEY}={name} returns {type(values).__name__}; {expected}")
+    if values.shape != some.chosen_log_ratio.shape or values.dtype != torch.float64:
+        kind = str(values.dtype).removeprefix("torch.")
+        raise UserError(f"{_KEY}={name} returns a tensor {list(values.shape)} of {kind}; {expected}")
+    return values
+
+
+def _require_gradient(values: Tensor, inputs: Tensor, name: str) -> None:
+    gradient = None
+    if values.requires_grad:
+        (gradient,) = torch.autograd.grad(values.sum(), inputs, allow_unused=True)
+    if gradient is None or not gradient.any():
+        raise UserError(f"{_KEY}={name}: its values have no gradient by log-ratios or log-probabilities")
+    if not gradient.isfinite().all():
+        raise UserError(
+            f"{_KEY}={name}: two plain pairs have the gradient {gradient.tolist()}; finite numbers expected"
+        )
+
+
+def _in_words(error: BaseException) -> str:
+    """In one line, with the last place in the user's code where there is one."""
+    ours = (__file__, importlib.__file__, "<frozen importlib")
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f" ({frame.filename}:{frame.lineno})" for frame in frames if not frame.filename.startswith(ours)]
+    return f"{type(error).__name__}: {' '.join(str(error).split())}" + "".join(places[-1:])

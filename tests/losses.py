@@ -1,0 +1,28 @@
+"""Pairs and options of a loss, made from what a test is about."""
+
+import torch
+
+from nemo_minordpo.core.losses import Options, Pairs
+
+
+def pairs_with(chosen, rejected, *, log_probs=(-3.0, -4.0), num_tokens=(2, 3), reward_margin=0.0):
+    """Of log-ratios [N]; the rest is the same for every pair, (chosen, rejected) where there are two."""
+    return Pairs(
+        chosen_log_ratio=chosen,
+        rejected_log_ratio=rejected,
+        chosen_log_probs=torch.full_like(chosen, log_probs[0]),
+        rejected_log_probs=torch.full_like(chosen, log_probs[1]),
+        chosen_num_tokens=torch.full(chosen.shape, num_tokens[0]),
+        rejected_num_tokens=torch.full(chosen.shape, num_tokens[1]),
+        reward_margin=torch.full_like(chosen, reward_margin),
+    )
+
+
+def options_with(*, beta, dpop_lambda=50.0, gt_reward_scale=1.0, preference_loss_weight=1.0, sft_loss_weight=0.0):
+    return Options(
+        beta=beta,
+        dpop_lambda=dpop_lambda,
+        gt_reward_scale=gt_reward_scale,
+        preference_loss_weight=preference_loss_weight,
+        sft_loss_weight=sft_loss_weight,
+    )
