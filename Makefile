@@ -28,7 +28,7 @@ REHEARSAL_ARGS ?=
 # 25-02: NeMo 2.2.1 with Megatron-Core 0.11.0 instead of the kit's
 REHEARSAL_STACK ?=
 
-.PHONY: help demo real paper-small test test-stacks gpu-check gpu-rehearsal faults bench lint doctor
+.PHONY: help demo real paper-small test test-stacks gpu-check gpu-rehearsal faults bench lint docs doctor
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -36,7 +36,7 @@ help:  ## list the targets
 demo: $(VENV)/.installed  ## a small model trained with DPO, DPOP and MinorDPO, evaluated and compared
 	$(VENV)/bin/python -m nemo_minordpo sweep demo
 
-real: $(VENV)/.installed  ## the same road with GSM8K and SmolLM2-135M-Instruct
+real: $(VENV)/.installed  ## the same pipeline with GSM8K and SmolLM2-135M-Instruct
 	$(VENV)/bin/python -m nemo_minordpo sweep real
 
 paper-small: $(VENV)/.installed  ## the paper's experiment at the size of two cores: 24 runs in about an hour
@@ -62,7 +62,7 @@ gpu-rehearsal:
 	    "Transformer Engine for it (GPU_KIT=$(GPU_KIT): $(if $(wildcard $(GPU_KIT)/boot.sh),there,no boot.sh in it))"
 endif
 
-faults: $(VENV)/.installed  ## 22 jobs on a Slurm of virtual nodes, each hurt once; results in docs/ (root, an hour)
+faults: $(VENV)/.installed  ## 22 jobs on a Slurm of virtual nodes, each hit by one fault; results in docs/ (root, an hour)
 	$(VENV)/bin/python -m tests.slurm.faults
 
 test-stacks: $(VENV)/.installed $(VENV_25_02)/.installed  ## the parallel tests on both NeMo and Megatron-Core pairs
@@ -83,6 +83,10 @@ lint: $(VENV)/.installed  ## style, types and the layers between the modules
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 	$(VENV)/bin/lint-imports
+
+docs: $(VENV)/.installed  ## the pages of docs/ as a site in build/site, their tables filled from docs/results
+	$(VENV)/bin/python -m tests.benchmarks.tables
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
 
 doctor: $(VENV)/.installed  ## what this machine has and lacks for training
 	$(VENV)/bin/python -m nemo_minordpo doctor

@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/, made from docs/results/*.json and from nothing else.
+"""The tables of README.md and docs/: of figures from docs/results/*.json alone, of metrics from their declarations.
 
     python -m tests.benchmarks.tables            # fills the pages again; a benchmark does so when it has measured
 
@@ -11,39 +11,46 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.tables import cluster, cpu, gpu, sweeps, theory
+from tests.benchmarks.tables import cluster, cpu, gpu, metrics, sweeps, theory
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "docs" / "results"
-# name -> (file in docs/results, what is made of it)
-TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "demo": ("demo", sweeps.scores),
-    "real": ("real", sweeps.scores_with_flexible),
-    "paper-small": ("paper-small", sweeps.grid),
-    "paper-small-runs": ("paper-small", sweeps.runs),
-    "paper-small-best": ("paper-small", sweeps.whole("Best at each setting")),
-    "paper-small-claims": ("paper-small", sweeps.whole("The paper's claims")),
-    "paper-small-metrics": ("paper-small", sweeps.whole("Metrics against score")),
-    "paper-small-health": ("paper-small", sweeps.whole("Health")),
-    "benchmark": ("benchmark", cpu.benchmark),
-    "benchmark-short": ("benchmark", cpu.benchmark_short),
-    "peak": ("peak", cpu.peak),
-    "head": ("head", cpu.head),
-    "scaling": ("scaling", cpu.scaling),
-    "plan": ("plan", cpu.plan),
-    "conversion": ("conversion", cpu.conversion),
-    "prepare": ("prepare", cpu.prepare),
-    "gpu": ("gpu", gpu.speed),
-    "gpu-short": ("gpu", gpu.speed_short),
-    "gpu-tiles": ("gpu", gpu.tiles),
-    "faults": ("faults", cluster.faults),
-    "faults-times": ("faults", cluster.times),
-    "step-time": ("step-time", theory.steps),
-    "step-time-rows": ("step-time", theory.rows),
-    "step-time-fusions": ("step-time", theory.fusions),
-    "step-time-heads": ("step-time", theory.heads),
-    "step-time-blocks": ("step-time", theory.blocks),
-    "step-time-published": ("step-time", theory.published),
+
+
+def _of(file: str, make: Callable[[Any], str]) -> Callable[[], str]:
+    """What is made of a file in docs/results, read when it is asked for."""
+    return lambda: make(json.loads((RESULTS / f"{file}.json").read_text(encoding="utf-8")))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "metrics": metrics.pair_metrics,
+    "demo": _of("demo", sweeps.scores),
+    "real": _of("real", sweeps.scores_with_flexible),
+    "paper-small": _of("paper-small", sweeps.grid),
+    "paper-small-runs": _of("paper-small", sweeps.runs),
+    "paper-small-best": _of("paper-small", sweeps.whole("Best at each setting")),
+    "paper-small-claims": _of("paper-small", sweeps.whole("The paper's claims")),
+    "paper-small-metrics": _of("paper-small", sweeps.whole("Metrics against score")),
+    "paper-small-health": _of("paper-small", sweeps.whole("Health")),
+    "benchmark": _of("benchmark", cpu.benchmark),
+    "benchmark-short": _of("benchmark", cpu.benchmark_short),
+    "peak": _of("peak", cpu.peak),
+    "head": _of("head", cpu.head),
+    "scaling": _of("scaling", cpu.scaling),
+    "plan": _of("plan", cpu.plan),
+    "conversion": _of("conversion", cpu.conversion),
+    "prepare": _of("prepare", cpu.prepare),
+    "gpu": _of("gpu", gpu.speed),
+    "gpu-short": _of("gpu", gpu.speed_short),
+    "gpu-tiles": _of("gpu", gpu.tiles),
+    "faults": _of("faults", cluster.faults),
+    "faults-times": _of("faults", cluster.times),
+    "step-time": _of("step-time", theory.steps),
+    "step-time-rows": _of("step-time", theory.rows),
+    "step-time-fusions": _of("step-time", theory.fusions),
+    "step-time-heads": _of("step-time", theory.heads),
+    "step-time-blocks": _of("step-time", theory.blocks),
+    "step-time-published": _of("step-time", theory.published),
 }
 _PLACE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
@@ -53,12 +60,6 @@ def pages() -> Iterator[Path]:
     yield from sorted((ROOT / "docs").glob("*.md"))
 
 
-def made(name: str) -> str:
-    """The table, or the lines, called ``name``."""
-    file, make = TABLES[name]
-    return make(json.loads((RESULTS / f"{file}.json").read_text(encoding="utf-8")))
-
-
 def filled(page: str) -> str:
     """A page with every table as the results have it now.
 
@@ -66,7 +67,7 @@ def filled(page: str) -> str:
         KeyError: a place names no table.
         ValueError: a place has no end.
     """
-    text, count = _PLACE.subn(lambda place: f"{place[1]}\n{made(place[2])}\n{place[3]}", page)
+    text, count = _PLACE.subn(lambda place: f"{place[1]}\n{TABLES[place[2]]()}\n{place[3]}", page)
     if count != page.count("<!-- table: ") or count != page.count("<!-- end -->"):
         raise ValueError("each <!-- table: NAME --> needs its own <!-- end -->, both on lines of their own")
     return text
