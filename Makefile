@@ -86,7 +86,7 @@ lint: $(VENV)/.installed  ## style, types and the layers between the modules
 
 docs: $(VENV)/.installed  ## the pages of docs/ as a site in build/site, their tables filled from docs/results
 	$(VENV)/bin/python -m tests.benchmarks.tables
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
 doctor: $(VENV)/.installed  ## what this machine has and lacks for training
 	$(VENV)/bin/python -m nemo_minordpo doctor
