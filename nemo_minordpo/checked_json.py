@@ -1,4 +1,4 @@
-"""JSON that a user gave or could have damaged: read with checks, and refused with the reason."""
+"""Read JSON supplied or possibly damaged by a user; reject it with the reason if it is invalid."""
 
 import json
 import sys
@@ -9,24 +9,24 @@ from nemo_minordpo.errors import UserError
 
 
 def parse_json(text: str) -> Any:
-    """The value of a text of JSON that a user gave.
+    """Parse JSON from a user.
 
     Raises:
-        UserError: it is none, or one that Python does not read; the reason, without the place.
+        UserError: the text is not JSON, or not JSON that Python can read. The caller adds the location.
     """
     try:
         return json.loads(text)
     except RecursionError as error:
         raise UserError("invalid JSON: nested too deeply") from error
-    except ValueError as error:  # JSONDecodeError, and whole numbers of thousands of digits
+    except ValueError as error:  # JSONDecodeError, or integers with thousands of digits
         raise UserError(f"invalid JSON: {error}") from error
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file that a user gave, or could have damaged.
+    """Read a JSON object from a file.
 
     Raises:
-        UserError: with the path.
+        UserError: the file is missing or contains anything else; the message has the path.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -40,10 +40,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def object_with_texts(text: str, names: tuple[str, ...]) -> dict[str, Any]:
-    """A line of JSON as an object whose fields ``names`` are texts with something in them.
+    """Parse a line of JSON as an object with non-empty strings in the fields ``names``.
 
     Raises:
-        ValueError: the reason, without the place.
+        UserError: the line is anything else. The caller adds the location.
     """
     row = parse_json(text)
     if not isinstance(row, dict):
@@ -54,10 +54,10 @@ def object_with_texts(text: str, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def checked_text(row: dict[str, Any], name: str) -> str:
-    """The text of a field.
+    """The value of a field that must be a non-empty string.
 
     Raises:
-        ValueError: it is not a text with something in it; the reason, without the place.
+        UserError: it is anything else. The caller adds the location.
     """
     if name not in row:
         raise UserError(f"missing field {name!r} (found: {', '.join(sorted(map(str, row))) or 'none'})")
@@ -68,18 +68,18 @@ def checked_text(row: dict[str, Any], name: str) -> str:
     try:
         row[name].encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"field {name!r} holds half a surrogate pair: not valid Unicode text") from error
+        raise UserError(f"field {name!r} contains half a surrogate pair: not valid Unicode text") from error
     return row[name]
 
 
 def checked_number(value: Any, name: str) -> float:
-    """A finite number that a float can hold.
+    """A finite number that fits in a float.
 
     Raises:
-        UserError: it is something else; the reason, without the place.
+        UserError: it is anything else. The caller adds the location.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"field {name!r} must be a number, not {type(value).__name__}")
-    if not abs(value) <= sys.float_info.max:  # false for NaN, too
+    if not abs(value) <= sys.float_info.max:  # also rejects NaN
         raise UserError(f"field {name!r} must be a finite number, not {value!r:.40}")
     return value

@@ -1,9 +1,9 @@
-"""Errors that a user can put right, and the one that says an installed version is not known."""
+"""Errors that a user can fix, and the check for unknown upstream versions."""
 
 import errno
 from typing import Any
 
-# What a machine refuses; EEXIST: a file where a folder is to be made. That one is missing may be a defect as well.
+# Refused by the machine (EEXIST: a file is in the way of a folder). ENOENT is not listed: it may as well be a bug.
 _OF_THE_MACHINE = frozenset(
     {
         errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOSPC,
@@ -13,17 +13,17 @@ _OF_THE_MACHINE = frozenset(
 
 
 class UserError(ValueError):
-    """Wrong input, setting or file: says what, where and what to do.
+    """Wrong input, setting or file; the message says what, where and what to do.
 
-    Commands print its message alone and exit with code 2. Every other exception is a defect of the program, and keeps
-    its traceback, but for :func:`refused_by_machine`.
+    Commands print only the message and exit with code 2. Any other exception is a bug and keeps its traceback, except
+    for :func:`refused_by_machine`.
     """
 
 
 def refused_by_machine(error: OSError) -> str:
-    """`PATH: reason`, where a file or folder cannot be used as it is: permissions, a full disk, a folder for a file.
+    """`PATH: reason` if the machine refused access: permissions, a full disk, a folder in place of a file.
 
-    Empty: something else.
+    "" for any other error.
     """
     if error.errno not in _OF_THE_MACHINE or error.filename is None:
         return ""
@@ -32,14 +32,14 @@ def refused_by_machine(error: OSError) -> str:
 
 
 def require_upstream(owner: Any, name: str) -> None:
-    """Fail where a name of NeMo or Megatron-Core that is about to be replaced is not there any more.
+    """Fail if an attribute of NeMo or Megatron-Core that is about to be replaced no longer exists.
 
     Args:
         owner: a module or class.
-        name: of its attribute.
+        name: the attribute's name.
 
     Raises:
-        ImportError: it has none.
+        ImportError: `owner` has no such attribute.
     """
     if not hasattr(owner, name):
-        raise ImportError(f"{owner.__name__}.{name} is gone: this project does not know the installed version")
+        raise ImportError(f"{owner.__name__}.{name} is gone: this project does not support the installed version")

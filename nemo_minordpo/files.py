@@ -1,7 +1,7 @@
-"""Files and folders that a reader finds whole or not at all, and what is asked of files everywhere.
+"""Write files and folders atomically, and other common file operations.
 
-A file is written under a temporary name in its folder, synced to the disk, and renamed; a folder is built beside its
-place and renamed.
+A file is written under a temporary name in its folder, synced to disk, and renamed; a folder is built next to its final
+location and renamed.
 """
 
 import hashlib
@@ -20,14 +20,14 @@ from nemo_minordpo.errors import UserError
 
 @contextmanager
 def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """An open file that replaces ``path`` when the block ends; an exception leaves ``path`` as it was.
+    """An open file that replaces ``path`` when the block ends; an exception leaves ``path`` unchanged.
 
     Args:
-        path: parent folders are made.
-        mode: "w" for text in UTF-8, or "wb".
+        path: missing parent folders are created.
+        mode: "w" for UTF-8 text, or "wb".
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # process ids recur on other nodes
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # process ids are not unique across nodes
     try:
         with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as out:
             yield out
@@ -40,16 +40,16 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 @contextmanager
 def staging_folder(output: Path) -> Iterator[Path]:
-    """A temporary folder on the file system of `output`, removed at the end with whatever was left in it."""
+    """A temporary folder on the file system of `output`, removed at the end with anything left in it."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         yield Path(folder)
 
 
 def publish(staged: Path, output: Path) -> None:
-    """Rename `staged` (a file or folder) to `output`, taking the place of what is there.
+    """Rename `staged` (a file or folder) to `output`, replacing it.
 
-    A folder cannot be replaced in one step: the old one is moved into the staging folder first and goes with it.
+    A folder cannot be replaced in one step: the old one first moves to the staging folder and is removed with it.
     """
     if output.is_dir():
         os.rename(output, staged.with_name(f"{staged.name}.replaced"))
@@ -59,12 +59,12 @@ def publish(staged: Path, output: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON, whole or not at all."""
+    """Write indented JSON atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
-    """Write one JSON object per line, whole or not at all; dataclasses are taken as they are. Returns the count."""
+    """Write one JSON object per line atomically; rows may be dataclasses. Return the number of rows."""
     count = 0
     with whole_file(path) as out:
         for row in rows:
@@ -80,16 +80,16 @@ def to_json_line(row: Any) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file atomically."""
     with whole_file(path) as out:
         out.write(text)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, text) of each line that is not blank.
+    """(line number from 1, text) of every line that is not blank.
 
     Raises:
-        ValueError: the file is missing or not UTF-8.
+        UserError: the file is missing or not UTF-8.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -105,18 +105,18 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def sha256_of_file(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as data:  # hashlib.file_digest would do, from Python 3.11 on
+    with path.open("rb") as data:  # hashlib.file_digest needs Python 3.11
         while block := data.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Guard for what a user made: an output that exists is replaced only when asked for.
+    """Protect the user's files: replace an existing output only on request.
 
     Raises:
-        ValueError: `path` exists (a folder: and is not empty) and `overwrite` is False.
+        UserError: `path` exists (and is not an empty folder) and `overwrite` is False.
     """
     exists = any(path.iterdir()) if path.is_dir() else path.exists()
     if exists and not overwrite:
-        raise UserError(f"{path} exists already: choose another place, or pass --overwrite to replace it")
+        raise UserError(f"{path} exists already: choose another path, or pass --overwrite to replace it")

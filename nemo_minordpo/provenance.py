@@ -1,32 +1,32 @@
-"""What a result was computed by: versions of packages, and the commit and a digest of our own code."""
+"""Identify the code behind a result: package versions, and the commit and a digest of our own code."""
 
 import hashlib
 import subprocess
 from importlib import metadata
 from pathlib import Path
 
-# The packages whose version can change a result; a manifest names those that are installed.
+# Packages with versions that can change a result; a manifest lists those that are installed.
 _RESULT_PACKAGES = (
     "torch", "nemo-aligner", "nemo_toolkit", "megatron-core", "transformer_engine", "apex", "lightning",
     "transformers", "tokenizers", "numpy",
 )  # fmt: skip
-# Stages, which never import one another, and what starts them.
+# Stages, which never import one another, and the code that starts them.
 _STAGES = ("prepare", "convert", "train", "evaluate", "report")
 _ABOVE_STAGES = ("sweep", "commands", "__main__.py")
 
 
 def code_version(stage: str) -> str:
-    """What tells whether a result that was stored would be computed again as it was: our code, and all packages."""
+    """Identifies everything that a stored result depends on: the stage's code and all packages."""
     return ", ".join([code_digest(stage), *(f"{name} {value}" for name, value in installed_versions().items())])
 
 
 def code_digest(stage: str) -> str:
     """Digest of all modules that a stage can import: its own, and those that belong to no stage.
 
-    Of two installations of one version it is the same. A change of a comment changes it, too.
+    Installations of the same version have the same digest. Even changes to comments change it.
 
     Args:
-        stage: name of a package of `nemo_minordpo`.
+        stage: name of a package in `nemo_minordpo`.
     """
     assert stage in _STAGES, stage
     root, others = Path(__file__).resolve().parent, {*_STAGES, *_ABOVE_STAGES} - {stage}
@@ -49,14 +49,14 @@ def installed_versions() -> dict[str, str]:
 
 
 def source_commit() -> str | None:
-    """The commit of the checkout that this code runs from, with `+changes` if it differs; None when installed."""
+    """The commit of the checkout that this code runs from, with `+changes` if modified; None if installed."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
     try:
         commit = _git(root, "rev-parse", "HEAD")
         return commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):  # git is not there, or the checkout has no commit yet
+    except (OSError, subprocess.CalledProcessError):  # no git, or no commit yet
         return None
 
 

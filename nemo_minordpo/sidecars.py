@@ -1,7 +1,7 @@
-"""What a model has beside its weights: how text becomes tokens, how chats become text, how to generate.
+"""A model's files besides its weights: tokenizer, chat template, config and generation config.
 
-NeMo keeps none of it in a checkpoint, only the path of a folder, which is another one on another machine. So it goes
-with the checkpoint: `base.nemo` has `base.tokenizer` beside it, and a run's `model.nemo` `model.tokenizer`.
+NeMo stores none of them in a checkpoint, only the path of a folder, which is wrong on any other machine. So they travel
+next to the checkpoint: `base.tokenizer` next to `base.nemo`, and `model.tokenizer` next to a run's `model.nemo`.
 """
 
 import shutil
@@ -19,15 +19,15 @@ _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges
 
 
 def tokenizer_folder(nemo: Path) -> Path:
-    """Where the sidecars of a `.nemo` lie: in a folder beside it."""
+    """The folder next to a `.nemo` that holds its sidecars."""
     return nemo.with_name(f"{nemo.stem}.tokenizer")
 
 
 def copy_sidecars(source: Path, target: Path) -> list[str]:
-    """Copy config, tokenizer, chat template and generation config byte for byte; returns the names copied.
+    """Copy config, tokenizer, chat template and generation config byte for byte; return the copied names.
 
     Raises:
-        ValueError: `source` holds no tokenizer.
+        UserError: `source` has no tokenizer.
     """
     require_tokenizer(source)
     copied = [name for name in SIDECARS if (source / name).is_file()]
@@ -41,10 +41,10 @@ def copy_sidecars(source: Path, target: Path) -> list[str]:
 
 
 def require_tokenizer(folder: Path) -> None:
-    """Raise UserError unless `folder` holds a tokenizer, with no file of it a link to nowhere."""
+    """Raise UserError unless `folder` has a tokenizer and no broken links."""
     for name in SIDECARS:
         if (folder / name).is_symlink() and not (folder / name).exists():
-            raise UserError(f"{folder / name}: a link to a file that is not there; fetch it again")
+            raise UserError(f"{folder / name}: a broken symbolic link; download the file again")
     if not has_tokenizer(folder):
         wanted = ", ".join(" + ".join(names) for names in _TOKENIZERS)
         raise UserError(f"{folder}: no tokenizer in it (one of: {wanted}); copy the model's tokenizer files there")

@@ -1,4 +1,4 @@
-"""What people see of a command while it works: on stderr, so that its output stays its own."""
+"""Messages and progress bars, on stderr so that stdout has only a command's output."""
 
 from typing import Any
 
@@ -15,18 +15,18 @@ from rich.progress import (
 
 
 def say(line: str, *, style: str | None = None) -> None:
-    """A line as it is, neither wrapped nor coloured unless a style is given."""
+    """Print a line as is: not wrapped, and not coloured unless a style is given."""
     Console(stderr=True).print(line, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def progress_bar(*more: str, counted: bool = True, console: Console | None = None, **options: Any) -> Progress:
-    """A progress bar with elapsed and remaining time; where stderr is no terminal, its last state alone is printed.
+    """A progress bar with elapsed and remaining time; if stderr is not a terminal, only its final state is printed.
 
     Args:
-        more: texts behind it, in rich's syntax, such as "{task.fields[state]}".
-        counted: show "3/10"; False: a percentage, of bytes and what else nobody counts.
-        console: what to draw on; None = one of stderr.
-        options: of rich's Progress, such as transient (nothing is left of it, and nothing is printed where there is no
+        more: text columns after the bar, in rich's syntax, such as "{task.fields[state]}".
+        counted: show "3/10"; False = show a percentage, e.g. for bytes.
+        console: console to draw on; None = stderr.
+        options: for rich's Progress, such as transient (the bar disappears when done, and prints nothing without a
             terminal) and disable (for all ranks but the first).
     """
     columns = (

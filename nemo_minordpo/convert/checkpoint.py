@@ -1,8 +1,8 @@
-"""Megatron's distributed checkpoints (`torch_dist`), written and read with torch.distributed.checkpoint alone.
+"""Read and write Megatron's distributed checkpoints (`torch_dist`) with torch.distributed.checkpoint alone.
 
-On disk every key of the model starts with `model.`; training checkpoints hold `optimizer.` keys beside them. The
-readers and writers of torch are called directly rather than through `save` and `load`, which want a process group
-or guess at one, and which hold everything in memory at once.
+On disk every model key starts with `model.`; training checkpoints also have `optimizer.` keys. This module calls
+torch's readers and writers directly: `save` and `load` need a process group or guess one, and hold everything in memory
+at once.
 """
 
 import io
@@ -31,15 +31,15 @@ from nemo_minordpo.checked_json import read_json_object
 from nemo_minordpo.errors import UserError
 
 PREFIX = "model."
-_NEMO_2_PREFIX = "module."  # of NeMo 2's checkpoints; the names behind it are the same
+_NEMO_2_PREFIX = "module."  # in NeMo 2's checkpoints; the rest of the name is the same
 BACKEND = "torch_dist"
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A block of a stored tensor. `load` is called once, when the block's turn comes, so one block is in memory.
+    """A block of a stored tensor. `load` is called once, just before writing, so only one block is in memory.
 
-    Blocks of a lower `turn` are written first, those of one turn in the order of their tensors.
+    Blocks with a lower `turn` are written first; blocks of the same turn keep the order of their tensors.
     """
 
     offsets: tuple[int, ...]
@@ -50,7 +50,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor to be written: name without the prefix, whole shape, and the chunks that cover it."""
+    """A tensor to write: its name without the prefix, its full shape, and the chunks that cover it."""
 
     name: str
     shape: tuple[int, ...]
@@ -59,19 +59,19 @@ class StoredTensor:
 
 
 def write_checkpoint(folder: Path, tensors: list[StoredTensor], empty_objects: list[str]) -> None:
-    """Write a checkpoint that Megatron-Core loads at any tensor- and pipeline-parallel size.
+    """Write a checkpoint that Megatron-Core can load at any tensor- and pipeline-parallel size.
 
     Args:
-        folder: created; must not exist or be empty.
-        tensors: what to write.
-        empty_objects: names (without prefix) of sharded objects with content None, as Megatron-Core packs it.
+        folder: must not exist, or be empty; created.
+        tensors: the tensors to write.
+        empty_objects: names (without prefix) of sharded objects with content None, packed as Megatron-Core does.
     """
     blocks = sorted(((t, chunk) for t in tensors for chunk in t.chunks), key=lambda block: block[1].turn)
     loaders = {(PREFIX + tensor.name, chunk.offsets): chunk.load for tensor, chunk in blocks}
     items = [_tensor_item(tensor, chunk) for tensor, chunk in blocks]
     items += [WriteItem(index=MetadataIndex(PREFIX + name), type=WriteItemType.BYTE_IO) for name in empty_objects]
     planner = _WritePlanner(loaders)
-    # no copying ahead: with CUDA present torch would reorder the blocks by size
+    # no copy-ahead: with CUDA, torch would reorder the blocks by size
     writer = FileSystemWriter(folder, single_file_per_rank=True, thread_count=1, per_thread_copy_ahead=0)
     writer.set_up_storage_writer(True)
     (plan,) = writer.prepare_global_plan([writer.prepare_local_plan(SavePlan(items))])
@@ -85,16 +85,16 @@ def write_checkpoint(folder: Path, tensors: list[StoredTensor], empty_objects: l
 
 
 class Checkpoint:
-    """The model part of a distributed checkpoint, read tensor by tensor, whatever layout it was written at.
+    """The model in a distributed checkpoint, read tensor by tensor, whatever parallel layout wrote it.
 
-    `tensors` maps names (without `prefix`) to their shapes, the layer axis included.
+    `tensors` maps names (without `prefix`) to their shapes, including the layer axis.
     """
 
     def __init__(self, folder: Path) -> None:
         """Read the checkpoint's table of contents.
 
         Raises:
-            ValueError: not a distributed checkpoint in torch's format, damaged, or without a model in it.
+            UserError: not a distributed checkpoint in torch's format, damaged, or without a model.
         """
         self.folder = folder
         _require_torch_dist(folder)
@@ -115,7 +115,7 @@ class Checkpoint:
             first = ", ".join(sorted(keys)[:3])
             raise UserError(
                 f"{folder}: no tensor's name starts with {PREFIX!r} or {_NEMO_2_PREFIX!r} (found: {first}, ...); "
-                "a checkpoint of NeMo's GPT model was expected"
+                "expected a checkpoint of NeMo's GPT model"
             )
         self.tensors = {name: tuple(value.size) for name, value in self._described.items()}
 
@@ -123,14 +123,14 @@ class Checkpoint:
         return self._described[name].properties.dtype
 
     def has_equal_rows(self, one: str, other: str, *, num_rows: int) -> bool:
-        """Whether the first rows of two tensors are the same, such as those of a head that is tied."""
+        """Whether the first rows of two tensors are equal, as they are for a tied head."""
         return torch.equal(self.read(one)[:num_rows], self.read(other)[:num_rows])
 
     def read(self, name: str, *, layer: int | None = None) -> Tensor:
-        """One tensor, or layer `layer` (from 0) of a tensor that has a layer axis.
+        """One tensor, or layer `layer` (from 0) of a tensor with a layer axis.
 
         Raises:
-            ValueError: the chunks do not cover the tensor, or a file of the checkpoint is missing or damaged.
+            UserError: the chunks do not cover the tensor, or a file of the checkpoint is missing or damaged.
         """
         described = self._described[name]
         offsets, sizes = [0] * len(described.size), list(described.size)
@@ -152,7 +152,7 @@ class Checkpoint:
 def _require_torch_dist(folder: Path) -> None:
     path = folder / "metadata.json"
     if not path.is_file():
-        raise UserError(f"{folder}: no metadata.json, so this is no distributed checkpoint of Megatron-Core")
+        raise UserError(f"{folder}: no metadata.json, so this is not a distributed checkpoint of Megatron-Core")
     backend = read_json_object(path).get("sharded_backend")
     if backend != BACKEND:
         raise UserError(f"{path}: format {backend!r}; only {BACKEND!r} can be read: save again with dist_ckpt_format")
@@ -174,7 +174,7 @@ def _describe(tensor: StoredTensor) -> TensorStorageMetadata:
 
 
 class _WritePlanner(DefaultSavePlanner):
-    """Hands the writer each block when its turn comes."""
+    """Give the writer each block when its turn comes."""
 
     def __init__(self, loaders: dict[tuple[str, tuple[int, ...]], Callable[[], Tensor]]) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class _WritePlanner(DefaultSavePlanner):
 
     def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
         if write_item.type == WriteItemType.BYTE_IO:
-            # Megatron-Core stores an object as a list of one; torch's own planner would pickle the bytes again.
+            # Megatron-Core stores an object as a one-element list; torch's own planner would pickle the bytes again.
             packed = io.BytesIO()
             torch.save([None], packed)
             return packed
@@ -192,14 +192,14 @@ class _WritePlanner(DefaultSavePlanner):
         block = self._loaders[write_item.index.fqn, tuple(offsets)]()
         if block.dtype != data.properties.dtype or block.numel() != data.chunk.sizes.numel():
             raise ValueError(
-                f"{write_item.index.fqn}: {block.dtype} {tuple(block.shape)} was read where "
-                f"{data.properties.dtype} {tuple(data.chunk.sizes)} was announced"
+                f"{write_item.index.fqn}: read {block.dtype} {tuple(block.shape)}, "
+                f"but planned for {data.properties.dtype} {tuple(data.chunk.sizes)}"
             )
         return block.reshape(data.chunk.sizes).contiguous()
 
 
 class _ReadPlanner(DefaultLoadPlanner):
-    """Reads into the one tensor that was asked for."""
+    """Read into the one requested tensor."""
 
     def __init__(self, target: Tensor) -> None:
         super().__init__()
@@ -209,4 +209,4 @@ class _ReadPlanner(DefaultLoadPlanner):
         return self._target
 
     def commit_tensor(self, read_item: ReadItem, tensor: Tensor) -> None:
-        pass  # read in place
+        pass  # already read in place

@@ -1,7 +1,7 @@
-"""What is wrong with a conversion: the weights of both sides, tensor by tensor, held against the usual mistakes.
+"""Diagnose a wrong conversion: compare both sides' weights tensor by tensor and recognise the usual mistakes.
 
-A wrong conversion looks right: shapes fit, text comes out. Each mistake leaves a trace of its own in the weights, and
-what does not is in the settings (rotary base, epsilon), which both running models are asked for.
+A wrong conversion seems right: shapes fit, and the model generates text. But each mistake leaves its own pattern in the
+weights, or changes settings (rotary base, epsilon), which are read from both running models.
 """
 
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ _NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about the weights that differs, in the same way in all `layers` ([None] outside the layers)."""
+    """A difference in the weights, the same in all `layers` ([None] outside the layers)."""
 
-    tensors: tuple[str, ...]  # Hugging Face names, {} for the layer
+    tensors: tuple[str, ...]  # Hugging Face names, with {} for the layer
     layers: list[int | None]
     what: str
-    num_layers: int  # of the model
+    num_layers: int  # in the model
 
     def __str__(self) -> str:
         names = ", ".join(name.replace("model.layers.{}.", "") for name in self.tensors)
@@ -35,7 +35,7 @@ class Finding:
 
 
 def layers_in_words(layers: list[int | None], num_layers: int) -> str:
-    """Which layers of how many."""
+    """Describe a subset of the layers, e.g. "layers 0, 3 of 24"."""
     if len(layers) == num_layers > 1:
         return "every layer"
     numbers = ", ".join(map(str, layers[:4])) + ", ..." * (len(layers) > 4)
@@ -43,12 +43,12 @@ def layers_in_words(layers: list[int | None], num_layers: int) -> str:
 
 
 def compare_weights(checkpoint: Checkpoint, hf: HfWeights, facts: ModelFacts) -> list[Finding]:
-    """Every tensor of a model on both sides; empty when all are equal.
+    """Compare every tensor of a model on both sides; empty if all are equal.
 
     Args:
-        checkpoint: of Megatron, with adapters merged where there are any.
+        checkpoint: Megatron's checkpoint, with any adapters merged.
         hf: the Hugging Face folder.
-        facts: of the Hugging Face folder.
+        facts: the model's facts from the Hugging Face folder.
     """
     found: dict[tuple[tuple[str, ...], str], list[int | None]] = {}
     for row in mapping_table(facts):
@@ -59,42 +59,42 @@ def compare_weights(checkpoint: Checkpoint, hf: HfWeights, facts: ModelFacts) ->
     has_head = facts.tied and HEAD in checkpoint.tensors
     if has_head and not checkpoint.has_equal_rows(HEAD, EMBEDDING, num_rows=facts.vocab_size):
         what = (
-            "of its own in the checkpoint, where the Hugging Face side says tie_word_embeddings=true and uses the "
-            "embedding: the head was untied (export-hf writes it, and tie_word_embeddings=false)"
+            "separate from the embedding in the checkpoint, but tied to it in the Hugging Face folder "
+            "(tie_word_embeddings=true): the head was untied (export-hf writes it, with tie_word_embeddings=false)"
         )
         found[("lm_head.weight",), what] = [None]
     return [Finding(names, layers, what, facts.num_layers) for (names, what), layers in found.items()]
 
 
 def compare_rotation(wanted: Tensor, found: Tensor) -> str:
-    """What differs between the inverse frequencies of rotary embeddings, Hugging Face's and NeMo's; "" if nothing."""
+    """Describe how NeMo's inverse rotary frequencies (`found`) differ from Hugging Face's; "" if they do not."""
     if wanted.shape != found.shape:
-        return f"rotary embeddings turn {2 * len(found)} of a head's dimensions instead of {2 * len(wanted)}"
+        return f"rotary embeddings rotate {2 * len(found)} of a head's dimensions instead of {2 * len(wanted)}"
     if torch.allclose(wanted, found, rtol=1e-5, atol=0.0):
         return ""
     theirs, ours = _rotary_base(wanted), _rotary_base(found)
     if theirs is not None and ours is not None and not torch.allclose(theirs, ours, rtol=1e-3):
-        return f"wrong rotary base: NeMo turns with {ours:.6g}, Hugging Face with {theirs:.6g}"
+        return f"wrong rotary base: NeMo uses {ours:.6g}, Hugging Face {theirs:.6g}"
     ratio = found / wanted
     if torch.allclose(ratio, ratio[0], rtol=1e-4):
-        return f"wrong scale of positions: NeMo turns {ratio[0].item():.4g} times as far as Hugging Face"
+        return f"wrong position scale: NeMo rotates {ratio[0].item():.4g} times as far as Hugging Face"
     return "wrong scaling of rotary frequencies (rope_scaling): some are scaled on one side only"
 
 
 def compare_epsilons(wanted: set[float], found: set[float]) -> str:
-    """What differs between the epsilons of all norms; "" if nothing."""
+    """Describe how the epsilons of all norms differ; "" if they do not."""
     if wanted == found:
         return ""
     return f"wrong rms_norm_eps: NeMo's norms have {sorted(found)}, Hugging Face's {sorted(wanted)}"
 
 
 def _difference(checkpoint: Checkpoint, hf: HfWeights, facts: ModelFacts, row: Row, layer: int | None) -> str:
-    """What is wrong with one tensor of the checkpoint, in words; "" if it is equal."""
+    """Describe what is wrong with one tensor of the checkpoint; "" if it is equal."""
     if row.megatron not in checkpoint.tensors:
         missing = "missing in the checkpoint"
-        return f"{missing}, which uses its embedding instead: the head was dropped" if row.megatron == HEAD else missing
+        return f"{missing}, which uses the embedding instead: the head was dropped" if row.megatron == HEAD else missing
     stored, shape = checkpoint.tensors[row.megatron][row.per_layer :], row.shape(facts)
-    if row.layout is VOCAB:  # any padding will do
+    if row.layout is VOCAB:  # any padding is fine
         stored, shape = (min(stored[0], facts.vocab_size), *stored[1:]), (facts.vocab_size, *shape[1:])
     if stored != shape:
         return f"shape {stored} instead of {shape}"
@@ -102,7 +102,7 @@ def _difference(checkpoint: Checkpoint, hf: HfWeights, facts: ModelFacts, row: R
     found, wanted = [part.float() for part in row.split(whole, facts)], [part.float() for part in originals]
     if all(map(torch.equal, found, wanted)):
         return ""
-    # What one side cannot hold is no mistake of the layout: what is compared is what the coarser type can hold.
+    # Rounding is not a layout mistake: compare both sides at the precision of the coarser type.
     coarse = max(whole.dtype, originals[0].dtype, key=lambda dtype: torch.finfo(dtype).eps)
     rounded = [[part.to(coarse).float() for part in parts] for parts in (found, wanted)]
     what = _rounding(found, wanted, coarse) or next(_mistakes(row, rounded[0], rounded[1], facts), "")
@@ -113,7 +113,7 @@ def _rounding(found: list[Tensor], wanted: list[Tensor], coarse: torch.dtype) ->
     for dtype in (coarse, torch.bfloat16, torch.float16):
         for a, b, side in ((found, wanted, "the checkpoint"), (wanted, found, "the Hugging Face side")):
             if all(map(torch.equal, a, (part.to(dtype).float() for part in b))):
-                return f"rounded to {dtype_name(dtype)} in {side}, and not in the other"
+                return f"rounded to {dtype_name(dtype)} in {side} only"
     return ""
 
 
@@ -128,12 +128,12 @@ def _other_norm(row: Row, layer: int | None, found: Tensor, hf: HfWeights) -> st
 def _distance(found: list[Tensor], wanted: list[Tensor]) -> str:
     largest = max((a - b).abs().max().item() for a, b in zip(found, wanted, strict=True))
     if largest < 1e-5 * max(part.abs().max().item() for part in wanted):
-        return "other numbers, by less than 1e-5 of the largest: rounding of float32 (computed elsewhere?)"
-    return "other numbers (another model, or trained since)"
+        return "differs by less than 1e-5 of the largest value: float32 rounding (computed elsewhere?)"
+    return "different numbers (another model, or trained since)"
 
 
 def _mistakes(row: Row, found: list[Tensor], wanted: list[Tensor], facts: ModelFacts) -> Iterator[str]:
-    """The mistakes of layout that turn `wanted` into `found`."""
+    """Layout mistakes that turn `wanted` into `found`."""
     if row.layout is GATE_UP and _all_close(found, wanted[::-1]):
         yield "gate and up are swapped"
     if row.layout is QKV:
@@ -154,7 +154,7 @@ def _mistakes(row: Row, found: list[Tensor], wanted: list[Tensor], facts: ModelF
 
 
 def _interleaved(part: Tensor, facts: ModelFacts) -> Tensor:
-    """A head's two halves as pairs (Meta's and rotary_interleaved's order); the inverse of `_halved`."""
+    """Interleave a head's two halves as pairs (the order of Meta and rotary_interleaved); the inverse of `_halved`."""
     heads = part.reshape(-1, 2, facts.head_dim // 2, *part.shape[1:])
     return heads.transpose(1, 2).reshape(part.shape)
 
@@ -173,6 +173,6 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 
 def _rotary_base(frequencies: Tensor) -> Tensor | None:
-    """The base whose powers the frequencies are, from their steps; None when they are no powers (scaled ones)."""
+    """The base if the frequencies are its powers; None if they are not (when scaled)."""
     steps = frequencies[:-1] / frequencies[1:]
     return steps[0] ** len(frequencies) if len(steps) and torch.allclose(steps, steps[0], rtol=1e-3) else None

@@ -1,7 +1,7 @@
-"""What a Hugging Face model is, read from its raw ``config.json``; what Megatron cannot represent is refused here.
+"""A Hugging Face model's facts from its raw ``config.json``; models that Megatron cannot represent are rejected here.
 
-The raw file is read because it outlives the library that wrote it: transformers 5 writes ``rope_parameters`` and
-``dtype`` where transformers 4 wrote ``rope_theta``, ``rope_scaling`` and ``torch_dtype``. Both are accepted.
+The raw file does not depend on the installed transformers: transformers 5 writes ``rope_parameters`` and ``dtype``,
+transformers 4 ``rope_theta``, ``rope_scaling`` and ``torch_dtype``. Both are accepted.
 """
 
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from typing import Any
 from nemo_minordpo.checked_json import read_json_object
 from nemo_minordpo.errors import UserError
 
-# NeMo pads nothing by itself once the vocabulary is written out, and tensor parallelism must divide it:
-# 128 admits every power of two up to 128 ranks.
+# NeMo does no padding of its own once the vocabulary is written, and tensor parallelism must divide it evenly:
+# 128 allows every power of two up to 128 ranks.
 VOCAB_MULTIPLE = 128
 
-# NeMo hard-codes these four when `scale_positional_embedding` is set, so no other llama3 scaling can be expressed.
+# NeMo hard-codes these four under `scale_positional_embedding`, so it cannot express any other llama3 scaling.
 LLAMA31_ROPE = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -23,17 +23,17 @@ LLAMA31_ROPE = {
     "original_max_position_embeddings": 8192,
 }
 
-_BIASES = "the layer has biases that this mapping has no place for"
-_WHOLE_HEADS = "rotary embeddings must turn whole heads"
+_BIASES = "the mapping does not support biases in this layer"
+_WHOLE_HEADS = "rotary embeddings must rotate whole heads"
 _WHOLE_CONTEXT = "every layer must see the whole context"
 _EXPERTS = "mixtures of experts are not supported"
-# key, the only value that can be converted (also the one meant when the key is missing), and why
+# key, the only value that can be converted (also the default if the key is missing), and why
 _ONLY = (
     ("attention_bias", False, _BIASES),
     ("mlp_bias", False, _BIASES),
     ("hidden_act", "silu", "Megatron's fast-swiglu is silu"),
     ("partial_rotary_factor", 1.0, _WHOLE_HEADS),
-    ("rope_interleaved", False, "heads must hold their rotary halves apart"),
+    ("rope_interleaved", False, "rotary halves of a head must not be interleaved"),
     ("use_sliding_window", False, _WHOLE_CONTEXT),
     ("num_experts", 0, _EXPERTS),
     ("num_local_experts", 0, _EXPERTS),
@@ -44,15 +44,15 @@ _MISSING = object()
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What a `model_type` fixes by itself: the parts of the architecture that its config does not spell out."""
+    """The parts of the architecture that a `model_type` implies without stating them in its config."""
 
     architecture: str
     qkv_bias: bool = False
-    qk_norm: bool = False  # an RMSNorm of each head's queries and keys, before their rotation
-    # transformers' values when the key is missing
+    qk_norm: bool = False  # RMSNorm on each head's queries and keys, before rotation
+    # transformers' defaults for missing keys
     kv_heads_default: int | None = None  # None = as many as attention heads
     head_dim_default: int | None = None  # None = hidden_size / num_attention_heads
-    window_default: int | None = None  # None = the family has no `sliding_window` of its own accord
+    window_default: int | None = None  # None = the family has no sliding window by default
 
 
 FAMILIES = {
@@ -65,7 +65,7 @@ FAMILIES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """Everything that decides names, shapes and arithmetic of a model, in neither side's spelling."""
+    """Everything that determines a model's names, shapes and arithmetic, independent of either side's spelling."""
 
     model_type: str  # a key of FAMILIES
     num_layers: int
@@ -74,15 +74,15 @@ class ModelFacts:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    vocab_size: int  # as Hugging Face has it, without padding
+    vocab_size: int  # as in Hugging Face, without padding
     max_positions: int
     norm_epsilon: float
     rope_base: float
-    rope_linear_factor: float | None  # positions are divided by it; None = not scaled
+    rope_linear_factor: float | None  # divides positions; None = no scaling
     rope_llama31: bool  # Llama 3.1's frequency scaling, LLAMA31_ROPE
     qkv_bias: bool
-    qk_norm: bool  # queries and keys are normalised head by head
-    sliding_window: int | None  # tokens that a token sees, itself included; None = all before it
+    qk_norm: bool  # queries and keys are normalised per head
+    sliding_window: int | None  # tokens that a token sees, including itself; None = all earlier ones
     tied: bool  # the output layer is the embedding
     init_std: float
 
@@ -92,7 +92,7 @@ class ModelFacts:
 
     @property
     def whole_context(self) -> int:
-        """Tokens of the longest text of which every token sees all that stands before it."""
+        """Length of the longest text in which every token still sees all earlier ones."""
         return min(self.max_positions, self.sliding_window or self.max_positions)
 
 
@@ -100,32 +100,32 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The raw `config.json` of a Hugging Face folder.
 
     Raises:
-        ValueError: the folder or the file is missing, or the file is no JSON object.
+        UserError: the folder or file is missing, or the file is not a JSON object.
     """
     path = folder / "config.json"
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; a Hugging Face model folder was expected")
+        raise UserError(f"{folder}: no such folder; expected a Hugging Face model folder")
     if not path.is_file():
-        raise UserError(f"{path}: no such file; a Hugging Face model folder holds config.json and *.safetensors")
+        raise UserError(f"{path}: no such file; a Hugging Face model folder contains config.json and *.safetensors")
     return read_json_object(path)
 
 
 def facts_from_config(config: dict[str, Any], *, where: str) -> ModelFacts:
-    """Read the facts of a model, refusing by key what Megatron and NeMo cannot represent.
+    """Read a model's facts; reject keys that Megatron and NeMo cannot represent.
 
     Args:
         config: the content of `config.json`.
         where: the file's path, for messages.
 
     Raises:
-        ValueError: a key that is missing, of the wrong kind, or says something that cannot be converted.
+        UserError: a key is missing, has the wrong type, or has a value that cannot be converted.
     """
     keys = _Keys(config, where)
     model_type = keys.get("model_type", str)
     if model_type not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         meant = "Llama, Mistral, Qwen1.5/2/2.5 and dense Qwen3"
-        raise keys.refusal("model_type", f"is not supported (supported: {known}, that is {meant})")
+        raise keys.refusal("model_type", f"is not supported (supported: {known}, i.e. {meant})")
     family = FAMILIES[model_type]
     _refuse_unrepresentable(keys, family)
     hidden_size, num_heads = keys.positive("hidden_size"), keys.positive("num_attention_heads")
@@ -138,7 +138,7 @@ def facts_from_config(config: dict[str, Any], *, where: str) -> ModelFacts:
             raise keys.refusal("hidden_size", f"is not a multiple of num_attention_heads={num_heads}")
         head_dim = hidden_size // num_heads
     if head_dim < 1 or head_dim % 2:
-        raise UserError(f"{where}: head_dim={head_dim} must be positive and even (rotary embeddings turn pairs)")
+        raise UserError(f"{where}: head_dim={head_dim} must be positive and even (rotary embeddings rotate pairs)")
     base, linear_factor, llama31 = _rope(keys)
     return ModelFacts(
         model_type=model_type,
@@ -163,13 +163,13 @@ def facts_from_config(config: dict[str, Any], *, where: str) -> ModelFacts:
 
 
 class _Keys:
-    """Typed access to a config; every message names file and key."""
+    """Typed access to a config; every error message names the file and key."""
 
     def __init__(self, config: dict[str, Any], where: str) -> None:
         self.config, self.where = config, where
 
     def get(self, key: str, kind: type, default: Any = _MISSING) -> Any:
-        """The value of `key`; null counts as missing, as transformers has it."""
+        """The value of `key`; null counts as missing, as in transformers."""
         value = self.config.get(key)
         if value is None:
             if default is _MISSING:
@@ -201,34 +201,34 @@ def _refuse_unrepresentable(keys: _Keys, family: Family) -> None:
         raise UserError(f"{keys.where}: quantization_config is set: convert the unquantised model instead")
     architectures = keys.get("architectures", list, [family.architecture])
     if family.architecture not in architectures:
-        raise keys.refusal("architectures", f"cannot be converted: {family.architecture} was expected")
+        raise keys.refusal("architectures", f"cannot be converted: expected {family.architecture}")
 
 
 def _window(keys: _Keys, family: Family) -> int | None:
-    """Tokens that a sliding window shows a token; None where it never hides one.
+    """Size of the sliding window in tokens; None if it never hides any.
 
-    Only Mistral reads `sliding_window` alone: missing it stands for transformers' default, null for none. Of other
-    families a window is refused by the key that turns it on.
+    Only Mistral uses `sliding_window` by itself: a missing key means transformers' default, null means no window. For
+    other families, the key that enables the window is rejected.
     """
     if family.window_default is None or keys.config.get("sliding_window", family.window_default) is None:
         return None
     window = keys.get("sliding_window", int, family.window_default)
     if window < 1:
-        raise keys.refusal("sliding_window", "must be positive, or null for none")
+        raise keys.refusal("sliding_window", "must be positive, or null for no window")
     return window if window < keys.positive("max_position_embeddings") else None
 
 
 def _rope(keys: _Keys) -> tuple[float, float | None, bool]:
-    """(base, linear factor or None, whether it is Llama 3.1's scaling)."""
+    """(base, linear factor or None, whether Llama 3.1's scaling is used)."""
     scaling = keys.get("rope_scaling", dict, None)
     parameters = keys.get("rope_parameters", dict, None)
     if scaling is not None and parameters is not None and scaling != parameters:
-        raise UserError(f"{keys.where}: rope_scaling and rope_parameters disagree: keep one of them")
+        raise UserError(f"{keys.where}: rope_scaling and rope_parameters disagree: remove one of them")
     name = "rope_parameters" if parameters is not None else "rope_scaling"
     rope = _Keys(parameters or scaling or {}, f"{keys.where}: {name}")
     nested = [key for key, value in rope.config.items() if isinstance(value, dict)]
     if nested:
-        raise rope.refusal(nested[0], "cannot be converted: rotary embeddings that differ by layer are not supported")
+        raise rope.refusal(nested[0], "cannot be converted: per-layer rotary embeddings are not supported")
     outer, inner = keys.get("rope_theta", float, None), rope.get("rope_theta", float, None)
     if outer is not None and inner is not None and outer != inner:
         raise UserError(f"{keys.where}: rope_theta={outer} and {name}.rope_theta={inner} disagree")
@@ -247,4 +247,4 @@ def _rope(keys: _Keys) -> tuple[float, float | None, bool]:
                 raise rope.refusal(key, f"cannot be converted: NeMo hard-codes Llama 3.1's scaling, {key}={value:g}")
         return base, None, True
     key = "rope_type" if "rope_type" in rope.config else "type"
-    raise rope.refusal(key, "cannot be converted (supported: default, linear, and llama3 as Llama 3.1 has it)")
+    raise rope.refusal(key, "cannot be converted (supported: default, linear, and llama3 with Llama 3.1's values)")

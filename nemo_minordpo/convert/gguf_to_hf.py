@@ -1,7 +1,7 @@
-"""A GGUF file of a Llama model becomes a Hugging Face folder: weights dequantised to float32, tokenizer rebuilt.
+"""Convert a GGUF file of a Llama model to a Hugging Face folder: dequantise to float32, rebuild the tokenizer.
 
-The tokenizer is built here and not by transformers, whose own reading of such files takes the wrong token for the
-end of a turn, adds a BOS that the model never saw, and does not split numbers into digits.
+The tokenizer is built here because the one that transformers reads from such files has the wrong end-of-turn token,
+adds a BOS that the model never saw, and does not split numbers into digits.
 """
 
 from collections.abc import Iterator
@@ -39,18 +39,18 @@ _INNER = {
 
 
 def gguf_to_hf(gguf: Path, output: Path, *, overwrite: bool = False) -> Manifest:
-    """Convert one GGUF file of a Llama model with SmolLM's tokenizer.
+    """Convert a GGUF file of a Llama model with SmolLM's tokenizer.
 
     Args:
         gguf: the file.
         output: the folder to write.
-        overwrite: replace what is there.
+        overwrite: replace an existing output.
 
     Returns:
-        The manifest that was written into the folder.
+        The manifest written to the folder.
 
     Raises:
-        ValueError: no GGUF file, another architecture or tokenizer; the output exists.
+        UserError: not a GGUF file, an unsupported architecture or tokenizer, or the output exists.
     """
     refuse_existing(output, overwrite=overwrite)
     reader = _open(gguf)
@@ -82,7 +82,7 @@ def _open(gguf: Path) -> Any:
     try:
         return GGUFReader(gguf)
     except (ValueError, IndexError) as error:
-        raise UserError(f"{gguf}: damaged or no GGUF file ({error})") from error
+        raise UserError(f"{gguf}: damaged or not a GGUF file ({error})") from error
 
 
 def _require(fields: dict[str, Any], gguf: Path) -> None:
@@ -95,7 +95,7 @@ def _require(fields: dict[str, Any], gguf: Path) -> None:
 
 
 def _config(fields: dict[str, Any], *, tied: bool) -> dict[str, Any]:
-    """`config.json`. GGUF holds float32, where 1e-5 reads 9.99999975e-6: rounded to six digits."""
+    """`config.json`. GGUF stores float32, where 1e-5 reads as 9.99999975e-6, so numbers are rounded to six digits."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -137,12 +137,12 @@ def _hf_name(stored: str) -> str:
 
 
 def _halves_apart(weight: Tensor, num_heads: int) -> Tensor:
-    """Undo GGUF's order of a head's rows: rotary pairs side by side there, halves apart in Hugging Face."""
+    """Undo GGUF's row order within a head: GGUF interleaves the rotary halves, Hugging Face does not."""
     return weight.reshape(num_heads, -1, 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
 def _tokenizer(fields: dict[str, Any]) -> Any:
-    """The byte-level BPE that the fields describe: digits apart, no BOS added."""
+    """The byte-level BPE that the fields describe: single digits, no added BOS."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,8 +1,8 @@
-"""Hugging Face model folders: weights read and written tensor by tensor.
+"""Read and write the weights of Hugging Face folders, one tensor in memory at a time.
 
-Neither way is there more in memory than the tensor at hand: a file is opened for each tensor that is read, because
-what was read through a memory map stays resident as long as the map; and files are laid out before there is anything
-to write into them, which safetensors' own writer, that wants all tensors of a file at once, cannot do.
+Reading opens the file anew for each tensor, because pages read through a memory map stay resident as long as the map
+exists. Writing lays out the files before any tensor is available; safetensors' own writer cannot do that, since it
+needs all tensors of a file at once.
 """
 
 import json
@@ -26,22 +26,22 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _SAFETENSORS_NAMES = {dtype: name for name, dtype in _SAFETENSORS_DTYPES.items()}
 
-# Rotary frequencies that transformers before 4.32 saved although they follow from the config.
+# Rotary frequencies, which transformers before 4.32 saved although they follow from the config.
 _DERIVED_SUFFIX = ".rotary_emb.inv_freq"
 
 
 class HfWeights:
-    """The tensors of a Hugging Face folder, checked against a model's facts when opened, read one at a time."""
+    """The tensors of a Hugging Face folder, checked against the model's facts on opening and read one at a time."""
 
     def __init__(self, folder: Path, facts: ModelFacts) -> None:
-        """Open the files' headers and compare names, shapes and types with what the config promises.
+        """Read the files' headers and check names, shapes and types against the config.
 
         Raises:
-            ValueError: no safetensors, a damaged file, a missing or unknown tensor, a wrong shape or type.
+            UserError: no safetensors, a damaged file, a missing or unknown tensor, or a wrong shape or type.
         """
         self.folder, self.found = folder, find_weights(folder)
         if (first := self.found.read[0]).suffix != ".safetensors":
-            raise UserError(f"{first}: is pickled: load the model and save it with safe_serialization=True first")
+            raise UserError(f"{first}: pickled weights: load the model and save it with safe_serialization=True first")
         self._files = self._places()
         self.dtypes: dict[str, torch.dtype] = {}
         self._check(_expected_shapes(facts))
@@ -55,41 +55,41 @@ class HfWeights:
             raise UserError(f"{path}: {name} cannot be read ({error})") from error
 
     def _places(self) -> dict[str, Path]:
-        """Tensor name -> file, as transformers reads them: what an index leaves out does not count."""
+        """Tensor name -> file, as transformers reads them: tensors missing from an index are ignored."""
         names = {name: path for path in self.found.read for name in _open_safetensors(path).keys()}  # noqa: SIM118
         return {name: path for name, path in names.items() if self.found.names is None or name in self.found.names}
 
     def _check(self, expected: dict[str, tuple[int, ...]]) -> None:
         missing = sorted(set(expected) - set(self._files))
         if missing:
-            raise UserError(f"{self.folder}: {_some(missing)} missing, though config.json calls for it")
+            raise UserError(f"{self.folder}: {_some(missing)} missing, but config.json requires it")
         unknown = sorted(name for name in set(self._files) - set(expected) if not name.endswith(_DERIVED_SUFFIX))
         if unknown == ["lm_head.weight"]:  # known unless the model is tied
             self._require_tied_head()
         elif unknown:
-            raise UserError(f"{self.folder}: {_some(unknown)} present, but such a model has no place for it")
+            raise UserError(f"{self.folder}: {_some(unknown)} present, but not part of such a model")
         files = {path: _open_safetensors(path) for path in {self._files[name] for name in expected}}
         for name, shape in expected.items():
             path = self._files[name]
             header = files[path].get_slice(name)
             if (found := tuple(header.get_shape())) != shape:
-                raise UserError(f"{path}: {name} has shape {found}, but config.json makes it {shape}")
+                raise UserError(f"{path}: {name} has shape {found}, but config.json implies {shape}")
             if header.get_dtype() not in _SAFETENSORS_DTYPES:
                 known = ", ".join(_SAFETENSORS_DTYPES)
-                raise UserError(f"{path}: {name} has type {header.get_dtype()}; {known} can be converted")
+                raise UserError(f"{path}: {name} has type {header.get_dtype()}; only {known} can be converted")
             self.dtypes[name] = _SAFETENSORS_DTYPES[header.get_dtype()]
 
     def _require_tied_head(self) -> None:
         if not torch.equal(self.read("lm_head.weight"), self.read("model.embed_tokens.weight")):
             raise UserError(
                 f"{self.folder}: lm_head.weight differs from model.embed_tokens.weight, but config.json says "
-                "tie_word_embeddings=true, under which it would be ignored: set it to false, or remove lm_head.weight"
+                "tie_word_embeddings=true, which would ignore lm_head.weight: set it to false, or remove lm_head.weight"
             )
 
 
 @dataclass
 class _Shard:
-    """A safetensors file to be: eight bytes with the header's length, the header, then the tensors one by one."""
+    """A safetensors file being written: eight bytes for the header's length, the header, then the tensors in turn."""
 
     path: Path
     described: dict[str, Tensor] = field(default_factory=dict)  # on the meta device
@@ -103,7 +103,7 @@ class _Shard:
         """Write the header."""
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         end = 0
-        # wide types first: each tensor then begins at a multiple of its type's size
+        # widest types first, so that each tensor starts at a multiple of its type's size
         for name, tensor in sorted(self.described.items(), key=lambda item: -item[1].itemsize):
             start, end = end, end + tensor.nbytes
             dtype = _SAFETENSORS_NAMES[tensor.dtype]
@@ -118,8 +118,8 @@ class _Shard:
         wanted = self.described[name]
         if (tensor.dtype, tensor.shape) != (wanted.dtype, wanted.shape):
             raise ValueError(
-                f"{name}: {tensor.dtype} {tuple(tensor.shape)} was read where {wanted.dtype} {tuple(wanted.shape)} "
-                "was announced"
+                f"{name}: read {tensor.dtype} {tuple(tensor.shape)}, "
+                f"but planned for {wanted.dtype} {tuple(wanted.shape)}"
             )
         with self.path.open("r+b") as file:
             file.seek(self.places.pop(name))
@@ -133,19 +133,19 @@ def write_weights(
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> int:
-    """Write tensors as `model.safetensors`, or as numbered shards with an index when they exceed one shard.
+    """Write tensors as `model.safetensors`, or as numbered shards with an index if they exceed one shard.
 
     Args:
-        folder: where to; existing.
-        described: every tensor by its name, on the meta device: type and shape decide the layout of the files.
-        tensors: the same names and the tensors, in any order; one is in memory at a time.
-        max_shard_bytes: a shard is closed before it would exceed this (one larger tensor makes one larger shard).
+        folder: an existing folder.
+        described: all tensors by name, on the meta device: their types and shapes determine the layout of the files.
+        tensors: the same names with their tensors, in any order; one is in memory at a time.
+        max_shard_bytes: maximum size of a shard (a single larger tensor gets a larger shard).
 
     Returns:
         Bytes of all tensors.
 
     Raises:
-        ValueError: `tensors` are not what was described.
+        ValueError: `tensors` do not match `described`.
     """
     shards = _plan_shards(folder, described, max_shard_bytes=max_shard_bytes)
     shard_of = {name: shard for shard in shards for name in shard.described}
@@ -156,7 +156,7 @@ def write_weights(
         del tensor  # before the next one is read
     missing = sorted(name for shard in shards for name in shard.places)
     if missing:
-        raise ValueError(f"{folder}: {_some(missing)} announced, but never written")
+        raise ValueError(f"{folder}: {_some(missing)} planned, but never written")
     total = sum(shard.num_bytes for shard in shards)
     if len(shards) > 1:
         places = {name: shard.path.name for name, shard in shard_of.items()}
@@ -178,15 +178,15 @@ def _plan_shards(folder: Path, described: Mapping[str, Tensor], *, max_shard_byt
 
 
 def parse_dtype(name: str | None) -> torch.dtype | None:
-    """A type by its name on the command line; None stays None.
+    """The type named on the command line; None stays None.
 
     Raises:
-        ValueError: unknown name.
+        UserError: unknown name.
     """
     if name is None:
         return None
     if name not in DTYPES:
-        raise UserError(f"dtype {name!r} is unknown; choose one of {', '.join(DTYPES)}")
+        raise UserError(f"unknown dtype {name!r}; choose from {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
@@ -207,7 +207,7 @@ def _open_safetensors(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged or incomplete ({error}); fetch it again") from error
+        raise UserError(f"{path}: damaged or incomplete ({error}); download it again") from error
 
 
 def _some(names: list[str], limit: int = 3) -> str:

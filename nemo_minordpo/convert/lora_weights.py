@@ -1,8 +1,8 @@
-"""LoRA adapters of NeMo, and the weights with the adapters merged into them.
+"""NeMo's LoRA adapters, and weights with the adapters merged.
 
-To a linear layer with weights W [out, in] NeMo adds A (`linear_in`) [r, in] and B (`linear_out`) [out, r]:
-``y = W x + alpha / r * B A x``, which is the layer with ``W + alpha / r * B A`` in the place of W. The rows of B lie as
-those of W do: queries, keys and values interleaved by group, gate before up.
+To a linear layer with weights W [out, in], NeMo adds A (`linear_in`) [r, in] and B (`linear_out`) [out, r]:
+``y = W x + alpha / r * B A x``, which equals a layer with weights ``W + alpha / r * B A``. The rows of B are ordered
+like those of W: queries, keys and values interleaved by group, gate before up.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ _WEIGHTS = {
     "mlp_fc1": "mlp.linear_fc1.weight",
     "mlp_fc2": "mlp.linear_fc2.weight",
 }
-# where NeMo keeps an adapter in a layer -> the weight that it is added to
+# where NeMo stores an adapter in a layer -> the weight that it adapts
 TARGETS = {place: _WEIGHTS[name] for name, place in ADAPTER_PLACES.items()}
 LAYERS = "decoder.layers."
 IN, OUT = ".linear_in.weight", ".linear_out.weight"
@@ -32,10 +32,10 @@ IN, OUT = ".linear_in.weight", ".linear_out.weight"
 
 @dataclass(frozen=True, kw_only=True)
 class Adapters:
-    """LoRA of one model.
+    """The LoRA adapters of a model.
 
-    `targets` are Megatron's names of the weights, `decoder.layers.` included; `read` gives A and B, as stored, of one
-    of them in a layer (from 0).
+    `targets` are Megatron's names of the adapted weights, including `decoder.layers.`; `read` returns A and B as
+    stored, for one of them in a layer (from 0).
     """
 
     rank: int
@@ -45,24 +45,24 @@ class Adapters:
     read: Callable[[str, int], tuple[Tensor, Tensor]]
 
     def product(self, target: str, layer: int) -> Tensor:
-        """``alpha / r * B A`` in float32, of the shape of the weight."""
+        """``alpha / r * B A`` in float32, in the shape of the weight."""
         a, b = self.read(target, layer)
         return self.alpha / self.rank * (b.float() @ a.float())
 
 
 class MergedCheckpoint(Checkpoint):
-    """A checkpoint of weights that is read as if the adapters had been merged into it."""
+    """A checkpoint that reads as if the adapters had been merged into its weights."""
 
     def __init__(self, folder: Path, adapters: Adapters, *, dtype: torch.dtype | None = None) -> None:
-        """Open the weights and hold the shapes of the adapters against them.
+        """Open the weights and check the adapters' shapes against them.
 
         Args:
-            folder: of the weights; adapters in it are passed over.
-            adapters: to be merged.
-            dtype: what merged weights are rounded to, once; None = the type of the weights.
+            folder: the weights' folder; adapters in it are ignored.
+            adapters: the adapters to merge.
+            dtype: type that merged weights are rounded to, once; None = the type of the weights.
 
         Raises:
-            ValueError: adapters of another model.
+            UserError: the adapters belong to another model.
         """
         super().__init__(folder)
         self._adapters, self._merged_dtype = adapters, dtype
@@ -70,7 +70,7 @@ class MergedCheckpoint(Checkpoint):
         require_fitting(adapters, {name: shape[1:] for name, shape in self.tensors.items()}, where=folder)
 
     def read(self, name: str, *, layer: int | None = None) -> Tensor:
-        """As Checkpoint; an adapted weight is read layer by layer only."""
+        """Like Checkpoint.read, but adapted weights can only be read one layer at a time."""
         whole = super().read(name, layer=layer)
         if name not in self._adapters.targets:
             return whole
@@ -79,22 +79,22 @@ class MergedCheckpoint(Checkpoint):
 
 
 def require_fitting(adapters: Adapters, shapes: dict[str, tuple[int, ...]], *, where: Path) -> None:
-    """Raise ValueError unless the weights that are adapted have the shapes of their adapters.
+    """Raise UserError unless the adapters fit the shapes of their weights.
 
     Args:
-        adapters: what is looked at; the first layer stands for all.
-        shapes: of weights, of one layer.
-        where: their place, for messages.
+        adapters: the adapters to check; only the first layer is checked.
+        shapes: shapes of the weights in one layer.
+        where: the weights' location, for messages.
     """
     for target in adapters.targets:
         a, b = adapters.read(target, 0)
         fitting, found = shapes.get(target), (b.shape[0], a.shape[1])
         if fitting != found:
-            raise UserError(f"{where}: {PREFIX}{target} has shape {fitting}, but its adapter is made for {found}")
+            raise UserError(f"{where}: {PREFIX}{target} has shape {fitting}, but its adapter is for {found}")
 
 
 def open_weights(source: NemoSource, *, dtype: torch.dtype | None = None) -> Checkpoint:
-    """The weights of a source, its adapters merged into them; `dtype` as MergedCheckpoint has it."""
+    """The weights of a source, with its adapters merged; `dtype` as in MergedCheckpoint."""
     if source.adapters is None:
         return Checkpoint(source.weights)
     return MergedCheckpoint(source.weights, read_adapters(source), dtype=dtype)
@@ -104,7 +104,7 @@ def read_adapters(source: NemoSource) -> Adapters:
     """The adapters of a source that has some.
 
     Raises:
-        ValueError: adapters of a kind other than plain LoRA, damaged ones, or no config that says how they are scaled.
+        UserError: the adapters are not plain LoRA, are damaged, or have no config with their scale.
     """
     assert source.adapters is not None
     if rank_files(source.adapters):
@@ -131,12 +131,12 @@ def read_adapters(source: NemoSource) -> Adapters:
 
 
 def _places(names: dict[str, tuple[int, ...]], where: Path) -> dict[str, str]:
-    """Weight -> where its adapter is; [layers, r, in] and [layers, out, r]."""
+    """Weight -> location of its adapter, which has A [layers, r, in] and B [layers, out, r]."""
     places = {LAYERS + weight: LAYERS + place for place, weight in TARGETS.items()}
     known = {place + part for place in places.values() for part in (IN, OUT)}
     unknown = sorted(set(names) - known)
     if unknown:
-        raise UserError(f"{where}: {PREFIX}{unknown[0]}: adapters of this kind cannot be exported (only plain LoRA)")
+        raise UserError(f"{where}: {PREFIX}{unknown[0]}: only plain LoRA adapters can be exported")
     found = {target: place for target, place in places.items() if place + IN in names or place + OUT in names}
     for place in found.values():
         for part in (IN, OUT):
@@ -146,12 +146,12 @@ def _places(names: dict[str, tuple[int, ...]], where: Path) -> dict[str, str]:
 
 
 def _facts(source: NemoSource, *, rank: int) -> LoraFacts:
-    """What the model config says: without alpha nobody knows what the adapters do."""
+    """The model config's LoRA settings: without alpha, the scale of the adapters is unknown."""
     config = source.config or {}
     if not config.get("peft"):
         raise UserError(
-            f"{source.origin}: no model config in or above it has peft.lora_tuning, which says how its adapters are "
-            "scaled; name the run's folder or its .nemo"
+            f"{source.origin}: no model config in or above it has peft.lora_tuning, which sets the scale of the "
+            "adapters; name the run's folder or its .nemo"
         )
     facts = lora_facts(config, where=str(source.origin))
     if facts.rank != rank:

@@ -1,13 +1,13 @@
-"""The one table of names and layouts: Hugging Face on one side, Megatron's distributed checkpoint on the other.
+"""The only table of names and layouts: Hugging Face on one side, Megatron's distributed checkpoint on the other.
 
-Both directions read `mapping_table`. A row says which Hugging Face tensors make up one Megatron tensor, and a
-layout, a pair of inverse functions, says how. Symbols: n query heads, g key/value heads (groups), d head
+Both directions use `mapping_table`. A row lists the Hugging Face tensors that make up one Megatron tensor, and a
+layout, a pair of inverse functions, defines how. Symbols: n query heads, g key/value heads (groups), d head
 dimension, h hidden size, f feed-forward size, V vocabulary.
 
-The Megatron names are those on disk, where the layer index is the first axis of one tensor for all layers; in
-them a norm belongs to the linear layer after it, as in Transformer Engine's fused modules. Megatron-Core maps its
-unfused modules onto the same names, so one checkpoint serves both. No rotary permutation is needed: Hugging Face
-and Megatron (`rotary_interleaved: false`) both keep the halves of a head apart.
+Megatron names are those on disk: one tensor covers all layers, with the layer as its first axis, and a norm belongs to
+the linear layer after it, as in Transformer Engine's fused modules. Megatron-Core maps its unfused modules to the same
+names, so one checkpoint works for both. No rotary permutation is needed: neither Hugging Face nor Megatron
+(`rotary_interleaved: false`) interleaves the two halves of a head.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from torch import Tensor
 
 from nemo_minordpo.convert.facts import ModelFacts
 
-# A table of the vocabulary is the largest tensor by far; the padded vocabulary is a multiple of this.
+# Embedding and head are by far the largest tensors; the padded vocabulary is a multiple of this.
 VOCAB_BLOCKS = 8
 
 EMBEDDING, HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
-# What any version of Transformer Engine asks for when it loads a checkpoint: FP8 scales, which a converted model
-# does not have. Megatron's local layers ask for the first four of them; with Transformer Engine from 1.8 on
-# attention asks too, and from 1.13 on the norms. A strict load fails for one that is absent, none for one too many.
+# States that any version of Transformer Engine requests when loading a checkpoint: FP8 scales, which a converted model
+# does not have. Megatron's local layers request the first four; from Transformer Engine 1.8 attention requests one too,
+# and from 1.13 the norms. A strict load fails if one is missing; extra ones do no harm.
 LAYER_EXTRA_STATES = (
     "decoder.layers.self_attention.linear_qkv._extra_state",
     "decoder.layers.self_attention.linear_proj._extra_state",
@@ -41,10 +41,10 @@ MODEL_EXTRA_STATES = ("decoder.final_layernorm._extra_state",)
 
 @dataclass(frozen=True)
 class Layout:
-    """How the parts (Hugging Face) lie in the whole (Megatron), both ways; `split(join(parts)) == parts`.
+    """How the parts (Hugging Face) are laid out in the whole (Megatron), both ways; `split(join(parts)) == parts`.
 
-    `num_blocks` cuts a whole along its rows into what the checkpoint stores as separate chunks. A reader holds a chunk
-    beside what it reads it for, and a tensor-parallel rank reads every chunk that it has a part of.
+    The checkpoint stores a whole in `num_blocks` chunks of rows. A reader holds an entire chunk in memory besides its
+    target, and a tensor-parallel rank reads every chunk that it needs a part of.
     """
 
     join: Callable[[list[Tensor], ModelFacts], Tensor]
@@ -55,7 +55,7 @@ class Layout:
 def join_qkv(parts: list[Tensor], facts: ModelFacts) -> Tensor:
     """Interleave q [n*d, ...], k and v [g*d, ...] by group into [(n + 2g)*d, ...].
 
-    Group j's rows: the n/g query heads that share key/value head j, then k_j, then v_j.
+    Rows of group j: the n/g query heads that share key/value head j, then k_j, then v_j.
     """
     q, k, v = parts
     g, d, tail = facts.num_kv_heads, facts.head_dim, q.shape[1:]
@@ -82,14 +82,14 @@ def split_gate_up(whole: Tensor, facts: ModelFacts) -> list[Tensor]:
 
 
 def pad_vocab(parts: list[Tensor], facts: ModelFacts) -> Tensor:
-    """Append zero rows up to the padded vocabulary; their logit is 0 before training."""
+    """Append zero rows up to the padded vocabulary; their logits are 0 before training."""
     (table,) = parts
     num_rows = facts.padded_vocab_size - facts.vocab_size
     return torch.cat([table, table.new_zeros(num_rows, *table.shape[1:])]) if num_rows else table
 
 
 def unpad_vocab(whole: Tensor, facts: ModelFacts) -> list[Tensor]:
-    """The first V rows, whatever the whole was padded to."""
+    """The first V rows, regardless of padding."""
     return [whole[: facts.vocab_size]]
 
 
@@ -106,10 +106,10 @@ VOCAB = Layout(pad_vocab, unpad_vocab, num_blocks=VOCAB_BLOCKS)
 
 @dataclass(frozen=True)
 class Row:
-    """One tensor of a Megatron checkpoint and the Hugging Face tensors that it is made of.
+    """One tensor of a Megatron checkpoint and the Hugging Face tensors that it consists of.
 
-    `hf` maps names to shapes; `{}` in a name is the layer index, and then the Megatron tensor has a leading layer
-    axis. `megatron` is the on-disk name after the prefix `model.`.
+    `hf` maps names to shapes. `{}` in a name is the layer index; the Megatron tensor then has a leading layer axis.
+    `megatron` is the on-disk name without the prefix `model.`.
     """
 
     megatron: str
@@ -125,9 +125,9 @@ class Row:
         return list(range(facts.num_layers)) if self.per_layer else [None]
 
     def turn(self, layer: int | None, facts: ModelFacts) -> int:
-        """When a forward pass meets the tensor: embedding, then layer by layer, then what stands behind the last.
+        """Position of the tensor in a forward pass: embedding, then the layers, then everything after the last.
 
-        In this order a conversion goes through neighbouring parts of the files on both sides.
+        In this order, a conversion accesses neighbouring parts of the files on both sides.
         """
         if layer is not None:
             return layer
@@ -148,7 +148,7 @@ class Row:
 
 
 def mapping_table(facts: ModelFacts) -> list[Row]:
-    """Every tensor of the model, once. A tied model has no output layer on either side."""
+    """All tensors of the model, each once. A tied model has no output layer on either side."""
     h, f, vocab = facts.hidden_size, facts.ffn_hidden_size, facts.vocab_size
     query, key_value = facts.num_heads * facts.head_dim, facts.num_kv_heads * facts.head_dim
     layer, hf_layer = "decoder.layers.", "model.layers.{}."
@@ -187,7 +187,7 @@ def mapping_table(facts: ModelFacts) -> list[Row]:
 
 
 def extra_state_keys(facts: ModelFacts) -> list[str]:
-    """Names, as Megatron-Core writes sharded objects (`/shard_<index>_<count>`), after the prefix `model.`."""
+    """Names of the extra states as Megatron-Core's sharded objects (`/shard_<index>_<count>`), without `model.`."""
     count = facts.num_layers
     in_layers = LAYER_EXTRA_STATES + (_QUERY_KEY_EXTRA_STATES if facts.qk_norm else ())
     layers = [f"{key}/shard_{index}_{count}" for key in in_layers for index in range(count)]

@@ -1,7 +1,7 @@
-"""Two running models, module by module: the same input to the same module of either one, and what comes out.
+"""Compare two running models module by module, on the same inputs.
 
-A mistake in one layer changes all that comes after it. So what went into a module of the Hugging Face model is put into
-its counterpart in Megatron's, too, and only that module answers for the difference.
+A mistake in one layer changes everything after it. So each Megatron module gets the recorded input of its Hugging Face
+counterpart, and any difference is due to that module alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,14 +14,14 @@ from nemo_minordpo.convert.diagnosis import layers_in_words
 
 # kinds of modules, in the order of a forward pass
 KINDS = ("embedding", "norm before attention", "attention", "norm before MLP", "MLP", "final norm", "head")
-# Largest difference in float32 of two correct implementations, over the largest value: of sums over the hidden size,
-# and of norms.
+# Largest difference between two correct float32 implementations, relative to the largest value: for sums over the
+# hidden size, and for norms.
 _NOISE, _NOISE_OF_NORMS = 1e-5, 2e-6
 
 
 @dataclass
 class Trace:
-    """What went into and came out of every module, by kind and layer (None outside the layers); [tokens, ...]."""
+    """Inputs and outputs of every module, by kind and layer (None outside the layers); [tokens, ...]."""
 
     inputs: dict[tuple[str, int | None], Tensor]
     outputs: dict[tuple[str, int | None], Tensor]
@@ -29,12 +29,12 @@ class Trace:
 
 @dataclass(frozen=True)
 class KindDifference:
-    """How far the modules of a kind are apart on equal inputs, relative to the largest value that comes out."""
+    """Differences between modules of one kind on equal inputs, relative to the largest output value."""
 
     kind: str
     largest: float
     num_modules: int
-    differing: list[int | None]  # layers whose module differs by more than rounding
+    differing: list[int | None]  # layers where the module differs by more than rounding
 
     def __str__(self) -> str:
         if not self.differing:
@@ -44,7 +44,7 @@ class KindDifference:
 
 
 def trace_hf(model: Any, run: Callable[[], Any]) -> Trace:
-    """Run a Hugging Face model of Llama's structure on one text and keep what its modules see."""
+    """Run a Llama-like Hugging Face model on one text and record inputs and outputs of its modules."""
     trace = Trace({}, {})
 
     def keep(place: tuple[str, int | None]) -> Callable[..., None]:
@@ -65,9 +65,9 @@ def trace_hf(model: Any, run: Callable[[], Any]) -> Trace:
 
 
 def compare_modules(model: Any, wanted: Trace, run: Callable[[], Any]) -> list[KindDifference]:
-    """Run Megatron's GPT model, in float32, on the same text, each module with the inputs of its counterpart.
+    """Run Megatron's GPT model in float32 on the same text, giving each module the input of its counterpart.
 
-    With Transformer Engine a norm is part of the module behind it, whose counterpart then begins with the norm.
+    With Transformer Engine a norm is part of the module after it, so that module gets the norm's input.
     """
     differences: dict[str, dict[int | None, float]] = {}
     handles = []
@@ -115,7 +115,7 @@ def _hf_modules(model: Any) -> Iterator[tuple[tuple[str, int | None], Any]]:
 
 
 def _megatron_modules(model: Any) -> Iterator[tuple[tuple[str, int | None], Any, tuple[str, int | None]]]:
-    """(place, module, the place whose input it starts from)."""
+    """(place, module, the place that its input is taken from)."""
     yield ("embedding", None), model.embedding, ("embedding", None)
     for number, layer in enumerate(model.decoder.layers):
         for norm_kind, norm, kind, module in (

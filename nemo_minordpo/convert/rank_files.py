@@ -1,7 +1,7 @@
-"""LoRA adapters as NeMo-Aligner's own `.nemo` has them: a file a rank, put together here.
+"""Read LoRA adapters from NeMo-Aligner's own `.nemo`, which has one file per rank.
 
-`model_weights.ckpt` of one rank, `mp_rank_TT/` of tensor-parallel ranks, `tp_rank_TT_pp_rank_PPP/` of both. A file
-names the layers of its pipeline stage from 0.
+A single rank has `model_weights.ckpt`, tensor parallelism has `mp_rank_TT/`, and tensor with pipeline parallelism has
+`tp_rank_TT_pp_rank_PPP/`. Each file numbers the layers of its pipeline stage from 0.
 """
 
 import re
@@ -17,20 +17,20 @@ from nemo_minordpo.errors import UserError
 
 _NAME = re.compile(r"model\.decoder\.layers\.(\d+)\.(.+)")
 _RANKS = re.compile(r"mp_rank_(\d+)|tp_rank_(\d+)_pp_rank_(\d+)")
-# `linear_in` of these takes a row-parallel layer's input, of which a rank has a part
+# adapters of row-parallel layers: each rank has only part of the input of `linear_in`
 _SPLIT_INPUTS = ("lora_dense_attention_adapter.linear_in", "lora_4htoh_adapter.linear_in")
 _GATE_AND_UP = "lora_hto4h_adapter.linear_out"
 
 
 def read_rank_files(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
-    """All tensors, by their names in a distributed checkpoint (without `model.`), with the layers as first axis.
+    """All tensors by their names in a distributed checkpoint (without `model.`), with the layers as first axis.
 
     Args:
         folder: an unpacked `.nemo`.
         config: its model config.
 
     Raises:
-        ValueError: files that are damaged, missing, or hold anything but adapters of layers.
+        UserError: files are damaged, missing, or contain anything but adapters of layers.
     """
     parts: dict[tuple[int, str], dict[int, Tensor]] = {}  # (layer, name) -> tensor-parallel rank -> tensor
     num_layers, stages = config["num_layers"], config.get("pipeline_model_parallel_size") or 1
@@ -40,7 +40,7 @@ def read_rank_files(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
         for name, tensor in _load(file).items():
             place = _NAME.fullmatch(name)
             if place is None:
-                raise UserError(f"{file}: {name} is no adapter of a layer")
+                raise UserError(f"{file}: {name} is not an adapter of a layer")
             layer = stage * (num_layers // stages) + int(place[1])
             parts.setdefault((layer, place[2]), {})[tensor_rank] = tensor
     names = sorted({name for _, name in parts})
@@ -66,12 +66,12 @@ def _load(file: Path) -> dict[str, Tensor]:
 
 
 def _join(name: str, parts: dict[int, Tensor]) -> Tensor:
-    """The whole tensor from those of the tensor-parallel ranks."""
+    """Join the parts of the tensor-parallel ranks."""
     tensors = [parts[rank] for rank in sorted(parts)]
     stem = name.removesuffix(".weight")
     if stem.endswith(_SPLIT_INPUTS):
         return torch.cat(tensors, dim=1)
-    if stem.endswith(_GATE_AND_UP):  # a rank has its part of the gate and then its part of the up projection
+    if stem.endswith(_GATE_AND_UP):  # each rank has its part of gate followed by its part of up
         halves = [tensor.chunk(2) for tensor in tensors]
         return torch.cat([gate for gate, _ in halves] + [up for _, up in halves])
     return torch.cat(tensors)

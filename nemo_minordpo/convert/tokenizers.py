@@ -1,4 +1,4 @@
-"""What a tokenizer does: whether it can be read and fits a model, and whether two of them do the same."""
+"""Check that a tokenizer loads and fits a model, and that two tokenizers behave the same."""
 
 import json
 import os
@@ -13,24 +13,24 @@ from nemo_minordpo.sidecars import TOKENIZER_FILES, has_tokenizer
 
 
 def check_tokenizer(folder: Path, *, vocab_size: int) -> list[str]:
-    """What people should know of the tokenizer that goes with a model.
+    """Notes for the user about a model's tokenizer.
 
-    It is loaded in a process of its own, where transformers is not in memory yet: there it takes a second and 85 MB,
-    here twice that for as long as the conversion runs.
+    Unless transformers is imported already, the tokenizer is loaded in a separate process: it takes a second and 85 MB
+    there; here it would occupy twice that for the whole conversion.
 
     Args:
         folder: Hugging Face folder.
-        vocab_size: tokens that the model knows.
+        vocab_size: tokens in the model's vocabulary.
 
     Returns:
-        One line each.
+        The notes, one line each.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: the tokenizer cannot be loaded.
     """
     if "transformers.models.auto.tokenization_auto" in sys.modules:
         return tokenizer_notes(folder, vocab_size)
-    # not of multiprocessing, which would run the caller's own script again
+    # not multiprocessing, which would run the caller's script again
     done = subprocess.run(
         [sys.executable, "-m", "nemo_minordpo.convert.tokenizers", str(folder), str(vocab_size)],
         env={**os.environ, "USE_TORCH": "0", "TRANSFORMERS_VERBOSITY": "error"},
@@ -45,7 +45,7 @@ def check_tokenizer(folder: Path, *, vocab_size: int) -> list[str]:
 
 
 def _main(folder: str, vocab_size: str) -> None:
-    """What the process of :func:`check_tokenizer` does: one line of JSON."""
+    """The process of :func:`check_tokenizer`; prints one line of JSON."""
     said: dict[str, Any] = {"notes": [], "error": ""}
     try:
         said["notes"] = tokenizer_notes(Path(folder), int(vocab_size))
@@ -55,32 +55,32 @@ def _main(folder: str, vocab_size: str) -> None:
 
 
 def tokenizer_notes(folder: Path, vocab_size: int) -> list[str]:
-    """As `check_tokenizer`, in this process."""
+    """Like `check_tokenizer`, but in this process."""
     tokenizer = load_tokenizer(folder)
     notes = []
     beyond = sorted((id, token) for token, id in tokenizer.get_vocab().items() if id >= vocab_size)
     if beyond:
         first, token = beyond[0]
         notes.append(
-            f"{folder}: tokens that the tokenizer has and the model, with {vocab_size}, has not: {len(beyond)}, "
-            f"{token!r} (id {first}) first; pairs that hold one are refused in training"
+            f"{folder}: the tokenizer has {len(beyond)} tokens beyond the model's {vocab_size}, "
+            f"first {token!r} (id {first}); training rejects pairs that contain one"
         )
     in_config = _config(folder).get("chat_template")
     if in_config and (folder / "chat_template.jinja").is_file() and in_config != tokenizer.chat_template:
-        notes.append(f"{folder}: the chat template is chat_template.jinja; tokenizer_config.json has another, not used")
+        notes.append(f"{folder}: using chat_template.jinja; tokenizer_config.json has a different chat template")
     return notes
 
 
 def tokenizer_problems(folders: list[Path], hf: Path, texts: list[str]) -> list[str] | None:
-    """What the checkpoint's own tokenizer does otherwise than that of the Hugging Face folder.
+    """Differences between the checkpoint's own tokenizer and that of the Hugging Face folder.
 
     Args:
-        folders: where the checkpoint's own may be, best first.
+        folders: candidates for the checkpoint's own tokenizer, best first.
         hf: Hugging Face folder.
-        texts: what to compare on.
+        texts: texts to compare on.
 
     Returns:
-        One line a difference; None when the checkpoint's own is not there.
+        One line per difference; None if the checkpoint's own tokenizer is missing.
     """
     for folder in folders:
         if has_tokenizer(folder):
@@ -91,17 +91,17 @@ def tokenizer_problems(folders: list[Path], hf: Path, texts: list[str]) -> list[
 
 
 def compare_tokenizers(hf: Path, other: Path, texts: list[str]) -> list[str]:
-    """Where the tokenizer in another folder does not do what the one in `hf` does: ids, special tokens, template."""
+    """Differences of the tokenizer in another folder from the one in `hf`: ids, special tokens, chat template."""
     ours, theirs = load_tokenizer(hf), load_tokenizer(other)
     problems = []
     for text in texts:
         if ours(text)["input_ids"] != theirs(text)["input_ids"]:
-            problems.append(f"tokens of {text[:40]!r} differ")
+            problems.append(f"different tokens for {text[:40]!r}")
             break
     a, b = ours.get_vocab(), theirs.get_vocab()
     if a != b:
         apart = sorted(token for token in a.keys() | b.keys() if a.get(token) != b.get(token))
-        problems.append(f"{len(apart)} tokens have other ids, {apart[0]!r} for one")
+        problems.append(f"{len(apart)} tokens have different ids, e.g. {apart[0]!r}")
     for name in ("bos_token", "eos_token"):
         if getattr(ours, name) != getattr(theirs, name):
             problems.append(f"{name} is {getattr(theirs, name)!r} instead of {getattr(ours, name)!r}")
@@ -111,7 +111,7 @@ def compare_tokenizers(hf: Path, other: Path, texts: list[str]) -> list[str]:
 
 
 def _template_difference(ours: Any, theirs: Any) -> str:
-    """Shown with a conversation of two turns."""
+    """Show the difference on a conversation of two turns."""
     if not (isinstance(ours.chat_template, str) and isinstance(theirs.chat_template, str)):
         return "" if None not in (ours.chat_template, theirs.chat_template) else ": one side has none"
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -120,7 +120,7 @@ def _template_difference(ours: Any, theirs: Any) -> str:
     except Exception as error:  # whatever a template raises
         return f" (rendering fails: {error})"
     if shown[0] == shown[1]:
-        return ", though a plain conversation of two turns comes out alike"
+        return ", but a plain conversation of two turns renders the same"
     start = next(i for i in range(len(max(shown, key=len))) if shown[0][i : i + 1] != shown[1][i : i + 1])
     around = [repr(text[max(0, start - 10) : start + 30]) for text in shown]
     return f": {around[1]} instead of {around[0]}"

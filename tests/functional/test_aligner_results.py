@@ -72,7 +72,7 @@ def test_verify_sees_what_was_trained(folder: Path) -> None:
     said = json.loads((folder / "verified.json").read_text())["lora against its base"]
     assert "is not the model of" in said
     for names in ("gate_proj.weight, mlp.up_proj.weight", "o_proj.weight", "down_proj.weight"):
-        assert f"{names} in every layer: other numbers (another model, or trained since)" in said
+        assert f"{names} in every layer: different numbers (another model, or trained since)" in said
     for kind in ("embedding", "norm before attention", "norm before MLP", "final norm", "head"):
         assert f"  {kind}: equal" in said
 

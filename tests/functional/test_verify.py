@@ -26,7 +26,7 @@ MISTAKES: dict[str, tuple[list[str], set[str]]] = {
     "rotary base": (
         [
             "settings: rotary_base: 20000.0 instead of 10000.0",
-            "running: wrong rotary base: NeMo turns with 20000, Hugging Face with 10000",
+            "running: wrong rotary base: NeMo uses 20000, Hugging Face 10000",
             "weights: all equal",
         ],
         {"attention"},
@@ -53,16 +53,19 @@ MISTAKES: dict[str, tuple[list[str], set[str]]] = {
     "keys and values of a layer": (["v_proj.weight in layer 1 of 3: keys and values are swapped"], {"attention"}),
     "interleaved halves": (["in every layer: rotary halves interleaved (q and k permuted)"], {"attention"}),
     "dropped head": (["weights: lm_head.weight: missing in the checkpoint", "the head was dropped"], {"head"}),
-    "untied head": (["weights: lm_head.weight: of its own in the checkpoint", "the head was untied"], {"head"}),
-    "rounding": (["in every layer: rounded to bfloat16 in the checkpoint, and not in the other"], set(KINDS)),
+    "untied head": (
+        ["weights: lm_head.weight: separate from the embedding in the checkpoint", "the head was untied"],
+        {"head"},
+    ),
+    "rounding": (["in every layer: rounded to bfloat16 in the checkpoint only"], set(KINDS)),
     "template": (
         [": the chat template differs: '<user>Hi</s>\\n<assistant>Hello</s>\\n' instead of '<user>Hi<|im_end|>"],
         set(),
     ),
     "end of a turn": ([": eos_token is '<|endoftext|>' instead of '<|im_end|>'", "weights: all equal"], set()),
-    "one token": (["2 tokens have other ids"], set()),
+    "one token": (["2 tokens have different ids"], set()),
     # a config that is right and is not followed
-    "base of the running model": (["running: wrong rotary base: NeMo turns with 5000, Hugging Face with 10000"], set()),
+    "base of the running model": (["running: wrong rotary base: NeMo uses 5000, Hugging Face 10000"], set()),
 }
 IN_BFLOAT16 = ("gate and up", "rotary base")
 

@@ -96,7 +96,7 @@ def test_the_files_are_those_that_transformers_takes(model, present, factors, re
         assert torch.equal(loaded[name], wanted[name] * factor)
     if unread:
         assert found.note is not None
-        assert f"{model}: weights are read from {found.index.name if found.index else read[0]}, as" in found.note
+        assert f"{model}: reading weights from {found.index.name if found.index else read[0]}, like" in found.note
         assert all(name in found.note for name in unread[:3])
         assert found.note.endswith(" and 1 more") == (len(unread) > 3)
     else:
@@ -108,7 +108,7 @@ def test_an_index_that_nobody_updated_does_not_count(model):
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     assert [path.name for path in find_weights(model).read] == ["model.safetensors"]
     (model / "model.safetensors").rename(model / "other.safetensors")
-    with pytest.raises(UserError, match=r"gone\.safetensors: no such file, though model\.safetensors\.index\.json"):
+    with pytest.raises(UserError, match=r"gone\.safetensors: no such file, but model\.safetensors\.index\.json"):
         find_weights(model)
 
 
@@ -136,15 +136,15 @@ def test_links_to_nowhere(model):
     weights = model / "model.safetensors"
     weights.unlink()
     weights.symlink_to(model / "blob")
-    with pytest.raises(UserError, match=r"found: model\.safetensors \(a link to a file that is not there\)"):
+    with pytest.raises(UserError, match=r"found: model\.safetensors \(a broken symbolic link\)"):
         find_weights(model)
     (model / "pytorch_model.bin").touch()
-    assert find_weights(model).unread == ["model.safetensors (a link to a file that is not there)"]
+    assert find_weights(model).unread == ["model.safetensors (a broken symbolic link)"]
 
 
 def test_adapters_beside_weights_are_refused(model):
     (model / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
-    with pytest.raises(UserError, match=r"adapter_config\.json is in it, so that transformers loads the model"):
+    with pytest.raises(UserError, match=r"contains adapter_config\.json, so transformers would load the model"):
         load_causal_lm(model)
 
 
@@ -201,7 +201,7 @@ def test_a_template_in_a_file_of_its_own_comes_first(tmp_path):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"tokenizer_class": "MistralCommonBackend"}, "MistralCommonBackend.*; transformers 5 wrote it: take the"),
+        ({"tokenizer_class": "MistralCommonBackend"}, "MistralCommonBackend.*; transformers 5 wrote it: use the"),
         ({"tokenizer_class": "LlamaTokenizer", "backend": "sentencepiece"}, "'sentencepiece' needs transformers 5"),
         ({"tokenizer_class": "NoSuchTokenizer"}, "NoSuchTokenizer does not exist or is not currently imported.*[)]$"),
         ({"tokenizer_class": "TokenizersBackend", "extra_special_tokens": "<|user|>"}, "str"),
@@ -209,7 +209,7 @@ def test_a_template_in_a_file_of_its_own_comes_first(tmp_path):
 )
 def test_what_cannot_be_read_is_refused_with_the_reason(tmp_path, config, said):
     folder = save_tokenizer(tmp_path / "odd", **config)
-    with pytest.raises(UserError, match=f"odd: no Hugging Face tokenizer can be loaded from it .*{said}"):
+    with pytest.raises(UserError, match=f"odd: transformers .* cannot load a Hugging Face tokenizer from it .*{said}"):
         load_tokenizer(folder)
 
 
@@ -245,5 +245,5 @@ def test_rotary_settings_that_transformers_4_cannot_follow(model):
     config = json.loads((model / "config.json").read_text())
     config["rope_parameters"] = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
     (model / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"rope_parameters of config\.json differ by layer, which needs transformers 5"):
+    with pytest.raises(UserError, match=r"config\.json has per-layer rope_parameters, which need transformers 5"):
         load_causal_lm(model)

@@ -119,7 +119,7 @@ def test_what_exists_is_refused_unless_told(tmp_path):
         refuse_existing(tmp_path / free, overwrite=False)
     for taken in (tmp_path / "file", tmp_path):
         refuse_existing(taken, overwrite=True)
-        with pytest.raises(ValueError, match=r"exists already: choose another place, or pass --overwrite"):
+        with pytest.raises(ValueError, match=r"exists already: choose another path, or pass --overwrite"):
             refuse_existing(taken, overwrite=False)
 
 

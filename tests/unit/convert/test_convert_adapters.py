@@ -249,7 +249,7 @@ def test_settings_that_cannot_be_exported(run: Path, tmp_path: Path, changes: di
 
 def test_without_settings_nobody_knows_the_scale(hf: Path, run: Path, base: Path, tmp_path: Path) -> None:
     alone = shutil.copytree(run / "checkpoints" / "step_000004", tmp_path / "a" / "b" / "alone")
-    with pytest.raises(ValueError, match=r"peft\.lora_tuning, which says how its adapters are scaled"):
+    with pytest.raises(ValueError, match=r"peft\.lora_tuning, which sets the scale of the adapters"):
         export_hf(alone, tmp_path / "out", tokenizer=hf, base_nemo=base)
 
 
@@ -261,7 +261,7 @@ def test_adapters_that_do_not_fit(hf: Path, base: Path, tmp_path: Path) -> None:
             ({name: torch.zeros(LAYERS, RANK, 32)}, r"linear_qkv\.weight has shape \(40, 24\), but .* for \(40, 32\)"),
             ({name: torch.zeros(LAYERS, 3, 24)}, r"adapters of different ranks \[2, 3\]"),
             ({name: None}, r"linear_in\.weight is missing or damaged"),
-            ({name.replace("lora_kqv", "lora_unfused_kqv"): torch.zeros(3, 2, 24)}, "adapters of this kind"),
+            ({name.replace("lora_kqv", "lora_unfused_kqv"): torch.zeros(3, 2, 24)}, "only plain LoRA adapters"),
         )
     ):
         tensors = {key: value for key, value in {**wrong, **change}.items() if value is not None}
@@ -336,5 +336,5 @@ def test_rank_files_that_are_missing_or_damaged(run: Path, base: Path, tmp_path:
     with pytest.raises(ValueError, match=r"of layer 0: files of ranks \[1\] are missing"):
         export_hf(unpacked, tmp_path / "out", base_nemo=base)
     torch.save({"model.embedding.word_embeddings.weight": torch.ones(2)}, unpacked / "mp_rank_00/model_weights.ckpt")
-    with pytest.raises(ValueError, match=r"model\.embedding\.word_embeddings\.weight is no adapter of a layer"):
+    with pytest.raises(ValueError, match=r"model\.embedding\.word_embeddings\.weight is not an adapter of a layer"):
         export_hf(unpacked, tmp_path / "out", base_nemo=base)

@@ -99,7 +99,7 @@ def test_files_that_megatron_looks_for(written: Path) -> None:
 def test_a_block_of_another_size_or_type_is_refused(tmp_path: Path) -> None:
     for wrong in (torch.zeros(8, dtype=torch.bfloat16), torch.zeros(7)):
         chunk = Chunk((0,), (7,), lambda wrong=wrong: wrong)
-        with pytest.raises(ValueError, match=r"model\.vector: .* was announced"):
+        with pytest.raises(ValueError, match=r"model\.vector: read .*, but planned for"):
             write_checkpoint(tmp_path / str(wrong.dtype), [StoredTensor("vector", (7,), torch.bfloat16, [chunk])], [])
 
 

@@ -94,7 +94,7 @@ def test_mistakes_are_seen_through_rounding(hf: Path, wrong: Path, tmp_path: Pat
     rewrite(wrong, swapped(read_all(hf), *SWAPS["gate and up are swapped"], range(LAYERS)))
     found = named(hf, wrong, tmp_path, dtype="bfloat16")
     assert "mlp.gate_proj.weight, mlp.up_proj.weight in every layer: gate and up are swapped" in found
-    assert "mlp.down_proj.weight in every layer: rounded to bfloat16 in the checkpoint, and not in the other" in found
+    assert "mlp.down_proj.weight in every layer: rounded to bfloat16 in the checkpoint only" in found
 
 
 def plain(parts: list[Tensor], facts: Any) -> Tensor:
@@ -161,21 +161,21 @@ def test_other_numbers(hf: Path, wrong: Path, tmp_path: Path) -> None:
     tensor = read_all(hf)[name]
     rewrite(wrong, {name: tensor + 0.01})
     assert named(hf, wrong, tmp_path) == [
-        "mlp.down_proj.weight in layer 0 of 3: other numbers (another model, or trained since)"
+        "mlp.down_proj.weight in layer 0 of 3: different numbers (another model, or trained since)"
     ]
     rewrite(wrong, {name: tensor * (1 + 2e-7)})
-    assert "by less than 1e-5 of the largest: rounding of float32" in named(hf, wrong, tmp_path)[0]
+    assert "by less than 1e-5 of the largest value: float32 rounding" in named(hf, wrong, tmp_path)[0]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_rounding(hf: Path, tmp_path: Path, dtype: str) -> None:
     found = named(hf, hf, tmp_path, dtype=dtype)
     assert len(found) == 10  # rows of the mapping table; norms and biases, too
-    assert all(f"rounded to {dtype} in the checkpoint, and not in the other" in line for line in found)
+    assert all(f"rounded to {dtype} in the checkpoint only" in line for line in found)
     half = shutil.copytree(hf, tmp_path / "half")
     rewrite(half, {name: tensor.to(getattr(torch, dtype)) for name, tensor in read_all(hf).items()})
     assert all(f"rounded to {dtype} in the Hugging Face side" in line for line in named(half, hf, tmp_path))
-    # the same numbers, kept in the wider type
+    # the same numbers, stored in the wider type
     rewrite(half, {name: tensor.to(getattr(torch, dtype)).float() for name, tensor in read_all(hf).items()})
     assert all(f"rounded to {dtype} in the checkpoint" in line for line in named(hf, half, tmp_path))
 
@@ -184,7 +184,7 @@ def test_a_dropped_head(hf: Path, wrong: Path, tmp_path: Path) -> None:
     rewrite(wrong, {"lm_head.weight": None})
     (wrong / "config.json").write_text(json.dumps(config_of("qwen2", tie_word_embeddings=True)))
     assert named(hf, wrong, tmp_path) == [
-        "lm_head.weight: missing in the checkpoint, which uses its embedding instead: the head was dropped"
+        "lm_head.weight: missing in the checkpoint, which uses the embedding instead: the head was dropped"
     ]
 
 
@@ -197,7 +197,7 @@ def test_an_untied_head(tmp_path: Path) -> None:
     assert named(tied, untied, tmp_path) == []
     rewrite(untied, {"lm_head.weight": embedding * 1.01})
     (found,) = named(tied, untied, tmp_path)
-    assert found.startswith("lm_head.weight: of its own in the checkpoint")
+    assert found.startswith("lm_head.weight: separate from the embedding in the checkpoint")
     assert "the head was untied" in found
 
 
@@ -216,13 +216,11 @@ def frequencies(base: float, size: int = 16) -> Tensor:
 def test_rotation() -> None:
     right = frequencies(10000.0)
     assert compare_rotation(right, right.clone()) == ""
-    assert compare_rotation(right, frequencies(500000.0)) == (
-        "wrong rotary base: NeMo turns with 500000, Hugging Face with 10000"
-    )
-    assert "NeMo turns 0.5 times as far" in compare_rotation(right, right / 2)
+    assert compare_rotation(right, frequencies(500000.0)) == ("wrong rotary base: NeMo uses 500000, Hugging Face 10000")
+    assert "NeMo rotates 0.5 times as far" in compare_rotation(right, right / 2)
     scaled = torch.where(torch.arange(8) > 4, right / 8, right)
     assert "rope_scaling" in compare_rotation(scaled, right)
-    assert "turn 8 of a head's dimensions instead of 16" in compare_rotation(right, right[:4])
+    assert "rotate 8 of a head's dimensions instead of 16" in compare_rotation(right, right[:4])
     # a head of 2 has one frequency, which says nothing of the base
     assert compare_rotation(frequencies(10.0, 2), frequencies(20.0, 2)) == ""
 

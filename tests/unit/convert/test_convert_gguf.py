@@ -137,13 +137,13 @@ def test_bad_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
         gguf_to_hf(tmp_path / "none.gguf", tmp_path / "hf")
     (tmp_path / "bad.gguf").write_bytes(b"nothing of the kind")
-    with pytest.raises(ValueError, match=r"bad\.gguf: damaged or no GGUF file"):
+    with pytest.raises(ValueError, match=r"bad\.gguf: damaged or not a GGUF file"):
         gguf_to_hf(tmp_path / "bad.gguf", tmp_path / "hf")
     write_gguf(tmp_path / "cut.gguf")
     content = (tmp_path / "cut.gguf").read_bytes()
     for length in (40, len(content) // 2, len(content) - 200):
         (tmp_path / "cut.gguf").write_bytes(content[:length])
-        with pytest.raises(ValueError, match=r"cut\.gguf: damaged or no GGUF file"):
+        with pytest.raises(ValueError, match=r"cut\.gguf: damaged or not a GGUF file"):
             gguf_to_hf(tmp_path / "cut.gguf", tmp_path / "hf")
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "mine").touch()

@@ -37,7 +37,7 @@ def test_one_file_comes_before_shards(hf: Path, tmp_path: Path, capsys: pytest.C
     write_index(hf, dict.fromkeys(tensors, "one.safetensors"))
     manifest = import_hf(hf, tmp_path / "base.nemo")
     assert (
-        f"{hf}: weights are read from model.safetensors, as transformers does, not from "
+        f"{hf}: reading weights from model.safetensors, like transformers, not from "
         "model.safetensors.index.json, one.safetensors\n"
     ) in capsys.readouterr().err
     assert set(manifest.inputs) == {str(hf / "config.json"), str(hf / "model.safetensors")}
@@ -50,7 +50,7 @@ def test_all_files_of_an_index_are_inputs(hf: Path, tmp_path: Path, capsys: pyte
     (hf / "model.safetensors").rename(hf / "one.safetensors")
     write_index(hf, dict.fromkeys(tensors, "one.safetensors"))
     manifest = import_hf(hf, tmp_path / "base.nemo")
-    assert "weights are read from" not in capsys.readouterr().err
+    assert "reading weights from" not in capsys.readouterr().err
     names = ("config.json", "model.safetensors.index.json", "one.safetensors")
     assert set(manifest.inputs) == {str(hf / name) for name in names}
 
@@ -100,12 +100,12 @@ def test_what_is_peculiar_of_a_tokenizer_is_said(hf: Path) -> None:
     assert check_tokenizer(hf, vocab_size=3) == []
     (beyond,) = check_tokenizer(hf, vocab_size=1)
     assert beyond == (
-        f"{hf}: tokens that the tokenizer has and the model, with 1, has not: 2, '<unk>' (id 1) first; pairs that hold "
-        "one are refused in training"
+        f"{hf}: the tokenizer has 2 tokens beyond the model's 1, first '<unk>' (id 1); "
+        "training rejects pairs that contain one"
     )
     change_tokenizer(hf, chat_template="another")
     (template,) = check_tokenizer(hf, vocab_size=3)
-    assert template == f"{hf}: the chat template is chat_template.jinja; tokenizer_config.json has another, not used"
+    assert template == f"{hf}: using chat_template.jinja; tokenizer_config.json has a different chat template"
     change_tokenizer(hf, chat_template=(hf / "chat_template.jinja").read_text())
     assert check_tokenizer(hf, vocab_size=3) == []
 

@@ -199,5 +199,5 @@ def test_other_files_that_look_like_weights_are_named(model_folder, tmp_path, ca
     folder = _copy(model_folder, tmp_path)
     (folder / "pytorch_model.bin").touch()
     load_generator(folder, dtype="auto", device="cpu")
-    said = "weights are read from model.safetensors, as transformers does, not from pytorch_model.bin\n"
+    said = "reading weights from model.safetensors, like transformers, not from pytorch_model.bin\n"
     assert said in capsys.readouterr().err

@@ -211,7 +211,7 @@ def test_templates_go_with_a_tokenizer(tmp_path):
             Prompting(**options)
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    with pytest.raises(ValueError, match="no Hugging Face tokenizer can be loaded"):
+    with pytest.raises(ValueError, match="cannot load a Hugging Face tokenizer"):
         Prompting(template="chat", tokenizer=tmp_path).open()
 
 

@@ -188,7 +188,7 @@ def test_tokenizers_that_make_no_prompt_are_refused(source, tmp_path):
     with pytest.raises(ValueError, match="no such tokenizer folder"):
         prepare_gsm8k(source, tmp_path / "out", template="chat", tokenizer=tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no Hugging Face tokenizer"):
+    with pytest.raises(ValueError, match="cannot load a Hugging Face tokenizer"):
         prepare_gsm8k(source, tmp_path / "out", template="chat", tokenizer=tmp_path / "empty")
     with pytest.raises(ValueError, match="no use for tokenizer"):
         prepare_gsm8k(source, tmp_path / "out", tokenizer=tmp_path / "no_system")

@@ -148,7 +148,7 @@ def test_what_cannot_be_shown(tmp_path):
         preview([str(tmp_path / "none.jsonl")], tokenizer=tmp_path, **options)
     with pytest.raises(ValueError, match="no such tokenizer folder"):
         preview([str(tmp_path / "pairs.jsonl")], tokenizer=tmp_path / "none", **options)
-    with pytest.raises(ValueError, match="no Hugging Face tokenizer"):
+    with pytest.raises(ValueError, match="cannot load a Hugging Face tokenizer"):
         preview([str(tmp_path / "pairs.jsonl")], tokenizer=tmp_path, **options)
     tokenizer = make_tokenizer(CHATML)
     tokenizer.eos_token = None

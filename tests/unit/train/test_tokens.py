@@ -51,7 +51,7 @@ def test_a_response_that_is_written_with_its_end_has_one(write, tmp_path, capsys
         for rejected in (False, True)
     ]
     assert texts == ["4<|im_end|>", "5 <|im_end|> 5\n<|im_end|>", f"4\n{eos}", f"5{eos}"]
-    told = "train: 2 responses go on behind their end, with white space or a second end: cut there"
+    told = "train: 2 responses have more behind their end, white space or a second end: cut there"
     assert capsys.readouterr().err.count(told) == (end != "<|im_end|>")
     without = tokenize([write(*rows)], tmp_path / "without", chatml, append_eos=False)
     assert chatml.decode(without.sequence(0, rejected=False)).endswith(f"4{end}")
@@ -113,7 +113,7 @@ FAULTS = {
     "field 'prompt' must be a string": pair(prompt=3),
     "empty field 'chosen_response'": pair(chosen="  "),
     "empty field 'prompt'": pair(prompt=""),
-    "holds half a surrogate pair": pair(prompt="Two\ud800?\n"),
+    "contains half a surrogate pair": pair(prompt="Two\ud800?\n"),
     "chosen_response and rejected_response are equal": pair(rejected="2 + 2 = 4"),
     "merge with the first of the response": pair(prompt="the ans", chosen="wer is 4", rejected="wer is 5"),
     "field 'chosen_reward' must be a number": pair(chosen_reward="high"),
