@@ -12,6 +12,8 @@
 #   MINORDPO_REQUEUE         scontrol (default), exit = end with MINORDPO_REQUEUE_EXIT (85), no = end and stay ended
 set -euo pipefail
 
+# What lies in a run folder goes by the names of nemo_minordpo/file_names.py.
+
 # shellcheck source=launchers/python.sh
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 
@@ -72,7 +74,7 @@ wait_for() {
     wait "$pid" || code=$?
     if [ -n "$received" ] && [ "$received" != "$passed" ]; then
       passed=$received
-      say "SIG$received: the ranks are told to save and stop"
+      say "SIG$received: the ranks are asked to save and stop"
       scancel --signal="$received" "$SLURM_JOB_ID" 2> /dev/null || true
     elif ! kill -0 "$pid" 2> /dev/null; then
       return "$code"
@@ -251,7 +253,7 @@ wait_for_disk() {
   done
 }
 
-# `minordpo train` until it is complete: go on after crashes, requeue before the time limit and on preemption. Sets the
+# `minordpo train` until it is complete: resume after crashes, requeue before the time limit and on preemption. Sets the
 # caller's `run`, its folder.
 train() {
   local ranks code

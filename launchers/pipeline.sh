@@ -1,5 +1,5 @@
 #!/bin/bash
-# Submits the whole road as a chain of jobs, each when the one before it has succeeded, and prints it:
+# Submits the whole pipeline as a chain of jobs, each when the one before it has succeeded, and prints it:
 #   launchers/pipeline.sh HF QUESTIONS RUN KEY=VALUE ...
 # HF: Hugging Face folder of the base model, imported into RUN.nemo; QUESTIONS: jsonl for the evaluation; RUN: the run
 # folder, with RUN/hf and RUN/evaluation at the end. KEY=VALUE are `minordpo train`'s, the pairs among them.
@@ -29,12 +29,16 @@ submit() {
   echo "$job"
 }
 
+# the names of files in a run folder are those of nemo_minordpo/file_names.py
 before=
 if [ ! -e "$run.nemo" ]; then
-  before=$(submit import "" ${cpu_only[@]+"${cpu_only[@]}"} "$launchers/import_hf.sub" "$hf" "$run.nemo")
+  before=$(submit import "" --job-name=import-hf ${cpu_only[@]+"${cpu_only[@]}"} \
+    "$launchers/command.sub" import-hf "$hf" "$run.nemo")
 fi
 before=$(submit reference "$before" "$launchers/reference.sub" "${settings[@]}")
 before=$(submit train "$before" --nodes="${MINORDPO_NODES:-2}" "$launchers/minordpo.sub" "${settings[@]}")
-before=$(submit export "$before" ${cpu_only[@]+"${cpu_only[@]}"} "$launchers/export_hf.sub" "$run" "$run/hf")
-before=$(submit evaluate "$before" "$launchers/evaluate.sub" "$run/hf" "$questions" "$run/evaluation")
+before=$(submit export "$before" --job-name=export-hf ${cpu_only[@]+"${cpu_only[@]}"} \
+  "$launchers/command.sub" export-hf "$run" "$run/hf")
+before=$(submit evaluate "$before" --job-name=evaluate \
+  "$launchers/command.sub" evaluate "$run/hf" "$questions" "$run/evaluation")
 echo "last job: $before; squeue shows the chain, minordpo status $run the training"

@@ -36,11 +36,11 @@ array=$(sbatch --parsable --dependency=afterok:"$reference" --kill-on-invalid-de
 before=$array with_base=()
 if [ -n "${MINORDPO_QUESTIONS:-}" ] && [ -n "${MINORDPO_BASE_MODEL:-}" ]; then
   mapfile -t options < <(xargs -rn 1 printf '%s\n' <<< "${MINORDPO_EVALUATE_ARGS:-}")
-  base=$(sbatch --parsable "$launchers/evaluate.sub" "$MINORDPO_BASE_MODEL" "$MINORDPO_QUESTIONS" \
-    "$MINORDPO_BASE_SCORE" ${options[@]+"${options[@]}"})
+  base=$(sbatch --parsable --job-name=evaluate "$launchers/command.sub" evaluate "$MINORDPO_BASE_MODEL" \
+    "$MINORDPO_QUESTIONS" "$MINORDPO_BASE_SCORE" ${options[@]+"${options[@]}"})
   before=$array:$base
   with_base=(--base "$MINORDPO_BASE_SCORE")
 fi
-report=$(sbatch --parsable --dependency=afterany:"$before" ${cpu_only[@]+"${cpu_only[@]}"} "$launchers/report.sub" \
-  "${folders[@]}" ${with_base[@]+"${with_base[@]}"} --output "$output" --overwrite)
+report=$(sbatch --parsable --job-name=report --dependency=afterany:"$before" ${cpu_only[@]+"${cpu_only[@]}"} \
+  "$launchers/command.sub" report "${folders[@]}" ${with_base[@]+"${with_base[@]}"} --output "$output" --overwrite)
 echo "reference $reference${base:+, base model $base} -> ${#lines[@]} runs $array, $limit at a time -> report $report in $output"

@@ -69,7 +69,7 @@ def test_a_sweep_is_checked_and_reports_on_its_folders(submit, tmp_path):
     code, said, jobs = with_seeds("model.seed")
     assert code == 0, said
     report = jobs[-1]
-    assert report[report.index(str(LAUNCHERS / "report.sub")) + 1 :][:3] == folders
+    assert report[report.index(str(LAUNCHERS / "command.sub")) + 1 :][:4] == ["report", *folders]
 
 
 def test_without_such_a_python_the_job_checks(submit, monkeypatch):
