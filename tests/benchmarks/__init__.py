@@ -22,7 +22,7 @@ _PAIR_KEYS = ("prompt", "chosen_response", "rejected_response")
 
 @dataclass(frozen=True)
 class Settings:
-    """What a worker is told."""
+    """The settings of a worker."""
 
     hf: str  # folder of the model
     nemo: str  # .nemo of the same weights

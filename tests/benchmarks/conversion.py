@@ -103,7 +103,7 @@ def in_process(stage: Callable[..., object], *paths: Path) -> Cost:
 
 
 def measure(stage: Callable[..., object], *paths: Path) -> Cost:
-    """The peak of resident memory is the kernel's own record; what is the process's own is looked at every 5 ms."""
+    """The peak of resident memory is the kernel's own record; its own share is sampled every 5 ms."""
     before, own = _status(), [0]
     done = threading.Event()
 

@@ -4,7 +4,7 @@
 
 394,000 rows of about 3.1 kB in three parquet files, as the data set has; MetaMathQA as one JSON array. The questions
 are generated, 26 rewrites of each; four solved ones stand before the one that is asked. Memory is the sum of what all
-processes of the command hold (PSS), looked at five times a second.
+processes of the command hold (PSS), sampled five times a second.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def generate(work: Path, rows: int) -> None:
-    """The two data sets; files of the same number of rows are kept."""
+    """The two data sets; files with the same number of rows are used again."""
     done = work / f"{rows}.done"
     if done.exists():
         return
@@ -98,8 +98,8 @@ def _rows(count: int) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
             final = steps[2].removeprefix("#### ")
         opening = _OPENINGS[rewrite % len(_OPENINGS)]
         query = f"{problem.question} Please count with {rewrite + 2} in mind." if rewrite else problem.question
-        told = [f"{line} {remark}" for line, remark in zip(lines, _REMARKS * 2, strict=False)]
-        response = "\n".join([f"{opening} (Way {rewrite}.)", *told, f"#### {final}", f"The answer is: {final}"])
+        answered = [f"{line} {remark}" for line, remark in zip(lines, _REMARKS * 2, strict=False)]
+        response = "\n".join([f"{opening} (Way {rewrite}.)", *answered, f"#### {final}", f"The answer is: {final}"])
         solved.append(f"Question: {query}\nAnswer: {response}")
         del solved[:-50]
         shots = draw.sample(solved, min(SHOTS, len(solved)))

@@ -20,7 +20,6 @@ from nemo_minordpo.core.flops import ModelSize, StepWork
 from nemo_minordpo.core.memory import GIB, Layout, Numerics, fullest_rank
 from nemo_minordpo.core.pair_packing import row_multiple
 from nemo_minordpo.core.step_time import (
-    Device,
     HeadKernels,
     Run,
     Software,
@@ -32,46 +31,21 @@ from nemo_minordpo.core.step_time import (
 )
 from nemo_minordpo.train.data.dataset import PairBatches
 from nemo_minordpo.train.data.tokens import TokenArrays
+from tests.benchmarks.assumed import (
+    DEVICES,
+    FUSED,
+    FUSIONS,
+    H100,
+    HEADS,
+    LLAMA_8B,
+    LLAMA_70B,
+    PEAK,
+    QWEN_1_5B,
+    SINGLE,
+    in_fp8,
+)
+from tests.benchmarks.published import PUBLISHED
 from tests.benchmarks.tables import fill_pages
-
-PEAK = 989.4e12  # of both GPUs in bfloat16: what model FLOP utilisation is measured against
-_SUSTAINED = 0.8  # of the best shape's speed: chosen to agree with PUBLISHED
-H100 = Device(
-    bf16_peak=PEAK, fp8_peak=2 * PEAK, memory=3.35e12, nvlink=450e9, network=50e9,
-    bf16_efficiency=_SUSTAINED * 0.803, fp8_efficiency=_SUSTAINED * 0.709, memory_efficiency=0.92,
-    nvlink_efficiency=0.81, network_efficiency=0.9, latency=20e-6,
-)  # fmt: skip
-H200 = replace(H100, memory=4.8e12, fp8_efficiency=_SUSTAINED * 0.734)
-DEVICES = {"H100": H100, "H200": H200}
-
-# Passes over float32 logits: 7 forward and 7.5 backward, as it was; one each, as it is (core/logits.py); none, but
-# slower products and fewer of them.
-HEADS = {
-    "single operations": HeadKernels(products=4, efficiency=None, bytes_of_logit=58, bytes_of_weight=16),
-    "one pass per block": HeadKernels(products=4, efficiency=None, bytes_of_logit=10, bytes_of_weight=16),
-    "cut cross-entropy": HeadKernels(products=1 + 95 / 43, efficiency=0.55, bytes_of_logit=0, bytes_of_weight=16),
-    "cut cross-entropy, unfiltered": HeadKernels(
-        products=1 + 324 / 42, efficiency=0.55, bytes_of_logit=0, bytes_of_weight=16
-    ),
-}
-SINGLE = Software(
-    fp8=False, fused_accumulation=False, fused_rope=False, fused_swiglu=False, attention_forward=300e12,
-    attention_backward=220e12, head=HEADS["one pass per block"], exposed_tensor=1.0, exposed_data=1.0,
-    virtual_stages=1, linear_launch=60e-6, other_launches=56, launch=6e-6, row_launch=5e-3,
-)  # fmt: skip
-# What fusions=te turns on, one after another
-FUSIONS = {
-    "SwiGLU fused (`bias_activation_fusion`)": {"fused_swiglu": True, "other_launches": 50},
-    "rotary embedding fused (`apply_rope_fusion`)": {"fused_rope": True, "other_launches": 36},
-    "gradients added by the products (`gradient_accumulation_fusion`)": {
-        "fused_accumulation": True, "other_launches": 30,
-    },
-}  # fmt: skip
-FUSED = replace(SINGLE, **{key: value for change in FUSIONS.values() for key, value in change.items()})
-
-
-def in_fp8(software: Software) -> Software:
-    return replace(software, fp8=True, linear_launch=125e-6)
 
 
 @dataclass(frozen=True)
@@ -88,15 +62,6 @@ class Model:
     lengths: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
-def _size(layers: int, hidden: int, ffn: int, heads: int, groups: int, vocab: int) -> ModelSize:
-    return ModelSize(
-        num_layers=layers, hidden_size=hidden, ffn_hidden_size=ffn, num_heads=heads, num_query_groups=groups,
-        head_size=128, vocab_size=vocab, gated=True,
-    )  # fmt: skip
-
-
-QWEN_1_5B = _size(28, 1536, 8960, 12, 2, 151936)
-LLAMA_8B, LLAMA_70B = _size(32, 4096, 14336, 32, 8, 128256), _size(80, 8192, 28672, 64, 8, 128256)
 _SPEED_CHECK = ((60, 140), (25, 125), (25, 125))  # 100 tokens; responses of 150 that share half
 _METAMATH = ((80, 240), (10, 110), (40, 140))  # 400 places a pair, 60 % of them targets
 
@@ -194,73 +159,6 @@ def memory_gib(run: Run) -> float:
 def pairs_per_second(run: Run, step: StepSeconds) -> float:
     """Of a GPU."""
     return run.work.pairs / step.total / run.ranks
-
-
-@dataclass(frozen=True)
-class Published:
-    """A step of pre-training that was measured: sequences of `length` tokens, of which `split` GPUs share each."""
-
-    name: str
-    size: ModelSize
-    layout: tuple[int, int, int]  # tensor-, pipeline-, data-parallel, without what shares a sequence
-    sequences: int
-    length: int
-    split: int
-    virtual_stages: int
-    fp8: bool
-    seconds: float
-
-    def run(self) -> Run:
-        tensor, pipeline, data = self.layout
-        attended, tokens = self.sequences * self.length * (self.length + 1) // 2, self.sequences * self.length
-        work = StepWork(
-            pairs=0, unique_tokens=tokens, equivalent_tokens=tokens, attended=attended, targets=tokens, places=tokens
-        )
-        layout = Layout(
-            tensor_parallel=tensor, pipeline_parallel=pipeline, sequence_parallel=tensor > 1, recompute=False,
-            row_length=self.length // self.split, num_rows=self.sequences // data, num_targets=0,
-        )  # fmt: skip
-        return Run(
-            size=self.size, layout=layout, work=work, visited=attended, data_parallel=data * self.split, tied=False
-        )
-
-    def software(self) -> Software:
-        """With cuDNN's attention, whole logits in bfloat16, everything fused, communication hidden but for a part."""
-        software = replace(
-            FUSED, attention_forward=550e12, attention_backward=450e12, exposed_tensor=0.3, exposed_data=0.1,
-            head=HeadKernels(products=3, efficiency=None, bytes_of_logit=50, bytes_of_weight=0),
-            virtual_stages=self.virtual_stages,
-        )  # fmt: skip
-        return in_fp8(software) if self.fp8 else software
-
-    def comparison(self) -> dict[str, float]:
-        run = self.run()
-        step = step_seconds(run, H100, self.software())
-        return {
-            "seconds": self.seconds, "expected": step.total, "ratio": step.total / self.seconds,
-            "utilisation": utilisation(run, step, peak=PEAK),
-        }  # fmt: skip
-
-
-def _gpt(
-    name: str, layers: int, hidden: int, heads: int, layout: tuple[int, int, int], batch: int, tflops: float
-) -> Published:
-    """Of Megatron-LM, from TFLOP/s a GPU by its count, which has attention without causality."""
-    size = replace(_size(layers, hidden, 4 * hidden, heads, heads, 131072), head_size=hidden // heads, gated=False)
-    flops = 72 * batch * 4096 * layers * hidden**2 * (1 + 4096 / (6 * hidden) + 131072 / (12 * layers * hidden))
-    seconds = flops / (layout[0] * layout[1] * layout[2]) / (tflops * 1e12)
-    return Published(name, size, layout, batch, 4096, 1, 1, False, seconds)
-
-
-PUBLISHED = (
-    Published("Llama 3.1 8B, bf16, 8 GPUs [1]", LLAMA_8B, (1, 1, 4), 128, 8192, 2, 1, False, 12.27),
-    Published("Llama 3.1 8B, FP8, 8 GPUs [1]", LLAMA_8B, (1, 1, 4), 128, 8192, 2, 1, True, 9.33),
-    Published("Llama 3.1 70B, bf16, 64 GPUs [1]", LLAMA_70B, (4, 4, 2), 128, 8192, 2, 5, False, 14.66),
-    Published("Llama 3.1 70B, FP8, 64 GPUs [2]", LLAMA_70B, (4, 4, 2), 128, 8192, 2, 5, True, 10.46),
-    _gpt("GPT 1.7B, bf16, 48 GPUs [3]", 24, 2048, 16, (1, 1, 48), 192, 408.8),
-    _gpt("GPT 7.1B, bf16, 96 GPUs [3]", 30, 4096, 32, (2, 1, 48), 192, 465.9),
-    _gpt("GPT 70B, bf16, 768 GPUs [3]", 84, 8192, 64, (8, 2, 48), 384, 419.7),
-)
 
 
 _CAPACITIES = (1024, 2048, 3072, 4096, 8192, 16384, 24576)

@@ -28,7 +28,9 @@ from nemo_minordpo.core.step_time import (
     tensor_parallel,
     utilisation,
 )
-from tests.benchmarks.step_time import H100, PUBLISHED, visited_places
+from tests.benchmarks.assumed import H100
+from tests.benchmarks.published import PUBLISHED
+from tests.benchmarks.step_time import visited_places
 
 # W = 8 (2 * 8 + 2 * 4) + 3 * 8 * 16 = 576 weights of a layer; A = 8, G = 4
 SIZE = ModelSize(
