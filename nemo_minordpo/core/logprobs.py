@@ -1,4 +1,4 @@
-"""Log-probabilities of response tokens from hidden states: the logits of all tokens are never there at once.
+"""Log-probabilities of response tokens from hidden states, without ever holding the logits of all tokens.
 
 T = response tokens, H = hidden size, V = vocabulary, P = tensor-parallel size, R = responses.
 """
@@ -11,10 +11,10 @@ from torch.distributed import ProcessGroup, all_gather_into_tensor, get_rank, ge
 
 from nemo_minordpo.core.logits import statistics, surplus
 
-# Bytes of the logits that exist at a time. A CPU is fastest when they stay in its caches. On CUDA 512 MiB are 4,096
-# tiles of 128 x 256 logits, 31 waves of 132 multiprocessors, whatever the number of tokens. Half as many double the
-# passes over the gradient of the hidden states (3 to 6 ms of 116 at 16,384 tokens, H = 4,096, V = 151,936); few enough
-# for the L2 cache (32 MiB) save at most 3 ms of 14 at 4,096 tokens, H = 1,536, and need 960 launches in place of 65.
+# Bytes of logits that exist at a time. A CPU is fastest when they stay in its caches. On CUDA, 512 MiB are 4,096 tiles
+# of 128 x 256 logits, 31 waves over 132 multiprocessors, for any number of tokens. Half of that doubles the passes over
+# the gradient of the hidden states (3 to 6 ms of 116 at 16,384 tokens, H = 4,096, V = 151,936). Fitting the L2 cache
+# (32 MiB) saves at most 3 ms of 14 at 4,096 tokens, H = 1,536, but needs 960 launches instead of 65.
 LOGITS_BYTES_CPU, LOGITS_BYTES_CUDA = 8 << 20, 512 << 20
 
 
@@ -30,47 +30,46 @@ def vocab_parallel_log_probs(
     """Log-probability of each target under ``softmax(hidden W^T)`` when the rows of W are split over ``group``.
 
     Same as ``(hidden.float() @ whole_weight.float().T).log_softmax(-1).gather(-1, targets[:, None])[:, 0]``. The
-    vocabulary is walked through in blocks of B rows: ``logsumexp_v = logsumexp over blocks of logsumexp_block``.
-    Logits are float32 (float64 for float64 inputs), accumulated in float32 from the inputs' own dtype. The backward
-    pass computes each block again: ``d log p[t] / d logit[v] = (v == t) - p[v]``.
+    vocabulary is processed in blocks of B rows: ``logsumexp_v = logsumexp over blocks of logsumexp_block``. Logits are
+    float32 (float64 for float64 inputs), accumulated in float32 from the inputs' own dtype. The backward pass
+    recomputes each block: ``d log p[t] / d logit[v] = (v == t) - p[v]``.
 
     Args:
-        hidden: [T, H]. Its gradient is this rank's part: the caller sums over ``group``.
-        weight: [V / P, H], this rank's rows, in the order of ranks. Where Megatron keeps a ``main_grad`` that it adds
-            to in place (``grad_added_to_main_grad``), this function adds to it, too.
-        targets: [T], global token ids. An id >= V cannot be seen here without a device synchronisation and would
-            read as a log-probability of ``-logsumexp``: the dataset refuses it.
-        group: tensor-parallel group of size P; None = the vocabulary is whole.
-        vocab_size: tokens that exist, <= V; rows beyond them pad V to a round number and are no part of the softmax.
-            None = V.
-        block_size: B; None = as many rows as a few MiB of logits allow.
+        hidden: [T, H]. Its gradient is only this rank's part: the caller sums over ``group``.
+        weight: [V / P, H], this rank's rows, in rank order. If Megatron accumulates in place into ``main_grad``
+            (``grad_added_to_main_grad``), so does this function.
+        targets: [T], global token ids. An id >= V cannot be detected here without a device synchronisation, and would
+            give a log-probability of ``-logsumexp``: the dataset rejects such ids.
+        group: tensor-parallel group of size P; None = the vocabulary is not split.
+        vocab_size: number of real tokens, <= V; the remaining rows are padding and not part of the softmax. None = V.
+        block_size: B; None = as many rows as the limit on bytes of logits allows.
 
     Returns:
         [T], float32, nats, equal on every rank of ``group``.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not match.
 
-    Memory beyond the inputs and their gradients: two buffers of T x B forward and backward, whatever V is.
+    Memory beyond the inputs and their gradients: two T x B buffers, forward and backward, whatever V is.
     Communication: one all-gather of [2, T] forward, none backward.
     """
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or targets.shape != hidden.shape[:1]:
         shapes = [[*tensor.shape] for tensor in (hidden, weight, targets)]
-        raise ValueError(f"hidden [T, H], weight [V / P, H] and targets [T] expected, not {shapes}")
+        raise ValueError(f"expected hidden [T, H], weight [V / P, H] and targets [T], not {shapes}")
     start, num_rows = _own_rows(weight, group, vocab_size)
     block_size = block_size or _block_size(len(hidden), on_cuda=hidden.is_cuda)
     return _VocabParallelLogProbs.apply(hidden, weight, targets - start, group, num_rows, block_size)
 
 
 def sequence_log_probs(token_log_probs: Tensor, credits: Tensor) -> Tensor:
-    """Sum of the token log-probabilities of each response; a shared token counts in both of its pair.
+    """Sum of the token log-probabilities of each response; a shared token counts towards both responses of its pair.
 
-    Gathered into a padded matrix and then summed: index_add would sum in no fixed order on a GPU. In float64: a
-    log-ratio is a small difference of two such sums, and a float32 sum of -150 nats is rounded to 1.5e-5.
+    Gathered into a padded matrix and then summed, because index_add has no fixed summation order on a GPU. In float64,
+    because a log-ratio is a small difference of two such sums, and float32 rounds a sum of -150 nats to 1.5e-5.
 
     Args:
         token_log_probs: [T], nats.
-        credits: [R, C], indices into ``token_log_probs``; T = nothing.
+        credits: [R, C], indices into ``token_log_probs``, padded with T.
 
     Returns:
         [R], float64, nats; 0 for a response without tokens.
@@ -80,10 +79,10 @@ def sequence_log_probs(token_log_probs: Tensor, credits: Tensor) -> Tensor:
 
 
 def num_tokens(credits: Tensor, *, num_targets: int) -> Tensor:
-    """Tokens that :func:`sequence_log_probs` sums over, of each response: [R], int64.
+    """Number of tokens that :func:`sequence_log_probs` sums for each response: [R], int64.
 
     Args:
-        credits: [R, C], as there.
+        credits: [R, C], as in :func:`sequence_log_probs`.
         num_targets: T.
     """
     return (credits != num_targets).sum(dim=1)
@@ -93,10 +92,10 @@ def num_tokens(credits: Tensor, *, num_targets: int) -> Tensor:
 def vocab_parallel_argmax(
     hidden: Tensor, weight: Tensor, noise: Tensor | None, *, group: ProcessGroup | None, vocab_size: int | None = None
 ) -> Tensor:
-    """The token with the highest logit after each place, or a draw of one.
+    """The token with the highest logit after each place, or a sampled one.
 
-    ``argmax_v (hidden W^T)[v] + noise[v]``; with noise from the standard Gumbel distribution this is a sample of
-    ``softmax(hidden W^T)``, by the same numbers on every layout (Gumbel 1954; Maddison et al. 2014).
+    ``argmax_v (hidden W^T)[v] + noise[v]``. With noise from the standard Gumbel distribution this samples from
+    ``softmax(hidden W^T)``, using the same random numbers on every layout (Gumbel 1954; Maddison et al. 2014).
 
     Args:
         hidden: [T, H].
@@ -105,10 +104,10 @@ def vocab_parallel_argmax(
         group, vocab_size: as in :func:`vocab_parallel_log_probs`.
 
     Returns:
-        [T], token ids, equal on every rank of ``group``; of equal logits the lowest.
+        [T], token ids, equal on every rank of ``group``; ties go to the lowest id.
     """
     start, num_rows = _own_rows(weight, group, vocab_size)
-    # in float64: a token id must not be rounded on its way
+    # float64, so that the all-gather does not round token ids
     best = hidden.new_zeros(2, len(hidden), dtype=torch.float64)
     best[0] = -torch.inf
     if num_rows:
@@ -126,13 +125,13 @@ def vocab_parallel_argmax(
 
 
 def _own_rows(weight: Tensor, group: ProcessGroup | None, vocab_size: int | None) -> tuple[int, int]:
-    """(id of the first token of this rank's rows, how many of them are tokens)."""
+    """(first token id of this rank's rows, number of rows that are real tokens)."""
     start = 0 if group is None else get_rank(group) * len(weight)
     return start, len(weight) if vocab_size is None else min(max(vocab_size - start, 0), len(weight))
 
 
 class _VocabParallelLogProbs(torch.autograd.Function):
-    """Targets count from this rank's first row; those outside of [0, num_rows) lie on another rank."""
+    """Targets count from this rank's first row; those outside [0, num_rows) belong to another rank."""
 
     @staticmethod
     def forward(
@@ -150,9 +149,9 @@ class _VocabParallelLogProbs(torch.autograd.Function):
             logits = _product(hidden, weight[block].T)
             of_block, targets_of_block = statistics(logits, targets - block.start)
             target_logits += targets_of_block
-            # in float64: the rounding of many small steps would add up
+            # float64, because rounding errors of many blocks would add up
             log_normaliser = torch.logaddexp(log_normaliser, of_block)
-            del logits  # before the next ones are there
+            del logits  # free before the next block
         if group is not None:
             parts = hidden.new_empty(2 * get_world_size(group), len(hidden), dtype=torch.float64)
             all_gather_into_tensor(parts, torch.stack([log_normaliser, target_logits]), group=group)
@@ -165,8 +164,8 @@ class _VocabParallelLogProbs(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         hidden, weight, targets, log_normaliser = ctx.saved_tensors
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        # DPO's margin does not depend on tokens that both responses share: their gradients cancel to exactly 0. To
-        # leave them out costs a look at the numbers, for which a GPU would have to be waited for.
+        # DPO's margin does not depend on tokens that both responses share: their gradients cancel to exactly 0.
+        # Skipping them means reading the values, which would force a wait on a GPU.
         rows = None if grad.is_cuda else grad.nonzero()[:, 0]
         if rows is not None:
             hidden, targets, log_normaliser, grad = (x[rows] for x in (hidden, targets, log_normaliser, grad))
@@ -191,13 +190,13 @@ def _backward(
     num_rows: int,
     block_size: int,
 ) -> Tensor:
-    """The gradient of ``hidden``, [T, H]; ``grad`` is [T, 1]. That of the weight is added to ``weight_grad``."""
+    """The gradient of ``hidden``, [T, H]; ``grad`` is [T, 1]. The weight's gradient is added to ``weight_grad``."""
     log_normaliser = log_normaliser.to(grad.dtype)
     grad_hidden = torch.zeros_like(hidden, dtype=grad.dtype)
     scaled_hidden = (hidden * -grad).to(hidden.dtype).T
     if not hidden.is_cuda:
-        # [H, T] in memory: a CPU's library then copies none of the larger matrix in the products below. cuBLAS reads
-        # either, but has no fast kernel where T, the distance of two rows, is odd: 32 ms of a step of 395 on an H200
+        # [H, T] in memory, so that CPU libraries need not copy the larger matrix in the products below. cuBLAS reads
+        # either layout, but has no fast kernel if T, the row stride, is odd: 32 ms of a 395 ms step on an H200
         scaled_hidden = scaled_hidden.contiguous()
     for block in _blocks(num_rows, block_size):
         logits = _product(hidden, weight[block].T)
@@ -206,16 +205,16 @@ def _backward(
         _add_product(grad_hidden, of_logits, weight[block])
         if weight_grad is not None:
             weight_grad.add(block, scaled_hidden, of_logits)
-        del logits, of_logits  # before the next ones are there
+        del logits, of_logits  # free before the next block
     return (grad_hidden * -grad).to(hidden.dtype)
 
 
 class _WeightGradient:
-    """Where the gradient of the head's weight goes: to autograd, or into Megatron's main_grad.
+    """Accumulates the gradient of the head's weight, for autograd or in Megatron's main_grad.
 
-    As in Megatron-Core's linear layers: a weight whose main_grad was added to hands autograd a tensor without meaning,
-    so that the hooks of the gradient reduction run; one that another layer has a gradient for, too (an embedding
-    that is tied to the head), hands it zeros.
+    As in Megatron-Core's linear layers: after adding to main_grad, autograd gets a tensor with meaningless values, just
+    to trigger the hooks of the gradient reduction. It gets zeros if another layer also contributes a gradient (an
+    embedding tied to the head).
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -224,7 +223,7 @@ class _WeightGradient:
         self._sum = self._weight.main_grad if self._in_place else torch.zeros_like(weight)
 
     def add(self, block: slice, left: Tensor, right: Tensor) -> None:
-        """``(left @ right).T``, of [H, T] and [T, B]."""
+        """Add ``(left @ right).T``, of [H, T] and [T, B]."""
         _add_product(self._sum[block].T, left, right)
 
     def finish(self) -> Tensor:
@@ -236,7 +235,7 @@ class _WeightGradient:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """``left @ right`` with a float32 result: the products of bfloat16 numbers must not be rounded to bfloat16."""
+    """``left @ right`` with a float32 result: products of bfloat16 numbers must not be rounded to bfloat16."""
     dtype = _accumulation_dtype(left)
     if left.dtype == dtype:
         return left @ right
@@ -246,17 +245,17 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """``total += left @ right``, in one pass over a float32 total on CUDA."""
+    """``total += left @ right``, on CUDA in a single pass over a float32 total."""
     if left.is_cuda and _ADDS_TO_FLOAT and left.dtype != total.dtype == torch.float32:
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)  # pyright: ignore[reportCallIssue]
     else:
         total += _product(left, right)
 
 
-# torch 2.8 and later, on CUDA
+# from torch 2.8, on CUDA
 _HAS_OUT_DTYPE = "dtype" in torch.ops.aten.mm.overloads()
-# torch 2.8 to 2.10 ask for a sum in the dtype of the factors
-_ADDS_TO_FLOAT = torch.__version__ >= "2.11"  # compared as versions, not as texts
+# torch 2.8 to 2.10 require the sum to have the dtype of the factors
+_ADDS_TO_FLOAT = torch.__version__ >= "2.11"  # compares as a version, not as a string
 
 
 def _accumulation_dtype(tensor: Tensor) -> torch.dtype:
@@ -268,11 +267,11 @@ def _blocks(num_rows: int, block_size: int) -> list[slice]:
 
 
 def _block_size(num_tokens: int, *, on_cuda: bool) -> int:
-    """Rows of the vocabulary at a time, a multiple of 128."""
+    """Vocabulary rows per block, a multiple of 128."""
     rows = (LOGITS_BYTES_CUDA if on_cuda else LOGITS_BYTES_CPU) // (4 * max(num_tokens, 1))
     return max(rows // 128, 1) * 128
 
 
 def group_or_none(group: ProcessGroup) -> ProcessGroup | None:
-    """None for a group of one: the mathematics then needs no communication."""
+    """None for a group of one rank, which needs no communication."""
     return None if get_world_size(group) == 1 else group
