@@ -84,7 +84,8 @@ lint: $(VENV)/.installed  ## style, types and the layers between the modules
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 	$(VENV)/bin/lint-imports
 
-docs: $(VENV)/.installed  ## the pages of docs/ as a site in build/site, their tables filled from docs/results
+docs: $(VENV)/.installed  ## the pages of docs/ as a site in build/site, with settings and tables generated anew
+	$(VENV)/bin/python -m nemo_minordpo.config.page > docs/settings.md
 	$(VENV)/bin/python -m tests.benchmarks.tables
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 

@@ -8,6 +8,7 @@ import importlib.util
 import itertools
 import re
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -15,12 +16,12 @@ import pytest
 import typer
 
 from nemo_minordpo.__main__ import app
+from nemo_minordpo.commands.checks import check_command
 from nemo_minordpo.config import compose, load
 from nemo_minordpo.config.keys import SETTINGS
 from nemo_minordpo.sweep.config import load_experiment
 from tests.unit.docs.reading import PAGES, ROOT, blocks, commands, spans, words_of
 
-OVERRIDES = ("train", "reference", "plan")  # commands whose arguments are settings
 REQUIRED = {
     "pretrained_checkpoint.restore_from_path": "base.nemo",
     "model.data.data_prefix.train": "[pairs/train.jsonl]",
@@ -54,22 +55,31 @@ def check(words):
 
 
 def check_minordpo(words):
-    command, rest = typer.main.get_command(app), words
+    root = command = typer.main.get_command(app)
+    rest = words
     while hasattr(command, "commands") and rest:
         assert rest[0] in command.commands, f"no command {rest[0]}"
         command, rest = command.commands[rest[0]], rest[1:]
     if not rest and len(words) <= 2:
         return  # its name
+    if words[0] == "train":
+        words = ["train", *with_required(rest)]
+    check_command(root, words, model=None)
     context = command.make_context(command.name, list(rest))
-    if words[0] in OVERRIDES:
+    if words[0] in ("reference", "plan"):
         check_settings(context.args)
     if words[0] == "sweep":
         load_experiment(context.params["experiment"], context.params["overrides"] or [])
 
 
 def check_settings(overrides):
+    load(compose(with_required(overrides)))
+
+
+def with_required(overrides):
+    """With those that every run needs, where the text leaves them to the reader."""
     given = {text.split("=")[0].lstrip("+") for text in overrides}
-    load(compose([*(f"{key}={value}" for key, value in REQUIRED.items() if key not in given), *overrides]))
+    return [*(f"{key}={value}" for key, value in REQUIRED.items() if key not in given), *overrides]
 
 
 def check_make(words):
@@ -165,7 +175,12 @@ def inputs(tmp_path, monkeypatch):
         (here / file).parent.mkdir(parents=True, exist_ok=True)
         (here / file).touch()
     (here / "nemo_minordpo").symlink_to(ROOT / "nemo_minordpo")
+    (loss,) = [block for block in blocks(ROOT / "docs/extending.md", "python") if "def simpo" in block.text]
+    (here / "my_losses.py").write_text(loss.text)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.chdir(here)
+    yield
+    sys.modules.pop("my_losses", None)
 
 
 def faults_of(path):
