@@ -58,8 +58,8 @@ def benchmark_short(results: list[dict[str, Any]]) -> str:
                 " / ".join([*memory, "-"][: len(others) + 1]),
             )
         )
-    columns = "float32, two CPU cores | pairs/s: | faster than NeMo-Aligner 0.7.0: | than TRL 1.16.0: "
-    return table(f"{columns}| GiB, in this order:", rows)
+    columns = "float32, two CPU cores | pairs/s: | faster than NeMo-Aligner 0.7.0: | faster than TRL 1.16.0: "
+    return table(f"{columns}| GiB: this / NeMo-Aligner / TRL:", rows)
 
 
 def peak(rows: list[dict[str, Any]]) -> str:
