@@ -1,0 +1,53 @@
+"""From a report to a table of the pages."""
+
+from tests.benchmarks.sweep_results import tables_of
+from tests.benchmarks.tables.cpu import benchmark_short
+from tests.benchmarks.tables.markdown import table
+from tests.benchmarks.tables.sweeps import grid, scores
+
+REPORT = """# Report of `minordpo sweep small`
+
+dpo broke | at one setting.
+
+| model | strict, % (95 % interval) | degenerate, % | rewards/chosen | rewards/rejected | margin |
+|---|---:|---:|---:|---:|---:|
+| base | 75.4 (71.4-79.0) | 0.0 | - | - | - |
+| dpo, beta 0.02, lr 0.001, seed 1 | 0.8 (0.3-2.0) | 8.0 | -62.07 | -105.48 | +43.42 |
+| dpo, beta 0.02, lr 0.001, seed 2 | 1.8 (0.9-3.4) | 4.0 | -54.37 | -94.31 | +39.94 |
+| dpop, beta 0.02, lr 0.001 | 82.6 (79.0-85.7) | 0.0 | +0.30 | -8.75 | +9.04 |
+| minordpo, beta 0.02, lr 0.001 | 84.2 (80.7-87.1) | 4.9 | +0.38 | -7.03 | +7.42 |
+
+## Health
+
+| run | state |
+|---|---:|
+| dpo | complete |
+"""
+
+
+def test_tables_are_found_by_their_headings():
+    found = tables_of(REPORT)
+    assert list(found) == ["Report", "Health"]
+    assert found["Health"] == {"columns": ["run", "state"], "rows": [["dpo", "complete"]]}
+    assert found["Report"]["rows"][0][:2] == ["base", "75.4 (71.4-79.0)"]
+
+
+def test_seeds_of_a_setting_stand_in_one_cell():
+    last = grid({"tables": tables_of(REPORT)}).splitlines()[2:]
+    assert last == ["| 0.001 | 0.02 | 0.8, 1.8 (8, 4 % repeat themselves) | 82.6 | 84.2 |"]
+
+
+def test_scores_take_their_columns_by_name():
+    assert scores({"tables": tables_of(REPORT)}).splitlines()[2] == "| base | 75.4 (71.4-79.0) | 0.0 | - | - | - |"
+
+
+def test_columns_are_aligned_as_they_are_named():
+    assert table("a | b:", [(1, 2.5)]) == "| a | b |\n| --- | ---: |\n| 1 | 2.5 |\n"
+
+
+def test_a_trainer_that_was_not_measured_is_a_dash():
+    trainers = {"ours": {"pairs_per_s": 8.0, "rss_peak_gib": 1.6}, "nemo-aligner 0.7.0": {"rss_peak_gib": 2.9}}
+    case = {"model": "30M", "pairs": "zero-shot", "tensor_parallel": 2, "global_batch_size": 16}
+    result = {"case": case, "results": trainers, "speed_up": {"ours": 1.0, "nemo-aligner 0.7.0": 12.0}}
+    row = benchmark_short([result]).splitlines()[2]
+    assert row == "| 30M, zero-shot, TP=2, 16 pairs per step | 8.00 | 12.0x | - | 1.6 / 2.9 / - |"
