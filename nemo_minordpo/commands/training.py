@@ -41,7 +41,7 @@ def train(context: typer.Context) -> None:
         exp_manager.explicit_log_dir=runs/minordpo
 
     What is set most often:
-      model.dpo.preference_loss=NAME            dpo, dpop, minordpo, ipo, rpo_sq, rpo_bwd_kl, rpo_fwd_kl
+      model.dpo.preference_loss=NAME            minordpo, dpo, dpop, ..., or your own: package.module:function
       model.dpo.ref_policy_kl_penalty=BETA      > 0: the smaller, the further from the reference
       model.optim.lr=RATE
       model.global_batch_size=N                 pairs in a step

@@ -30,18 +30,16 @@ class DPOSection:
         50.0, "lambda, the weight of the penalty on chosen responses below the reference; Pal et al. 2024 take 50",
         minimum=0, losses=("dpop",),
     )  # fmt: skip
-    gt_reward_scale: float = setting(1.0, "factor of chosen_reward - rejected_reward", losses=_RPO)
+    gt_reward_scale: float = setting(1.0, "factor of `chosen_reward - rejected_reward`", losses=_RPO)
     preference_loss_weight: float = setting(1.0, "factor of the preference loss", minimum=0)
-    sft_loss_weight: float = setting(
-        0.0, "factor of -log pi(chosen), summed over the tokens of the response", minimum=0
-    )
+    sft_loss_weight: float = setting(0.0, "factor of `-log pi(chosen)`, summed over tokens", minimum=0)
     reference_log_probs: str = setting(
         "cached", "`cached`: evaluated once, before the first step; `live`: at every step, with a swap of weights",
         choices=("cached", "live"),
     )  # fmt: skip
     reference_cache: str | None = setting(
         None, "folder of cached log-probabilities of the reference, which all runs may share",
-        special={None: "reference_cache beside the run folder"}, resume=Resume.FREE,
+        special={None: "`reference_cache` beside the run folder"}, resume=Resume.FREE,
     )  # fmt: skip
 
 
@@ -49,8 +47,8 @@ class DPOSection:
 class DataPrefixSection:
     """`model.data.data_prefix`: jsonl files or glob patterns."""
 
-    train: list[str] = setting(MISSING, "training pairs", nonempty="jsonl file", resume=Resume.SAME_CONTENTS)
-    validation: list[str] = setting([], "validation pairs", resume=Resume.SAME_CONTENTS)
+    train: list[str] = setting(MISSING, "files of training pairs", nonempty="jsonl file", resume=Resume.SAME_CONTENTS)
+    validation: list[str] = setting([], "files of validation pairs", resume=Resume.SAME_CONTENTS)
 
 
 @dataclass
@@ -59,11 +57,11 @@ class DataSection:
 
     data_prefix: DataPrefixSection = field(default_factory=DataPrefixSection)
     seq_length: int = setting(
-        1024, "of prompt and response together; longer pairs are left out and counted",
+        1024, "longest prompt and response together; longer pairs are left out and counted",
         unit="tokens", minimum=2, reference=True, aliases=("max_length", "max_seq_length", "encoder_seq_length"),
     )  # fmt: skip
     packed_sequence_size: int = setting(
-        4096, "most of a row, in which many pairs lie; at least those of any one pair",
+        4096, "longest row, in which many pairs lie; any one pair must fit",
         unit="tokens", minimum=2, resume=Resume.FREE,
     )  # fmt: skip
     append_eos: bool = setting(
@@ -72,8 +70,8 @@ class DataSection:
     invalid_pairs: str = setting(
         "refuse", "pairs that cannot be used: `refuse` to start, or `drop` them", choices=("refuse", "drop")
     )
-    default_chosen_reward: float = setting(1.0, "of pairs that have no rewards of their own", losses=_RPO)
-    default_rejected_reward: float = setting(0.0, "of pairs that have no rewards of their own", losses=_RPO)
+    default_chosen_reward: float = setting(1.0, "chosen reward of pairs that have none of their own", losses=_RPO)
+    default_rejected_reward: float = setting(0.0, "rejected reward of pairs that have none of their own", losses=_RPO)
 
 
 @dataclass
@@ -86,7 +84,7 @@ class ScheduleSection:
     )  # fmt: skip
     warmup_ratio: float = setting(0.1, "share of the run's steps in which the rate rises", minimum=0, below=1)
     warmup_steps: int | None = setting(
-        None, "steps in which the rate rises", unit="steps", minimum=0, special={None: "by `warmup_ratio`"}
+        None, "steps in which the rate rises", unit="steps", minimum=0, special={None: "as `warmup_ratio` says"}
     )
     min_lr: float = setting(0.0, "the last learning rate; at most `model.optim.lr`", minimum=0)
 
@@ -104,10 +102,10 @@ class OptimSection:
     )
     weight_decay: float = setting(0.0, "share of a weight that a step at learning rate 1 takes away", minimum=0)
     betas: list[float] | None = setting(
-        [0.9, 0.999], "of Adam: how much of the past its two averages keep",
-        length=2, minimum=0, below=1, special={None: "the optimizer's own; needed with sgd"},
+        [0.9, 0.999], "Adam's decay rates: of the mean of gradients and of their squares",
+        length=2, minimum=0, below=1, special={None: "the optimizer's own, and required with sgd"},
     )  # fmt: skip
-    momentum: float | None = setting(None, "of sgd", special={None: "none"})
+    momentum: float | None = setting(None, "momentum of sgd", special={None: "none"})
     sched: ScheduleSection = field(default_factory=ScheduleSection)
 
 
@@ -120,14 +118,18 @@ class LoraSection:
         special={None: f"{_STARTING_ADAPTERS}: {', '.join(DEFAULT_TARGETS)}"},
     )  # fmt: skip
     adapter_dim: int | None = setting(
-        None, "rank", minimum=1, special={None: f"{_STARTING_ADAPTERS}: {DEFAULT_RANK}"}, aliases=("lora_r",)
+        None,
+        "rank of the adapters",
+        minimum=1,
+        special={None: f"{_STARTING_ADAPTERS}: {DEFAULT_RANK}"},
+        aliases=("lora_r",),
     )
     alpha: int | None = setting(
         None, "adapters are scaled by alpha / adapter_dim",
         minimum=1, special={None: f"{_STARTING_ADAPTERS}: adapter_dim"}, aliases=("lora_alpha",),
     )  # fmt: skip
     adapter_dropout: float | None = setting(
-        None, "of this run", minimum=0, below=1, special={None: f"{_STARTING_ADAPTERS}: 0"}
+        None, "dropout of the adapters, in this run", minimum=0, below=1, special={None: f"{_STARTING_ADAPTERS}: 0"}
     )
 
 
@@ -152,30 +154,43 @@ class ModelSection:
         why="a micro-batch is one row, in which many pairs are packed; model.data.packed_sequence_size says how many "
         "tokens it may hold",
     )  # fmt: skip
-    global_batch_size: int = setting(128, "of one optimizer step, over all ranks", unit="pairs", minimum=1)
+    global_batch_size: int = setting(128, "pairs per optimizer step, over all ranks", unit="pairs", minimum=1)
     tensor_model_parallel_size: int = setting(1, "ranks that share each layer", minimum=1, resume=Resume.FREE)
     pipeline_model_parallel_size: int = setting(1, "ranks that have some layers each", minimum=1, resume=Resume.FREE)
-    sequence_parallel: bool = setting(False, "split what tensor parallelism leaves whole, too", resume=Resume.FREE)
-    megatron_amp_O2: bool = setting(False, "float32 main weights beside those in low precision", reference=True)
-    transformer_engine: bool | None = setting(None, "its layers", special=_CHECKPOINTS, reference=True)
-    fp8: bool | None = setting(
-        None, "matrix products of Transformer Engine's layers in FP8", special=_CHECKPOINTS, reference=True
+    sequence_parallel: bool = setting(
+        False, "split over the tensor-parallel ranks what they all hold", resume=Resume.FREE
     )
-    fp8_hybrid: bool | None = setting(None, "E4M3 forward, E5M2 backward", special=_CHECKPOINTS, reference=True)
+    megatron_amp_O2: bool = setting(False, "float32 main weights beside those in low precision", reference=True)
+    transformer_engine: bool | None = setting(
+        None, "use Transformer Engine's layers", special=_CHECKPOINTS, reference=True
+    )
+    fp8: bool | None = setting(
+        None, "compute the matrix products of Transformer Engine's layers in FP8", special=_CHECKPOINTS, reference=True
+    )
+    fp8_hybrid: bool | None = setting(
+        None, "E4M3 in the forward pass, E5M2 in the backward pass", special=_CHECKPOINTS, reference=True
+    )
     fp8_margin: int | None = setting(
-        None, "powers of two below the largest value that FP8 holds", special=_CHECKPOINTS, reference=True
+        None,
+        "powers of two that scaled values stay below the largest that FP8 holds",
+        special=_CHECKPOINTS,
+        reference=True,
     )
     fp8_amax_history_len: int | None = setting(
-        None, "whose largest values decide a scale", unit="steps", special=_CHECKPOINTS, reference=True
+        None, "steps whose largest values decide a scale", unit="steps", special=_CHECKPOINTS, reference=True
     )
     fp8_amax_compute_algo: str | None = setting(
-        None, "of these, the largest or the last", special=_CHECKPOINTS, reference=True
+        None, "which of these values decides: `max` or `most_recent`", special=_CHECKPOINTS, reference=True
     )
     apply_rope_fusion: bool | None = setting(
-        None, "a kernel of `fusions=te`; on CPUs this project's own takes its place", special=_CHECKPOINTS
+        None, "fused rotary embeddings, of `fusions=te`; CPUs have a kernel of this project", special=_CHECKPOINTS
     )
-    bias_activation_fusion: bool | None = setting(None, "a kernel of `fusions=te`", special=_CHECKPOINTS)
-    gradient_accumulation_fusion: bool | None = setting(None, "a kernel of `fusions=te`", special=_CHECKPOINTS)
+    bias_activation_fusion: bool | None = setting(
+        None, "fused bias and activation, of `fusions=te`", special=_CHECKPOINTS
+    )
+    gradient_accumulation_fusion: bool | None = setting(
+        None, "matrix products add to float32 gradients, of `fusions=te`", special=_CHECKPOINTS
+    )
     activations_checkpoint_granularity: str | None = setting(
         None, "recompute activations in the backward pass, to save memory; `selective` or `full`",
         special=_CHECKPOINTS, resume=Resume.FREE,
@@ -187,7 +202,7 @@ class ModelSection:
         None, "layers that `full` recomputes together", special=_CHECKPOINTS, resume=Resume.FREE
     )
     seed: int = setting(
-        1234, "of the data order, and of dropout where the checkpoint has any",
+        1234, "seed of the data order, and of dropout where the checkpoint has any",
         minimum=1, why="NeMo refuses others", axis=True,
     )  # fmt: skip
     dpo: DPOSection = field(default_factory=DPOSection)

@@ -14,14 +14,14 @@ class WatchSection:
     """`trainer.dpo.watch`: what the model answers while it is trained."""
 
     interval: int = setting(
-        0, "between two samples of its answers; the first is before the first step",
+        0, "steps between two samples of the model's answers; the first is taken before the first step",
         unit="steps", minimum=0, special={0: "none"}, resume=Resume.FREE,
     )  # fmt: skip
     num_prompts: int = setting(
-        16, "the first ones of the validation pairs, or of the training pairs where there are none", minimum=1
+        16, "prompts: the first ones of the validation pairs, or of the training pairs where there are none", minimum=1
     )
     max_new_tokens: int = setting(
-        128, "of an answer", unit="tokens", minimum=24, why="shorter answers cannot be seen to repeat"
+        128, "longest answer", unit="tokens", minimum=24, why="shorter answers cannot be seen to repeat"
     )
 
 
@@ -31,17 +31,21 @@ class TrainerDPOSection:
 
     max_epochs: int = setting(1, "passes over the training pairs", minimum=1, aliases=("num_train_epochs",))
     max_steps: int = setting(
-        -1, "optimizer steps, where the epochs have more", unit="steps", minimum=1, special={-1: "no limit"}
+        -1,
+        "most optimizer steps; epochs that have more are cut short",
+        unit="steps",
+        minimum=1,
+        special={-1: "no limit"},
     )
     val_check_interval: int = setting(
-        0, "between two validations",
+        0, "steps between two validations",
         unit="steps", minimum=0, special={0: "once, at the end"}, resume=Resume.FREE, aliases=("eval_steps",),
     )  # fmt: skip
     limit_val_batches: int | None = setting(
-        None, "batches of a validation", minimum=1, special={None: "the whole set"}, resume=Resume.FREE
+        None, "batches per validation", minimum=1, special={None: "the whole set"}, resume=Resume.FREE
     )
     save_interval: int = setting(
-        0, "between two checkpoints",
+        0, "steps between two checkpoints",
         unit="steps", minimum=0, special={0: "once, at the end"}, resume=Resume.FREE, aliases=("save_steps",),
     )  # fmt: skip
     gradient_clip_val: float = setting(
@@ -73,14 +77,12 @@ class CheckpointSection:
     """`exp_manager.checkpoint_callback_params`: which checkpoints stay on the disk."""
 
     keep_last: int = setting(
-        2, "the newest ones; the last but one is there in case the last is damaged", minimum=1, resume=Resume.FREE
+        2, "newest checkpoints; the last but one is there in case the last is damaged", minimum=1, resume=Resume.FREE
     )
-    save_top_k: int = setting(0, "beside them, the best ones by `monitor`", minimum=0, resume=Resume.FREE)
-    monitor: str = setting(
-        "loss", "a metric of the validation that follows the step of the checkpoint", resume=Resume.FREE
-    )
+    save_top_k: int = setting(0, "best checkpoints by `monitor`, beside the newest ones", minimum=0, resume=Resume.FREE)
+    monitor: str = setting("loss", "metric of the validation that follows the checkpoint's step", resume=Resume.FREE)
     mode: str = setting(
-        "min", "whether small or large values of `monitor` are good", choices=("min", "max"), resume=Resume.FREE
+        "min", "whether small or large values of `monitor` are the best", choices=("min", "max"), resume=Resume.FREE
     )
 
 
@@ -97,11 +99,11 @@ class RunSection:
         {}, "arguments of `wandb.init`, such as `project` and `name`", resume=Resume.FREE
     )
     max_time_per_run: str | None = setting(
-        None, "then a checkpoint is saved, and the same command resumes the run",
+        None, "longest time of one attempt; then a checkpoint is saved, and the same command resumes the run",
         is_duration=True, special={None: "no limit"}, resume=Resume.FREE, aliases=("max_time",),
     )  # fmt: skip
     max_time_without_progress: str | None = setting(
-        "00:01:00:00", "a rank ends when no step, validation batch or checkpoint was completed for so long",
+        "00:01:00:00", "a rank stops when no step, validation batch or checkpoint is completed for this long",
         is_duration=True, above=0, special={None: "no limit"}, resume=Resume.FREE,
     )  # fmt: skip
     checkpoint_callback_params: CheckpointSection = field(default_factory=CheckpointSection)

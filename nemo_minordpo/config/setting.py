@@ -17,7 +17,7 @@ class Resume(Enum):
     """Whether a setting may differ when a run is resumed: whether it belongs to the identity of the run."""
 
     SAME = "no"
-    SAME_CONTENTS = "yes, to where the same contents are"
+    SAME_CONTENTS = "the path, not the contents"
     FREE = "yes"
 
 

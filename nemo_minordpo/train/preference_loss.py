@@ -92,13 +92,13 @@ def require_usable_loss(section: DPOSection) -> None:
     together = _tried(loss, name, options, log_probs, log_ratios, pairs=slice(0, 2))
     if not together.isfinite().all():
         raise UserError(f"{_KEY}={name}: two plain pairs give {together.tolist()}; finite numbers expected")
-    _require_gradient(together, log_probs, name)
     alone = [_tried(loss, name, options, log_probs, log_ratios, pairs=slice(pair, pair + 1)) for pair in range(2)]
     if not torch.allclose(torch.cat(alone), together):
         raise UserError(
             f"{_KEY}={name}: two pairs give {together.tolist()}, each alone {torch.cat(alone).tolist()}; the value of "
             "a pair must not depend on other pairs: which ones share a row is chance"
         )
+    _require_gradient(together, log_probs, name)
     _tried(loss, name, options, log_probs, log_ratios, pairs=slice(0, 0))
 
 
@@ -162,7 +162,7 @@ def _require_gradient(values: Tensor, inputs: Tensor, name: str) -> None:
         raise UserError(f"{_KEY}={name}: its values have no gradient by log-ratios or log-probabilities")
     if not gradient.isfinite().all():
         raise UserError(
-            f"{_KEY}={name}: two plain pairs have the gradient {gradient.tolist()}; finite numbers expected"
+            f"{_KEY}={name}: two plain pairs give the gradient {gradient.tolist()}; finite expected"
         )
 
 

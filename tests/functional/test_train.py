@@ -15,16 +15,18 @@ from safetensors.torch import load_file
 
 from nemo_minordpo.convert.hf_to_nemo import import_hf
 from nemo_minordpo.convert.nemo_to_hf import export_hf
+from nemo_minordpo.report.runs import read_run
 from nemo_minordpo.train.data.dataset import pairs_of_step
+from nemo_minordpo.train.data.tokens import load_arrays
 from tests.tiny import write_model
 
 ROOT = Path(__file__).parent.parent.parent
 
 
-def minordpo(*arguments, timeout=400, env=None):
+def minordpo(*arguments, timeout=400, env=None, cwd=ROOT):
     return subprocess.run(
         [sys.executable, "-m", "nemo_minordpo", *map(str, arguments)],
-        cwd=ROOT,
+        cwd=cwd,
         env=env,
         capture_output=True,
         text=True,
@@ -272,3 +274,48 @@ def test_the_trained_model_becomes_a_hugging_face_folder(place, run):
     changed = [key for key in base if not torch.equal(base[key], from_run[key])]
     assert len(changed) == len(base)
     assert all((from_run[key] - base[key]).abs().max() < 0.05 for key in base)
+
+
+OWN_LOSS = """
+def by_length(pairs, options):
+    return pairs.chosen_num_tokens - pairs.log_ratio_margin
+
+by_length.needs_reference = False
+"""
+
+
+@pytest.fixture(scope="module")
+def own_loss(place):
+    """A run on two ranks with a loss of the user's own, of a file in the current folder; it needs no reference."""
+    (place / "own_losses.py").write_text(OWN_LOSS)
+    arguments = command(
+        place, "own/run", "trainer.devices=2", "model.tensor_model_parallel_size=2", "trainer.dpo.max_steps=2",
+        "trainer.dpo.val_check_interval=1", "model.dpo.preference_loss=own_losses:by_length",
+    )  # fmt: skip
+    return arguments, minordpo(*arguments, cwd=place)
+
+
+def test_a_loss_of_the_users_own_by_lengths_and_without_a_reference(place, own_loss):
+    _, result = own_loss
+    folder = place / "own/run"
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert not (place / "own/reference_cache").exists()
+    arrays = load_arrays(folder / "data/validation")
+    num_tokens = arrays.sequence_lengths[0] - arrays.prompt_lengths
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["split"] for line in lines] == ["train", "validation"] * 2
+    for values in (line["values"] for line in lines):
+        assert values["rewards/chosen"] == values["logps/chosen"] < 0
+        assert values["rewards/rejected"] == values["logps/rejected"] < 0
+        assert values.get("reference_noise", 0.0) == 0.0
+    for values in (line["values"] for line in lines if line["split"] == "validation"):
+        assert values["loss"] == pytest.approx(num_tokens.mean() - values["rewards/margin"], rel=1e-12)
+    assert lines[3]["values"]["loss"] < lines[1]["values"]["loss"]  # it was learnt from
+    assert read_run(folder).loss == "own_losses:by_length"
+
+
+def test_another_content_of_the_file_of_a_loss_is_another_run(place, own_loss):
+    (place / "own_losses.py").write_text(OWN_LOSS.replace("pairs.chosen_num_tokens -", "2 * pairs.chosen_num_tokens -"))
+    result = minordpo(*own_loss[0], cwd=place, timeout=60)
+    assert result.returncode == 2
+    assert "sha256 of loss: " in result.stderr
