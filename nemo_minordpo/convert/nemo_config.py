@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from nemo_minordpo.config import default_of
 from nemo_minordpo.convert.facts import VOCAB_MULTIPLE, ModelFacts
 from nemo_minordpo.errors import UserError
 
@@ -108,7 +109,7 @@ def model_config(facts: ModelFacts, *, tokenizer: Path, dtype: torch.dtype) -> d
         "megatron_amp_O2": False,
         "fp32_residual_connection": False,
         "fp16_lm_cross_entropy": False,
-        "seed": 1234,
+        "seed": default_of("model.seed"),
         **NO_FUSIONS,
         "get_attention_mask_from_fusion": True,
         "use_cpu_initialization": False,

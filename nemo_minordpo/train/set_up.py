@@ -51,7 +51,7 @@ def set_up(config: TrainConfig, folder: RunFolder) -> MinorDPOTrainer:
         init_peft(model, model_config)
     if config.model.peft.restore_from_path is not None:
         load_adapters(model, Path(config.model.peft.restore_from_path))
-    if config.model.dpo.reference_log_probs == "live":
+    if model.needs_reference and config.model.dpo.reference_log_probs == "live":
         model.ref_policy_state_dict = retrieve_model_state_dict_in_cpu(
             model, megatron_amp_O2=model_config.megatron_amp_O2
         )
@@ -109,7 +109,7 @@ def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any) -> 
     arrays = load_arrays(folder.data(split))
     batches = _pair_batches(config, model, arrays, row_capacity=config.model.data.packed_sequence_size)
     section = config.model
-    if section.dpo.reference_log_probs == "cached":
+    if model.needs_reference and section.dpo.reference_log_probs == "cached":
         _, size = model.data_parallel
         layout = f"TP={section.tensor_model_parallel_size} x PP={section.pipeline_model_parallel_size} x DP={size}"
         batches.reference_log_probs = load_or_evaluate(

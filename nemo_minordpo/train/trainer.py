@@ -95,7 +95,7 @@ class MinorDPOTrainer:
         """
         loop = self.config.trainer.dpo
         require_finite_weights(self.model, when=f"before step {self.progress.step + 1}")
-        if self.progress.step == 0:
+        if self.progress.step == 0 and self.model.needs_reference:
             self._measure_noise(stalls)
         self._begin_answers(log, attempt, stalls)
         for batch in self._coming_batches():
@@ -188,7 +188,7 @@ class MinorDPOTrainer:
         return self._with_kept_or_live(self.train, batch)
 
     def _with_kept_or_live(self, split: PairBatches, batch: StepBatch) -> StepBatch:
-        if split.reference_log_probs is None:
+        if self.model.needs_reference and split.reference_log_probs is None:
             return batch.with_references(self.model.get_ref_policy_logprobs(batch))
         return batch
 

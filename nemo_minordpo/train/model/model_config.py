@@ -1,13 +1,13 @@
 """The configuration that NeMo builds the model from: the checkpoint's own, our sections, this machine's limits."""
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from nemo_minordpo.config import ModelSection, TrainConfig, closest
+from nemo_minordpo.config import ModelSection, OptimSection, TrainConfig, closest
 from nemo_minordpo.config.lora import LoraFacts, linear_layers, peft_section
 from nemo_minordpo.core.flops import ModelSize
 from nemo_minordpo.core.pair_packing import row_multiple
@@ -82,7 +82,7 @@ def build_model_config(config: TrainConfig, checkpoint: DictConfig, *, cuda: boo
         for name in ("target", "nemo_version"):
             model.pop(name, None)
         model.merge_with(config.checkpoint_overrides)
-        model.update({key: value for key, value in _model_settings(config.model).items() if value is not None})
+        model.update(_own_settings(config.model))
         model.mcore_gpt = True
         model.precision = config.trainer.precision
         model.data = {**_UNUSED_DATA, "seq_length": config.model.data.seq_length}
@@ -156,14 +156,14 @@ def _window(model: DictConfig) -> int:
     return window[0] if window else 0
 
 
-def _model_settings(section: ModelSection) -> dict[str, Any]:
-    return {key: value for key, value in asdict(section).items() if key not in ("dpo", "data", "optim", "peft")}
+def _own_settings(section: ModelSection | OptimSection) -> dict[str, Any]:
+    """Those that are set, without the sections in it."""
+    return {key: value for key, value in vars(section).items() if value is not None and not is_dataclass(value)}
 
 
 def _optimizer_settings(config: TrainConfig) -> dict[str, Any]:
     """NeMo hands every key to the optimizer; the schedule is ours (schedule.py)."""
-    settings = {key: value for key, value in asdict(config.model.optim).items() if value is not None}
-    settings.pop("sched")
+    settings = _own_settings(config.model.optim)
     if config.model.optim.name in ("adam", "adamw"):
         settings["fused"] = True  # torch's own; one pass over the weights instead of about ten
     return settings
