@@ -1,4 +1,4 @@
-"""Attention of packed pairs against a softmax with the dense mask of may_attend, and against sequences on their own."""
+"""Attention over packed pairs against a softmax with may_attend's dense mask, and against separate sequences."""
 
 import math
 
@@ -11,7 +11,7 @@ from nemo_minordpo.core.attention import KeyValueCache, causal_attention, pair_a
 from nemo_minordpo.core.pair_packing import may_attend
 
 SIZE = 8
-# segments, places of the row
+# segments, places in the row
 ROWS = {
     "one pair": ([[0, 3, 7, 12]], 12),
     "padding": ([[0, 3, 7, 12]], 17),
@@ -32,7 +32,7 @@ def tensors(length, *, heads=2, groups=2, seed=0):
 
 
 def naive(query, key, value, mask, *, scale=None):
-    """The scores are there as a whole; each of the heads of a group sees the same keys and values."""
+    """Materialises all scores; the heads of a group share keys and values."""
     repeats = query.shape[1] // key.shape[1]
     key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
     scores = query @ key.transpose(2, 3) * (scale or 1 / math.sqrt(query.shape[3]))
@@ -64,7 +64,7 @@ def test_same_as_the_dense_mask_in_value_and_gradient(name, heads, groups, scale
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_same_as_each_sequence_on_its_own(name):
+def test_same_as_separate_sequences(name):
     segments, length = ROWS[name]
     leaves = tensors(length, heads=4)
     ours = pair_attention(*leaves, torch.tensor(segments), scale=None)
@@ -127,8 +127,8 @@ def test_gradients_of_strided_rows():
 
 @pytest.mark.parametrize(("heads", "groups", "scale"), [(2, 2, None), (4, 2, 0.3)])
 @pytest.mark.parametrize("padding", [0, 3])
-def test_written_token_by_token_is_the_same_as_all_at_once(heads, groups, scale, padding):
-    """Sequences of different lengths, in two layers, against causal attention over each whole one."""
+def test_generating_token_by_token_is_the_same_as_all_at_once(heads, groups, scale, padding):
+    """Sequences of different lengths in two layers, against causal attention over each whole sequence."""
     prompts, new_tokens = [3, 1, 5], 4
     layers = [
         [
@@ -164,7 +164,7 @@ def test_written_token_by_token_is_the_same_as_all_at_once(heads, groups, scale,
 
 
 def test_cudnn_is_never_chosen(monkeypatch):
-    """Its plans are built for one length; the others stay allowed, and so does it elsewhere."""
+    """cuDNN builds plans for a single length. The other kernels stay allowed, and cuDNN stays allowed elsewhere."""
     allowed = []
 
     def attend(*tensors, **options):

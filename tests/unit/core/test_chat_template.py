@@ -1,4 +1,4 @@
-"""Chat templates with a clock that stands still and options by name."""
+"""Chat templates with a fixed clock and named options."""
 
 import pytest
 
@@ -40,7 +40,7 @@ def test_a_clock_may_show_an_hour():
 
 
 def test_without_a_date_it_is_the_day_on_which_the_template_was_opened(move_to):
-    """And stays it; transformers' own clock, the control, goes on."""
+    """The date then stays fixed; transformers' own clock, the control, moves on."""
     tokenizer, shown, theirs = make_tokenizer(templates.LLAMA_3_2), set(), set()
     move_to(DAYS[0])
     opened = FixedTemplate(tokenizer, name="hf")
@@ -109,12 +109,12 @@ def test_values_of_options(written, value):
         (["x=1", "x=2"], "'x' is given twice"),
     ],
 )
-def test_options_that_are_none(written, reason):
+def test_invalid_options(written, reason):
     with pytest.raises(ValueError, match=reason):
         parse_options(written)
 
 
 @pytest.mark.parametrize("expression", ["{{ 'a'.index('b') }}", "{{ strftime_now(3) }}", "{{ messages[0].x.y }}"])
-def test_what_fails_in_a_template_is_the_users_error(expression):
+def test_a_failure_in_a_template_is_the_users_error(expression):
     with pytest.raises(ValueError, match=r"the chat template (rejects|fails on) the conversation"):
         _render(expression)

@@ -1,4 +1,4 @@
-"""Tensors that hold a value that is not finite are found by name, and no others."""
+"""Exactly the tensors with non-finite values are found, by name."""
 
 import math
 
@@ -11,7 +11,7 @@ from nemo_minordpo.core.finite import first_of, require_finite_tensors, tensors_
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("place", [0, 7, 11])
-def test_one_value_is_found_wherever_it_stands(dtype, value, place):
+def test_one_value_is_found_at_any_place(dtype, value, place):
     tensor = torch.linspace(-1, 1, 12).to(dtype)
     tensor[place] = value
     largest = torch.full((3,), torch.finfo(dtype).max, dtype=dtype)
@@ -19,7 +19,7 @@ def test_one_value_is_found_wherever_it_stands(dtype, value, place):
     assert tensors_not_finite(tensors.items()) == ["broken", "scalar"]
 
 
-def test_what_holds_no_number_is_passed_over():
+def test_tensors_without_numbers_are_skipped():
     tensors = [
         ("ids", torch.tensor([1, 2])),
         ("empty", torch.empty(0, 3)),

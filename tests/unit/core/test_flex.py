@@ -1,4 +1,4 @@
-"""FlexAttention's mask and lists of blocks against torch's own of the same mask, and its values on a CPU."""
+"""FlexAttention's mask and block lists against those that torch derives from the same mask, and its values on a CPU."""
 
 import numpy as np
 import pytest
@@ -17,13 +17,13 @@ LISTS = ("kv", "full_kv", "q", "full_q")
 
 
 def structure(*lengths):
-    """Of (shared, chosen tail, rejected tail)."""
+    """Structure of pairs with lengths (shared, chosen tail, rejected tail)."""
     ends = np.cumsum(np.asarray(lengths, dtype=int).reshape(-1, 3).ravel())
     starts = [0, *ends[2::3].tolist()]
     return tuple((starts[n], *ends[3 * n : 3 * n + 3].tolist()) for n in range(len(lengths)))
 
 
-# structure, places of the row: from one block to five, whole blocks and not
+# structure, places in the row: one to five blocks, full and partial
 ROWS = {
     "no pair": ((), 6),
     "one pair": (structure((3, 4, 5)), 12),
@@ -38,7 +38,7 @@ ROWS = {
 
 
 def seen(pairs, length):
-    """[S, S], by the definition; padding is a pair of its own."""
+    """[S, S], by the definition; padding counts as a pair of its own."""
     used = pairs[-1][-1] if pairs else 0
     mask = may_attend(np.asarray(pairs, dtype=np.int64).reshape(-1, 4), length)
     mask[used:, used:] = np.tri(length - used, dtype=bool)
@@ -116,7 +116,7 @@ def leaves(length, *, heads=4, groups=2, size=8):
 
 @pytest.fixture
 def traced(monkeypatch):
-    """Runs what torch traces, and compiles nothing. The number of graphs so far."""
+    """Run what torch traces without compiling it; yields the number of graphs so far."""
     torch._dynamo.reset()
     counters.clear()
     compiled = torch.compile(flex._attend, fullgraph=True, backend="eager")
@@ -138,14 +138,14 @@ def test_the_same_values_as_on_a_cpu(traced, name, scale):
 
 
 def test_lengths_compile_nothing_after_the_first(traced):
-    """Below 128 places and above, one block and many; only Inductor's own question for 128 adds a second graph."""
+    """Below and above 128 places, one block and many; only Inductor's own check for 128 adds a second graph."""
     for length in (64, 40, 8, 200, 72, 128, 136, 300, 640):
         row_attention(*leaves(length), structure((1, 2, length - 4)), None)
     assert traced() == 1
 
 
 def test_more_graphs_than_torch_allows_are_an_error(traced):
-    """And no silent return to the S x S scores."""
+    """No silent fallback to S x S scores."""
     with torch._dynamo.config.patch(recompile_limit=2):
         for size in (8, 16):
             row_attention(*leaves(16, size=size), structure((2, 3, 4)), None)

@@ -1,4 +1,4 @@
-"""Operations counted from a model's own layers, and by torch while one runs."""
+"""Operations against counts from a model's layers, and against torch's counter while a model runs."""
 
 import pytest
 import torch
@@ -42,9 +42,9 @@ def llama(**changes):
 
 
 def counted(model, *, backward):
-    """What torch counts of the matrix products of a sequence, without the angles of its rotary embedding.
+    """Torch's count for the matrix products of a sequence, without the angles of the rotary embedding.
 
-    Torch knows no causality: it counts all pairs of places. The head gives logits at all places.
+    Torch ignores causality and counts all pairs of places. The head computes logits at all places.
     """
     embedded = model.get_input_embeddings()(torch.arange(TOKENS)[None]).detach().requires_grad_()
     with FlopCounterMode(display=False) as counter:
@@ -66,7 +66,7 @@ def test_a_forward_pass_as_torch_counts_it():
 def test_training_as_torch_counts_it():
     assert SIZE.training_flops(SEQUENCE) == counted(llama(), backward=True)
     frozen = llama().requires_grad_(False)
-    # the gradients of queries, keys and values are needed to reach the layers below, whoever is frozen
+    # the gradients of queries, keys and values are needed to reach earlier layers, whatever is frozen
     assert SIZE.training_flops(SEQUENCE, frozen=True) == counted(frozen, backward=True)
 
 
@@ -89,7 +89,7 @@ def test_a_forward_pass_counted_from_linear_layers(gated):
 
 
 def test_a_head_size_of_its_own():
-    """Queries may be wider than the hidden states."""
+    """Queries may be wider than the hidden size."""
     wide = ModelSize(**{**vars(SIZE), "head_size": 10})
     layer = 24 * 40 + 2 * 24 * 20 + 40 * 24 + 3 * 24 * 40
     assert wide.forward_flops(work()) == 3 * (2 * layer * 5 + 4 * 40 * 11) + 2 * 24 * 50 * 3
@@ -101,5 +101,5 @@ def test_what_is_computed_costs(name):
 
 
 @pytest.mark.parametrize("name", ["pairs", "equivalent_tokens", "places"])
-def test_padding_and_what_is_shared_cost_nothing(name):
+def test_padding_and_shared_tokens_cost_nothing(name):
     assert SIZE.forward_flops(work(**{name: 100})) == SIZE.forward_flops(work())

@@ -146,7 +146,7 @@ def test_flexible_answer(text, number):
 @pytest.mark.parametrize(
     ("said", "number"),
     [
-        # The quotation marks, brackets and words around it.
+        # Quotation marks, brackets and words around the number.
         ("`18`", "18"), ('"18"', "18"), ("'18'", "18"), ("<b>18</b>", "18"), ("#### 18", "18"), ("US$18", "18"),
         ("USD 18", "18"), ("Rs. 18", "18"), (r"$\boxed{\text{18}}$", "18"), (r"$\mathbf{18}$", "18"), ("~18", "18"),
         ("about 18", "18"), ("= 18", "18"), ("A) 18", "18"), ("\n\n- 18", "18"), ("\n\n> 18", "18"),
@@ -168,7 +168,7 @@ def test_flexible_answer(text, number):
         ("0.5 = 1/2", "0.5"),
         ("10 / 4 \u2248 2.5", "2.5"),
         ("18 = 9 x 2 (x = 3)", "18"), ("3 + 4 = 7. Then 7 + 2 = 9", "7"),
-        # Not clear: no answer.
+        # Ambiguous: no answer.
         ("18 apples = 36 halves", None), ("60 minutes = 1 hour", None), ("x = 5, y = 6", None), ("x = 5 and 6", None),
         ("3 + 4 = 7, 7 + 2 = 9", None), ("1/2 = 2/6 + 1/6 = 1/3", None), ("10:30 = 630", None),
         # A calculation without a result, a range, a list.
@@ -176,7 +176,7 @@ def test_flexible_answer(text, number):
         ("2 : 1", None),
         ("18 / 24 hours", None),
         ("5, 6", None), ("5 and 6", None), ("$5$, $6$", None), ("1, 234", None), ("1 2345", None),
-        # But what follows these words is an aside.
+        # But anything after these words is an aside.
         ("18 or 20", "18"), ("18, not 20", "18"), ("18 because 20 - 2 = 18", "18"), ("18 out of 20", "18"),
         ("20, since 15 + 5 = 20", "20"), ("$20/week 4 times", "20"),
     ],
@@ -187,7 +187,7 @@ def test_what_a_sentence_states(said, number):
 
 
 def test_an_unreadable_statement_hides_the_one_before():
-    """Unlike one without a number: who corrects himself does not mean the first any more."""
+    """Unlike one without a number: a correction means that the first answer no longer holds."""
     assert strict_answer("The answer is 7. No, the answer is 12/4") is None
 
 
@@ -204,7 +204,7 @@ def test_an_unreadable_statement_hides_the_one_before():
         (r"\boxed{18 = 9 \times 2} of 9", None, "18"),
         (r"\boxed{4} \boxed{\text{Monday}} of 9", None, "4"),
         (r"The answer is 5 \boxed{Monday}", "5", "5"),
-        # What is in a box and no one number is no answer, and nothing else is taken for it.
+        # A box with anything but a single number gives no answer, and no fallback is used.
         (r"\boxed{5, 6} of 9", None, None),
         (r"\boxed{5 \text{ or } 6} of 9", None, None),
         (r"\boxed{10:30} of 9", None, None),
@@ -214,7 +214,7 @@ def test_an_unreadable_statement_hides_the_one_before():
         ("#### 18\nThe answer is 5", "5", "18"),
         ("#### 18\n#### x\nand 7", None, "18"),
         ("#### 18 of 20\nand 7", None, None),
-        # Headings of Markdown.
+        # Markdown headings.
         ("#### Step 2: add\nso 7", None, "7"),
         ("#### 2. Add\nso 7", None, "7"),
         ("##### 18\nso 7", None, "7"),
@@ -282,7 +282,7 @@ def test_whatever_is_found_is_a_normalised_number(text):
 
 
 def test_problem_reads_its_two_keys():
-    text = json.dumps({"question": "Q?", "answer": ANSWER, "source": "other keys stay unread"})
+    text = json.dumps({"question": "Q?", "answer": ANSWER, "source": "other keys are ignored"})
     assert Problem.from_json(text) == Problem(question="Q?", answer=ANSWER)
 
 

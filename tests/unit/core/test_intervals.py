@@ -12,7 +12,7 @@ from nemo_minordpo.core.intervals import wilson_interval
 )
 def test_wilson_interval_published_values(successes, total, low, high):
     assert wilson_interval(successes, total) == pytest.approx((low, high), abs=5e-5)
-    # Mirrored: failures for successes.
+    # Mirrored: successes and failures swapped.
     mirrored = wilson_interval(total - successes, total)
     assert mirrored == pytest.approx((1 - high, 1 - low), abs=5e-5)
 

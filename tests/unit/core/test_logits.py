@@ -1,4 +1,4 @@
-"""Both forms of what the head does with a block of logits, step by step and as one function, against float64."""
+"""The head's work on a block of logits in both forms, op by op and as one function, against float64."""
 
 import shutil
 
@@ -13,7 +13,7 @@ TOKENS, COLUMNS = 11, 40
 
 
 def block(*, tokens=TOKENS, columns=COLUMNS, scale=5.0):
-    """Logits in float32, targets in and beside the block, the normaliser of a larger vocabulary."""
+    """Logits in float32, targets inside and outside the block, the normaliser of a larger vocabulary."""
     generator = torch.Generator().manual_seed(0)
     made = torch.randn(tokens, columns, generator=generator) * scale
     targets = torch.randint(-columns // 2, columns + columns // 2, (tokens,), generator=generator)
@@ -44,7 +44,7 @@ def test_normaliser_and_target(function, scale):
     expected, wanted = exact_statistics(made, targets)
     found, target_logits = function(made.clone(), targets)
     assert found.dtype == torch.float64
-    # of the normaliser above the largest logit, which is a sum in float32
+    # relative to the normaliser above the largest logit, which is a float32 sum
     largest = made.amax(dim=1).double()
     torch.testing.assert_close(found - largest, expected - largest, rtol=1e-6, atol=1e-6)
     assert torch.equal(target_logits.double(), wanted)
@@ -60,7 +60,7 @@ def test_surplus(function, dtype, error):
 
 
 def test_both_forms_round_alike():
-    """To a unit in the last place of float32, and to the same bfloat16 but for what lies on an edge."""
+    """Equal to one unit in the last place of float32, and the same bfloat16 except at rounding boundaries."""
     made, targets, normaliser = block(tokens=200, columns=300)
     for dtype, error in ((torch.float32, 2e-7), (torch.bfloat16, 2**-8)):
         forms = [f(made.clone(), normaliser.float(), targets, dtype=dtype) for f in (surplus, fused_surplus)]
@@ -74,7 +74,7 @@ def test_a_target_counted_in_the_wrong_block_would_be_noticed():
 
 
 def test_blocks_of_all_sizes_compile_once(monkeypatch):
-    """As many tokens and columns as there are, a last block of few columns; smaller ones are left to the steps."""
+    """Any number of tokens and columns, with a small last block; smaller blocks run uncompiled."""
     torch._dynamo.reset()
     counters.clear()
     monkeypatch.setattr(logits, "_is_compiled", lambda made: min(made.shape) >= logits._SMALLEST)
@@ -89,7 +89,7 @@ def test_blocks_of_all_sizes_compile_once(monkeypatch):
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
-def test_compiled_it_is_the_same():
+def test_compiled_code_gives_the_same():
     made, targets, normaliser = block()
     compiled = [torch.compile(function, dynamic=True, fullgraph=True) for function in (fused_statistics, fused_surplus)]
     expected, wanted = exact_statistics(made, targets)

@@ -1,4 +1,4 @@
-"""Fast against slow and obvious, whole against sharded, value and gradient; and what is never in memory."""
+"""Fast against slow but obvious code, whole against sharded, values and gradients; and limits on memory."""
 
 import math
 import weakref
@@ -14,12 +14,12 @@ from nemo_minordpo.core import logprobs
 from nemo_minordpo.core.logprobs import sequence_log_probs, vocab_parallel_argmax, vocab_parallel_log_probs
 
 TOKENS, HIDDEN, VOCAB = 37, 16, 48
-# 48 is a multiple of 1 and 16, not of 7 and 20; 64 is more than there is
+# 48 rows: a multiple of 1 and 16, not of 7 and 20; 64 is more than that
 BLOCK_SIZES = [1, 7, 16, 20, 47, 48, 64, None]
 
 
 def example(dtype=torch.float64, *, tokens=TOKENS, hidden=HIDDEN, vocab=VOCAB, seed=0):
-    """Hidden states, weight (both leaves), targets, and a weight a token for the gradients."""
+    """Hidden states, weight (both leaves), targets, and one weight per token for the gradients."""
     generator = torch.Generator().manual_seed(seed)
     states = torch.randn(tokens, hidden, generator=generator, dtype=torch.float64)
     weight = torch.randn(vocab, hidden, generator=generator, dtype=torch.float64)
@@ -70,7 +70,7 @@ def errors(found, exact):
 
 
 def exactly(hidden, weight, targets, of_tokens):
-    """In float64, of the same numbers."""
+    """The same numbers in float64."""
     leaves = [leaf.detach().double().requires_grad_() for leaf in (hidden, weight)]
     return value_and_gradients(naive, *leaves, targets, of_tokens)
 
@@ -87,7 +87,7 @@ def test_no_worse_than_log_softmax_in_float32(block_size):
 
 @pytest.mark.parametrize("block_size", [128, None])
 def test_bfloat16_is_multiplied_without_rounding_to_bfloat16(block_size):
-    """A head in bfloat16 rounds its logits; ours makes them in float32 from the same numbers."""
+    """A bfloat16 head rounds its logits; ours computes them in float32 from the same numbers."""
     inputs = example(torch.bfloat16, tokens=64, hidden=64, vocab=1000)
     exact = exactly(*inputs)
     found = value_and_gradients(ours, *inputs, block_size=block_size)
@@ -116,8 +116,8 @@ def test_huge_logits_stay_finite(block_size):
 
 
 @pytest.mark.parametrize("block_size", [1, 100, None])
-def test_what_all_logits_have_in_common_costs_no_precision(block_size):
-    """A float32 sum of 1024 and log 1000 is rounded to 6e-5."""
+def test_a_common_offset_of_all_logits_costs_no_precision(block_size):
+    """float32 rounds the sum of 1024 and log 1000 to 6e-5."""
     hidden, weight = torch.ones(1, 1), torch.full((1000, 1), 1024.0)
     value = ours(hidden, weight, torch.tensor([7]), block_size=block_size)
     assert value.item() == pytest.approx(-math.log(1000), abs=5e-7)
@@ -158,13 +158,13 @@ def test_no_token_at_all():
     ids=["targets", "hidden size", "hidden in 3 dimensions", "weight in 1 dimension", "targets in 2 dimensions"],
 )
 def test_shapes_that_do_not_fit(hidden, weight, targets):
-    with pytest.raises(ValueError, match="expected, not") as error:
+    with pytest.raises(ValueError, match=r"targets \[T\], not") as error:
         ours(torch.zeros(hidden), torch.zeros(weight), torch.zeros(targets, dtype=torch.long))
     assert all(str(list(shape)) in str(error.value) for shape in (hidden, weight, targets))
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
-def test_what_is_frozen_gets_no_gradient_and_the_other_its_own(frozen):
+def test_a_frozen_input_gets_no_gradient_and_the_other_its_own(frozen):
     hidden, weight, targets, of_tokens = example()
     _, *expected = value_and_gradients(naive, hidden, weight, targets, of_tokens)
     leaves = {"hidden": hidden, "weight": weight}
@@ -177,7 +177,7 @@ def test_what_is_frozen_gets_no_gradient_and_the_other_its_own(frozen):
 
 
 def megatron_weight(weight, **attributes):
-    """As Megatron's distributed data parallel leaves a parameter."""
+    """A parameter as Megatron's distributed data parallel prepares it."""
     parameter = torch.nn.Parameter(weight.detach().clone())
     parameter.main_grad = torch.full_like(weight, 0.25)
     parameter.grad_added_to_main_grad = False
@@ -205,7 +205,7 @@ def test_megatrons_main_grad_is_added_to_in_place(tied):
 
 
 def test_main_grad_keeps_the_precision_of_its_own_dtype():
-    """bfloat16 weights, float32 main_grad: sums over micro-batches are not rounded to bfloat16."""
+    """With bfloat16 weights and a float32 main_grad, sums over micro-batches are not rounded to bfloat16."""
     hidden, weight, targets, of_tokens = example(torch.bfloat16, tokens=1)
     parameter = megatron_weight(weight)
     parameter.main_grad = torch.full(weight.shape, 1024.0)  # the next bfloat16 number is 1032
@@ -234,7 +234,7 @@ def test_without_the_flag_main_grad_belongs_to_others():
 
 
 class Seen(TorchDispatchMode):
-    """What operators give: elements of the largest tensor, most tensors of that size at a time, collectives."""
+    """Records operator results: size of the largest tensor, how many of that size exist at once, collectives."""
 
     def __init__(self):
         super().__init__()
@@ -257,7 +257,7 @@ class Seen(TorchDispatchMode):
 
 
 def seen_of(function, *, tokens, vocab, **options):
-    """Forward and backward; a hidden size of one, so that the weight is smaller than a block of logits."""
+    """Forward and backward with hidden size 1, so that the weight is smaller than a block of logits."""
     hidden, weight, targets, of_tokens = example(torch.float32, tokens=tokens, hidden=1, vocab=vocab)
     with Seen() as forward:
         values = function(hidden, weight, targets, **options)
@@ -267,7 +267,7 @@ def seen_of(function, *, tokens, vocab, **options):
     return forward, backward
 
 
-def test_logits_are_there_a_block_at_a_time():
+def test_only_one_block_of_logits_exists_at_a_time():
     assert [seen.largest for seen in seen_of(naive, tokens=61, vocab=2000)] == [61 * 2000] * 2
     for vocab in (500, 2000):
         for block_size in (50, 100):
@@ -305,7 +305,7 @@ SPLITS = {"whole blocks": (VOCAB, 4), "blocks across": (VOCAB, 5), "padded": (21
 
 
 def _sharded(rank, folder):
-    """One of four ranks: in two groups of two, and in one of four."""
+    """One of four ranks, in two groups of two and in one group of four."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=4)
     groups = {2: [dist.new_group([0, 1]), dist.new_group([2, 3])][rank // 2], 4: dist.group.WORLD}
@@ -335,7 +335,7 @@ def of_ranks(tmp_path_factory):
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("name", SPLITS)
 def test_sharded_equals_whole_with_one_collective(of_ranks, ranks, name):
-    """Also with padding that covers part of a rank's slice and whole slices; rank 2 is the first of its group."""
+    """Also with padding that covers part of a rank's slice, or all of it; rank 2 is the first of its group."""
     vocab_size, _ = SPLITS[name]
     hidden, weight, targets, of_tokens = example()
     leaf = weight[:vocab_size].detach().requires_grad_()

@@ -1,4 +1,4 @@
-"""Memory of a rank against counts by hand, and against what is published."""
+"""Memory of a rank against counts by hand and published figures."""
 
 from dataclasses import replace
 
@@ -51,13 +51,13 @@ def test_parameters_are_those_of_the_model_cards(size, published):
     assert num_parameters(size, stage=0, tensor_parallel=1, pipeline_parallel=1, tied=False) == published
 
 
-def test_parameters_of_qwen3_but_for_its_norms_of_queries_and_keys():
+def test_parameters_of_qwen3_without_query_and_key_norms():
     found = num_parameters(QWEN3_4B, stage=0, tensor_parallel=1, pipeline_parallel=1, tied=True)
     assert found == 4_022_468_096 - 36 * 2 * 128
 
 
 def test_the_papers_experiment_fits_its_devices():
-    """Qwen1.5-7B-Chat in conf/experiment/paper.yaml, with a row full of response tokens, in 80 GB."""
+    """Qwen1.5-7B-Chat as in conf/experiment/paper.yaml, with rows full of response tokens, in 80 GB."""
     train = yaml.safe_load((SHIPPED / "paper.yaml").read_text())["train"]
     rows = train["model"]["data"]["packed_sequence_size"]
     memory = fullest_rank(
@@ -82,7 +82,7 @@ def test_all_ranks_together_hold_the_model_and_replicas_of_its_norms(tensor, pip
     assert stages * tensor == whole + (tensor - 1) * norms
 
 
-def test_tied_weights_lie_on_both_ends_of_a_pipeline():
+def test_tied_weights_are_on_both_ends_of_a_pipeline():
     one = num_parameters(LLAMA_2_7B, stage=0, tensor_parallel=1, pipeline_parallel=1, tied=True)
     ends = sum(
         num_parameters(LLAMA_2_7B, stage=stage, tensor_parallel=1, pipeline_parallel=2, tied=True) for stage in (0, 1)
@@ -102,8 +102,8 @@ def test_18_bytes_a_weight_with_adam_in_mixed_precision():
 def test_activations_against_korthikanti_et_al(tensor, sequence_parallel):
     """Bytes of a layer without its scores: s b h (10 + 24 / t), and s b h 34 / t under sequence parallelism.
 
-    Theirs has dropout masks (2 s b h before the residual sums, 1 byte a number, twice) and no rotated copies of queries
-    and keys: ours has 2 h / t numbers more in its place.
+    Theirs has dropout masks (2 s b h before the residual sums, 1 byte per number, twice) but no rotated copies of
+    queries and keys, for which ours has 2 h / t more numbers.
     """
     memory = fullest_rank(
         GPT_22B, layout(tensor_parallel=tensor, sequence_parallel=sequence_parallel, num_rows=1), BF16,
@@ -116,7 +116,7 @@ def test_activations_against_korthikanti_et_al(tensor, sequence_parallel):
     assert memory.activations == pytest.approx(theirs + rotated, rel=0.01)
 
 
-def test_recomputation_keeps_one_number_a_place_and_layer():
+def test_recomputation_saves_one_hidden_state_per_place_and_layer():
     kept = fullest_rank(LLAMA_2_7B, layout(recompute=True, num_rows=1), BF16, tied=False, cuda=True).activations
     whole = fullest_rank(LLAMA_2_7B, layout(num_rows=1), BF16, tied=False, cuda=True).activations
     assert kept == pytest.approx(32 * 4096 * 4096 * 2 + whole / 32)
@@ -141,7 +141,7 @@ def test_70b_on_64_h100_fits_with_a_distributed_optimizer_only():
 
 
 # NeMo 24.07's performance summary: pretraining on DGX-H100 (80 GB), 4,096 tokens, micro-batch 1, distributed optimizer.
-PUBLISHED = [  # size, GPUs, pairs of TP and PP, sequences a step, tokens a second and GPU, model TFLOP/s a GPU
+PUBLISHED = [  # size, GPUs, (TP, PP), sequences per step, tokens per second and GPU, model TFLOP/s per GPU
     (LLAMA_2_7B, 8, (1, 1), 128, 16634, 767),
     (LLAMA_2_70B, 64, (4, 4), 128, 1717, 763),
 ]
@@ -164,7 +164,7 @@ def test_what_nvidia_ran_on_80_gb_is_said_to_fit(size, gpus, layout_of_model, ba
 
 @pytest.mark.parametrize(("size", "gpus", "layout_of_model", "batch", "tokens", "tflops"), PUBLISHED)
 def test_operations_are_those_that_nvidia_counts(size, gpus, layout_of_model, batch, tokens, tflops):
-    """Their attention counts every pair of places, seen or not; ours half of it."""
+    """Their attention counts every pair of places, seen or not; ours counts half."""
     length = 4096
     work = StepWork(
         pairs=1, unique_tokens=length, equivalent_tokens=length, attended=length**2, targets=length, places=length

@@ -1,4 +1,4 @@
-"""A number is read whole, in every usual form, or not at all."""
+"""A number is read completely, in every usual form, or not at all."""
 
 from fractions import Fraction
 
@@ -48,12 +48,12 @@ def test_a_number_in_its_usual_forms(text, value):
         "5'2\"", "1e999", "9" * 301,
     ],
 )  # fmt: skip
-def test_no_part_of_what_is_no_number_of_the_grammar(text):
+def test_no_part_of_a_numeral_outside_the_grammar_is_read(text):
     assert _values(text) == [None]
 
 
 @pytest.mark.parametrize("text", ["x2", "GPT4", "x_1", "abc1,234", "v1.5", "\u221a16", "no number", ""])
-def test_digits_of_a_name_are_no_number(text):
+def test_digits_in_a_name_are_not_a_number(text):
     assert _values(text) == []
 
 
@@ -74,7 +74,7 @@ def test_where_one_number_ends(text, values):
     assert _values(text) == values
 
 
-def test_a_number_is_looked_for_where_it_is_asked_for():
+def test_a_number_is_searched_only_at_the_given_place():
     assert numeral_at("of 18", 3).value == 18
     assert numeral_at("of 18", 0) is None
 
@@ -86,7 +86,7 @@ def test_a_number_is_looked_for_where_it_is_asked_for():
         (Fraction(1000), "1000"), (Fraction(-2, 3), "-2/3"), (Fraction(12345, 100), "123.45"),
     ],
 )  # fmt: skip
-def test_a_number_is_written_in_one_way(value, text):
+def test_a_number_has_one_canonical_form(value, text):
     assert normalised(value) == text
 
 
@@ -117,7 +117,7 @@ AROUND = (
 
 @st.composite
 def written_numbers(draw):
-    """A number in one of the forms of digits, and its value."""
+    """A number in one of the ways to write its digits, and its value."""
     whole = draw(st.one_of(st.integers(0, 2000), st.integers(0, 10**12)))
     places = draw(st.integers(0, 3))
     decimals = draw(st.integers(0, 10**places - 1)) if places else 0
@@ -160,8 +160,8 @@ def test_text_around_a_number_never_leaves_a_part_of_it(before, mark, number, af
     assert strict_answer("So the answer is: " + before + text) in (None, normalised(value))
 
 
-def test_control_a_rule_that_takes_the_first_digits_would_be_found():
-    """What the property above is about: of these texts, digits alone would give another number."""
+def test_control_a_rule_that_takes_the_first_digits_would_be_caught():
+    """Control for the property above: in these texts, digits alone would give another number."""
     text = "So the answer is: 1'234"
     assert strict_answer(text) == "1234"
     assert strict_answer(text.replace("'", "|")) == "1"
@@ -172,6 +172,6 @@ def test_control_a_rule_that_takes_the_first_digits_would_be_found():
     [" ", "\n", "1", "1,", "1 ", "$", "$ ", "{", "**", "a ", "a=", "1=", "1 a ", "1 and ", "answer is 1 ", "1/", "^{"],
 )  # fmt: skip
 def test_no_text_takes_long(piece):
-    """Of what a model that repeats itself writes; patterns that backtrack would take minutes and trip the timeout."""
+    """Text of a model that repeats itself; patterns that backtrack would take minutes and hit the timeout."""
     text = "the answer is 1 " + piece * 1500
     assert strict_answer(text) is None or flexible_answer(text) is not None

@@ -1,4 +1,4 @@
-"""The layout worked by hand, and rebuilt: from a row, the sequences that every prediction was made from."""
+"""The layout worked by hand, and inverted: from a row, reconstruct the sequence behind every prediction."""
 
 import itertools
 import math
@@ -35,7 +35,7 @@ def length_of(pair):
 
 
 def separate(pair):
-    """Of each response: what a model that gets its sequence alone predicts each token from."""
+    """For each response: the context from which a model that sees only its sequence predicts each token."""
     return [
         [
             (tuple(sequence[:place]), tuple(range(place)), place - 1, sequence[place])
@@ -46,7 +46,7 @@ def separate(pair):
 
 
 def rebuilt(row, mask):
-    """Of each response: (visible tokens, their positions, own position, target) of each of its credits."""
+    """For each response: (visible tokens, their positions, own position, target) of each of its credits."""
     responses = []
     for credits in row.credits:
         entries = credits[credits < len(row.targets)]
@@ -83,7 +83,7 @@ CASES = {
 
 @st.composite
 def pairs_of_tokens(draw):
-    """All the shapes of CASES; the small alphabet makes repeated tokens, tails begin with different ones."""
+    """All the shapes of CASES; the small alphabet causes repeated tokens, and tails begin with different ones."""
     some = st.lists(st.integers(1, 4), max_size=5)
     prompt, shared = draw(st.lists(st.integers(1, 4), min_size=1, max_size=5)), draw(some)
     chosen = draw(st.just([]) | some.map(lambda more: [5, *more])) if shared else [5, *draw(some)]
@@ -243,7 +243,7 @@ def test_rows_hold_every_item_once_and_are_no_more_than_first_fit_needs(lengths,
 
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6), num_rows=st.sampled_from([2, 3]))
 def test_the_longest_row_is_near_the_shortest_possible(lengths, num_rows):
-    """MULTIFIT is within 13/11 of it (Yue 1990); every assignment of items to rows is tried."""
+    """MULTIFIT is within 13/11 of the optimum (Yue 1990), found here by trying every assignment of items to rows."""
     best = min(
         max(sum(length for length, row in zip(lengths, places, strict=True) if row == here) for here in range(num_rows))
         for places in itertools.product(range(num_rows), repeat=len(lengths))
@@ -259,7 +259,7 @@ def test_the_longest_row_is_near_the_shortest_possible(lengths, num_rows):
         ([4, 4, 4, 4], 12, 1, [[0, 1], [2, 3]]),  # not three and one
         ([3, 5, 2], 10, 1, [[1, 0, 2]]),
         ([3, 5, 2], 9, 1, [[1], [0, 2]]),
-        ([5, 5], 10, 2, [[0], [1]]),  # one row would do, but two ranks have one each
+        ([5, 5], 10, 2, [[0], [1]]),  # one row would suffice, but two ranks have one each
         ([5], 10, 2, [[0], []]),
         ([6, 6, 6], 6, 2, [[0], [1], [2], []]),
         ([], 10, 1, [[]]),
@@ -288,5 +288,5 @@ def test_rows_worked_by_hand(lengths, capacity, multiple, rows):
         (4, True, True, 32),
     ],
 )
-def test_what_a_row_is_a_multiple_of(tensor_parallel, sequence_parallel, fp8, multiple):
+def test_row_multiples(tensor_parallel, sequence_parallel, fp8, multiple):
     assert row_multiple(tensor_parallel=tensor_parallel, sequence_parallel=sequence_parallel, fp8=fp8) == multiple

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from nemo_minordpo.core.repetition import degenerate_reason
 
-# Nothing in it repeats enough for zlib, whatever the tokens say.
+# Nothing in it repeats enough for zlib, whatever its tokens.
 HEALTHY = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz 0123456789", k=400))
 
 GOLD = [
@@ -47,7 +47,7 @@ def _fresh(number: int) -> list[int]:
 
 @pytest.mark.parametrize(("length", "reason"), [(23, None), (24, "loop")])
 def test_a_loop_has_at_least_24_tokens(length, reason):
-    # The fresh tokens before it keep the share of repeated 4-grams low.
+    # The fresh tokens before the loop keep the share of repeated 4-grams low.
     assert degenerate_reason(HEALTHY, _fresh(100) + [7] * length) == reason
 
 
@@ -70,7 +70,7 @@ def test_up_to_8_tokens_after_the_loop_are_ignored(after, reason):
 
 @pytest.mark.parametrize(("length", "reason"), [(165, None), (166, "repeated 4-grams")])
 def test_share_of_repeated_4grams(length, reason):
-    # Period 65 is no loop: 65 different 4-grams of 162 repeat 59.9 %, of 163 60.1 %.
+    # Period 65 is not a loop. With 65 different 4-grams, 59.9 % of 162 are repeats, and 60.1 % of 163.
     assert degenerate_reason(HEALTHY, (_fresh(65) * 3)[:length]) == reason
 
 
@@ -81,7 +81,7 @@ def test_a_share_of_exactly_60_per_cent_counts():
 
 @pytest.mark.parametrize(("length", "reason"), [(23, None), (24, "repeated 4-grams")])
 def test_short_texts_may_repeat_4grams(length, reason):
-    # Less its last token it would repeat, but with at most 23 tokens it is no loop.
+    # Without its last token it would repeat, but at most 23 tokens are not a loop.
     tokens = [1, 2, 3] * 8
     tokens[length - 1 :] = [9]
     assert degenerate_reason(HEALTHY, tokens) == reason
@@ -98,7 +98,7 @@ def test_compression_needs_a_ratio_of_4():
     assert degenerate_reason(HEALTHY * 5, _fresh(100)) == "compressible"
 
 
-def test_text_that_is_no_valid_unicode_is_judged_too():
+def test_invalid_unicode_is_judged_too():
     assert degenerate_reason("\ud800" * 400, _fresh(100)) == "compressible"
 
 

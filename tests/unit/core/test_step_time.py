@@ -1,4 +1,4 @@
-"""Parts of a step against arithmetic that fits in a line, where they vanish, and whole steps against published ones."""
+"""Parts of a step against one-line arithmetic and limits where they vanish; whole steps against published figures."""
 
 import json
 from dataclasses import asdict, replace
@@ -32,7 +32,7 @@ from tests.benchmarks.assumed import H100
 from tests.benchmarks.published import PUBLISHED
 from tests.benchmarks.step_time import visited_places
 
-# W = 8 (2 * 8 + 2 * 4) + 3 * 8 * 16 = 576 weights of a layer; A = 8, G = 4
+# W = 8 (2 * 8 + 2 * 4) + 3 * 8 * 16 = 576 weights per layer; A = 8, G = 4
 SIZE = ModelSize(
     num_layers=4, hidden_size=8, ffn_hidden_size=16, num_heads=4, num_query_groups=2, head_size=2, vocab_size=100,
     gated=True,
@@ -73,15 +73,15 @@ def test_products():
     )
 
 
-def test_attention_is_of_what_the_kernel_visits():
-    # 100 visited places a row, 4 A = 32 operations each, 2.5 times as many backward
+def test_attention_counts_visited_places():
+    # 100 visited places per row, 4 A = 32 operations each, 2.5 times as many backward
     assert attention(RUN, SOFTWARE) == pytest.approx(4 * 32 * 100 * (1 / 100 + 2.5 / 50))
     assert attention(replace(RUN, visited=60), SOFTWARE) == pytest.approx(0.3 * attention(RUN, SOFTWARE))
     assert attention(split(tensor_parallel=2, data=2), SOFTWARE) == pytest.approx(attention(RUN, SOFTWARE) / 4)
 
 
 def test_head():
-    # 6 targets a row: 600 logits; 800 weights
+    # 6 targets per row: 600 logits; 800 weights
     expected = 4 * 2 * 600 * 8 / 500 + 10 * 600 / 50 + 16 * 800 / 50
     assert head(RUN, DEVICE, HEAD) == pytest.approx(expected)
     assert head(split(tensor_parallel=4), DEVICE, HEAD) == pytest.approx(expected / 4)
@@ -163,7 +163,7 @@ def test_recomputation_is_a_forward_pass_of_the_layers():
 
 
 def test_launches_count_where_the_gpu_is_faster():
-    # four linear layers of 2 s and ten operations of 0.5 s, two passes over four layers; 7 s a row
+    # four linear layers of 2 s and ten operations of 0.5 s, two passes over four layers; 7 s per row
     assert launches(RUN, SOFTWARE) == pytest.approx(2 * 4 * (4 * 2 + 5) + 7)
     assert launches(split(recompute=True), SOFTWARE) == pytest.approx(3 * 4 * 13 + 7)
     assert step_seconds(RUN, DEVICE, SOFTWARE).launch == 0
@@ -173,7 +173,7 @@ def test_launches_count_where_the_gpu_is_faster():
     assert step.total - step.optimizer == pytest.approx(2 * launches(RUN, slow))
 
 
-def test_a_pipeline_idles_for_a_row_of_every_other_stage():
+def test_a_pipeline_idles_for_one_row_per_other_stage():
     run = split(pipeline_parallel=2)
     layers = products(run, DEVICE, SOFTWARE) + attention(run, SOFTWARE) + elementwise(run, DEVICE, SOFTWARE)
     layers += accumulation(run, DEVICE, SOFTWARE)
@@ -188,7 +188,7 @@ def test_one_rank_neither_communicates_nor_idles():
     assert {name for name, seconds in step.items() if seconds == 0} == nothing
 
 
-def test_a_device_whose_memory_and_links_cost_nothing_leaves_products_and_attention():
+def test_with_free_memory_and_links_only_products_and_attention_remain():
     infinite = replace(DEVICE, memory=1e30, nvlink=1e30, network=1e30, latency=0)
     run = split(tensor_parallel=2, sequence_parallel=True, data=2)
     step = step_seconds(run, infinite, with_(linear_launch=0, other_launches=0, row_launch=0))
@@ -196,7 +196,7 @@ def test_a_device_whose_memory_and_links_cost_nothing_leaves_products_and_attent
     assert step.total == pytest.approx(computed)
 
 
-def test_utilisation_counts_no_padding_and_no_second_computation():
+def test_utilisation_counts_neither_padding_nor_recomputation():
     step = step_seconds(RUN, DEVICE, SOFTWARE)
     flops = 3 * (4 * 2 * 576 * 20 + 2 * 8 * 100 * 12 + 4 * 4 * 8 * 60)
     assert utilisation(RUN, step, peak=1000) == pytest.approx(flops / (1000 * step.total))
@@ -204,25 +204,25 @@ def test_utilisation_counts_no_padding_and_no_second_computation():
 
 
 def test_blocks_that_a_row_visits():
-    # one pair of 8 places: 4 shared, 2 of the chosen tail, 2 of the rejected; in blocks of 2 places the rejected
-    # tail skips one of the ten on and below the diagonal
+    # one pair of 8 places: 4 shared, 2 in each tail; in blocks of 2 places the rejected tail skips one of the ten
+    # blocks on and below the diagonal
     pair = np.array([[0, 4, 6, 8]])
     assert visited_places(pair, 8, 2) == 9 * 4
-    assert visited_places(pair, 8, 1) == 8 * 9 // 2 - 4  # places themselves
-    # two pairs in one block each, and padding
+    assert visited_places(pair, 8, 1) == 8 * 9 // 2 - 4  # single places
+    # two pairs with one block each, and padding
     assert visited_places(np.array([[0, 2, 3, 4], [4, 6, 7, 8]]), 12, 4) == 3 * 16
 
 
 @pytest.mark.parametrize("published", PUBLISHED, ids=lambda published: published.name)
 def test_pre_training_steps_are_expected_to_take_what_was_published(published):
-    """15 % for every one but the smallest, which was faster on paper; its gradients' reduction is harder to hide."""
+    """Within 15 % for all but the smallest, which is estimated too fast: its gradient reduction is harder to hide."""
     ratio = published.comparison()["ratio"]
     assert 0.80 < ratio < 0.90 if "1.7B" in published.name else 0.85 < ratio < 1.15
-    # control: kernels at the peak would be far off
+    # control: kernels at peak speed would be far off
     at_peak = replace(H100, bf16_efficiency=1, fp8_efficiency=1)
     assert step_seconds(published.run(), at_peak, published.software()).total < 0.8 * published.seconds
 
 
-def test_the_page_was_written_with_these_formulas():
+def test_the_page_uses_these_formulas():
     page = json.loads((Path(__file__).parents[3] / "docs/results/step-time.json").read_text())["published"]
     assert page == {known.name: pytest.approx(known.comparison()) for known in PUBLISHED}

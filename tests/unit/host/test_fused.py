@@ -1,4 +1,4 @@
-"""The kernels for CPUs against the compositions that they stand for, values and gradients, in float64."""
+"""The CPU kernels against the compositions that they replace, values and gradients, in float64."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ def random(*shape):
 
 
 def assert_same(ours, plain, *inputs):
-    """Values, and gradients under random weights."""
+    """Compare values, and gradients under random weights."""
     found, expected = ours(*inputs), plain(*inputs)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     weights = torch.randn_like(expected)
@@ -32,7 +32,7 @@ def test_rms_norm(shape):
     assert_same(lambda x, _: norm(x), lambda x, _: plain(x), x, norm.weight)
 
 
-def test_a_frozen_norm_passes_gradients_on():
+def test_a_frozen_norm_passes_gradients_through():
     norm = RMSNorm(4, eps=1e-5).requires_grad_(False)
     x = torch.randn(3, 4, requires_grad=True)
     norm(x).sum().backward()
@@ -54,7 +54,7 @@ def test_rotation():
     assert_same(lambda x: rotate(x, angles), plain, random(6, 1, 3, 8))
 
 
-def test_rotation_keeps_lengths_and_undoes_itself():
+def test_rotation_preserves_lengths_and_can_be_undone():
     angles = torch.randn(6, 1, 1, 4).repeat(1, 1, 1, 2)
     x = torch.randn(6, 1, 3, 8)
     turned = rotate(x, angles)

@@ -1,4 +1,4 @@
-"""Matrix products through oneDNN: the same numbers in every memory layout, and only where they are wanted."""
+"""Matrix products through oneDNN: the same numbers in every memory layout, and only on the right CPUs and types."""
 
 import pytest
 import torch
@@ -19,12 +19,12 @@ def test_same_product(sizes, turned):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64])
-def test_other_numbers_stay_torchs(dtype):
+def test_other_types_stay_with_torch(dtype):
     left, right = torch.ones(300, 40, dtype=dtype), torch.ones(40, 300, dtype=dtype)
     assert torch.equal(matmul._mm(left, right), torch.full((300, 300), 40, dtype=dtype))
 
 
-def test_other_processors_stay_as_they_are(monkeypatch):
+def test_other_processors_are_left_alone(monkeypatch):
     monkeypatch.setattr(matmul, "_is_amd_with_avx512", lambda: False)
     assert matmul.install() == []
     assert matmul._library is None

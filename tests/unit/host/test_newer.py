@@ -1,4 +1,4 @@
-"""Adapters for torch and NumPy that are newer than Megatron-Core."""
+"""Adapting Megatron-Core to newer versions of torch and NumPy."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ def finish_of_torch_2_11(self, metadata, results):
     return dataclasses.replace(metadata, version="1.0.0")
 
 
-def test_metadata_keep_what_megatron_adds(monkeypatch):
+def test_metadata_include_what_megatron_adds(monkeypatch):
     monkeypatch.setattr(torch_writer.FileSystemWriter, "finish", finish_of_torch_2_11)
     metadata = Metadata({})
     metadata.mcore_data = {"weight": {"shape": (2, 3)}}
@@ -32,7 +32,7 @@ def test_metadata_keep_what_megatron_adds(monkeypatch):
     assert not hasattr(torch_writer.dataclasses.replace(Metadata({})), "mcore_data")
 
 
-def test_a_torch_that_copies_nothing_stays_as_it_is(monkeypatch):
+def test_a_torch_that_copies_nothing_is_left_alone(monkeypatch):
     monkeypatch.setattr(torch_writer.FileSystemWriter, "finish", lambda self, metadata, results: None)
     assert newer._metadata_of_newer_torch() == []
     assert torch_writer.dataclasses is dataclasses
