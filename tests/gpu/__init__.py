@@ -1,18 +1,18 @@
-"""`make gpu-check`: whether this machine's stack computes what it should, and how fast; on CPUs, the part that is left.
+"""`make gpu-check`: check that this machine's stack computes correct results, and how fast; on CPUs, whatever can run.
 
-A check is a function of a folder that all checks share; `schedule` says which run in order and which side by side. It
-returns its figure in words. `NotRun` says what it lacks; any other exception is a failure.
+A check is a function that takes a folder shared by all checks and returns its result as text. It raises `NotRun` with
+the reason if it cannot run; any other exception is a failure. `schedule` defines the order and what runs in parallel.
 """
 
 import importlib.util
 import math
 from collections.abc import Mapping
 
-MEASURED = "measured"  # folder, in that of the checks, whose JSON goes into the file of results
+MEASURED = "measured"  # subfolder of JSON files that are included in the results
 
 
 class NotRun(Exception):
-    """The check could not be made here; says what is missing."""
+    """The check cannot run here; the message says what is missing."""
 
 
 def need_cuda() -> None:
@@ -36,7 +36,7 @@ def need_nemo() -> None:
 
 
 def need_precision(name: str) -> None:
-    """What `precision=NAME` runs on."""
+    """Require what `precision=NAME` needs."""
     if name == "fp8_hybrid":
         need_transformer_engine()
     elif name != "fp32":
@@ -46,22 +46,22 @@ def need_precision(name: str) -> None:
 def bounded(
     what: str, error: float, bound: float, *, ceiling: float = math.inf, controls: Mapping[str, float] | None = None
 ) -> str:
-    """The figure in words.
+    """Check an error against its bound; return both as text.
 
-    A bound that follows from another error on the same device says nothing where both are wrong: a ceiling is fixed
-    beforehand. A control is the error of a result that is wrong on purpose: it must be above the bound.
+    A bound derived from another error on the same device is meaningless if both are wrong, so there is also a fixed
+    ceiling. A control is the error of a deliberately wrong result, and must exceed the bound.
 
     Args:
-        what: is measured.
-        error: found.
-        bound: of it, such as a multiple of a naive form's error.
-        ceiling: of the bound.
-        controls: errors by name of the control, measured as `error` is, but not by what is checked.
+        what: name of the measured quantity.
+        error: the measured error.
+        bound: its bound, such as a multiple of a naive implementation's error.
+        ceiling: maximum for the bound.
+        controls: errors of the controls by name, measured like `error`, but not by the code under test.
 
     Raises:
-        AssertionError: the error is above the bound, or a control is not; or one of them is no number.
+        AssertionError: the error is above the bound, a control is not, or one of them is NaN.
     """
-    limit = min(bound, ceiling)  # stays no number where the bound is none: min() keeps its first then
+    limit = min(bound, ceiling)  # NaN if the bound is NaN: min() then returns its first argument
     controls = controls or {}
     nearest = min(controls, key=controls.__getitem__, default=None)
     control = "" if nearest is None else f"; control: {nearest} {controls[nearest]:.1e}"

@@ -1,11 +1,11 @@
-"""Check this machine's stack, on a GPU or on what there is, and print one table.
+"""Check this machine's stack, with or without a GPU, and print one table.
 
     python -m tests.gpu [--output runs/gpu-check.json] [--only NAME] [--minutes 8] [--list]
 
-Checks that compare run side by side where there are cores for it, measurements alone and last. On an H200 with 16
-cores all of it takes just under 8 minutes. The file of results is written after each check, and holds the end of what
-each one said. Exit code 1 when a check failed, or when it was interrupted. What could not be checked is "not run" with
-its reason, and never "passed".
+Comparisons run in parallel if there are enough cores; measurements run last, one at a time. On an H200 with 16 cores
+everything takes just under 8 minutes. The results file is rewritten after each check and contains the end of each
+check's output. The exit code is 1 if a check failed or the run was interrupted. A check that could not run is reported
+as "not run" with the reason, never as "passed".
 """
 
 import argparse
@@ -26,10 +26,10 @@ from tests.gpu.schedule import PHASES, Check, Phase, checks_of, in_words, select
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/gpu-check.json"), help="file of results")
-    parser.add_argument("--only", default="", help="part of the names of the checks to run")
-    parser.add_argument("--minutes", type=float, default=8.0, help="what is left then is not run")
-    parser.add_argument("--list", action="store_true", help="print what would run, with limits, and run nothing")
+    parser.add_argument("--output", type=Path, default=Path("runs/gpu-check.json"), help="results file")
+    parser.add_argument("--only", default="", help="run only checks with this in their names")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time limit; later checks are not run")
+    parser.add_argument("--list", action="store_true", help="list the checks with their time limits and exit")
     given = parser.parse_args()
     phases = selected(PHASES, lambda check: given.only in check.name)
     if given.list:
@@ -39,7 +39,7 @@ def main() -> int:
 
 
 def run(phases: Sequence[Phase], *, limit_s: float, output: Path) -> int:
-    """Run the checks and print their table; the exit code."""
+    """Run the checks and print their table; return the exit code."""
     console = Console()
     folder, checks, come = Path(tempfile.mkdtemp(prefix="gpu-check-")), checks_of(phases), []
 
@@ -58,7 +58,7 @@ def run(phases: Sequence[Phase], *, limit_s: float, output: Path) -> int:
     _explain_failures(console, rows, checks, folder)
     console.print(f"results: {output}", highlight=False)
     if session.stop.is_set() or exit_code(rows):
-        console.print(f"all that the checks said is in {folder}", highlight=False)
+        console.print(f"full output of the checks: {folder}", highlight=False)
         return 1
     shutil.rmtree(folder)
     return 0
@@ -68,7 +68,7 @@ def _explain_failures(console: Console, rows: Sequence[Row], checks: Sequence[Ch
     for check, row in zip(checks, rows, strict=True):
         if row.result == "FAILED":
             lines = last_lines(log_of(check, folder), lines=15, size=20_000)
-            console.print(f"{check.name}: the end of what it said", *lines, sep="\n  ", markup=False, highlight=False)
+            console.print(f"{check.name}: end of its output", *lines, sep="\n  ", markup=False, highlight=False)
 
 
 def _title(stack: dict[str, Any]) -> str:

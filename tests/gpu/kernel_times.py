@@ -1,4 +1,4 @@
-"""Where a GPU's time goes: kernels by kind, from one profiled step."""
+"""GPU time by kind of kernel, from one profiled step."""
 
 import json
 import re
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# The first pattern that is found decides: an attention kernel's name may say of what it is built. Names are cuBLAS's
-# (nvjet, xmma, cutlass, gemm), Inductor's for FlexAttention, NCCL's, Transformer Engine's and torch's own.
+# The first matching pattern decides, because an attention kernel's name may mention its building blocks. Names come
+# from cuBLAS (nvjet, xmma, cutlass, gemm), Inductor (FlexAttention), NCCL, Transformer Engine and torch.
 _KINDS = {
     "communication": r"nccl",
     "attention": r"flex_attention|flash|fmha|sdpa|attention",
@@ -26,7 +26,7 @@ _TOP = 15
 
 @dataclass(frozen=True)
 class Kernel:
-    """An interval on the GPU; seconds on any clock."""
+    """An interval on the GPU, in seconds from any origin."""
 
     name: str
     start_s: float
@@ -38,7 +38,7 @@ class Kernel:
 
 
 def profiled(step: Callable[[], Any]) -> list[Kernel]:
-    """What the GPU did in a step, which waits for it at its end."""
+    """Profile a step, which must wait for the GPU at its end."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as found:
@@ -50,7 +50,7 @@ def profiled(step: Callable[[], Any]) -> list[Kernel]:
 
 
 def kernels_of_trace(trace: dict[str, Any]) -> list[Kernel]:
-    """Kernels, copies and fills of a Chrome trace, whose times are microseconds; what the CPU does is left out."""
+    """Kernels, copies and fills in a Chrome trace (times in microseconds), without CPU events."""
     return [
         Kernel(event["name"], event["ts"] / 1e6, (event["ts"] + event["dur"]) / 1e6)
         for event in trace["traceEvents"]
@@ -62,12 +62,12 @@ def summary(kernels: Sequence[Kernel], *, wall_s: float) -> dict[str, Any]:
     """Seconds by kind, idle seconds, and the longest kernels.
 
     Args:
-        kernels: of a step.
-        wall_s: seconds of the step; what no kernel covers is idle.
+        kernels: the kernels of a step.
+        wall_s: seconds of the step; time without any kernel is idle.
 
     Returns:
-        `kinds`, whose sum is above the busy time where streams overlap; `busy_s`, `idle_s`, `wall_s`, `num_kernels`;
-        `top`: kernels by name, the longest sum first, with seconds and calls.
+        `kinds`: seconds by kind, which add up to more than the busy time if streams overlap; `busy_s`, `idle_s`,
+        `wall_s`, `num_kernels`; `top`: kernels by name with seconds and calls, longest total first.
     """
     calls = Counter(kernel.name for kernel in kernels)
     by_name = dict.fromkeys(calls, 0.0)
@@ -95,7 +95,7 @@ def kind_of(name: str) -> str:
 
 
 def in_words(found: dict[str, Any]) -> str:
-    """Parts of the step, of what takes at least 1 % of it."""
+    """Shares of the step, for parts that take at least 1 %."""
     parts = {**found["kinds"], "idle": found["idle_s"]}
     shares = {name: seconds / found["wall_s"] for name, seconds in parts.items()}
     ordered = sorted(shares.items(), key=lambda item: -item[1])
@@ -103,7 +103,7 @@ def in_words(found: dict[str, Any]) -> str:
 
 
 def _covered(kernels: Sequence[Kernel]) -> float:
-    """Seconds in which at least one of them runs."""
+    """Seconds in which at least one kernel runs."""
     total, end = 0.0, float("-inf")
     for kernel in sorted(kernels, key=lambda kernel: kernel.start_s):
         total += max(kernel.end_s - max(kernel.start_s, end), 0.0)

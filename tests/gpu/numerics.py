@@ -1,8 +1,8 @@
 """Losses, log-probabilities and attention on this device against float64 on the CPU.
 
-Bounds of sums are relative to the naive form in the same dtype on the same device: a constant would be too wide for
-one GPU and too narrow for the next. A ceiling of some roundings of the dtype stands above them, for a device on which
-both are wrong. Errors are root mean squares. Controls are computed in float64 on the CPU.
+Bounds for sums are relative to a naive implementation in the same dtype on the same device: a constant would be too
+loose for one GPU and too tight for the next. A ceiling of some roundings of the dtype applies as well, in case both are
+wrong. Errors are root mean squares. Controls are computed in float64 on the CPU.
 """
 
 import math
@@ -29,8 +29,8 @@ _OPTIONS = Options(
 _TOKENS, _HIDDEN, _VOCAB = 256, 256, 8192
 _HEADS, _GROUPS, _HEAD_SIZE = 4, 2, 64
 _ROW_LENGTHS = (384, 96, 640, 512, 896, 40, 448, 768, 1024, 320, 120, 832)
-_CEILING = 16  # roundings of the dtype, relative to the root mean square of what is right
-_WARM_UP = 2  # rows: torch compiles once for those below 128 places, once for all others
+_CEILING = 16  # roundings of the dtype, relative to the root mean square of the exact result
+_WARM_UP = 2  # rows: torch compiles once for rows below 128 places and once for all others
 
 
 def device() -> torch.device:
@@ -58,7 +58,7 @@ def losses(folder: Path) -> str:
 
 
 def log_probs(folder: Path, dtype_name: str) -> str:
-    """The head that never holds its logits: values as exact as those of a float32 head, gradients as a naive head's."""
+    """The head that never holds all logits: values as exact as a float32 head's, gradients as a naive head's."""
     dtype: torch.dtype = getattr(torch, dtype_name)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(_TOKENS, _HIDDEN, generator=generator).to(dtype)
@@ -96,7 +96,7 @@ def attention(folder: Path, dtype_name: str) -> str:
         need_cuda()
     dtype: torch.dtype = getattr(torch, dtype_name)
     segments = _row_of_pairs(1024, seed=0)
-    # padding at the end of the row has no meaning
+    # padding at the end of the row is meaningless
     used = int(segments[-1, -1])
     mask = torch.from_numpy(may_attend(segments, used))
     row = _row(1024, seed=0)
@@ -132,9 +132,9 @@ def attention(folder: Path, dtype_name: str) -> str:
 
 
 def recompilation(folder: Path) -> str:
-    """Rows of changing lengths and structures after the first two compile nothing, and have their own values.
+    """Rows of new lengths and structures after the first two compile nothing, and give correct values.
 
-    Training and evaluation alternate. FlexAttention has no backward pass on CPUs: there it is evaluated alone.
+    Training and evaluation alternate. FlexAttention has no backward pass on CPUs, where only evaluation runs.
     """
     if not torch.cuda.is_available() and shutil.which("c++") is None:
         raise NotRun("no C++ compiler")
@@ -161,7 +161,7 @@ def recompilation(folder: Path) -> str:
 
 
 def _compiled_attention(query: Tensor, key: Tensor, value: Tensor, *, segments: Tensor) -> Tensor:
-    """Evaluated, on CUDA after a forward and a backward pass of training."""
+    """Evaluate; on CUDA, after a training forward and backward pass."""
     structure = tuple(map(tuple, segments.tolist()))
     if query.is_cuda:
         leaves = [part.clone().requires_grad_() for part in (query, key, value)]
@@ -171,7 +171,7 @@ def _compiled_attention(query: Tensor, key: Tensor, value: Tensor, *, segments: 
 
 
 def _loss(name: str, ratios: Tensor, margin: Tensor) -> list[Tensor]:
-    """Values, and their gradients by both log-ratios."""
+    """Values, and their gradients with respect to both log-ratios."""
     chosen, rejected = (ratio.clone().requires_grad_() for ratio in ratios)
     nothing = torch.zeros_like(chosen)
     pairs = Pairs(
@@ -187,7 +187,7 @@ def _naive_head(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def _dense_attention(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor, scale: float | None = None) -> Tensor:
-    """With all S x S scores, of the first places of a row: as many as the mask has."""
+    """Attention with all S x S scores over the first places of a row, as many as the mask has."""
     used = len(mask)
     key, value = (tensor[:, :, :used].repeat_interleave(_HEADS // _GROUPS, dim=1) for tensor in (key, value))
     scores = query[:, :, :used] @ key.transpose(2, 3) * (_HEAD_SIZE**-0.5 if scale is None else scale)
@@ -200,7 +200,7 @@ def _row(length: int, *, seed: int) -> list[Tensor]:
 
 
 def _row_of_pairs(length: int, *, seed: int) -> np.ndarray:
-    """[m, 4], as core/pair_packing.py lays pairs out; some places at the end stay padding."""
+    """[m, 4], as in core/pair_packing.py; some places at the end remain padding."""
     draw, segments, start, longest = np.random.default_rng(seed), [], 0, min(39, length // 3)
     while start + 3 * longest <= length:
         shared, chosen, rejected = draw.integers(1, longest, size=3, endpoint=True)

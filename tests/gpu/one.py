@@ -1,4 +1,4 @@
-"""One check in a process of its own: python -m tests.gpu.one MODULE:FUNCTION FOLDER ANSWER [ARGUMENT ...]."""
+"""Run one check in its own process: python -m tests.gpu.one MODULE:FUNCTION FOLDER ANSWER [ARGUMENT ...]."""
 
 import importlib
 import json
@@ -24,7 +24,7 @@ def main(target: str, folder: str, answer: str, *arguments: str) -> None:
     Path(answer).write_text(json.dumps(outcome))
     sys.stdout.flush()
     sys.stderr.flush()
-    # NCCL, CUDA and worker threads may hang or crash when they are taken down, after all that is asked for is known
+    # NCCL, CUDA and worker threads may hang or crash during shutdown, when the result is already known
     os._exit(0)
 
 

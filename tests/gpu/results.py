@@ -1,4 +1,4 @@
-"""What a run of checks leaves: the table, the exit code, and one file with everything that was said and measured."""
+"""The outcome of a run of checks: the table, the exit code, and one file with all output and measurements."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -16,14 +16,14 @@ from tests.gpu.schedule import Check
 from tests.gpu.stack import FILE as STACK_FILE
 
 _STYLES = {"passed": "green", "FAILED": "bold red", "not run": "yellow"}
-# Lines and bytes of a log's end; of some 30 checks, all failed, with the metrics about 8 MB.
+# Lines and bytes of a log's end. With about 30 failed checks and the metrics, the file has about 8 MB.
 _LINES, _BYTES = 200, 20_000
 _LINES_OF_FAILED, _BYTES_OF_FAILED = 2000, 150_000
 _BYTES_OF_METRICS = 4_000_000
 
 
 def exit_code(rows: Sequence[Row]) -> int:
-    """1 when something failed; what was not run is no failure."""
+    """1 if a check failed; "not run" does not count as a failure."""
     return int(any(row.result == "FAILED" for row in rows))
 
 
@@ -37,13 +37,13 @@ def table(rows: Sequence[Row], *, title: str) -> Table:
 
 
 def write_results(path: Path, rows: Sequence[Row], checks: Sequence[Check], folder: Path) -> None:
-    """Write all that is known by now, whole or not at all.
+    """Atomically write everything known so far.
 
     Args:
-        path: of the file.
-        rows: those that have come, in any order.
-        checks: all that were asked for, in the order of the file.
-        folder: of the checks.
+        path: the file to write.
+        rows: the rows so far, in any order.
+        checks: all selected checks, in the order of the file.
+        folder: the checks' folder.
     """
     by_name = {row.name: row for row in rows}
     done = [(check, row) for check in checks if (row := by_name.get(check.name))]
@@ -63,7 +63,7 @@ def read_stack(folder: Path) -> dict[str, Any]:
 
 
 def last_lines(file: Path, *, lines: int, size: int) -> list[str]:
-    """The end of a text, at most so many lines and bytes; what a terminal would have written over is left out."""
+    """The end of a text, at most this many lines and bytes, without anything that a terminal would have overwritten."""
     if not file.exists():
         return []
     with file.open("rb") as log:
@@ -79,7 +79,7 @@ def _end_of_log(check: Check, row: Row, folder: Path) -> list[str]:
 
 
 def _metrics(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Run folder, lines of its metrics: texts, so that each stays a line of the file."""
+    """(run folder, lines of its metrics); as strings, so that each stays on one line of the results file."""
     left = _BYTES_OF_METRICS
     for file in sorted(folder.glob("**/metrics.jsonl")):
         left -= file.stat().st_size

@@ -1,4 +1,4 @@
-"""Runs checks in processes of their own: one that crashes, hangs or loses its GPU takes no other one with it."""
+"""Run each check in its own process, so that one that crashes, hangs or loses its GPU does not affect the others."""
 
 import contextlib
 import json
@@ -19,15 +19,15 @@ from tests.gpu.schedule import Check, Phase, end_of, lanes_at_a_time, threads_of
 
 ROOT = Path(__file__).parent.parent.parent
 _POLL_S = 0.5
-# Ranks of one machine need no other interface; a few threads compile what one check needs, and lanes share the cores.
+# Ranks on one machine only need the loopback interface. A few compile threads suffice, since lanes share the cores.
 _ENVIRONMENT = {"NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo", "TORCHINDUCTOR_COMPILE_THREADS": "4"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """What became of a check: `passed`, `FAILED` or `not run`; the last two with a reason.
+    """The outcome of a check: `passed`, `FAILED` or `not run`; the last two with a reason.
 
-    started_s, ended_s: seconds after the start of the whole.
+    started_s, ended_s: seconds since the start of the session.
     """
 
     name: str
@@ -46,10 +46,10 @@ class Row:
 class Session:
     """A run of checks.
 
-    folder: existing; for what checks share, with a log of each.
-    limit_s: seconds for all of them.
-    stop: set from elsewhere, it ends the checks that run and starts no other one.
-    on_row: called with each row as it comes, one at a time.
+    folder: an existing folder for shared files and the logs.
+    limit_s: time limit for all checks together, in seconds.
+    stop: when set, running checks are ended and no others start.
+    on_row: called with each finished row, one at a time.
     """
 
     folder: Path
@@ -64,7 +64,7 @@ class Session:
         return time.monotonic() - self.start
 
     def run(self, phases: Sequence[Phase]) -> list[Row]:
-        """Run all checks; those for which no time is left are not run. Rows come in the order of the phases."""
+        """Run all checks, except those for which no time is left. Returns rows in the order of the phases."""
         rows: list[Row] = []
         for phase in phases:
             end_s = end_of(phase, phases, limit_s=self.limit_s)
@@ -82,18 +82,18 @@ class Session:
         return rows
 
     def run_check(self, check: Check, *, end_s: float, threads: int) -> Row:
-        """Run one check, with its output in a log of its own in the folder.
+        """Run one check, with its output in its own log in the folder.
 
         Args:
-            check: which one.
-            end_s: when it is stopped at the latest, in seconds after the start of the whole.
-            threads: of torch on the CPU.
+            check: the check.
+            end_s: latest time at which it is stopped, in seconds since the start of the session.
+            threads: number of torch's CPU threads.
         """
         started_s = self.elapsed_s
         if self.stop.is_set() or started_s >= end_s:
             reason = "interrupted" if self.stop.is_set() else "no time left"
             return Row(check.name, "not run", reason, "", started_s, started_s)
-        answer = self.folder / f"{_file_name(check)}.answer"  # not what a check of this name may write
+        answer = self.folder / f"{_file_name(check)}.answer"  # no check writes a file of this name
         answer.unlink(missing_ok=True)
         with log_of(check, self.folder).open("w") as log:
             process = subprocess.Popen(
@@ -104,7 +104,7 @@ class Session:
             try:
                 code = self._wait(process, until_s=min(started_s + check.limit_s, end_s))
             finally:
-                # whatever it started ends with it
+                # also end everything that it started
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -112,7 +112,7 @@ class Session:
         return Row(check.name, result, reason, figure, started_s, self.elapsed_s)
 
     def _wait(self, process: subprocess.Popen, *, until_s: float) -> int | None:
-        """Its exit code; None: it has to be ended."""
+        """The exit code; None = still running, and must be ended."""
         while (left_s := until_s - self.elapsed_s) > 0 and not self.stop.is_set():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return process.wait(timeout=min(left_s, _POLL_S))

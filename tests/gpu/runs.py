@@ -1,4 +1,4 @@
-"""Training runs of a tiny model, through the worker of the parallel tests; NeMo is loaded once for those of a check."""
+"""Training runs of a tiny model with the worker of the parallel tests; NeMo is loaded once per check."""
 
 import json
 import os
@@ -17,20 +17,20 @@ from tests.gpu import rehearsal
 from tests.gpu.runner import ROOT
 from tests.ports import port_for_ranks
 
-# Multiples of 16, as FP8's matrix products want them, and heads of 32, which FlexAttention's kernels take.
+# Multiples of 16, as FP8 matrix products require, and heads of 32, which FlexAttention's kernels support.
 SIZES: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256}
 HF, NEMO, PAIRS, VALIDATION = "hf", "base.nemo", "train.jsonl", "validation.jsonl"
 SGD = [
     "model.optim.name=sgd", "model.optim.betas=null", "model.optim.lr=5e-3", "model.optim.sched.name=constant",
 ]  # fmt: skip
 ADAM = ["model.optim.name=adamw", "model.optim.lr=3e-4"]
-# What works with bfloat16 weights and float32 main weights where there is no Apex
+# Works with bfloat16 weights and float32 main weights without Apex
 ADAM_WITH_MAIN_WEIGHTS = ["model.optim.name=mcore_distributed_optim", "model.optim.lr=3e-4"]
 
 
 def prepared(folder: Path) -> Path:
-    """The folder, with the tiny model in both forms and pairs: made by the first check that needs them."""
-    with FileLock(folder / "prepared.lock"):  # checks run side by side
+    """The folder, with pairs and the tiny model in both formats, created by the first check that needs them."""
+    with FileLock(folder / "prepared.lock"):  # checks run in parallel
         if not (folder / NEMO).exists():
             from nemo_minordpo.convert.hf_to_nemo import import_hf
             from tests.tiny import write_model, write_pairs
@@ -69,13 +69,13 @@ def do(folder: Path, name: str, jobs: list[dict]) -> None:
     from tests.parallel import worker
 
     if os.environ.get(rehearsal.ACTIVE):
-        throughput._CUDA_N = 256  # a CPU plays the GPU, and nothing is measured
+        throughput._CUDA_N = 256  # the GPU is emulated, and nothing is measured
     be_the_only_rank()
     worker.main(_file_of(folder, name, jobs))
 
 
 def do_on_cpu(folder: Path, name: str, jobs: list[dict]) -> None:
-    """The same in a process that sees no GPU."""
+    """Like `do`, but in a process that sees no GPU."""
     be_the_only_rank()
     subprocess.run(
         [sys.executable, "-m", "tests.parallel.worker", str(_file_of(folder, name, jobs))],
@@ -84,7 +84,7 @@ def do_on_cpu(folder: Path, name: str, jobs: list[dict]) -> None:
 
 
 def without_transformer_engine() -> None:
-    """Megatron-Core's local layers where Transformer Engine is installed, too; before anything imports NeMo."""
+    """Use Megatron-Core's local layers even if Transformer Engine is installed; call before anything imports NeMo."""
     host.has_transformer_engine = lambda: False
 
 
@@ -94,10 +94,10 @@ def metrics(folder: Path, name: str, *, split: str = "train") -> list[StepMetric
 
 
 def largest_difference(ours: list[StepMetrics], expected: list[StepMetrics]) -> float:
-    """Of losses, rewards and log-probabilities of all steps, relative to values above 1.
+    """Largest difference of losses, rewards and log-probabilities over all steps, relative to values above 1.
 
     Raises:
-        AssertionError: they are not of the same steps.
+        AssertionError: the steps differ.
     """
     if [line.step for line in ours] != [line.step for line in expected]:
         raise AssertionError(f"steps {[line.step for line in ours]} and {[line.step for line in expected]}")
@@ -110,7 +110,7 @@ def largest_difference(ours: list[StepMetrics], expected: list[StepMetrics]) -> 
 
 
 def one_step_late(lines: list[StepMetrics]) -> list[StepMetrics]:
-    """The same steps with the values of those before: a control for what compares curves."""
+    """The same steps, each with the values of the step before: a control for comparisons of curves."""
     return [replace(line, values=before.values) for line, before in zip(lines, [lines[0], *lines[:-1]], strict=True)]
 
 

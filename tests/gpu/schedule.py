@@ -1,9 +1,9 @@
-"""What runs when: phases one after another; in a phase lanes side by side; in a lane checks in order.
+"""The schedule: phases one after another; within a phase, lanes in parallel; within a lane, checks in order.
 
-Checks of one lane share files, or follow one another for another reason. First comes what tells most.
+Checks in one lane share files or must run in order for another reason. The most informative ones come first.
 
-On an H200 with 16 cores preparation takes 53 s, the longest lane of those that compare 105, the measurements about 300:
-460 of the 480 of `--minutes 8` (docs/gpu.md).
+On an H200 with 16 cores, preparation takes 53 s, the longest lane of comparisons 105 s and the measurements about
+300 s: 460 of the 480 s of `--minutes 8` (docs/gpu.md).
 """
 
 import os
@@ -20,7 +20,7 @@ class Check:
     """A row of the table.
 
     target: MODULE:FUNCTION, called with the shared folder and the arguments.
-    limit_s: seconds after which it has failed.
+    limit_s: time limit in seconds, after which it fails.
     """
 
     name: str
@@ -31,10 +31,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Phase:
-    """Lanes that start when the phase before has ended.
+    """Lanes that start when the previous phase has ended.
 
-    until: the part of all time after which nothing of it runs, where a later phase has something to do on a GPU.
-    alone: one check at a time, with all cores.
+    until: fraction of the total time after which the phase ends, if a later phase has work for a GPU.
+    alone: run one check at a time, with all cores.
     """
 
     name: str
@@ -65,13 +65,13 @@ _CORRECTNESS = (
         Check("attention of pairs, float32", f"{_NUMERICS}:attention", ("float32",), limit_s=120),
         Check("attention: no recompilation", f"{_NUMERICS}:recompilation", limit_s=120),
     ),
-    # rows of other precisions are compared with what the first one leaves
+    # other precisions are compared with the output of the first check
     (
         training("model, local layers, fp32", "log_probs_of_local_layers"),
         training("model, FP8", "log_probs", "fp8_hybrid"),
         training("model, bf16", "log_probs", "bf16"),
     ),
-    # the first one leaves the run on the CPU to the others
+    # the first check leaves its CPU run for the others
     (
         training("20 steps, FP8 against CPU", "twenty_steps", "fp8_hybrid", limit_s=200),
         training("20 steps, bf16, several rows each, against CPU", "twenty_steps", "bf16", "rows"),
@@ -82,13 +82,13 @@ _CORRECTNESS = (
         Check("log-probabilities, bfloat16", f"{_NUMERICS}:log_probs", ("bfloat16",), limit_s=60),
         Check("log-probabilities, float32", f"{_NUMERICS}:log_probs", ("float32",), limit_s=60),
         training("packed against separate", "packed"),
-        # by now the local layers of their lane are done
+        # by now the check of the local layers is done
         training("model, Transformer Engine, fp32", "log_probs", "fp32"),
     ),
     (
         training("stopped and resumed, FP8", "resume", "fp8_hybrid"),
         training("stopped and resumed, fp32", "resume", "fp32"),
-        # by now the run on the CPU is, which began before this lane
+        # by now the CPU run, which started before this lane, is done
         training("20 steps, fp32 against CPU", "twenty_steps", "fp32"),
     ),
     (
@@ -106,7 +106,7 @@ _MEASUREMENTS = (
     step("7B", "fp8_hybrid", "fused", "8192", "16384"),
     Check("FP8 against bf16, 7B", f"{_SPEED}:fp8_over_bf16", ("7B",), limit_s=30),
     Check("head: time and memory", f"{_SPEED}:head", limit_s=60),
-    # what fusing gains, and NeMo-Aligner, if there is time
+    # the gain from fusing, and NeMo-Aligner, if there is time
     Check("ours against NeMo-Aligner's step", f"{_SPEED}:beside_aligner", limit_s=150),
     step("1.5B", "bf16", "single", "16384"),
     step("1.5B", "fp8_hybrid", "single", "16384"),
@@ -123,7 +123,7 @@ def checks_of(phases: Sequence[Phase]) -> list[Check]:
 
 
 def selected(phases: Sequence[Phase], wanted: Callable[[Check], bool]) -> list[Phase]:
-    """The phases with the checks that are wanted; lanes and phases that have none are left out."""
+    """The phases with only the wanted checks, without empty lanes and phases."""
     chosen = []
     for phase in phases:
         lanes = tuple(lane for whole in phase.lanes if (lane := tuple(filter(wanted, whole))))
@@ -133,18 +133,18 @@ def selected(phases: Sequence[Phase], wanted: Callable[[Check], bool]) -> list[P
 
 
 def end_of(phase: Phase, phases: Sequence[Phase], *, limit_s: float) -> float:
-    """Seconds after the start when the last check of a phase is stopped. Without a GPU nothing is left to measure."""
+    """When the last check of a phase is stopped, in seconds from the start. Without a GPU no measurements follow."""
     more_to_do = phase is not phases[-1] and shutil.which("nvidia-smi") is not None
     return limit_s * (phase.until if more_to_do else 1.0)
 
 
 def lanes_at_a_time(phase: Phase) -> int:
-    """Side by side where there are cores for it: on two of them everything would only take turns."""
+    """Number of lanes to run in parallel: with only two cores they would just take turns."""
     return 1 if phase.alone else min(max(_cores() // _CORES_OF_LANE, 1), len(phase.lanes))
 
 
 def threads_of_check(phase: Phase) -> int:
-    """Of torch on the CPU, so that lanes share the cores."""
+    """Number of torch's CPU threads per check, so that lanes share the cores."""
     return max(_cores() // lanes_at_a_time(phase), 1)
 
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of responses through transformers, a sequence at a time: the naive form in each precision."""
+"""Log-probabilities of responses with transformers, one sequence at a time: the naive version in each precision."""
 
 import json
 from pathlib import Path
@@ -15,13 +15,13 @@ _E4M3 = torch.float8_e4m3fn
 
 @torch.no_grad()
 def token_log_probs(folder: Path, *, device: str, precision: str = "fp32") -> dict[tuple[int, bool], Tensor]:
-    """[response tokens] of each (pair, whether rejected) of the training pairs, on the CPU.
+    """[response tokens] on the CPU for each (pair, whether rejected) of the training pairs.
 
     Args:
-        folder: of :func:`runs.prepared`.
+        folder: from :func:`runs.prepared`.
         device: "cuda" or "cpu".
-        precision: fp32 (TF32 products on CUDA, as Transformer Engine's), bf16, or fp8_hybrid: in bfloat16, linear
-            layers but the head with weights and inputs rounded to E4M3.
+        precision: fp32 (TF32 products on CUDA, like Transformer Engine), bf16, or fp8_hybrid (bfloat16, with weights
+            and inputs of all linear layers except the head rounded to E4M3).
     """
     torch.backends.cuda.matmul.allow_tf32 = True
     tokenizer = AutoTokenizer.from_pretrained(folder / runs.HF)
@@ -50,6 +50,6 @@ def _round_to_e4m3(model: Any) -> None:
 
 
 def rounded(tensor: Tensor) -> Tensor:
-    """The nearest numbers that E4M3 holds when the largest one is scaled to its own largest."""
+    """Round to E4M3, scaled so that the largest value maps to E4M3's maximum."""
     scale = torch.finfo(_E4M3).max / tensor.abs().amax().float().clamp(min=1e-12)
     return ((tensor.float() * scale).to(_E4M3).float() / scale).to(tensor.dtype)

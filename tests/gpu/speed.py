@@ -1,7 +1,7 @@
-"""Steps, FP8 and the head, measured on a GPU. These measure: a goal stands beside each figure, and nothing fails.
+"""Measure steps, FP8 and the head on a GPU. Each figure is reported with its goal, and nothing fails.
 
-Models are random ones with the sizes of Qwen2.5-1.5B and of Qwen2.5-7B, of the latter 8 of 28 layers with what Adam
-keeps of them; pairs are as long as GSM8K's, in packed rows.
+Models are random, with the sizes of Qwen2.5-1.5B and Qwen2.5-7B (of which 8 of 28 layers, with their Adam state); pairs
+have the lengths of GSM8K's, in packed rows.
 """
 
 import copy
@@ -46,20 +46,20 @@ _SIZES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 _PAIRS_OF_STEP = 128
-_PAIRS_OF_ALIGNER_STEP, _PAIRS_OF_ALIGNER = 64, 4  # of its step and its micro-batch
+_PAIRS_OF_ALIGNER_STEP, _PAIRS_OF_ALIGNER = 64, 4  # in its step and its micro-batch
 _WARM_UP, _TIMED, _PROFILED = 2, 4, 1  # steps; the first ones compile and allocate
 _STEPS = _WARM_UP + _TIMED + _PROFILED
-_PEAK_OF_HOPPER = 989  # TFLOP/s, dense, data sheets
+_PEAK_OF_HOPPER = 989  # TFLOP/s, dense, from the data sheets
 _GOALS = {"utilisation": 0.40, "FP8 over bf16": 1.25, "head memory": 0.10, "pairs over aligner": 4}
 _MEDIANS = (
     "step_s", "pairs_per_s", "tokens_per_s", "row_fill", "model_tflops", "matmul_peak_fraction", "peak_memory_gib",
 )  # fmt: skip
-# of the head: half of a row's places predict a response
+# for the head: half of a row's places predict a response
 _PLACES, _RESPONSE = 8192, 4096
 
 
 def prepare(folder: Path, model: str) -> str:
-    """A model and its pairs, which the measurements then find."""
+    """Create a model and its pairs for the measurements."""
     need_nemo()
     need_cuda()
     work = _prepared(folder, model)
@@ -68,12 +68,12 @@ def prepare(folder: Path, model: str) -> str:
 
 
 def step(folder: Path, model: str, precision: str, kernels: str = "fused", *row_lengths: str) -> str:
-    """Whole steps of training, in rows of each length, one of which is profiled; a file with all of it after each.
+    """Whole training steps with rows of each length, one of them profiled; the file is written after each length.
 
-    `kernels` are `fused`, with Transformer Engine's (fusions=te), or `single`, as a checkpoint is imported.
+    `kernels` are `fused`, with Transformer Engine's (fusions=te), or `single`, the setting of an imported checkpoint.
 
-    The loaded model is measured with all lengths: loading takes longer than the steps. FP8 costs time of the CPU with
-    every layer and row, whatever its length, which long rows hide.
+    One loaded model is measured with all lengths, since loading takes longer than the steps. FP8 costs CPU time per
+    layer and row, whatever the row's length; long rows hide it.
     """
     need_nemo()
     need_cuda()
@@ -92,7 +92,7 @@ def step(folder: Path, model: str, precision: str, kernels: str = "fused", *row_
 
 
 def fp8_over_bf16(folder: Path, model: str) -> str:
-    """The two measurements above beside each other."""
+    """Compare the two measurements above."""
     bf16, fp8 = _measured(folder, model, "bf16", "fp8_hybrid")
     words = []
     for length in (length for length in bf16 if length in fp8):
@@ -106,7 +106,7 @@ def fp8_over_bf16(folder: Path, model: str) -> str:
 
 
 def head(folder: Path) -> str:
-    """Ours on the places that predict a response, against logits of every place; forward and backward, bf16."""
+    """Ours on places that predict a response, against logits at every place; forward and backward, bf16."""
     need_cuda()
     from nemo_minordpo.core.logprobs import vocab_parallel_log_probs
 
@@ -130,7 +130,7 @@ def head(folder: Path) -> str:
 
 
 def beside_aligner(folder: Path) -> str:
-    """NeMo-Aligner's own DPO step in bf16 on the same pairs, beside ours of the step measured before."""
+    """NeMo-Aligner's own DPO step in bf16 on the same pairs, against our step measured before."""
     need_nemo()
     need_cuda()
     (bf16,) = _measured(folder, "1.5B", "bf16")
@@ -144,12 +144,12 @@ def beside_aligner(folder: Path) -> str:
 
 
 def _file(model: str, precision: str, kernels: str) -> Path:
-    """In the folder of the checks; what is measured goes into the file of results."""
+    """File in the checks' folder; its content is included in the results file."""
     return Path(MEASURED) / f"{model}_{precision}_{kernels}.json"
 
 
 def _measured(folder: Path, model: str, *precisions: str) -> list[dict[str, dict[str, Any]]]:
-    """What `step` wrote of each, by length of the rows: with fused kernels, or else with single ones."""
+    """What `step` wrote for each, by row length: with fused kernels if measured, else with single ones."""
     for kernels in ("fused", "single"):
         files = [folder / _file(model, precision, kernels) for precision in precisions]
         if all(file.exists() for file in files):
@@ -158,7 +158,7 @@ def _measured(folder: Path, model: str, *precisions: str) -> list[dict[str, dict
 
 
 def _step_of_aligner(folder: Path) -> float:
-    """Seconds, the median of all steps but the first two."""
+    """Median of all steps but the first two, in seconds."""
     from tests.benchmarks.inputs import Inputs
     from tests.benchmarks.run import ALIGNER, Case, Competitor
 
@@ -176,7 +176,7 @@ def _step_of_aligner(folder: Path) -> float:
 
 
 def _prepared(folder: Path, model: str) -> Path:
-    """A folder with pairs and the model, made on the GPU in bfloat16 and unpacked: every reader would unpack it."""
+    """A folder with pairs and the model, created on the GPU in bfloat16. Unpacked, as every reader would unpack it."""
     work = folder / f"speed_{model}"
     if not (work / runs.NEMO).is_dir():
         from nemo_minordpo.convert.hf_to_nemo import import_hf
@@ -199,7 +199,7 @@ def _prepared(folder: Path, model: str) -> Path:
 
 
 def _write_pairs(path: Path) -> None:
-    """Prompts of 100 tokens and responses of 150 that part in their middle, on average; a word is two tokens."""
+    """Prompts of 100 tokens and responses of 150 that diverge in the middle, on average; a word is two tokens."""
     draw = random.Random(0)
 
     def words(count: int) -> str:
@@ -214,7 +214,7 @@ def _write_pairs(path: Path) -> None:
 
 
 def _trainer(work: Path, precision: str, kernels: str, *, capacity: int) -> Any:
-    """Set up as `minordpo train` does, before its first step."""
+    """Set up as in `minordpo train` before its first step."""
     be_the_only_rank()
     os.environ["MASTER_PORT"] = str(port_for_ranks())
     host.prepare()
@@ -235,11 +235,11 @@ def _trainer(work: Path, precision: str, kernels: str, *, capacity: int) -> Any:
 
 
 def _measure(trainer: Any, *, capacity: int) -> Iterator[dict[str, Any]]:
-    """Medians of the steps that count, and losses of all; then the same with what the GPU did in one more.
+    """Medians of the timed steps and losses of all; then the same again with the profile of one more step.
 
     Args:
-        trainer: of :func:`_trainer`; it continues from the weights that it has, with the first pairs of the file.
-        capacity: most places of a row.
+        trainer: from :func:`_trainer`; it continues with its current weights and the first pairs of the file.
+        capacity: maximum places per row.
     """
     from tests.benchmarks.ours_worker import batches_in_file_order
 
@@ -269,7 +269,7 @@ def _in_words(values: dict[str, Any]) -> str:
 
 
 def _cost(function: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, weight: Tensor) -> tuple[float, float]:
-    """Seconds, and GiB beyond inputs and gradients, forward and backward; the second of two calls."""
+    """(seconds, GiB beyond inputs and gradients), forward and backward, for the second of two calls."""
     leaves = [leaf.detach().requires_grad_() for leaf in (hidden, weight)]
     seconds = gib = 0.0
     for _ in range(2):

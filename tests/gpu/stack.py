@@ -1,4 +1,4 @@
-"""What the checks run on."""
+"""The stack that the checks run on."""
 
 import json
 import os
@@ -15,17 +15,17 @@ from tests.gpu import need_nemo
 
 FILE = "stack.json"
 _OF_DRIVER = ("name", "driver_version", "memory.total", "power.limit", "clocks.max.sm")
-# whose copy is loaded, of several that a machine may have, decides whether Transformer Engine works
+# a machine may have several copies; whether Transformer Engine works depends on which one is loaded
 _LIBRARIES = r"/lib(?:nvrtc|cublas|cublasLt|cudnn|nccl|cudart)\.so[.\d]*"
 
 
 def stack(folder: Path) -> str:
-    """Versions and device, for the file of results; then whether NeMo, Megatron-Core and Aligner import."""
+    """Record versions and device in the results; then check that NeMo, Megatron-Core and Aligner import."""
     found: dict[str, Any] = {"transformer_engine": None}
     try:
         if host.has_transformer_engine():
-            # first, and by the name of its torch part: Transformer Engine's own package, and NeMo's, go on without it
-            # where this fails, and say nothing
+            # first, and by its torch module: if this import fails, both Transformer Engine's own package and NeMo
+            # silently continue without it
             import transformer_engine.pytorch  # noqa: F401
 
             found["transformer_engine"] = installed_versions().get("transformer_engine", "of no known version")
@@ -46,7 +46,7 @@ def stack(folder: Path) -> str:
 
 
 def _import_nemo() -> list[str]:
-    """The stand-ins for what is missing."""
+    """Import NeMo; return the stand-ins for what is missing."""
     stand_ins = host.prepare()
     import nemo.collections.nlp.models.language_modeling.megatron_gpt_model as nemo_gpt
 
@@ -66,7 +66,7 @@ def _machine() -> dict[str, Any]:
         "ram_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
         "compiler": shutil.which("c++"),
         "environment": {name: value for name, value in os.environ.items() if name.startswith(("NVTE_", "CUDA_"))},
-        # as they were loaded by the imports before
+        # the copies loaded by earlier imports
         "libraries": sorted(set(re.findall(rf"\S*{_LIBRARIES}", Path("/proc/self/maps").read_text()))),
     }
 
@@ -87,7 +87,7 @@ def _device() -> dict[str, Any]:
 
 
 def _driver() -> dict[str, Any]:
-    """As nvidia-smi has it, one line a GPU."""
+    """Output of nvidia-smi, one line per GPU."""
     if shutil.which("nvidia-smi") is None:
         return {"driver": "unknown", "gpus": []}
     command = ["nvidia-smi", f"--query-gpu={','.join(_OF_DRIVER)}", "--format=csv,noheader"]

@@ -1,6 +1,6 @@
-"""A tiny random Qwen2 through NeMo, Megatron-Core and, where it is, Transformer Engine.
+"""A tiny random Qwen2 with NeMo, Megatron-Core and, if installed, Transformer Engine.
 
-Bounds that are no multiple of a naive form's error were chosen before anything ran on a GPU.
+Bounds that are not a multiple of a naive version's error were chosen before anything ran on a GPU.
 """
 
 import json
@@ -13,7 +13,7 @@ from tests.gpu import NotRun, bounded, need_cuda, need_nemo, need_precision, nee
 from tests.gpu.separate_sequences import token_log_probs
 
 _LOCAL = "log_probs_local.pt"
-# Ways to train the same run, by what they add to its settings. All but LoRA give the same curve.
+# Variants of the same run, by their additional settings. All but LoRA give the same curve.
 WAYS: dict[str, list[str]] = {
     "plain": [],
     "rows": ["model.data.packed_sequence_size=160"],
@@ -24,19 +24,19 @@ WAYS: dict[str, list[str]] = {
     "selective": ["model.activations_checkpoint_granularity=selective"],
     "fusions": ["fusions=te"],
     "adamw": ["model.optim.name=adamw"],
-    # from the same first adapters as on the CPU
+    # start from the same adapters as on the CPU
     "lora": [
         "model.peft.peft_scheme=lora", "model.peft.lora_tuning.adapter_dim=16", "+model.use_cpu_initialization=true",
     ],
 }  # fmt: skip
-# Nats a token, root mean square: a few times what the rehearsal found
+# Nats per token, root mean square: a few times the rehearsal's values
 _LOG_PROB_CEILINGS = {"fp32": 2e-3, "bf16": 1e-2, "fp8_hybrid": 5e-2}
-_LEAST_NOISE_OF_FP8 = 1e-3  # nats a response, of roundings that differ; the rehearsal found 0.13
-_FP8_WARM_UP = 3  # steps after which the scales of delayed scaling have seen every tensor
+_LEAST_NOISE_OF_FP8 = 1e-3  # nats per response, from differences in rounding; 0.13 in the rehearsal
+_FP8_WARM_UP = 3  # steps until delayed scaling has seen every tensor
 
 
 def conversion(folder: Path) -> str:
-    """Import, verify through NeMo, export: logits within verify's bound, weights the same bits."""
+    """Import, verify with NeMo, export: logits within verify's bound, weights bit for bit the same."""
     need_nemo()
     runs.prepared(folder)
     from safetensors.torch import load_file
@@ -54,7 +54,7 @@ def conversion(folder: Path) -> str:
 
 
 def log_probs_of_local_layers(folder: Path) -> str:
-    """Packed, float32, local layers, against separate sequences through transformers on the CPU, a token."""
+    """Packed pairs in float32 with local layers, against separate sequences with transformers on the CPU, per token."""
     need_nemo()
     runs.without_transformer_engine()
     runs.prepared(folder)
@@ -71,10 +71,10 @@ def log_probs_of_local_layers(folder: Path) -> str:
 
 
 def log_probs(folder: Path, precision: str) -> str:
-    """Packed, against the float32 ones of local layers; no worse than twice transformers in the same dtype.
+    """Packed pairs against float32 with local layers; at most twice the error of transformers in the same dtype.
 
-    Transformers has no FP8: each linear layer's weight and input are rounded to E4M3, with a scale of their own.
-    Float32 is Transformer Engine's, whose products are TF32; so are transformers' then.
+    Transformers has no FP8, so the weight and input of each linear layer are rounded to E4M3 with separate scales.
+    Float32 means Transformer Engine, which uses TF32 products; transformers then does the same.
     """
     need_nemo()
     need_cuda()
@@ -104,7 +104,7 @@ def log_probs(folder: Path, precision: str) -> str:
 
 
 def packed(folder: Path) -> str:
-    """Packed pairs against separate, unpadded sequences: loss, metrics, gradients; the worst of random pairs."""
+    """Packed pairs against separate, unpadded sequences: loss, metrics and gradients; the worst of random pairs."""
     need_nemo()
     try:
         import hypothesis  # noqa: F401
@@ -125,7 +125,7 @@ def packed(folder: Path) -> str:
 
 
 def cached_reference(folder: Path, precision: str) -> str:
-    """Runs with the cached and with the live reference: log-ratios are differences, in which noise stands out."""
+    """Cached against live reference. Log-ratios are differences, so noise shows up in them."""
     need_nemo()
     need_precision(precision)
     runs.prepared(folder)
@@ -151,7 +151,7 @@ def cached_reference(folder: Path, precision: str) -> str:
 
 
 def validation(folder: Path, precision: str) -> str:
-    """Weights that do not change, dropout in training alone, the reference evaluated live: log-ratios are 0."""
+    """Frozen weights, dropout in training only, live reference: log-ratios in validation are 0."""
     need_nemo()
     need_precision(precision)
     runs.prepared(folder)
@@ -170,7 +170,7 @@ def validation(folder: Path, precision: str) -> str:
 
 
 def resume(folder: Path, precision: str, way: str = "plain") -> str:
-    """Stopped after step 4 of 8 without a checkpoint of it and started again, against a run that was not stopped."""
+    """Stopped after step 4 of 8 without a checkpoint of it and restarted, against an uninterrupted run."""
     need_nemo()
     need_precision(precision)
     runs.prepared(folder)
@@ -182,7 +182,7 @@ def resume(folder: Path, precision: str, way: str = "plain") -> str:
         runs.job(folder, stopped, optimizer, precision=precision),
     ]
     runs.do(folder, f"resume_{precision}_{way}", jobs)
-    # sums that a GPU makes in no fixed order move a step a little; on CPUs every bit is the same
+    # a GPU sums in no fixed order, which changes steps slightly; on CPUs every bit is the same
     bound = 0.0 if not host.has_cuda() else 1e-4 if precision == "fp32" else 1e-3
     expected = runs.metrics(folder, whole)
     return bounded(
@@ -192,7 +192,7 @@ def resume(folder: Path, precision: str, way: str = "plain") -> str:
 
 
 def twenty_steps(folder: Path, precision: str, way: str = "plain") -> str:
-    """MinorDPO here and on the CPU: rewards of each step, relative to the largest one of the CPU's."""
+    """MinorDPO on this device and on the CPU: rewards of each step, relative to the CPU's largest."""
     need_nemo()
     if not host.has_cuda():
         raise NotRun("no CUDA device to compare with the CPU")
@@ -222,7 +222,7 @@ def _adam(precision: str) -> list[str]:
 
 
 def _rewards(folder: Path, name: str) -> torch.Tensor:
-    """[steps, 2], of chosen and rejected responses."""
+    """[steps, 2], for chosen and rejected responses."""
     names = ("rewards/chosen", "rewards/rejected")
     return torch.tensor([[line.values[key] for key in names] for line in runs.metrics(folder, name)])
 
@@ -234,10 +234,10 @@ def _read(path: Path) -> dict[tuple[int, bool], torch.Tensor]:
 
 
 def _one_token_late(log_probs: dict[tuple[int, bool], torch.Tensor]) -> dict[tuple[int, bool], torch.Tensor]:
-    """A control: each token has the log-probability of the one before it."""
+    """Control: each token gets the log-probability of the one before it."""
     return {key: tokens.roll(1) for key, tokens in log_probs.items()}
 
 
 def _rms(found: dict[tuple[int, bool], torch.Tensor], exact: dict[tuple[int, bool], torch.Tensor]) -> float:
-    """Over all tokens of the responses in `exact`."""
+    """Root mean square error over all tokens of the responses in `exact`."""
     return torch.cat([found[key] - exact[key] for key in exact]).square().mean().sqrt().item()

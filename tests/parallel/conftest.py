@@ -1,4 +1,4 @@
-"""A tiny model and pairs, and the runs that the tests compare: one spawn a number of ranks."""
+"""A tiny model and pairs, and the runs that the tests compare: one spawn per number of ranks."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def workspace(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def runs(workspace, request) -> Runs:
-    """The runs of the groups (runs_of.py) that the chosen tests compare: their modules name them in RUNS_OF."""
+    """Runs of all groups (runs_of.py) that the selected tests need, as listed in RUNS_OF of their modules."""
     asked_for = {name for item in request.session.items for name in getattr(item.module, "RUNS_OF", ())}
     for ranks in RANKS:
         jobs = [one for name, group in GROUPS.items() if name in asked_for for one in group(workspace, ranks)]
@@ -56,7 +56,7 @@ def runs(workspace, request) -> Runs:
 
 
 def spawn(workspace: Path, *, ranks: int, jobs: list[dict], log: str | None = None) -> None:
-    """Run jobs one after another on `ranks` processes over gloo; each rank says what it does in log_LOG_RANK.txt."""
+    """Run jobs one after another on `ranks` processes over gloo; each rank logs to log_LOG_RANK.txt."""
     log = log or str(ranks)
     first = port_for_ranks()
     file = workspace / f"jobs_{log}.json"
@@ -94,7 +94,7 @@ def spawn(workspace: Path, *, ranks: int, jobs: list[dict], log: str | None = No
 
 
 def first_to_fail(processes: list[subprocess.Popen], *, within_seconds: float) -> int | None:
-    """The rank whose process failed first: what the others then report are lost connections."""
+    """The rank that failed first: the others then only report lost connections."""
     deadline = time.monotonic() + within_seconds
     while time.monotonic() < deadline:
         codes = [process.poll() for process in processes]

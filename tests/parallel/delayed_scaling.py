@@ -1,8 +1,8 @@
-"""Megatron-Core's linear layers with FP8 as Transformer Engine computes it with delayed scaling, in float32 on a CPU.
+"""Megatron-Core's linear layers with FP8 and delayed scaling as in Transformer Engine, emulated in float32 on a CPU.
 
-Inputs and weights are rounded to E4M3 and gradients to E5M2 with the scales that follow from the steps before; scale
-and history are read, set and saved under the names of Transformer Engine 2.9, whose layers need a GPU. As there, they
-move with forward passes that have gradients and with backward passes, and every pass writes into the history.
+Inputs and weights are rounded to E4M3 and gradients to E5M2, with scales from earlier steps. Scale and history are
+read, set and saved under the names of Transformer Engine 2.9, whose own layers need a GPU. As there, they advance with
+backward passes and with forward passes that have gradients, and every pass writes to the history.
 """
 
 import io
@@ -19,7 +19,7 @@ HISTORY = 16  # steps
 
 
 class Scaling(SimpleNamespace):
-    """scale: [tensors]; amax_history: [HISTORY, tensors], the present step first."""
+    """scale: [tensors]; amax_history: [HISTORY, tensors], current step first."""
 
     def __init__(self, tensors: int, dtype: torch.dtype) -> None:
         super().__init__(
@@ -40,7 +40,7 @@ class Scaling(SimpleNamespace):
 
 
 class Rounded(torch.autograd.Function):
-    """Input or weight, rounded; its gradient passes."""
+    """Round an input or weight; pass its gradient through."""
 
     @staticmethod
     def forward(ctx, values, scaling, tensor):
@@ -52,7 +52,7 @@ class Rounded(torch.autograd.Function):
 
 
 class GradientRounded(torch.autograd.Function):
-    """The output as it is; its gradient, rounded."""
+    """Pass the output through; round its gradient."""
 
     @staticmethod
     def forward(ctx, values, scaling):
@@ -67,11 +67,11 @@ class GradientRounded(torch.autograd.Function):
 
 
 class DelayedScaling:
-    """What is the same for both kinds of layers; before them in the order of classes."""
+    """Shared by both kinds of layers; must precede them in the bases."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.fp8_meta = {}  # until the first pass, as there
+        self.fp8_meta = {}  # until the first pass, as in Transformer Engine
 
     @property
     def _forward_impl(self):
@@ -132,10 +132,10 @@ class ScaledRowParallelLinear(DelayedScaling, RowParallelLinear):
 
 @contextmanager
 def delayed_scaling(without: str | None) -> Iterator[None]:
-    """Models that are built within have these layers, and this project takes them for FP8's.
+    """Models built in this context have these layers, and this project treats them as FP8 layers.
 
     Args:
-        without: a function of fp8.py that does nothing meanwhile, to see what it is for; None: all are there.
+        without: name of a function in fp8.py to disable, to show what it is for; None = disable nothing.
     """
     from nemo_minordpo.train import reference
     from nemo_minordpo.train.model import fp8
@@ -148,5 +148,5 @@ def delayed_scaling(without: str | None) -> Iterator[None]:
             patch.setattr(fp8, "find_scales", lambda *args: None)
         if without == "scales_kept":
             patch.setattr(fp8, "scales_kept", lambda model: nullcontext())
-            patch.setattr(reference, "move_scales", lambda model: None)  # it is put back by the other
+            patch.setattr(reference, "move_scales", lambda model: None)  # the other patch undoes this
         yield

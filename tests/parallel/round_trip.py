@@ -1,4 +1,4 @@
-"""Every architecture that is converted, as a tiny random folder, and NeMo itself loading and saving it at a layout."""
+"""Every supported architecture as a tiny random folder, and NeMo itself loading and saving it at a layout."""
 
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,13 @@ LAYOUTS = {  # tensor-parallel, pipeline-parallel
 
 
 def architectures_of(layout: str) -> list[str]:
-    """Those that the layout divides: by three the nine heads alone, by two all others."""
+    """Architectures that the layout divides evenly: three divides only the nine heads, two all the others."""
     tensor_parallel, _ = LAYOUTS[layout]
     return [name for name in ARCHITECTURES if tensor_parallel == 1 or (tensor_parallel == 3) == (name == "smollm2")]
 
 
 def write_architectures(folder: Path) -> None:
-    """`NAME` and `NAME.nemo` of each."""
+    """Write `NAME` and `NAME.nemo` for each architecture."""
     folder.mkdir()
     for name, changes in ARCHITECTURES.items():
         write_hf(folder / name, num_hidden_layers=2, **changes)
@@ -51,12 +51,12 @@ def write_architectures(folder: Path) -> None:
 
 
 def save_again(folder: Path, layout: str, *, tokenizer: Path) -> None:
-    """On every rank: NeMo loads each architecture at the layout and saves it to `LAYOUT/NAME.nemo`.
+    """On every rank: make NeMo load each architecture at the layout and save it to `LAYOUT/NAME.nemo`.
 
     Args:
-        folder: where :func:`write_architectures` wrote.
-        layout: a key of LAYOUTS; WORLD_SIZE is its number of ranks.
-        tokenizer: a folder that transformers can load: NeMo wants one, and the tiny models' own cannot be.
+        folder: output of :func:`write_architectures`.
+        layout: a key of LAYOUTS; WORLD_SIZE must be its number of ranks.
+        tokenizer: a folder that transformers can load. NeMo needs one, and the tiny models' own cannot be loaded.
     """
     import torch
 

@@ -1,6 +1,6 @@
-"""The runs that the tests compare, in groups: what each job of `worker.py` does, on how many ranks.
+"""The runs that the tests compare, in groups: the jobs for `worker.py` and their number of ranks.
 
-Groups run in the order of GROUPS on four ranks, then on two, then on one: some jobs resume what others left.
+Groups run in the order of GROUPS on four ranks, then on two, then on one: some jobs resume runs of earlier ones.
 """
 
 import shutil
@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 RANKS = (4, 2, 1)
 NUM_STEPS = 10
-# SGD: Adam divides by the root of tiny second moments and so turns rounding into differences of whole steps.
+# SGD: Adam divides by the root of tiny second moments, which turns rounding into differences of whole steps.
 SGD = [
     "model.optim.name=sgd", "model.optim.betas=null", "model.optim.lr=5e-3", "model.optim.weight_decay=0",
     "model.dpo.preference_loss=minordpo", f"trainer.dpo.max_steps={NUM_STEPS}", "trainer.dpo.max_epochs=9",
@@ -22,7 +22,7 @@ ADAM = [
     "model.optim.name=adamw", "model.optim.lr=1e-3", "model.optim.weight_decay=0.01", "trainer.dpo.max_steps=8",
     "trainer.dpo.max_epochs=9", "trainer.dpo.save_interval=3", "+model.hidden_dropout=0.1",
 ]  # fmt: skip
-# Of another layout goes on what has no dropout: its masks belong to a rank.
+# Only runs without dropout can resume at another layout: dropout masks belong to a rank.
 ADAM_WITHOUT_DROPOUT = ADAM[:-1]
 FP8 = [*ADAM_WITHOUT_DROPOUT, "model.data.packed_sequence_size=96"]
 BEST = [
@@ -41,7 +41,7 @@ LORA = [
     "model.peft.lora_tuning.adapter_dim=4", "model.peft.lora_tuning.alpha=6", "model.optim.lr=0.1",
     "trainer.dpo.save_interval=3",
 ]  # fmt: skip
-# From adapters that say themselves what they are.
+# Start from adapters that carry their own settings.
 CONTINUED = [*SGD, "model.peft.peft_scheme=lora", "model.optim.lr=0.1", "trainer.dpo.max_steps=3"]
 WATCH = ["trainer.dpo.watch.interval=5", "trainer.dpo.watch.num_prompts=3", "trainer.dpo.watch.max_new_tokens=30"]
 WATCH_LAYOUTS = ("one", "tp2", "pp2", "sp2", "dp2", "tp2pp2", "sp2pp2")
@@ -68,7 +68,7 @@ LAYOUTS = {
 
 
 def layouts(workspace: Path, ranks: int) -> list[dict]:
-    """One trajectory at every layout, with tied embeddings and with norms of queries and keys, too."""
+    """One trajectory at every layout, also with tied embeddings and with query and key norms."""
     jobs = [job(workspace, name, SGD, layout=name) for name in LAYOUTS if ranks_of(name) == ranks]
     for prefix, model, names in (("tied", "hf_tied", TIED_LAYOUTS), ("qwen3", "hf_qwen3", QWEN3_LAYOUTS)):
         jobs += [
@@ -107,7 +107,7 @@ def live(workspace: Path, ranks: int) -> list[dict]:
 
 
 def adapters(workspace: Path, ranks: int) -> list[dict]:
-    """LoRA: new adapters depend on the layout, so other layouts resume with those of one."""
+    """LoRA: new adapters depend on the layout, so other layouts resume from a checkpoint of one layout."""
     if ranks == 4:
         return [
             job(workspace, "lora", LORA, layout="tp2pp2"),
@@ -127,7 +127,7 @@ def adapters(workspace: Path, ranks: int) -> list[dict]:
 
 
 def from_adapters(workspace: Path, ranks: int) -> list[dict]:
-    """Runs that start from trained adapters: this project's, Megatron's files of ranks, a PEFT folder's."""
+    """Runs that start from trained adapters: this project's, Megatron's files per rank, a PEFT folder's."""
     trained, imported = workspace / "lora/model.nemo", workspace / "imported.nemo"
     if ranks == 2:
         through_peft(workspace / "lora", imported)
@@ -140,7 +140,7 @@ def from_adapters(workspace: Path, ranks: int) -> list[dict]:
     return [
         continued(workspace, "continued_one", trained),
         continued(workspace, "continued_ranks", by_rank(trained, workspace / "by_rank")),
-        # of another attempt and layout, which must not begin with the adapters again
+        # a second attempt at another layout, which must not start from the adapters again
         continued(workspace, "continued_pp2", imported),
     ]
 
@@ -164,7 +164,7 @@ def watch(workspace: Path, ranks: int) -> list[dict]:
 
 
 def separate(workspace: Path, ranks: int) -> list[dict]:
-    """Packed pairs beside the same sequences one by one."""
+    """Packed pairs against the same sequences one by one."""
     if ranks == 4:
         return [job(workspace, "separate_tp2pp2", SGD, layout="tp2pp2", separate=10)]
     if ranks == 2:
@@ -182,7 +182,7 @@ def separate(workspace: Path, ranks: int) -> list[dict]:
 
 
 def round_trips(workspace: Path, ranks: int) -> list[dict]:
-    """NeMo loads and saves every architecture (round_trip.py) at a layout of its LAYOUTS."""
+    """NeMo loads and saves every architecture (round_trip.py) at one of its LAYOUTS."""
     folder = workspace / "architectures"
     return [
         {"round_trip": {"folder": str(folder), "layout": layout, "tokenizer": str(workspace / "hf")}}
@@ -191,7 +191,7 @@ def round_trips(workspace: Path, ranks: int) -> list[dict]:
 
 
 def resumed(workspace: Path, ranks: int) -> list[dict]:
-    """Runs that die and resume, at this layout and at another, from whole and from damaged checkpoints."""
+    """Runs that die and resume, at the same layout and another, from intact and damaged checkpoints."""
     if ranks == 4:
         return [job(workspace, "moved", ADAM_WITHOUT_DROPOUT, layout="tp2pp2", dies_after=4)]
     if ranks != 1:
@@ -211,14 +211,14 @@ def resumed(workspace: Path, ranks: int) -> list[dict]:
 
 
 def whole(workspace: Path, ranks: int) -> list[dict]:
-    """Runs that nothing stops, which others are compared with."""
+    """Uninterrupted runs to compare others with."""
     if ranks == 4:
         return [job(workspace, "moved_whole", ADAM_WITHOUT_DROPOUT, layout="tp2pp2")]
     return [job(workspace, "whole", ADAM)] if ranks == 1 else []
 
 
 def fp8(workspace: Path, ranks: int) -> list[dict]:
-    """Runs through layers that compute as FP8's do (delayed_scaling.py)."""
+    """Runs with layers that emulate FP8 (delayed_scaling.py)."""
     if ranks != 1:
         return []
     looks = [*FP8, *WATCH, "trainer.dpo.val_check_interval=1"]
@@ -243,7 +243,7 @@ def fp8(workspace: Path, ranks: int) -> list[dict]:
     ]
 
 
-# In the order in which they run.
+# In running order.
 GROUPS = {
     "layouts": layouts, "losses": losses, "live": live, "adapters": adapters, "from adapters": from_adapters,
     "watch": watch, "separate": separate, "round trips": round_trips, "whole": whole, "resumed": resumed, "fp8": fp8,
@@ -251,7 +251,7 @@ GROUPS = {
 
 
 def through_peft(run: Path, nemo: Path) -> None:
-    """The adapters of a run, exported as a PEFT folder, `peft` beside `nemo`, and imported again."""
+    """Export a run's adapters as a PEFT folder, `peft` next to `nemo`, and import them again."""
     from nemo_minordpo.convert.peft_folder import export_peft
     from nemo_minordpo.convert.peft_to_nemo import import_peft
 
@@ -260,7 +260,7 @@ def through_peft(run: Path, nemo: Path) -> None:
 
 
 def by_rank(nemo: Path, folder: Path) -> Path:
-    """Adapters as NeMo writes them, a file a rank; for one rank."""
+    """Adapters as NeMo writes them, one file per rank; here for one rank."""
     from nemo_minordpo.convert.checkpoint import Checkpoint
 
     with tarfile.open(nemo) as archive:

@@ -1,4 +1,4 @@
-"""Packed pairs against the same pairs as separate, unpadded sequences: the slow form, written out, at any layout."""
+"""Packed pairs against the same pairs as separate, unpadded sequences, in slow and explicit code, at any layout."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def texts(low, high):
 
 @st.composite
 def pairs(draw):
-    """(prompt, chosen, rejected); the responses share a beginning of any length, none and nearly all included."""
+    """(prompt, chosen, rejected); the responses share a prefix of any length, from none to nearly all."""
     shared, chosen, rejected = draw(texts(0, 12)), draw(texts(0, 10)), draw(texts(0, 10))
     responses = shared + chosen or [1], shared + rejected or [1]
     if responses[0] == responses[1]:
@@ -46,7 +46,7 @@ def compare(trainer, path: Path, *, num_examples: int) -> None:
     """Write the worst relative errors of loss, metrics and gradients, in float32 and, on CPUs, float64."""
     model = trainer.model
     worst = {}
-    # nobody has seen FlexAttention multiply float64 on CUDA
+    # FlexAttention has never been shown to work with float64 on CUDA
     for dtype in (torch.float32,) if torch.cuda.is_available() else (torch.float32, torch.float64):
         model.to(dtype)
         model.transformer_config.pipeline_dtype = model.model_parallel_config.pipeline_dtype = dtype
@@ -60,7 +60,7 @@ def compare(trainer, path: Path, *, num_examples: int) -> None:
 def _worst_errors(model, num_examples):
     errors = {"loss": 0.0, "metrics": 0.0, "gradients": 0.0, "alone": 0.0, "examples": 0, "control": 0.0}
 
-    # Every rank generates the same examples: nothing here depends on what a rank computes.
+    # Every rank generates the same examples, since nothing here depends on a rank's results.
     @settings(
         max_examples=num_examples,
         derandomize=True,
@@ -73,7 +73,7 @@ def _worst_errors(model, num_examples):
     @example(list(SPECIAL.values()), 200)
     def check(some, more_room):
         rows = _arrays(some)
-        # references that put log-ratios on both sides of the kinks, not onto them
+        # references that put log-ratios on both sides of the kinks, never exactly on them
         reference = np.asarray([[-6.1 * len(chosen), -5.9 * len(rejected)] for _, chosen, rejected in some])
         longest = max(len(prompt + chosen + rejected) for prompt, chosen, rejected in some)
         batch = _batch(rows, reference, capacity=longest + more_room)
@@ -136,7 +136,7 @@ def _log_probs(model, batch, num_pairs):
 
 
 def _separate(model, some, reference):
-    """Loss and metrics by their definition, and the gradient by the chain rule: dL/d(logp), then d(logp)/d(weights)."""
+    """Loss and metrics by definition; the gradient by the chain rule: dL/d(logp), then d(logp)/d(weights)."""
     _zero_gradients(model)
     model.prepare_for_training_step()
     sequences = [(prompt, side) for prompt, *sides in some for side in sides]
@@ -166,7 +166,7 @@ def _separate(model, some, reference):
 
 
 def _run(model, prompt, response, *, weight):
-    """One unpadded sequence through the pipeline; `weight` times its log-probability is differentiated."""
+    """Run one unpadded sequence through the pipeline and differentiate `weight` times its log-probability."""
     ids = torch.tensor(prompt + response, device=torch.cuda.current_device())
     inputs, targets = ids[:-1], ids[len(prompt) :]
 
@@ -199,7 +199,7 @@ def _gradients(model):
 
 
 def _gradient_error(ours, by_hand):
-    """Of the whole gradient, over all ranks: the norm of the difference over the norm."""
+    """Relative error of the whole gradient over all ranks: norm of the difference over the norm."""
     assert ours.keys() == by_hand.keys()
     squares = torch.zeros(2, dtype=torch.float64, device=torch.cuda.current_device())
     for name, gradient in ours.items():

@@ -1,4 +1,4 @@
-"""The degeneration watch at every layout: answers and divergence against transformers, and what it leaves alone."""
+"""The degeneration watch at every layout: answers and divergence against transformers, and no effect on training."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def test_greedy_answers_are_those_of_transformers(runs, trained, step):
 
 
 def test_training_changes_the_answers(runs):
-    """The control: the comparisons are not of answers that are always the same."""
+    """The control: the answers compared are not always the same."""
     run = runs.path / "watch_one"
     texts = [[answer.output for answer in answers(run, step)] for step in LOOKS]
     assert texts[0] != texts[2]
@@ -88,13 +88,13 @@ def test_the_samples_are_the_references_and_their_log_probabilities_are_right(ru
     expected = [log_prob(reference, *sample) for sample in samples_of(runs)]
     _, kept = read_samples(runs.path / "watch_one/watch/reference.npz")
     assert kept.reshape(-1).tolist() == pytest.approx(expected, rel=1e-5)
-    # sampled, not chosen: a random model of 403 tokens is about log 403 = 6 nats a token away from any of them
+    # sampled, not greedy: a random model with 403 tokens gives each about log 403 = 6 nats
     lengths = [len(ids) - length for ids, length in samples_of(runs)]
     assert 4 < -sum(expected) / sum(lengths) < 7
 
 
 def test_the_divergence_is_that_of_transformers(runs, trained):
-    """KL(reference || policy) in its plainest form, on the exported model."""
+    """KL(reference || policy) in its simplest form, on the exported model."""
     kept = read_samples(runs.path / "watch_one/watch/reference.npz")[1].reshape(-1)
     now = [log_prob(trained, *sample) for sample in samples_of(runs)]
     first, *_, last = runs.metrics("watch_one", "watch")
@@ -104,14 +104,14 @@ def test_the_divergence_is_that_of_transformers(runs, trained):
 
 
 @pytest.mark.parametrize(("watched", "alone"), [("watch_one", "one"), ("watch_adam", "whole"), ("watch_sp2", "sp2")])
-def test_a_look_changes_nothing_of_the_training(runs, watched, alone):
-    """To the bit, dropout included."""
+def test_the_watch_does_not_change_training(runs, watched, alone):
+    """Bit for bit, including dropout."""
     for split in ("train", "validation"):
         lines, expected = runs.metrics(watched, split), runs.metrics(alone, split)
         assert list(map(without_measured, lines)) == list(map(without_measured, expected))
 
 
-def test_a_run_that_died_looks_on_with_the_same_samples(runs):
+def test_a_resumed_run_watches_the_same_samples(runs):
     whole, resumed = runs.metrics("watch_adam", "watch"), runs.metrics("watch_stopped", "watch")
     assert [line.step for line in whole] == [0, 5, 8]
     assert list(map(without_measured, whole)) == list(map(without_measured, resumed))
@@ -120,7 +120,7 @@ def test_a_run_that_died_looks_on_with_the_same_samples(runs):
 
 
 def test_a_replica_without_a_prompt(runs):
-    """One prompt, two data-parallel ranks."""
+    """One prompt on two data-parallel ranks."""
     (alone,) = answers(runs.path / "watch_one_prompt", 0)
     assert alone == answers(runs.path / "watch_one", 0)[0]
     assert [line.step for line in runs.metrics("watch_one_prompt", "watch")] == LOOKS

@@ -1,4 +1,4 @@
-"""FP8 with delayed scaling, as delayed_scaling.py does it on a CPU: which scales are used where, and their noise."""
+"""FP8 with delayed scaling, as emulated by delayed_scaling.py: which scales are used where, and their noise."""
 
 import pytest
 
@@ -26,12 +26,12 @@ def test_they_would_if_they_left_their_largest_values_behind(runs):
 
 
 def test_resumed_equals_uninterrupted_to_the_bit(runs):
-    """The scales and their history are in the checkpoint: found anew, they would not be those of step 3."""
+    """The checkpoint has the scales and their history: computed anew, they would differ from those of step 3."""
     assert trained(runs, "stopped") == trained(runs, "looks")
 
 
 def test_rounding_is_there(runs):
-    """The control: FP8's log-probabilities are not those of float32, which depend on no scale."""
+    """The control: FP8's log-probabilities differ from those of float32, which depend on no scales."""
     exact, rounded = runs.metrics("moved_whole")[0], runs.metrics("fp8_whole")[0]
     assert 1e-3 < abs(exact.values["logps/chosen"] - rounded.values["logps/chosen"]) < 1.0
 
@@ -43,7 +43,7 @@ def test_the_first_log_ratios_are_zero(runs, name):
 
 
 def test_noise_of_the_reference(runs):
-    """As large as what moving scales do to the log-ratios of later steps; none against the live reference."""
+    """As large as the effect of moving scales on later log-ratios; zero for the live reference."""
     noises = values(runs, "whole", "reference_noise")
     assert noises == [noises[0]] * 8
     drift = [

@@ -1,4 +1,4 @@
-"""The layout changes nothing but rounding: losses, rewards, gradients and validation over ten steps."""
+"""The layout changes only rounding: losses, rewards, gradients and validation over ten steps."""
 
 import json
 
@@ -12,7 +12,7 @@ COMPARED = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margin", "log
 
 
 def worst_relative_difference(one, other, name):
-    """Relative to the value, or to 1 nat where it is smaller: rewards start at exactly 0."""
+    """Relative to the value, or to 1 nat if that is larger: rewards start at exactly 0."""
     return max(
         abs(a.values[name] - b.values[name]) / max(abs(a.values[name]), 1.0) for a, b in zip(one, other, strict=True)
     )
@@ -32,7 +32,7 @@ def test_layout_changes_only_rounding(runs, layout, split):
 
 
 def test_the_trajectory_goes_somewhere(runs):
-    """The control: the comparison is of runs that learn, not of ten equal steps."""
+    """The control: the compared runs learn; they are not ten equal steps."""
     lines = runs.metrics("one")
     assert len(lines) == NUM_STEPS
     assert lines[0].values["loss"] == pytest.approx(0.693147, abs=1e-6)
@@ -50,7 +50,7 @@ def test_tied_embeddings(runs, layout):
 
 @pytest.mark.parametrize("layout", [name for name in QWEN3_LAYOUTS if name != "one"])
 def test_norms_of_queries_and_keys(runs, layout):
-    """Every tensor-parallel rank knows the gradient of its own heads; the weights are one for all heads."""
+    """Each tensor-parallel rank only has the gradient from its own heads, but the weights are shared by all heads."""
     one, other = runs.metrics("qwen3_one"), runs.metrics(f"qwen3_{layout}")
     assert len(one) == len(other) == NUM_STEPS
     assert one[-1].values["rewards/chosen"] > 1.0
@@ -58,7 +58,7 @@ def test_norms_of_queries_and_keys(runs, layout):
 
 
 def test_adapters_beside_norms_of_queries_and_keys(runs):
-    """NeMo's attention with adapters passes the norms over; stopped after step 4 at TP=2, the run goes on at TP=1."""
+    """NeMo's attention with adapters skips the norms. Stopped after step 4 at TP=2, the run resumes at TP=1."""
     whole, moved = runs.metrics("qwen3_lora"), runs.metrics("qwen3_lora_one")
     expected = runs.metrics("qwen3_one")[0].values["logps/chosen"]
     assert whole[0].values["logps/chosen"] == pytest.approx(expected, rel=1e-6)
@@ -68,7 +68,7 @@ def test_adapters_beside_norms_of_queries_and_keys(runs):
 
 
 def test_a_partial_batch_is_a_mean_over_its_own_pairs(runs):
-    """22 pairs in batches of 8: the third has six, and the numbers say so."""
+    """22 pairs in batches of 8: the third has six, as the metrics show."""
     consumed = [line.consumed_pairs for line in runs.metrics("one")]
     assert consumed == [8, 16, 22, 30, 38, 44, 52, 60, 66, 74]
 
@@ -79,8 +79,8 @@ def test_a_set_smaller_than_the_global_batch(runs):
     assert lines[1].values["loss"] < lines[0].values["loss"]
 
 
-def test_adapters_go_on_at_any_layout(runs):
-    """LoRA, stopped after step 4 at TP=2 x PP=2: from the checkpoint of step 3 on as if nothing had happened."""
+def test_adapters_resume_at_any_layout(runs):
+    """LoRA, stopped after step 4 at TP=2 x PP=2, resumes from step 3 as if it had never stopped."""
     expected = runs.metrics("lora")
     assert expected[0].values["rewards/margin"] == 0.0
     assert expected[-1].values["rewards/margin"] > 0.1
@@ -97,7 +97,7 @@ def test_the_reference_of_adapters_is_the_model_they_start_on(runs):
 
 
 @pytest.mark.parametrize(("layout", "live"), [("one", "live"), ("pp2", "live_pp2")])
-def test_the_kept_reference_is_the_live_one(runs, layout, live):
+def test_the_cached_reference_is_the_live_one(runs, layout, live):
     for split in ("train", "validation"):
         kept, swapped = runs.metrics(layout, split), runs.metrics(live, split)
         assert len(kept) == len(swapped) >= 1
@@ -105,7 +105,7 @@ def test_the_kept_reference_is_the_live_one(runs, layout, live):
 
 
 def test_runs_share_one_reference(runs):
-    """Whatever their loss, layout, optimizer or adapters: an entry for each model, split and set of overrides."""
+    """Whatever their loss, layout, optimizer or adapters: one entry per model, split and set of overrides."""
     entries = [json.loads(path.read_text()) for path in (runs.path / "reference_cache").glob("*.json")]
     configurations = {(entry["key"]["weights"], entry["key"]["model"]) for entry in entries}
     assert len(entries) == 2 * len(configurations)  # train and validation

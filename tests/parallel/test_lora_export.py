@@ -1,4 +1,4 @@
-"""Adapters trained at any layout, exported: transformers gives the log-probabilities that training measured."""
+"""Export adapters trained at any layout: transformers gives the log-probabilities that training measured."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def exported(runs, tmp_path_factory):
-    """Merged: runs that go on from one checkpoint at different layouts, one at TP=2 x PP=2, one with q and k norms."""
+    """Merged: runs resumed from one checkpoint at different layouts, one at TP=2 x PP=2, one with q and k norms."""
     folder = tmp_path_factory.mktemp("lora")
     for name in RUNS:
         export_hf(runs.path / name, folder / name)
@@ -50,14 +50,14 @@ def load(folder):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_merged_model_is_the_trained_one(runs, exported, name):
-    """What the ranks measured after the last step, their adapters beside their weights."""
+    """Against the ranks' own measurements after the last step, with separate adapters."""
     model = load(exported / name)
     measured = runs.metrics(name, "validation")[-1].values
     base = load(runs.path / RUNS[name])
     for side in ("chosen", "rejected"):
         found = mean_log_probs(model, runs.path, f"{side}_response")
         assert found == pytest.approx(measured[f"logps/{side}"], rel=1e-6)
-        # control: the adapters have changed what is measured
+        # control: the adapters change the result
         assert abs(mean_log_probs(base, runs.path, f"{side}_response") - found) > 1e-2
 
 
@@ -71,7 +71,7 @@ def test_peft_gives_the_same(runs, exported):
 
 
 def test_every_layout_exports_the_same(runs, exported):
-    """Ten steps from one checkpoint differ by rounding; gates, groups and ranks in another order would by far more."""
+    """Ten steps from one checkpoint differ by rounding; gates, groups or ranks in the wrong order by far more."""
     wanted = load_file(exported / "lora_one" / "model.safetensors")
     base = load_file(runs.path / "hf" / "model.safetensors")
     learnt = [name for name in wanted if not torch.equal(wanted[name], base[name])]
@@ -85,7 +85,7 @@ def test_every_layout_exports_the_same(runs, exported):
 
 
 def test_a_run_starts_from_adapters_at_any_layout(runs, exported):
-    """They were written at TP=2 x PP=2, by Megatron, a file a rank, or as PEFT; alpha and rank are theirs.
+    """Written at TP=2 x PP=2, by Megatron with one file per rank, or as PEFT; alpha and rank come with the adapters.
 
     `continued_pp2` died after its first step and was resumed on one rank.
     """
@@ -102,6 +102,6 @@ def test_a_run_starts_from_adapters_at_any_layout(runs, exported):
         last = runs.metrics(name, "validation")[-1].values
         reference = last["logps/chosen"] - last["rewards/chosen"]
         assert mean_log_probs(peft, runs.path, "chosen_response") == pytest.approx(reference, rel=1e-6)
-        # control: neither the base nor what was trained
+        # control: neither the base alone nor the trained model
         assert abs(mean_log_probs(load(runs.path / "hf"), runs.path, "chosen_response") - reference) > 1e-2
         assert abs(last["rewards/chosen"]) > 1e-3

@@ -1,4 +1,4 @@
-"""Megatron's numbers against transformers on the same weights: log-probabilities, and a training loop by hand."""
+"""Megatron against transformers on the same weights: log-probabilities, and a hand-written training loop."""
 
 import json
 
@@ -24,7 +24,7 @@ def load(workspace, name="hf"):
 
 
 def sequence(tokenizer, row, side):
-    """(token ids, prompt length), the way a reader of the documentation would write it."""
+    """(token ids, prompt length), as a reader of the documentation would compute them."""
     prompt = tokenizer(row["prompt"]).input_ids
     return [*tokenizer(row["prompt"] + row[side]).input_ids, tokenizer.eos_token_id], len(prompt)
 
@@ -70,7 +70,7 @@ def test_log_probs_equal_transformers(runs, workspace, ranks):
 
 @pytest.mark.parametrize(("model", "run"), [("hf", "one"), ("hf_qwen3", "qwen3_tp2")])
 def test_ten_steps_equal_a_loop_by_hand(runs, workspace, tmp_path, model, run):
-    """MinorDPO with SGD in plain PyTorch: same pairs, same learning rate, same clipping; then the same weights."""
+    """MinorDPO with SGD in plain PyTorch: same pairs, learning rate and clipping, hence the same weights."""
     policy, tokenizer = load(workspace, model)
     reference, _ = load(workspace, model)
     optimizer = torch.optim.SGD(policy.parameters(), lr=LR)
@@ -116,7 +116,7 @@ def test_ten_steps_equal_a_loop_by_hand(runs, workspace, tmp_path, model, run):
 
 
 def test_the_first_step_learns(runs):
-    """Upstream's schedules start at a learning rate of 0."""
+    """Upstream's schedules start with a learning rate of 0; ours does not."""
     rates = [line.values["lr"] for line in runs.metrics("one")]
     assert rates[0] > 0
     assert rates[1] == LR
@@ -130,7 +130,7 @@ def runs_rates(runs, name):
 
 
 def test_every_loss_trains(runs):
-    """Upstream's losses and ours through the same step; the value at the first step is known for each."""
+    """Upstream's losses and ours through the same step; each has a known value at the first step."""
     rows = step_rows(rows_of_runs(runs), 0)
     margin = np.array([row["chosen_reward"] - row["rejected_reward"] for row in rows])
     sigmoid = 1 / (1 + np.exp(-margin))

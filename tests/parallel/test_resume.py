@@ -1,4 +1,4 @@
-"""A run that dies at any step and is started again ends bit for bit where the uninterrupted one ends."""
+"""A run that dies at any step and is restarted ends bit for bit where an uninterrupted run ends."""
 
 import json
 
@@ -15,7 +15,7 @@ RUNS_OF = ("whole", "resumed")
 
 
 def checkpoint_tensors(folder):
-    """Every tensor of a distributed checkpoint: weights and optimizer moments."""
+    """All tensors in a distributed checkpoint: weights and optimizer moments."""
     metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
     tensors = {
         key: torch.empty(item.size, dtype=item.properties.dtype)
@@ -48,26 +48,26 @@ def test_resumed_equals_uninterrupted_to_the_bit(runs, died_after):
 
 
 def test_dropout_was_on(runs):
-    """The control: without random numbers to restore, the comparison above would be easier than it looks."""
+    """The control: the comparison above includes random numbers that must be restored."""
     first = runs.metrics("whole")[0]
     assert first.values["rewards/margin"] != 0.0  # the policy has dropout, the reference has none
 
 
 def test_checkpoint_of_another_layout(runs):
-    """Written at TP=2 x PP=2, gone on with on one rank."""
+    """Written at TP=2 x PP=2, resumed on one rank."""
     lines, expected = runs.metrics("moved"), runs.metrics("moved_whole")
     assert [line.step for line in lines] == list(range(1, 9))
     assert list(map(without_measured, lines[:3])) == list(map(without_measured, expected[:3]))
     for name in ("logps/chosen", "logps/rejected", "loss"):  # the same weights and pairs
         assert lines[3].values[name] == pytest.approx(expected[3].values[name], rel=1e-6)
-    # the same moments and step count, too: Adam's next steps agree up to what it makes of rounding
+    # also the same moments and step count: Adam's next steps agree up to amplified rounding
     for line, other in zip(lines[4:], expected[4:], strict=True):
         assert line.values["logps/chosen"] == pytest.approx(other.values["logps/chosen"], rel=1e-4)
         assert line.values["lr"] == other.values["lr"]
 
 
 @pytest.mark.parametrize("file", ["common.pt", ".metadata", "__0_0.distcp"])
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_goes_on(runs, file):
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_resumes_from_the_one_before(runs, file):
     run, whole = runs.path / f"damaged_{file}", runs.path / "whole"
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         "damaged_step_000008", "step_000006", "step_000008",

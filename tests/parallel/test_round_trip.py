@@ -1,4 +1,4 @@
-"""What NeMo loaded and saved at a layout is exported with the bits that were imported; its files look like ours."""
+"""Models that NeMo loaded and saved at a layout export bit for bit as imported, and NeMo's files match ours."""
 
 import pickle
 import tarfile
@@ -16,7 +16,7 @@ CASES = [(layout, name) for layout in LAYOUTS for name in architectures_of(layou
 
 
 def test_every_architecture_is_there():
-    """And every one at TP1, at a TP that divides it, and at PP2."""
+    """Each at TP1, at a TP that divides it, and at PP2."""
     assert len(CASES) == 4 * len(ARCHITECTURES) - 1  # no TP x PP of the nine heads
 
 
@@ -34,7 +34,7 @@ def test_every_bit_comes_back(runs, tmp_path, layout, name):
 
 
 def layout_of(nemo):
-    """{tensor: (shape, chunks)} and the objects beside them, of a `.nemo`."""
+    """{tensor: (shape, chunks)} and the other objects of a `.nemo`."""
     with tarfile.open(nemo) as archive:
         metadata = pickle.load(archive.extractfile("./model_weights/.metadata")).state_dict_metadata
     tensors = {key: value for key, value in metadata.items() if hasattr(value, "chunks")}
@@ -46,7 +46,7 @@ def layout_of(nemo):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_our_checkpoint_is_laid_out_as_nemo_writes_it(runs, name):
-    """As at TP=1, but for the tables of the vocabulary, which are cut as eight ranks would cut them."""
+    """As at TP=1, except for embedding and head, which are split as for eight ranks."""
     folder = runs.path / "architectures"
     (ours, our_objects), (theirs, their_objects) = (
         layout_of(folder / part) for part in (f"{name}.nemo", f"one/{name}.nemo")
@@ -57,5 +57,5 @@ def test_our_checkpoint_is_laid_out_as_nemo_writes_it(runs, name):
         assert chunks == [((start, 0), (rows // 8, width)) for start in range(0, rows, rows // 8)]
     assert ours == theirs
     assert len(ours) >= 7
-    # NeMo without Transformer Engine asks for fewer extra states than Transformer Engine does
+    # NeMo without Transformer Engine requests fewer extra states than with it
     assert their_objects < our_objects

@@ -1,4 +1,4 @@
-"""Packed pairs that share what they have in common = separate, unpadded sequences: values, metrics, gradients."""
+"""Packed pairs with shared tokens = separate, unpadded sequences: values, metrics, gradients."""
 
 import json
 
@@ -15,6 +15,6 @@ def test_packed_equals_separate(runs, layout, dtype, bound):
     errors = json.loads((runs.path / f"separate_{layout}/separate.json").read_text())[dtype]
     print(layout, dtype, {name: f"{value:.1e}" for name, value in errors.items()})
     assert errors["examples"] >= 10
-    assert errors["control"] > 1.0  # the two sides of a pair are told apart
+    assert errors["control"] > 1.0  # the two sides of a pair are not mixed up
     for name in ("loss", "metrics", "gradients", "alone"):
         assert 0 <= errors[name] < bound, name

@@ -1,4 +1,4 @@
-"""A sweep as in the paper: losses x betas x learning rates, 60 runs, one evaluation of the reference."""
+"""A sweep as in the paper: losses x betas x learning rates, 60 runs, a single evaluation of the reference."""
 
 import itertools
 import json
@@ -33,5 +33,5 @@ def test_sixty_runs_evaluate_the_reference_once(workspace):
         )
         assert first["rewards/margin"] == 0.0
         second_losses.add(second["loss"])
-    # the runs are different ones; DPO and DPOP agree as long as no chosen answer falls below the reference
+    # the runs differ, except that DPO and DPOP agree as long as no chosen response falls below the reference
     assert len(second_losses) >= 40

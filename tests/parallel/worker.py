@@ -1,6 +1,6 @@
 """One rank of the parallel tests: many runs in one process, since importing NeMo costs most of the time.
 
-Started by torchrun with a JSON file of jobs. A job is a run folder with Hydra overrides and, maybe, the step after
+Started by torchrun with a JSON file of jobs. A job is a run folder with Hydra overrides and, optionally, the step after
 which the process "dies" (an exception between two steps, without a checkpoint).
 """
 
@@ -11,12 +11,12 @@ import shutil
 import sys
 from pathlib import Path
 
-# Nothing that imports NeMo stands here: the checkpoint writer starts a helper process that imports this file again.
+# No NeMo imports at the top: the checkpoint writer starts a helper process that imports this file again.
 from nemo_minordpo import host
 
 
 class Died(Exception):
-    """The process ends here, in a test."""
+    """Simulates the death of the process."""
 
 
 def main(jobs_file: Path) -> None:
@@ -54,7 +54,7 @@ def main(jobs_file: Path) -> None:
 
 
 def round_trip(folder: str, layout: str, tokenizer: str) -> None:
-    """On as many ranks as the layout needs; those beyond them look on."""
+    """Run on as many ranks as the layout needs; the others do nothing."""
     from tests.parallel.round_trip import LAYOUTS, save_again
 
     started, needed = os.environ["WORLD_SIZE"], math.prod(LAYOUTS[layout])
@@ -69,7 +69,7 @@ def round_trip(folder: str, layout: str, tokenizer: str) -> None:
 
 
 def run(config, dies_after) -> None:
-    """`dies_after` raises Died instead of doing a further step."""
+    """Train; raise Died instead of the step after `dies_after`."""
     import torch
 
     from nemo_minordpo.train import trainer as trainer_module
@@ -93,15 +93,15 @@ def run(config, dies_after) -> None:
 
 
 def damage(run_folder: Path, file: str) -> None:
-    """The newest checkpoint loses the second half of a file."""
+    """Cut off the second half of a file in the newest checkpoint."""
     path = run_folder / "checkpoints/step_000008" / file
     os.truncate(path, path.stat().st_size // 2)
 
 
 def write_log_probs(config, path: Path, *, steps_before: int) -> None:
-    """Token and sequence log-probabilities of the first step's pairs, as the model's loss sees them.
+    """Write token and sequence log-probabilities of the first step's pairs, as the model's loss sees them.
 
-    `steps_before` steps are trained first: FP8's scales come from what went before.
+    Trains `steps_before` steps first, because FP8's scales come from earlier steps.
     """
     import torch
     from megatron.core import parallel_state
@@ -149,7 +149,7 @@ def compare_with_separate(config, num_examples: int) -> None:
 
 
 def forget_run() -> None:
-    """Take Megatron's and NeMo's global state down, so that the next job starts like a new process."""
+    """Reset the global state of Megatron and NeMo, so that the next job starts as in a new process."""
     from megatron.core import parallel_state
     from megatron.core.dist_checkpointing.strategies import base
     from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
@@ -157,7 +157,7 @@ def forget_run() -> None:
 
     parallel_state.destroy_model_parallel()
     destroy_num_microbatches_calculator()
-    # it counts a process's saves, which must be equal on all ranks: those that looked on have fewer
+    # it counts the saves of a process, which must be equal on all ranks: idle ranks have fewer
     base.async_calls = base.AsyncCallsQueue()
     app_state = AppState()
     for name in [name for name in vars(app_state) if name.startswith("_")]:

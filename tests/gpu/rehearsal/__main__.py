@@ -1,10 +1,10 @@
-"""Run gpu-check's comparisons on the played GPU, in every way to train: `python -m tests.gpu.rehearsal`.
+"""Run gpu-check's comparisons on the emulated GPU, for every way to train: `python -m tests.gpu.rehearsal`.
 
-    make gpu-rehearsal                                # in an environment like that of a bare machine with a GPU
-    python -m tests.gpu.rehearsal --only resumed      # a part of it, with the stack that this Python has
+    make gpu-rehearsal                                # in an environment like that of a bare GPU machine
+    python -m tests.gpu.rehearsal --only resumed      # only some checks, with this Python's stack
 
-FP8 needs Transformer Engine, whose Python layers are real; without it those rows are "not run". The exit code is 1
-when a check failed. On two cores all of it takes about 20 minutes.
+FP8 needs the real Python layers of Transformer Engine; without it those rows are "not run". The exit code is 1 if a
+check failed. On two cores everything takes about 20 minutes.
 """
 
 import argparse
@@ -22,7 +22,7 @@ _WAYS = {
     "plain": "", "rows": ", several rows each", "recomputed": ", recomputed", "selective": ", selectively recomputed",
     "fusions": ", fusions", "adamw": ", torch's AdamW", "lora": ", LoRA",
 }  # fmt: skip
-# With float32 weights there is nothing to fuse and no main weights.
+# Float32 weights have nothing to fuse and no main weights.
 _WITHOUT = {("fp32", "fusions"), ("fp32", "adamw")}
 
 
@@ -40,7 +40,7 @@ PHASES = (
         "preparation", ((Check("stack", "tests.gpu.stack:stack"), training("import, verify, export", "conversion")),)
     ),
     Phase(
-        "on the played GPU",
+        "on the emulated GPU",
         (
             (
                 *(
@@ -69,8 +69,8 @@ PHASES = (
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/gpu-rehearsal.json"), help="file of results")
-    parser.add_argument("--only", nargs="+", default=[""], help="parts of the names of the checks to run")
+    parser.add_argument("--output", type=Path, default=Path("runs/gpu-rehearsal.json"), help="results file")
+    parser.add_argument("--only", nargs="+", default=[""], help="run only checks with one of these in their names")
     given = parser.parse_args()
     os.environ[ACTIVE] = "1"
     path = [str(Path(__file__).parent / "path"), *filter(None, [os.environ.get("PYTHONPATH")])]

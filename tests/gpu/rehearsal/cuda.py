@@ -1,4 +1,4 @@
-"""CUDA played by the CPU: one GPU of the sizes of an H100, whose tensors and random states are the CPU's."""
+"""CUDA emulated on the CPU: one GPU with the sizes of an H100; its tensors and random states are the CPU's."""
 
 import contextlib
 import functools
@@ -19,7 +19,7 @@ _PROPERTIES = types.SimpleNamespace(
 
 
 def install() -> None:
-    """Before anything imports NeMo, Megatron-Core or Transformer Engine."""
+    """Call before anything imports NeMo, Megatron-Core or Transformer Engine."""
     _OnCpu().__enter__()
     torch.Tensor.is_cuda = property(lambda self: True)
     for name, instead in _cuda_calls().items():
@@ -28,7 +28,7 @@ def install() -> None:
                 setattr(module, name, instead)
     torch.cuda.default_generators = (torch.default_generator,)
     torch.load = _loading_to_cpu(torch.load)
-    # not in the mode, which is off within what it calls: a backward pass, for one
+    # not in the mode, which is off inside the functions that it calls, e.g. a backward pass
     torch.mm, torch.addmm = map(_with_dtype_of_result, (torch.mm, torch.addmm))
     # what is compiled for a GPU runs uncompiled
     torch.compile = lambda function=None, **options: function if function is not None else lambda given: given
@@ -38,7 +38,7 @@ def install() -> None:
 
 
 class _OnCpu(TorchFunctionMode):
-    """Whatever names a CUDA device means the CPU."""
+    """Map every CUDA device to the CPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -48,7 +48,7 @@ class _OnCpu(TorchFunctionMode):
         if func is torch.Tensor.to:
             args = (args[0], *(_CPU if _is_cuda(given) else given for given in args[1:]))
         elif func is torch.device and isinstance(args[0], int):
-            args = ("cuda", *args)  # a torch that was built without CUDA refuses numbers of devices
+            args = ("cuda", *args)  # torch without CUDA rejects device numbers
         elif func in (torch.Tensor.cuda, torch.Tensor.pin_memory):
             return args[0]
         elif func is torch.Tensor.type and len(args) == 1 and not kwargs:
@@ -63,7 +63,7 @@ def _is_cuda(device: Any) -> bool:
 
 
 def _with_dtype_of_result(product: Callable[..., Any]) -> Callable[..., Any]:
-    """Products of numbers in 16 bits with a result in float32, which CUDA has and CPUs have not."""
+    """Products of 16-bit numbers with a float32 result, which only CUDA supports."""
 
     @functools.wraps(product)
     def wrapper(*operands: torch.Tensor, out_dtype: torch.dtype | None = None, **more: Any) -> torch.Tensor:
@@ -106,7 +106,7 @@ class _Stream:
 
 
 def _cuda_calls() -> dict[str, Any]:
-    """What takes the place of names in `torch.cuda`."""
+    """Replacements for names in `torch.cuda`."""
 
     def always(value: Any) -> Callable[..., Any]:
         return lambda *args, **kwargs: value
@@ -160,7 +160,7 @@ def _collectives_over_gloo() -> None:
 
 
 def _dense_flex_attention() -> None:
-    """FlexAttention as a dense mask: a place sees what both the mask function and the list of blocks let it see."""
+    """FlexAttention as a dense mask: a place sees whatever both the mask function and the block lists allow."""
     import torch.nn.attention.flex_attention as flex
 
     def flex_attention(
@@ -181,7 +181,7 @@ def _dense_flex_attention() -> None:
 
 
 def _kernels_in_python() -> None:
-    """Transformer Engine's extension gets its functions when it is loaded."""
+    """Replace the functions of Transformer Engine's extension when it is loaded."""
     loader: Any = importlib.machinery.ExtensionFileLoader
     exec_module = loader.exec_module
 

@@ -1,8 +1,8 @@
 """Transformer Engine 2.9's C++ extension in Python: the functions that its linear layers, RMSNorm, delayed scaling,
 rotary embedding and FusedAdam call for a dense decoder in FP8 or bfloat16.
 
-Products are taken in float32 of the numbers that FP8 or bfloat16 hold, as tensor cores accumulate them. What the real
-kernels demand (sides that are multiples of 16, both orientations of an FP8 tensor where it is used) is asserted.
+Products of FP8 or bfloat16 numbers are accumulated in float32, as tensor cores do. Requirements of the real kernels
+(sides that are multiples of 16, both orientations of an FP8 tensor where it is used) are asserted.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ _extension: Any = None
 
 
 def install(extension: Any) -> None:
-    """Put this module's functions into the place of the extension's."""
+    """Replace the extension's functions with this module's."""
     global _extension
     _extension = extension
     for name, function in _FUNCTIONS.items():
@@ -27,10 +27,10 @@ def install(extension: Any) -> None:
 
 
 def quantize(tensor: Tensor, quantizer: Any, output: Any = None, noop: Any = None) -> Any:
-    """``x * scale`` rounded to FP8, clamped; the largest ``|x|`` goes into the quantizer's amax.
+    """``x * scale``, rounded to FP8 and clamped; records the largest ``|x|`` in the quantizer's amax.
 
-    Row-wise data is x itself, column-wise data its transpose [last dimension, all others]: FP8 products on Hopper take
-    both operands with the summed dimension last.
+    Row-wise data is x itself, column-wise data its transpose [last dimension, all others]: FP8 products on Hopper need
+    the summed dimension last in both operands.
     """
     from transformer_engine.pytorch.tensor.float8_tensor import Float8Quantizer, Float8Tensor
 
@@ -73,7 +73,7 @@ def bgrad_quantize(gradient: Tensor, quantizer: Any) -> list[Any]:
 def fused_amax_and_scale_update_after_reduction(
     amaxes: Tensor, histories: list[Tensor], scales: list[Tensor], algorithm: str, dtype: Any, margin: float
 ) -> None:
-    """Delayed scaling: ``scale = largest FP8 number / amax of the history / 2^margin``; the history moves on."""
+    """Delayed scaling: ``scale = largest FP8 number / amax of the history / 2^margin``; the history advances."""
     largest = torch.finfo(_fp8(dtype)).max
     for present, history, scale in zip(amaxes.split([len(s) for s in scales]), histories, scales, strict=True):
         history[0].copy_(present)
@@ -99,8 +99,8 @@ def generic_gemm(
     a = input, b = gradient, transposed; it may be added to `out`, Megatron's main_grad.
     """
     if quantizer is not None or gelu or comm_overlap is not None:
-        raise NotImplementedError("FP8 results, fused GELU and overlapped communication are not played")
-    # where both operands have the summed dimension last
+        raise NotImplementedError("FP8 results, fused GELU and overlapped communication are not emulated")
+    # the data with the summed dimension last in both operands
     left, right = _matrix(b, columnwise=transpose_b), _matrix(a, columnwise=not transpose_a)
     _check_operands(a, b, left, right)
     result = (left.T if transpose_b else left) @ (right.T if transpose_a else right)
@@ -122,8 +122,8 @@ def _check_operands(a: Any, b: Any, left: Tensor, right: Tensor) -> None:
     in_fp8 = [isinstance(tensor, _storage()) for tensor in (a, b)]
     if any(in_fp8):
         sides = [*left.shape, *right.shape]
-        assert all(in_fp8), "both operands are FP8's, or none"
-        assert all(side % 16 == 0 for side in sides), f"FP8 takes sides that are multiples of 16, not {sides}"
+        assert all(in_fp8), "either both operands are FP8 or neither"
+        assert all(side % 16 == 0 for side in sides), f"FP8 needs sides that are multiples of 16, not {sides}"
     else:
         assert a.dtype == b.dtype, f"operands of one dtype, not {a.dtype} and {b.dtype}"
 
@@ -132,7 +132,7 @@ def _matrix(tensor: Any, *, columnwise: bool) -> Tensor:
     """[all dimensions but the last, the last], float32.
 
     Args:
-        columnwise: which data of an FP8 tensor the product reads.
+        columnwise: whether the product reads an FP8 tensor's column-wise data.
     """
     if not isinstance(tensor, _storage()):
         return tensor.detach().flatten(0, -2).float()
@@ -149,7 +149,7 @@ def _matrix(tensor: Any, *, columnwise: bool) -> Tensor:
 def rmsnorm_fwd(
     x: Tensor, weight: Tensor, eps: float, out: Any, quantizer: Any, dtype: Any, sm_margin: int, zero_centered: bool
 ) -> list[Any]:
-    """``y = x r w`` with ``r = (mean(x^2) + eps)^-1/2``, in FP8 where there is a quantizer; [y, None, r]."""
+    """``y = x r w`` with ``r = (mean(x^2) + eps)^-1/2``, in FP8 if there is a quantizer; [y, None, r]."""
     assert x.dtype == weight.dtype, f"input and weight of one dtype, not {x.dtype} and {weight.dtype}"
     assert not zero_centered
     values = x.detach().float()
@@ -179,7 +179,7 @@ def fused_rope_forward(
 def fused_rope_backward(
     x: Tensor, freqs: Tensor, layout: Any, interleaved: bool, cu_seqlens: Any, *ranks: int, sign: float = -1.0
 ) -> Tensor:
-    """The rotation back."""
+    """The inverse rotation."""
     assert layout == _extension.NVTE_QKV_Format.NVTE_SBHD
     assert not interleaved
     assert cu_seqlens is None

@@ -1,5 +1,5 @@
-"""`python -m tests.gpu.sm90`: what torch compiles for an H100 is compiled, on a machine without a GPU.
+"""`python -m tests.gpu.sm90`: compile everything that torch compiles for an H100, on a machine without a GPU.
 
-Dynamo, AOTAutograd, Inductor, Triton and ptxas run as they would there, on tensors without values. Nothing is executed:
-this shows that kernels exist, what they need and how many graphs there are, and no number that they compute.
+Dynamo, AOTAutograd, Inductor, Triton and ptxas run as on the GPU machine, on tensors without values. Nothing is
+executed: this shows that the kernels compile, what they need and how many graphs there are, but not what they compute.
 """

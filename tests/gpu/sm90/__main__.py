@@ -3,7 +3,7 @@
     python -m tests.gpu.sm90 [--only D=64] [--output runs/sm90.json]
 
 Needs torch for CUDA with its Triton, and a C compiler. Exit code 1: an error, more graphs than the code states, spilled
-registers, more shared memory than there is; or a control that shows none of it.
+registers, too much shared memory, or a control that shows no fault.
 """
 
 import argparse
@@ -38,8 +38,8 @@ class Row:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="part of the names of the cases to compile")
-    parser.add_argument("--output", type=Path, help="file for what the table says, and each kernel")
+    parser.add_argument("--only", default="", help="compile only cases with this in their names")
+    parser.add_argument("--output", type=Path, help="file for the table and details of each kernel")
     given = parser.parse_args()
     if missing := [what for what, there in _NEEDED.items() if not there()]:
         print(f"not run: no {' and no '.join(missing)} here")
@@ -64,13 +64,13 @@ def _compiled(case: Case) -> Row:
     with graphs.counted() as found:
         try:
             case.run()
-        except Exception as error:  # whatever it is, it belongs into the table
+        except Exception as error:  # any error belongs in the table
             found["error"] = f"{type(error).__name__}: {str(error).strip()[:300]}"
     faults = [fault for kernel in found["kernels"] for fault in kernel.faults()]
     if "error" in found:
         faults.append(found["error"])
     if found["graphs"] > case.max_graphs:
-        faults.append(f"{found['graphs']} graphs, {case.max_graphs} expected at most")
+        faults.append(f"{found['graphs']} graphs, at most {case.max_graphs} expected")
     expected = bool(faults) if case.fault is None else not any(case.fault in fault for fault in faults)
     return Row(case.name, found["graphs"], found["kernels"], faults, expected, time.monotonic() - started)
 

@@ -1,25 +1,25 @@
-"""What is compiled: the attention of pairs and the head, over the sizes that models and rows have."""
+"""The cases to compile: pair attention and the head, over the sizes of models and rows."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-# torch is imported where it is used: machine.pretend() goes first
+# torch is imported inside functions: machine.pretend() must run first
 
 _HEAD_SIZES, _RATIOS, _GROUPS = (32, 64, 128), (1, 2, 4, 8), 2
-# places of a row, and whether it is trained on: from the first multiple of 8 on, at and beside blocks of 128
+# places in a row, and whether it is trained on: from the first multiple of 8, on and next to blocks of 128
 _ROWS = (
     (512, True), (480, False), (8, True), (16, False), (96, True), (40, False), (120, False), (72, True), (128, True),
     (128, False), (136, True), (248, False), (256, True), (1000, False), (2048, True), (4096, False), (4096, True),
 )  # fmt: skip
-# tokens, hidden size, rows of the vocabulary: Qwen2.5, Llama 3 at TP 8; few tokens, and a last block of few rows
+# tokens, hidden size, vocabulary rows: Qwen2.5, Llama 3 at TP 8; few tokens, and a last block of few rows
 _HEADS = ((4096, 1536, 151936), (1024, 1536, 151936), (16384, 4096, 16032), (8, 64, 403), (1, 64, 403), (37, 64, 131))
 
 
 @dataclass(frozen=True)
 class Case:
-    """run: compiles. max_graphs: the bound that its code states. fault: what a control must show; None = nothing."""
+    """run: compiles. max_graphs: the bound stated by the code. fault: the fault of a control; None = not a control."""
 
     name: str
     run: Callable[[], None]
@@ -39,8 +39,8 @@ def all_cases() -> Iterator[Case]:
             f"attention D={size} ratio={ratio} {_name(dtype)}", _rows(size, ratio, dtype, _ROWS), flex.MAX_GRAPHS
         )
     for dtype in (bf16, fp32):
-        # of each of the two functions
-        # torch cannot infer what its addmm of another dtype gives (2.11); it is no part of what is compiled
+        # graphs of each of the two functions
+        # torch cannot infer the result of addmm with another dtype (2.11), which is not compiled anyway
         separate_sum = mock.patch.object(logprobs, "_ADDS_TO_FLOAT", False)
         yield Case(f"head {_name(dtype)}", separate_sum(_head(dtype)), 2 * logits.MAX_GRAPHS)
     own_tiles = mock.patch.object(flex, "_TILES", {})
@@ -56,7 +56,7 @@ def all_cases() -> Iterator[Case]:
 
 
 def _rows(size: int, ratio: int, dtype: Any, rows: tuple[tuple[int, bool], ...]) -> Callable[[], None]:
-    """Rows as Megatron's layers pass them: value is a part of the fused projection, query and key come from the rotary
+    """Rows as Megatron's layers pass them: value is a slice of the fused projection, query and key come from the rotary
     embedding."""
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""Functions under torch.compile, compiled for an H100 from tensors without values."""
+"""Compile functions for an H100 with torch.compile, from tensors without values."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _KERNELS: list[Kernel] = []
 
 
 def prepare() -> None:
-    """Once, before anything is compiled."""
+    """Call once, before anything is compiled."""
     # every kernel is compiled here, in this process
     os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
@@ -24,17 +24,17 @@ def prepare() -> None:
     import torch._inductor.compile_fx as inductor
     import torch._inductor.fx_passes.joint_graph as joint_graph
 
-    # patterns of matrix products and of attention: made from tensors on the device, and nothing here has them
+    # patterns of matrix products and attention: built from tensors on the device, and not needed here
     joint_graph.lazy_init = lambda device=None: None
     torch._functorch.config.force_non_lazy_backward_lowering = True
-    # would make its constants on the device; they are constants of the kernels without it, too
+    # would create constants on the device; without it they are kernel constants anyway
     torch._inductor.config.joint_graph_constant_folding = False
-    # a kernel for this launcher no longer has its binary
+    # a kernel for this launcher would no longer have its binary
     torch._inductor.config.use_static_triton_launcher = False
     compile_fx = inductor.compile_fx
 
     def compile_only(graph: Any, *args: Any, **options: Any) -> Any:
-        """Compiles, and returns what infers the shapes of the results."""
+        """Compile, and return a function that infers the shapes of the results."""
         compile_fx(torch.fx.GraphModule(graph, graph.graph.__deepcopy__()), *args, **options)
         return graph.forward
 
@@ -43,7 +43,7 @@ def prepare() -> None:
 
 @contextmanager
 def counted() -> Iterator[dict[str, Any]]:
-    """Graphs and kernels that the block compiles, of tensors that it makes; starts from nothing compiled."""
+    """Collect the graphs and kernels that the block compiles, starting with empty caches."""
     from torch._dynamo import reset
     from torch._dynamo.utils import counters
     from torch._subclasses import FakeTensorMode

@@ -1,4 +1,4 @@
-"""Compiled kernels, and what they need of an H100."""
+"""Compiled kernels and their resources on an H100."""
 
 import re
 import subprocess
@@ -10,17 +10,17 @@ from typing import Any
 
 from tests.gpu.sm90.machine import SHARED_MEMORY
 
-# Bytes of a thread that may be in local memory: what a kernel puts aside before its loops and takes back after them. A
-# loop that spills has hundreds.
+# Bytes per thread allowed in local memory, for values that a kernel saves before its loops and restores after them. A
+# loop that spills uses hundreds.
 _LOCAL_BYTES = 32
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """name: Inductor's. source: of Triton. registers: of a thread. shared: bytes of a block of threads.
+    """name: Inductor's. source: Triton's. registers: per thread. shared: bytes per block of threads.
 
-    local: bytes of a thread that registers could not hold, which is what Triton's n_spills counts in units of 4.
-    narrow: instructions that load two bytes a thread.
+    local: bytes per thread that did not fit in registers (Triton's n_spills counts them in units of 4).
+    narrow: instructions that load two bytes per thread.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Kernel:
     def faults(self) -> list[str]:
         found = []
         if self.local > _LOCAL_BYTES:
-            found.append(f"{self.name}: {self.local} bytes of a thread spilled")
+            found.append(f"{self.name}: {self.local} bytes per thread spilled")
         if self.shared > SHARED_MEMORY:
             found.append(f"{self.name}: {self.shared} bytes of shared memory, {SHARED_MEMORY} exist")
         if self.narrow and self.name.startswith("triton_tem"):  # a template: its operands are matrices
@@ -43,7 +43,7 @@ class Kernel:
 
 
 def measured(compiled: Any, *, name: str, source: str) -> Kernel:
-    """Of what triton.compile returned."""
+    """Resources of a kernel that triton.compile returned."""
     usage = _resources(compiled.asm["cubin"])
     return Kernel(
         name=name, source=source, warps=compiled.metadata.num_warps, registers=usage["REG"],
@@ -53,7 +53,7 @@ def measured(compiled: Any, *, name: str, source: str) -> Kernel:
 
 
 def _resources(cubin: bytes) -> dict[str, int]:
-    """What cuobjdump says: REG, STACK, SHARED (what is allocated at the launch is not in it), LOCAL, ..."""
+    """Output of cuobjdump: REG, STACK, SHARED (without memory allocated at launch), LOCAL, ..."""
     from triton.backends.nvidia import compiler
 
     tool = Path(compiler.__file__).parent / "bin" / "cuobjdump"
@@ -63,12 +63,12 @@ def _resources(cubin: bytes) -> dict[str, int]:
         said = subprocess.run([tool, "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
     found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", said)}
     if found.keys() != {"REG", "STACK", "LOCAL"}:
-        raise ValueError(f"cuobjdump says nothing of registers and local memory:\n{said}")
+        raise ValueError(f"cuobjdump does not report registers and local memory:\n{said}")
     return found
 
 
 def record(into: Callable[[Kernel], None]) -> None:
-    """Pass each kernel that Inductor compiles from now on to ``into``; none is loaded or launched."""
+    """Pass each kernel that Inductor compiles from now on to ``into``, without loading or launching it."""
     from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
     autotuner: Any = CachingAutotuner

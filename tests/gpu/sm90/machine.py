@@ -1,4 +1,4 @@
-"""An H100 for those that only ask about it: torch's front end, Inductor and Triton, in a process without CUDA."""
+"""Pretend to have an H100 for code that only queries it (torch's front end, Inductor, Triton), without CUDA."""
 
 import ctypes
 import subprocess
@@ -7,7 +7,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-SHARED_MEMORY = 232448  # bytes that a block of threads may have on compute capability 9.0
+SHARED_MEMORY = 232448  # maximum bytes per block of threads on compute capability 9.0
 _PROPERTIES = types.SimpleNamespace(
     name="NVIDIA H100 80GB HBM3", major=9, minor=0, multi_processor_count=132, total_memory=80 << 30,
     L2_cache_size=50 << 20, warp_size=32, max_threads_per_multi_processor=2048, max_threads_per_block=1024,
@@ -16,7 +16,7 @@ _PROPERTIES = types.SimpleNamespace(
 )  # fmt: skip
 
 
-# What torch's autograd asks CUDA's libraries for while a backward pass is traced: one device, without a context.
+# CUDA calls that torch's autograd makes while tracing a backward pass: one device, without a context.
 _LIBRARY = """
 int cudaGetDeviceCount(int *count) { *count = 1; return 0; }
 int cudaGetDevice(int *device) { *device = 0; return 0; }
@@ -27,7 +27,7 @@ int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) { *flag
 
 
 def pretend() -> None:
-    """Once, before anything else imports torch. Tensors must be fake ones from here on."""
+    """Call once, before anything else imports torch. From then on all tensors must be fake."""
     _load_library()
     import torch
 
@@ -41,9 +41,9 @@ def pretend() -> None:
         setattr(torch.cuda, name, _always(answer))
     torch.cuda.get_rng_state = lambda device=None: torch.get_rng_state()
     torch.cuda.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
-    torch.Tensor.pin_memory = lambda tensor, device=None: tensor  # fake ones have no memory
+    torch.Tensor.pin_memory = lambda tensor, device=None: tensor  # fake tensors have no memory
 
-    # they took torch.cuda's functions when they were imported
+    # these captured torch.cuda's functions when imported
     from torch._dynamo.device_interface import CudaInterface
     from torch._subclasses import fake_tensor
 
@@ -62,7 +62,7 @@ def pretend() -> None:
 
 
 def _load_library() -> None:
-    """Goes before the libraries of the same names, for it is loaded before they are."""
+    """Takes precedence over the real libraries, because it is loaded first."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "libcuda.so.1"
         command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-Wl,-soname,libcuda.so.1", "-o", str(file)]
@@ -75,7 +75,7 @@ def _always(answer: Any) -> Any:
 
 
 class _TritonDriver:
-    """What Triton asks its driver for while it compiles."""
+    """Answers Triton's queries to its driver during compilation."""
 
     def get_current_target(self) -> Any:
         from triton.backends.compiler import GPUTarget

@@ -1,4 +1,4 @@
-"""Python imports this first in every process whose PYTHONPATH has this folder, also in those that a check starts."""
+"""Python imports this first in every process with this folder on PYTHONPATH, including those that a check starts."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parents[4]))
 
 from tests.gpu.rehearsal import ACTIVE
 
-# a process that hides its GPU gets none, here as there
+# as on a real GPU machine, a process that hides its GPU has none
 if os.environ.get(ACTIVE) and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
     from tests.gpu.rehearsal import cuda
 
