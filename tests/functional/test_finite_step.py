@@ -60,7 +60,7 @@ def _step(*, loss=0.5, norm=1.0, norm_of_step=None):
 
     import torch
 
-    from nemo_minordpo.config import compose, load
+    from nemo_minordpo.config import compose, default_of, load
     from nemo_minordpo.core.metrics import PAIR_METRICS, ROWS
     from nemo_minordpo.train import trainer as module
     from nemo_minordpo.train.require_finite import NotFiniteError
@@ -90,7 +90,7 @@ def _step(*, loss=0.5, norm=1.0, norm_of_step=None):
         throughput=SimpleNamespace(of=lambda work, seconds: {}),
         answers=None,
     )
-    coming = SimpleNamespace(result=lambda: train.training_step(0, seed=1234))
+    coming = SimpleNamespace(result=lambda: train.training_step(0, seed=default_of("model.seed")))
     error = ""
     with (
         patch.object(module, "clip_gradients", lambda model, limit: None if norm is None else torch.tensor(norm)),

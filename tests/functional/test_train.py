@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from nemo_minordpo.config import default_of
 from nemo_minordpo.convert.hf_to_nemo import import_hf
 from nemo_minordpo.convert.nemo_to_hf import export_hf
 from nemo_minordpo.report.runs import read_run
@@ -157,7 +158,7 @@ def test_a_step_that_is_not_finite_ends_the_run(place, diverging):
     expected = rf"error: step 2: loss, .*logps/chosen, .*not finite for 4 of 4 pairs: {place}/train\.jsonl:(\d+), "
     found = re.search(expected, diverging.stderr)
     assert found, diverging.stderr[-3000:]
-    order = pairs_of_step(1, num_pairs=10, global_batch_size=4, seed=1234)
+    order = pairs_of_step(1, num_pairs=10, global_batch_size=4, seed=default_of("model.seed"))
     assert int(found[1]) == order[0] + 1
     assert "done: " not in diverging.stderr
     folder = place / "diverging"

@@ -67,6 +67,34 @@ def test_losses_that_differ_in_more_than_the_loss_are_a_note(make):
     assert grid.notes == ["the losses differ in model.global_batch_size, too: dpo 64, ipo 128"]
 
 
+def test_a_setting_counts_only_where_the_loss_reads_it(make):
+    """Control: dpop reads its lambda, and a loss of the user's own may."""
+    for loss, labels in (
+        ("dpo", ["dpo"]),
+        ("dpop", ["dpop (dpop_lambda 5)", "dpop (dpop_lambda 50)"]),
+        ("mine:loss", ["mine:loss (dpop_lambda 5)", "mine:loss (dpop_lambda 50)"]),
+    ):
+        runs = [make(f"{loss}{seed}", loss=loss, seed=seed) for seed in (1, 2)]
+        for run, value in zip(runs, (5, 50), strict=True):
+            run.settings["model.dpo.dpop_lambda"] = value
+        assert arrange(runs, None).losses == labels
+        pair = [make("dpo of a pair", loss="dpo"), runs[1]]
+        pair[0].settings["model.dpo.dpop_lambda"] = 5
+        assert [note for note in arrange(pair, None).notes if "dpop_lambda" in note] == []
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["pretrained_checkpoint.restore_from_path", "model.data.data_prefix.train", "model.peft.restore_from_path"],
+)
+def test_what_runs_start_from_and_learn_from_tells_them_apart(make, key):
+    runs = [make(name, seed=seed) for seed, name in enumerate("ab")]
+    for run, path in zip(runs, ("one", "other"), strict=True):
+        run.settings[key] = path
+    last = key.rpartition(".")[2]
+    assert arrange(runs, None).losses == [f"dpo ({last} one)", f"dpo ({last} other)"]
+
+
 def test_scores_of_different_questions_are_a_note(make):
     runs = [make("a", right=50), make("b", loss="ipo", right=30, questions=60)]
     assert arrange(runs, None).notes == [
