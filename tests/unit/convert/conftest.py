@@ -1,4 +1,4 @@
-"""A model that several tests convert; a module that needs another one has a fixture of the same name."""
+"""A model that several tests convert; modules that need a different one override the fixture."""
 
 from pathlib import Path
 

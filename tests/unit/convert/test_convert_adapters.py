@@ -1,4 +1,4 @@
-"""LoRA adapters: merged and as PEFT folder, against sums written out projection by projection; what is refused."""
+"""LoRA adapters, merged and as a PEFT folder, against sums written out per projection; rejected input."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from nemo_minordpo.convert.hf_to_nemo import import_hf
 from nemo_minordpo.convert.nemo_to_hf import export_hf
 from nemo_minordpo.convert.peft_folder import export_peft
 
-# of tiny_hf's model: 3 layers, 6 heads of 4 in 2 groups, hidden size 24, feed-forward size 20
+# tiny_hf's model: 3 layers, 6 heads of 4 in 2 groups, hidden size 24, feed-forward size 20
 LAYERS, RANK, ALPHA = 3, 2, 5
 SIZES = {"q_proj": 24, "k_proj": 8, "v_proj": 8, "o_proj": 24, "gate_proj": 20, "up_proj": 20, "down_proj": 24}
 INPUTS = {"o_proj": 24, "down_proj": 20}
@@ -45,7 +45,7 @@ def random_adapters() -> dict[tuple[str, int], tuple[Tensor, dict[str, Tensor]]]
 
 
 def joined(b: dict[str, Tensor]) -> Tensor:
-    """B as NeMo has it: three query heads, a key head and a value head a group, each of 4 rows."""
+    """B in NeMo's layout: three query heads, a key head and a value head per group, with 4 rows each."""
     if "q_proj" not in b:
         return torch.cat(list(b.values()))
     q, k, v = b.values()
@@ -53,7 +53,7 @@ def joined(b: dict[str, Tensor]) -> Tensor:
 
 
 def stacked(adapters: dict[tuple[str, int], tuple[Tensor, dict[str, Tensor]]]) -> dict[str, Tensor]:
-    """By their names in a distributed checkpoint."""
+    """The adapters by their names in a distributed checkpoint."""
     tensors = {}
     for place in dict.fromkeys(place for place, _ in adapters):
         layers = [adapters[place, layer] for layer in range(LAYERS)]
@@ -72,7 +72,7 @@ def write_tensors(folder: Path, tensors: dict[str, Tensor]) -> Path:
 
 
 def write_run(run: Path, base: Path, tensors: dict[str, Tensor], peft: dict[str, Any] | None = None) -> Path:
-    """A run as `minordpo train` leaves it, with a checkpoint of adapters alone."""
+    """A run folder as `minordpo train` leaves it, with a checkpoint of adapters only."""
     write_tensors(run / "checkpoints" / "step_000004", tensors)
     settings = {"pretrained_checkpoint": {"restore_from_path": str(base)}, "trainer": {"devices": 1}}
     (run / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
@@ -122,11 +122,11 @@ def test_merged_weights_are_rounded_once(tmp_path: Path) -> None:
     export_hf(run, tmp_path / "whole", dtype="float32")
     wanted, found = merged_by_hand(hf, random_adapters()), read_all(tmp_path / "out")
     require_close(read_all(tmp_path / "whole"), wanted)
-    # half a unit in the last of bfloat16's 8 places, and what the order of float32 sums is worth
+    # half a unit in the last of bfloat16's 8 places, plus the effect of float32 summation order
     bound = {name: torch.frexp(tensor)[1].float().sub(9).exp2() * (1 + 1e-4) for name, tensor in wanted.items()}
     assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
     assert all(((found[name].float() - tensor).abs() <= bound[name]).all() for name, tensor in wanted.items())
-    # control: the product rounded by itself, too
+    # control: the product also rounded on its own
     name = "model.layers.0.self_attn.o_proj.weight"
     before = read_all(hf)[name]
     twice = before + (wanted[name] - before.float()).bfloat16()
@@ -145,7 +145,7 @@ def test_some_modules_only(hf: Path, base: Path, tmp_path: Path) -> None:
 
 
 def test_adapters_beside_the_weights(hf: Path, base: Path, run: Path, tmp_path: Path) -> None:
-    """One checkpoint that holds both needs no base."""
+    """A checkpoint with both needs no base."""
     from nemo_minordpo.convert.checkpoint import Checkpoint
 
     weights = Checkpoint(unpack(base, tmp_path / "unpacked") / "model_weights")
@@ -217,7 +217,7 @@ def test_a_base_that_moved_is_asked_for(hf: Path, base: Path, run: Path, tmp_pat
         export_hf(run, tmp_path / "out")
     export_hf(run, tmp_path / "out", base_nemo=moved)
     require_close(read_all(tmp_path / "out"), merged_by_hand(hf, random_adapters()))
-    export_peft(run, tmp_path / "peft")  # which needs no weights of the base
+    export_peft(run, tmp_path / "peft")  # needs no weights of the base
     (run / "config.yaml").unlink()
     with pytest.raises(ValueError, match="holds adapters alone: name the model that they were trained on with --base"):
         export_hf(run, tmp_path / "other")
@@ -247,7 +247,7 @@ def test_settings_that_cannot_be_exported(run: Path, tmp_path: Path, changes: di
     assert not (tmp_path / "out").exists()
 
 
-def test_without_settings_nobody_knows_the_scale(hf: Path, run: Path, base: Path, tmp_path: Path) -> None:
+def test_without_settings_the_scale_is_unknown(hf: Path, run: Path, base: Path, tmp_path: Path) -> None:
     alone = shutil.copytree(run / "checkpoints" / "step_000004", tmp_path / "a" / "b" / "alone")
     with pytest.raises(ValueError, match=r"peft\.lora_tuning, which sets the scale of the adapters"):
         export_hf(alone, tmp_path / "out", tokenizer=hf, base_nemo=base)
@@ -277,7 +277,7 @@ def test_a_model_without_adapters_is_no_peft_folder(base: Path, tmp_path: Path) 
 
 
 def rank_parts(tensors: dict[str, Tensor], *, tp: int, pp: int) -> dict[str, dict[str, Tensor]]:
-    """Rank file -> its tensors, cut as Megatron's layers are: what NeMo-Aligner's own `.nemo` holds."""
+    """Rank file -> its tensors, split like Megatron's layers: the content of NeMo-Aligner's own `.nemo`."""
     files: dict[str, dict[str, Tensor]] = {}
     for name, whole in tensors.items():
         place = name.removeprefix("decoder.layers.")
@@ -309,7 +309,7 @@ def write_rank_files(folder: Path, run: Path, *, tp: int, pp: int) -> Path:
 
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (2, 3)])
 def test_adapters_of_nemo_aligner(hf: Path, base: Path, run: Path, tmp_path: Path, tp: int, pp: int) -> None:
-    """A `.nemo` in a results folder, the weights rank by rank; unpacked, too."""
+    """A `.nemo` in a results folder with weights per rank; packed and unpacked."""
     import tarfile
 
     unpacked = write_rank_files(tmp_path / "unpacked", run, tp=tp, pp=pp)

@@ -1,4 +1,4 @@
-"""The distributed checkpoint, against torch's own reader and writer, and with things missing."""
+"""The distributed checkpoint against torch's own reader and writer, and with parts missing."""
 
 import io
 import json
@@ -19,7 +19,7 @@ VECTOR = torch.arange(7, dtype=torch.bfloat16)
 
 
 def chunks_of(tensor: Tensor, *, axis: int, size: int, layers: bool = True) -> list[Chunk]:
-    """A grid of chunks: one a layer, and `size` rows or columns wide on `axis`."""
+    """A grid of chunks: one per layer, and `size` rows or columns wide along `axis`."""
 
     def grid() -> Iterator[Chunk]:
         for layer in range(tensor.shape[0]) if layers else [None]:
@@ -36,7 +36,7 @@ def chunks_of(tensor: Tensor, *, axis: int, size: int, layers: bool = True) -> l
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    """As two tensor-parallel ranks would have cut it: `stacked` by columns, `vector` by rows."""
+    """Split as by two tensor-parallel ranks: `stacked` by columns, `vector` by rows."""
     folder = tmp_path / "model_weights"
     tensors = [
         StoredTensor("stacked", (3, 4, 5), torch.float32, chunks_of(STACKED, axis=2, size=3)),
@@ -80,7 +80,7 @@ def test_extra_state_is_a_list_of_one_none(written: Path) -> None:
     assert torch.load(io.BytesIO(data), weights_only=True) == [None]
 
 
-def test_files_that_megatron_looks_for(written: Path) -> None:
+def test_files_that_megatron_needs(written: Path) -> None:
     assert sorted(path.name for path in written.iterdir()) == [
         ".metadata",
         "__0_0.distcp",

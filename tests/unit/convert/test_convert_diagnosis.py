@@ -1,4 +1,4 @@
-"""Each planted mistake in the weights is named, with the layers that have it; right weights have none."""
+"""Each planted mistake in the weights is named, with the affected layers; correct weights have none."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ ATTENTION, MLP = "model.layers.{}.self_attn.", "model.layers.{}.mlp."
 
 
 def named(hf: Path, wrong: Path, tmp_path: Path, **options: Any) -> list[str]:
-    """What is said of the `.nemo` that was made from `wrong` and is taken for one of `hf`."""
+    """Findings for a `.nemo` made from `wrong` but compared with `hf`."""
     import_hf(wrong, tmp_path / "wrong.nemo", overwrite=True, **options)
     shutil.rmtree(tmp_path / "unpacked", ignore_errors=True)
     checkpoint = Checkpoint(unpack(tmp_path / "wrong.nemo", tmp_path / "unpacked") / "model_weights")
@@ -38,7 +38,7 @@ def swapped(tensors: dict[str, Tensor], one: str, other: str, layers: range) -> 
 
 
 def paired(part: Tensor) -> Tensor:
-    """A head of 4: its halves (0, 1) and (2, 3) as pairs (0, 2) and (1, 3)."""
+    """Turn the halves (0, 1) and (2, 3) of a head of size 4 into pairs (0, 2) and (1, 3)."""
     return part.reshape(-1, 4, *part.shape[1:])[:, [0, 2, 1, 3]].reshape(part.shape)
 
 
@@ -57,7 +57,7 @@ def wrong(hf: Path, tmp_path: Path) -> Path:
 def test_right_weights(tmp_path: Path, dtype: torch.dtype, tied: bool) -> None:
     hf = write_hf(tmp_path / "hf", dtype=dtype, tie_word_embeddings=tied, torch_dtype=str(dtype)[6:])
     assert named(hf, hf, tmp_path) == []
-    assert named(hf, hf, tmp_path, dtype="float32") == []  # which holds every bfloat16
+    assert named(hf, hf, tmp_path, dtype="float32") == []  # float32 can represent every bfloat16
 
 
 SWAPS = {
@@ -128,8 +128,8 @@ def test_wrong_layouts(
     ]
 
 
-def test_interleaving_is_told_in_both_directions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With heads of 8 the permutation is not its own inverse."""
+def test_interleaving_is_recognised_in_both_directions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For heads of size 8 the permutation is not its own inverse."""
     hf = write_hf(tmp_path / "hf", head_dim=8)
     for order, said in (
         ([0, 4, 1, 5, 2, 6, 3, 7], "interleaved (q"),
@@ -221,7 +221,7 @@ def test_rotation() -> None:
     scaled = torch.where(torch.arange(8) > 4, right / 8, right)
     assert "rope_scaling" in compare_rotation(scaled, right)
     assert "rotate 8 of a head's dimensions instead of 16" in compare_rotation(right, right[:4])
-    # a head of 2 has one frequency, which says nothing of the base
+    # a head of size 2 has one frequency, which does not determine the base
     assert compare_rotation(frequencies(10.0, 2), frequencies(20.0, 2)) == ""
 
 

@@ -1,4 +1,4 @@
-"""What config.json says of a model, in both spellings; every refusal by its key."""
+"""A model's facts from config.json, in both spellings; every rejection names its key."""
 
 import json
 from dataclasses import replace
@@ -58,11 +58,11 @@ def test_qwen3_has_norms_of_queries_and_keys_instead() -> None:
 @pytest.mark.parametrize(
     ("said", "window"),
     [
-        ({}, 4096),  # transformers' default, which a config that says nothing has
+        ({}, 4096),  # transformers' default for a missing key
         ({"sliding_window": None}, None),
         ({"sliding_window": 4096}, 4096),
         ({"sliding_window": 32767}, 32767),
-        ({"sliding_window": 32768}, None),  # it never hides anything
+        ({"sliding_window": 32768}, None),  # never hides anything
     ],
 )
 def test_mistrals_window(said: dict[str, Any], window: int | None) -> None:

@@ -1,4 +1,4 @@
-"""A GGUF file written here, with weights in GGUF's own order of rows, becomes a Hugging Face folder."""
+"""Convert a GGUF file written here, with weights in GGUF's row order, to a Hugging Face folder."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ CONFIG = config_of(vocab_size=len(TOKENS))
 
 
 def pairs_together(weight: Tensor, heads: int) -> Tensor:
-    """llama.cpp's order, row by row: first of the first half, first of the second half, and so on."""
+    """llama.cpp's row order: first of the first half, first of the second half, and so on."""
     d, rows = weight.shape[0] // heads, []
     for head in range(heads):
         for i in range(d // 2):
@@ -48,7 +48,7 @@ def pairs_together(weight: Tensor, heads: int) -> Tensor:
 
 
 def write_gguf(path: Path, *, tied: bool = False, **changes: Any) -> dict[str, Tensor]:
-    """Write a tiny model; returns its Hugging Face tensors."""
+    """Write a tiny model; return its Hugging Face tensors."""
     tensors = tensors_of({**CONFIG, "tie_word_embeddings": tied})
     writer = GGUFWriter(path, changes.get("architecture", "llama"))
     writer.add_block_count(3)

@@ -1,4 +1,4 @@
-"""What import-hf takes from a folder: the files, the types and the tokenizer; and what it says of them."""
+"""What import-hf reads from a folder: files, types and tokenizer; and its notes about them."""
 
 import json
 import sys
@@ -56,7 +56,7 @@ def test_all_files_of_an_index_are_inputs(hf: Path, tmp_path: Path, capsys: pyte
 
 
 def test_of_a_tensor_in_two_shards_the_later_one_counts(hf: Path) -> None:
-    """As with transformers, whichever of them the index names."""
+    """As in transformers, whichever shard the index names."""
     tensors = load_file(hf / "model.safetensors")
     (hf / "model.safetensors").rename(hf / "a.safetensors")
     save_file({K_PROJ: tensors[K_PROJ] * 2, NORM: tensors[NORM] * 2}, hf / "b.safetensors", {"format": "pt"})
@@ -96,7 +96,7 @@ def change_tokenizer(folder: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
-def test_what_is_peculiar_of_a_tokenizer_is_said(hf: Path) -> None:
+def test_notes_about_a_tokenizer(hf: Path) -> None:
     assert check_tokenizer(hf, vocab_size=3) == []
     (beyond,) = check_tokenizer(hf, vocab_size=1)
     assert beyond == (

@@ -25,7 +25,7 @@ def facts_of(model_type: str = "llama", **changes: object) -> ModelFacts:
 
 
 def slow_qkv(q: Tensor, k: Tensor, v: Tensor, facts: ModelFacts) -> Tensor:
-    """Row by row: for each group its query heads, then its key head, then its value head."""
+    """Row by row: for each group its query heads, then key head, then value head."""
     d, rows = facts.head_dim, []
     per_group = facts.num_heads // facts.num_kv_heads
     for group in range(facts.num_kv_heads):
@@ -110,7 +110,7 @@ def test_megatron_names_and_shapes_by_hand() -> None:
 
 
 def test_norms_of_queries_and_keys() -> None:
-    """Qwen3 has two tensors more than Llama, and their extra states, which Transformer Engine asks for from 1.13 on."""
+    """Qwen3 has two more tensors than Llama, with extra states, which Transformer Engine requests from 1.13 on."""
     llama, qwen3 = facts_of(num_hidden_layers=2), facts_of("qwen3", num_hidden_layers=2)
     attention = "decoder.layers.self_attention."
     shapes = [{row.megatron: row.shape(facts) for row in mapping_table(facts)} for facts in (llama, qwen3)]
@@ -133,7 +133,7 @@ def test_tensors_come_in_the_order_of_a_forward_pass() -> None:
     assert all(turn == [0, 1] for turn in turns.values())
 
 
-def test_extra_states_that_transformer_engine_asks_for() -> None:
+def test_extra_states_that_transformer_engine_requests() -> None:
     assert sorted(extra_state_keys(facts_of(num_hidden_layers=2))) == [
         "decoder.final_layernorm._extra_state/shard_0_1",
         "decoder.layers.mlp.linear_fc1._extra_state/shard_0_2",

@@ -1,4 +1,4 @@
-"""What export-hf finds in the folders that people have: NeMo-Aligner's results, NeMo 2's, packed and unpacked files."""
+"""Sources that export-hf accepts: NeMo-Aligner's results, NeMo 2's checkpoints, packed and unpacked files."""
 
 import gzip
 import os
@@ -27,7 +27,7 @@ def unpacked(base: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def results(unpacked: Path, tmp_path: Path) -> Path:
-    """As NeMo-Aligner leaves them: the best two checkpoints and the last, all settings in hparams.yaml, a .nemo."""
+    """Results as NeMo-Aligner leaves them: the best two checkpoints and the last, hparams.yaml, a .nemo."""
     folder = tmp_path / "results"
     names = [STEM.format(0.6, 90, 360), STEM.format(0.5, 100, 400), STEM.format(0.5, 100, 400) + "-last"]
     for name in names:
@@ -69,14 +69,14 @@ def test_settings_of_a_training_are_held_against_the_config(results: Path, tmp_p
     OmegaConf.save(settings, results / "hparams.yaml")
     with pytest.raises(ValueError, match=r"rotary_base: 5000\.0 instead of 20000\.0"):
         export_hf(results, tmp_path / "out")
-    # NeMo's own trainings have the same under another name
+    # NeMo's own training uses a different key for the same
     OmegaConf.save(OmegaConf.create({"cfg": settings.model}), results / "hparams.yaml")
     with pytest.raises(ValueError, match=r"rotary_base: 5000\.0 instead of 20000\.0"):
         export_hf(results, tmp_path / "out")
 
 
 def test_a_tokenizer_that_moved_with_its_base(hf: Path, results: Path, tmp_path: Path) -> None:
-    """The model config names a folder of another machine; what lies beside the base is there."""
+    """The model config names a folder on another machine, but the files next to the base are here."""
     settings: Any = OmegaConf.load(results / "hparams.yaml")
     settings.model.tokenizer.type = "Qwen/Qwen2-0.5B"
     OmegaConf.save(settings, results / "hparams.yaml")
@@ -109,7 +109,7 @@ def test_nemo_files_packed_either_way(hf: Path, unpacked: Path, tmp_path: Path, 
 
 
 def test_a_checkpoint_of_nemo_2(hf: Path, unpacked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its names start with `module.`, its weights lie in a folder of that name; it has no model_config.yaml."""
+    """Its names start with `module.`, its weights are in a folder `weights`, and it has no model_config.yaml."""
     stored = Checkpoint(unpacked / "model_weights")
     tensors = {f"module.{name}": stored.read(name) for name in stored.tensors}
     dcp.save(tensors | {"optimizer.step": torch.ones(1)}, checkpoint_id=tmp_path / "nemo2" / "weights")
@@ -126,7 +126,7 @@ def test_an_unpacked_folder_without_its_config(unpacked: Path, tmp_path: Path) -
 
 
 def test_files_of_the_same_name_that_are_no_settings(hf: Path, results: Path, tmp_path: Path) -> None:
-    """A YAML file of somebody else's above a checkpoint is not in the way."""
+    """An unrelated YAML file above a checkpoint does no harm."""
     (results / "config.yaml").write_text("- a list\n")
     (results / "checkpoints" / "hparams.yaml").write_text("{broken")
     export_hf(results, tmp_path / "out")

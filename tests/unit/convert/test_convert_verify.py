@@ -1,4 +1,4 @@
-"""The figures of a verification, worked by hand, and which texts are drawn."""
+"""The figures of a verification, worked by hand, and the choice of texts."""
 
 import json
 from dataclasses import replace
@@ -16,7 +16,7 @@ WANTED = [torch.tensor([[1.0, 2.0], [4.0, 3.0]]), torch.tensor([[0.0, -1.0]])]
 
 
 def test_figures_worked_by_hand() -> None:
-    """Differences 0, 0.5, 0, 2, 0, 0 over three tokens; of the second token the other logit is the largest."""
+    """Differences 0, 0.5, 0, 2, 0, 0 over three tokens; for the second token the argmax differs."""
     found = [torch.tensor([[1.0, 2.5], [4.0, 5.0]]), torch.tensor([[0.0, -1.0]])]
     result = compare_logits(found, WANTED, tolerance=2.0)
     assert result.max_difference == 2.0
@@ -57,9 +57,9 @@ def test_pairs_are_drawn_by_seed(tmp_path: Path) -> None:
         assert len(set(sample)) == 8
         assert set(sample) <= texts
     assert set(_sample(file, 50, 3)) == set(_sample(file, 99, 3)) == texts
-    # every pair has its chance, the last ones, too
+    # every pair has a chance, including the last ones
     assert {text for seed in range(60) for text in _sample(file, 8, seed)} == texts
 
 
-def test_a_tokenizer_that_is_not_there_is_no_difference(tmp_path: Path) -> None:
+def test_a_missing_tokenizer_is_not_a_difference(tmp_path: Path) -> None:
     assert tokenizer_problems([tmp_path / "nowhere"], tmp_path, []) is None

@@ -1,4 +1,4 @@
-"""A PEFT folder becomes a `.nemo` of adapters: the way back from export, and what NeMo's LoRA cannot express."""
+"""Convert a PEFT folder to a `.nemo` of adapters: the inverse of export, and input that NeMo's LoRA cannot express."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ def peft(run: Path, tmp_path: Path) -> Path:
 
 
 def test_there_and_back(hf: Path, base: Path, peft: Path, tmp_path: Path) -> None:
-    manifest = import_peft(peft, tmp_path / "adapters.nemo")  # which names its model
+    manifest = import_peft(peft, tmp_path / "adapters.nemo")  # adapter_config.json names the model
     assert manifest.counts["peft_tensors"] == 2 * 7 * LAYERS
     weights = Checkpoint(unpack(tmp_path / "adapters.nemo", tmp_path / "unpacked") / "model_weights")
     wanted = stacked(random_adapters())

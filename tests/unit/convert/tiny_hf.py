@@ -1,11 +1,11 @@
-"""Tiny Hugging Face folders, written without transformers: names and shapes are spelt out here a second time."""
+"""Tiny Hugging Face folders, written without transformers: names and shapes are spelled out independently here."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers.models.auto.tokenization_auto  # noqa: F401  once, and not in a process of its own an import
+import transformers.models.auto.tokenization_auto  # noqa: F401  loaded once, so that no import needs a process
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,7 +29,7 @@ ARCHITECTURES = {
 
 
 def config_of(model_type: str = "llama", **changes: Any) -> dict[str, Any]:
-    """A valid config.json of transformers 4; a change to None takes the key out."""
+    """A valid config.json of transformers 4; a change to None removes the key."""
     values = {
         "architectures": [ARCHITECTURES[model_type]],
         "model_type": model_type,
@@ -51,7 +51,7 @@ def config_of(model_type: str = "llama", **changes: Any) -> dict[str, Any]:
 
 
 def tensors_of(config: dict[str, Any], *, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Random weights by the names that transformers gives them."""
+    """Random weights with transformers' names."""
     h, f, n, vocab = (config[k] for k in ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"))
     d, g = config.get("head_dim", h // n), config["num_key_value_heads"]
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, h), "model.norm.weight": (h,)}
@@ -83,7 +83,7 @@ def tensors_of(config: dict[str, Any], *, dtype: torch.dtype = torch.float32) ->
 
 
 def write_hf(folder: Path, model_type: str = "llama", *, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
-    """Write config, weights and tokenizer files; returns the folder."""
+    """Write config, weights and tokenizer files; return the folder."""
     folder.mkdir()
     config = config_of(model_type, **changes)
     (folder / "config.json").write_text(json.dumps(config))
