@@ -21,7 +21,7 @@ EVENTS = "events.jsonl"  # what happened to the run, a line each (records.RunEve
 FAILURES = "failures"  # what broke, a file per rank (records.Failure)
 ATTEMPT = "attempt.json"  # which process writes the run (train/folder/attempt.py)
 CHECKPOINTS = "checkpoints"  # what a stopped run resumes from, each a folder (train/folder/checkpoints.py)
-CHECKPOINT = re.compile(r"step_(\d+)")
+STEP = re.compile(r"step_(\d+)")
 WATCH = "watch"  # what the model answered while it was trained (train/answers.py)
 LOGS = "logs"  # a launcher's (launchers/common.sh)
 WAITING = "waiting"  # in LOGS: what the launcher waits for
@@ -38,12 +38,12 @@ SCORE = "score.json"  # records.Score
 
 # A .nemo, and of NeMo's names in it what two stages know.
 MODEL_CONFIG = "model_config.yaml"  # the model's own configuration; in a run folder, too, for export-hf
-WEIGHTS = "model_weights"
-RANK_WEIGHTS = "model_weights.ckpt"
+NEMO_WEIGHTS = "model_weights"
+NEMO_RANK_WEIGHTS = "model_weights.ckpt"
 
 REPORT = "report.md"  # of the files of `minordpo report` the one by which a sweep knows that it is there
 
 
-def checkpoint_name(step: int) -> str:
-    """Of the checkpoint after so many optimizer steps."""
+def step_name(step: int) -> str:
+    """Of the checkpoint, and of the watched answers, after so many optimizer steps."""
     return f"step_{step:06d}"

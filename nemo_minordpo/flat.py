@@ -1,17 +1,22 @@
-"""Nested settings under dotted keys, and what differs between two sets of them."""
+"""Nested settings under flat keys, and what differs between two sets of them."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`, in the same order; an empty mapping inside stays as it is."""
+def flatten(nested: Mapping[str, Any], *, separator: str = ".") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`, in the same order; lists stay as they are.
+
+    Of an empty mapping nothing is left. Of two that mean the same key, as in `{"a": {"b": 1}, "a.b": 2}`, the later one
+    counts.
+    """
     flat: dict[str, Any] = {}
     for key, value in nested.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping):
+            inner = flatten(value, separator=separator)
+            flat |= {f"{key}{separator}{name}": content for name, content in inner.items()}
         else:
-            flat[f"{prefix}{key}"] = value
+            flat[key] = value
     return flat
 
 

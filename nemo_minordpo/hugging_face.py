@@ -1,8 +1,8 @@
-"""Hugging Face folders as transformers reads them: which files hold the weights, the tokenizer, the model.
+"""Read Hugging Face folders as transformers does: weight files, tokenizer, model.
 
-Every stage reads them here, so that all take the same files. transformers 4 passes over what it does not know, and
-transformers 5 writes names that it does not know: the rotary base is 10,000 then, and a tokenizer gets another
-beginning. What transformers 5 wrote is read here with transformers 4, too.
+All stages use this module, so that all read the same files. transformers 4 silently ignores keys that it does not know,
+and transformers 5 writes such keys: the rotary base would become 10,000, and a tokenizer might add a BOS. This module
+reads folders of transformers 5 correctly with transformers 4, too.
 """
 
 import json
@@ -16,21 +16,20 @@ from nemo_minordpo.errors import UserError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLED, _PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-_IN_ORDER = (WEIGHTS, INDEX, _PICKLED, _PICKLED_INDEX)  # transformers takes the first that is there
-# What a reader of the folder may take for its weights.
+_IN_ORDER = (WEIGHTS, INDEX, _PICKLED, _PICKLED_INDEX)  # transformers takes the first that exists
+# Files that may be mistaken for the weights.
 _LOOKS_LIKE_WEIGHTS = re.compile(r".*\.(safetensors|gguf)|(pytorch_model|consolidated).*\.(bin|pth?)|.*\.index\.json")
 _ADAPTERS = "adapter_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFiles:
-    """Of a folder.
+    """The weight files of a folder.
 
-    read: the files with weights, in the order in which transformers reads them: of two tensors of one name the later
-        one counts.
-    index: what names them; None where there is one file.
-    names: the tensors that the index names, none of which stands for all in the file.
-    unread: names of other files in the folder that look like weights.
+    read: the files with weights, in the order that transformers reads them; if tensors share a name, the last one wins.
+    index: the index file; None if there is a single weight file.
+    names: the tensors listed in the index; None = all tensors in the file.
+    unread: names of other files in the folder that resemble weights.
     """
 
     read: list[Path]
@@ -40,11 +39,11 @@ class WeightFiles:
 
     @property
     def note(self) -> str | None:
-        """One line for people about what is not read; None where all is."""
+        """One line for the user about files that are not read; None if all are read."""
         if not self.unread:
             return None
         source = self.index or self.read[0]
-        return f"{source.parent}: weights are read from {source.name}, as transformers does, not from {self._others()}"
+        return f"{source.parent}: reading weights from {source.name}, like transformers, not from {self._others()}"
 
     def _others(self) -> str:
         shown, more = self.unread[:3], len(self.unread) - 3
@@ -52,27 +51,27 @@ class WeightFiles:
 
 
 def find_weights(folder: Path) -> WeightFiles:
-    """The files that transformers reads when it loads the folder: `model.safetensors` first, whatever else is there.
+    """The files that transformers reads when it loads the folder; `model.safetensors` takes precedence over all others.
 
     Raises:
-        UserError: there are none, or the index is damaged or names a file that is not there; or the folder holds
-            adapters, for which transformers would load the model that they name.
+        UserError: there are none; the index is damaged or lists a missing file; or the folder contains adapters, so
+            that transformers would load the model that they name.
     """
     if (folder / _ADAPTERS).is_file():
         raise UserError(
-            f"{folder}: {_ADAPTERS} is in it, so that transformers loads the model which that names and adds adapters: "
-            f"merge them into the weights, or, if the weights are whole, take {_ADAPTERS} away"
+            f"{folder}: contains {_ADAPTERS}, so transformers would load the model named there and add adapters: "
+            f"merge them into the weights or, if the weights are complete, remove {_ADAPTERS}"
         )
     similar = sorted(path.name for path in folder.iterdir() if _LOOKS_LIKE_WEIGHTS.fullmatch(path.name))
     first = next((folder / name for name in _IN_ORDER if (folder / name).is_file()), None)
     if first is None:
         found = ", ".join(name + _broken(folder / name) for name in similar)
-        raise UserError(f"{folder}: neither {WEIGHTS} nor {INDEX} is in it" + (f"; found: {found}" if found else ""))
+        raise UserError(f"{folder}: contains neither {WEIGHTS} nor {INDEX}" + (f"; found: {found}" if found else ""))
     places = _read_index(first) if first.suffix == ".json" else None
     read = [first] if places is None else [folder / name for name in sorted(set(places.values()))]
     for path in read:
         if not path.is_file():
-            raise UserError(f"{path}: no such file{_broken(path)}, though {first.name} names it; fetch it again")
+            raise UserError(f"{path}: no such file{_broken(path)}, but {first.name} lists it; download it again")
     taken = {first, *read}
     return WeightFiles(
         read=read,
@@ -82,24 +81,37 @@ def find_weights(folder: Path) -> WeightFiles:
     )
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a folder, as `AutoTokenizer` gives it.
+def load_tokenizer(folder: Path, *, needs_eos: bool = False) -> Any:
+    """Load the tokenizer of a folder, as `AutoTokenizer` would.
+
+    Args:
+        folder: Hugging Face folder.
+        needs_eos: require an EOS token, with which training ends responses.
 
     Raises:
-        UserError: there is no such folder, or none in it that can be loaded with the transformers here.
+        UserError: the folder is missing, the installed transformers cannot load a tokenizer from it, or the tokenizer
+            has no EOS token.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such tokenizer folder")
-    return find_tokenizer(folder, local_files_only=True)
+    return find_tokenizer(folder, needs_eos=needs_eos, local_files_only=True)
 
 
-def find_tokenizer(name: Path | str, **options: Any) -> Any:
-    """As `load_tokenizer`, by the path of a folder or a name on the Hugging Face hub.
+def find_tokenizer(name: Path | str, *, needs_eos: bool = False, **options: Any) -> Any:
+    """Like `load_tokenizer`, but also accepts a name on the Hugging Face hub.
 
     Args:
-        name: what to load.
-        options: of `AutoTokenizer.from_pretrained`.
+        name: path of a folder, or name on the hub.
+        needs_eos: as in `load_tokenizer`.
+        options: for `AutoTokenizer.from_pretrained`.
     """
+    tokenizer = _tokenizer(name, options)
+    if needs_eos and tokenizer.eos_token_id is None:
+        raise UserError(f"{name}: the tokenizer has no EOS token, which training needs to end responses")
+    return tokenizer
+
+
+def _tokenizer(name: Path | str, options: Mapping[str, Any]) -> Any:
     import transformers
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
@@ -109,22 +121,22 @@ def find_tokenizer(name: Path | str, **options: Any) -> Any:
         if _has_transformers_5():
             return transformers.AutoTokenizer.from_pretrained(name, **options)
         return _tokenizer_class(config).from_pretrained(name, **_special_tokens(config), **options)
-    except Exception as error:  # whatever the files' readers have to say
+    except Exception as error:  # file readers raise anything
         raise UserError(
-            f"{name}: no Hugging Face tokenizer can be loaded from it with transformers {transformers.__version__} "
+            f"{name}: transformers {transformers.__version__} cannot load a Hugging Face tokenizer from it "
             f"({error}){_advice(config)}"
         ) from error
 
 
 def load_causal_lm(folder: Path, **options: Any) -> Any:
-    """The model of a folder, as `AutoModelForCausalLM` gives it.
+    """Load the model of a folder, as `AutoModelForCausalLM` would.
 
     Args:
         folder: Hugging Face folder.
-        options: of `AutoModelForCausalLM.from_pretrained`.
+        options: for `AutoModelForCausalLM.from_pretrained`.
 
     Raises:
-        UserError: there are no weights, or adapters beside them; or the transformers here cannot load what is there.
+        UserError: there are no weights, there are adapters, or the installed transformers cannot load the model.
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -145,15 +157,15 @@ def _read_index(path: Path) -> dict[str, str]:
         content = json.loads(path.read_text(encoding="utf-8"))
         places = content["weight_map"]
         if not places or not all(isinstance(file, str) for file in places.values()):
-            raise TypeError("names of tensors and of files expected in weight_map")
-        content["metadata"]  # without which transformers reads none
+            raise TypeError("weight_map must map tensor names to file names")
+        content["metadata"]  # transformers requires it
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); fetch it again") from error
+        raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); download it again") from error
     return places
 
 
 def _broken(path: Path) -> str:
-    return " (a link to a file that is not there)" if path.is_symlink() and not path.exists() else ""
+    return " (a broken symbolic link)" if path.is_symlink() and not path.exists() else ""
 
 
 def _has_transformers_5() -> bool:
@@ -163,10 +175,10 @@ def _has_transformers_5() -> bool:
 
 
 def _tokenizer_class(config: Mapping[str, Any]) -> Any:
-    """What loads a tokenizer with transformers 4, by its `tokenizer_config.json`.
+    """The class that loads a tokenizer in transformers 4, given its `tokenizer_config.json`.
 
-    transformers 5 does whatever `tokenizer.json` says and saves no more than that: `add_bos_token`, for which the
-    classes of transformers 4 have defaults of their own, is not in the config any more.
+    transformers 5 follows `tokenizer.json` and saves nothing else. In particular the config no longer has
+    `add_bos_token`, for which the classes of transformers 4 have their own defaults.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -175,12 +187,12 @@ def _tokenizer_class(config: Mapping[str, Any]) -> Any:
         raise UserError(f"backend {backend!r} needs transformers 5")
     if backend is None and name != "TokenizersBackend":
         return AutoTokenizer
-    # under the name that the config gives it, or a warning says that it is another class
+    # named as in the config, to avoid a warning about a different class
     return type(str(name), (PreTrainedTokenizerFast,), {})
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`extra_special_tokens` as transformers 4 has it: a mapping, a list of such tokens goes by another name."""
+    """`extra_special_tokens` for transformers 4, where it is a mapping and a list has a different name."""
     extra = config.get("extra_special_tokens")
     if not isinstance(extra, list):
         return {}
@@ -189,16 +201,16 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _advice(config: Mapping[str, Any]) -> str:
     if "backend" in config or str(config.get("tokenizer_class")).endswith("Backend"):
-        return "; transformers 5 wrote it: take the tokenizer files that the model was published with"
+        return "; transformers 5 wrote it: use the tokenizer files that the model was published with"
     return ""
 
 
 def _rotary_settings(parameters: Any) -> dict[str, Any]:
-    """`rope_parameters` of transformers 5 under the names that transformers 4 looks for."""
+    """`rope_parameters` of transformers 5 under the names that transformers 4 reads."""
     if not isinstance(parameters, dict):
         return {}
     if any(isinstance(value, dict) for value in parameters.values()):
-        raise UserError("rope_parameters of config.json differ by layer, which needs transformers 5")
+        raise UserError("config.json has per-layer rope_parameters, which need transformers 5")
     settings = {key: parameters[key] for key in ("rope_theta", "partial_rotary_factor") if key in parameters}
     scaling = {key: value for key, value in parameters.items() if key not in settings}
     return settings | {"rope_scaling": scaling if scaling.get("rope_type", "default") != "default" else None}

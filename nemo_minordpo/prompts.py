@@ -1,7 +1,7 @@
-"""How the prompts of pairs were written, as manifests hand it on: from the pairs to the run to the exported model.
+"""How the prompts of pairs were written, passed on by manifests from the pairs to the run to the exported model.
 
-A way of writing is {"template": "plain" or "chat", "system": ..., "date": ..., "template_options": ...}, as in the
-settings of `prepare`.
+A way is {"template": "plain" or "chat", "system": ..., "date": ..., "template_options": ...}, as in the settings of
+`prepare`.
 """
 
 import json
@@ -9,14 +9,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from nemo_minordpo.file_names import MANIFEST
+
 Way = dict[str, Any]
 
-# Of what an older manifest does not have.
+# For keys missing in older manifests.
 _DEFAULTS: Way = {"template": "plain", "system": None, "date": None, "template_options": {}}
 
 
 def ways_of_pairs(files: Iterable[Path]) -> list[Way]:
-    """The ways in which the prompts of these files were written, as far as manifests beside them say."""
+    """The ways in which the prompts of these files were written, according to the manifests next to them."""
     ways: list[Way] = []
     for folder in dict.fromkeys(file.parent for file in files):
         ways += [way for way in ways_of(folder) if way not in ways]
@@ -24,13 +26,13 @@ def ways_of_pairs(files: Iterable[Path]) -> list[Way]:
 
 
 def ways_of_run(output: Path) -> list[Way]:
-    """The same of the pairs of the run whose model or checkpoint `output` is; [] where that is not known."""
+    """The ways of the pairs that the run behind `output`, a model or checkpoint, was trained on; [] if unknown."""
     folders = (output, *output.absolute().parents[:2])
     return next((ways_of(folder) for folder in folders if _manifest(folder).get("stage") == "train"), [])
 
 
 def ways_of(folder: Path) -> list[Way]:
-    """The same of the pairs in a folder, or of those that the run or the exported model in it was trained on."""
+    """The ways of the pairs in a folder, or of those that the run or exported model in it was trained on."""
     manifest = _manifest(folder)
     settings = manifest.get("settings", {})
     if str(manifest.get("stage")).startswith("prepare ") and "template" in settings:
@@ -39,9 +41,9 @@ def ways_of(folder: Path) -> list[Way]:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """{} where there is none, or a file of that name that is another's."""
+    """The folder's manifest; {} if there is none, or an unrelated file of that name."""
     try:
-        found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) and "stage" in found else {}

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, get_origin
 from nemo_minordpo import __version__
 from nemo_minordpo.checked_json import checked_number, object_with_texts, parse_json, read_json_object
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.file_names import MANIFEST
 from nemo_minordpo.files import write_json
 from nemo_minordpo.provenance import installed_versions, source_commit
 
@@ -74,12 +75,12 @@ class Manifest:
     python: str = platform.python_version()
 
     def write(self, folder: Path) -> None:
-        write_json(folder / "manifest.json", asdict(self))
+        write_json(folder / MANIFEST, asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
         """Raises UserError where there is none, or one that is damaged."""
-        path = folder / "manifest.json"
+        path = folder / MANIFEST
         try:
             return cls(**read_json_object(path))
         except TypeError as error:
@@ -106,7 +107,7 @@ class StepMetrics(_Record):
     """
 
     split: str  # "train", "validation" or "watch"
-    step: int  # optimizer steps done, 1 = after the first; 0: a look at the answers before it
+    step: int  # optimizer steps done, 1 = after the first; 0: the answers before it
     epoch: int
     consumed_pairs: int
     values: dict[str, float]

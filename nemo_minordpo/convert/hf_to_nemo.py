@@ -1,8 +1,7 @@
-"""Import: a Hugging Face folder becomes a `.nemo` that Megatron loads at any tensor- and pipeline-parallel size."""
+"""Import a Hugging Face folder as a `.nemo` that Megatron can load at any tensor- and pipeline-parallel size."""
 
 import math
 import shutil
-import tarfile
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
@@ -12,50 +11,43 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nemo_minordpo.convert import nemo_config as model_config
+from nemo_minordpo import file_names
+from nemo_minordpo.convert import nemo_config
 from nemo_minordpo.convert.checkpoint import Chunk, StoredTensor, write_checkpoint
 from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_config
 from nemo_minordpo.convert.hf_folder import HfWeights, dtype_name, parse_dtype
 from nemo_minordpo.convert.mapping import Row, extra_state_keys, mapping_table
-from nemo_minordpo.convert.nemo_source import WEIGHTS_FOLDER
+from nemo_minordpo.convert.nemo_output import publish_nemo, require_free_name
 from nemo_minordpo.convert.tokenizers import check_tokenizer
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.files import publish, refuse_existing, sha256_of_file, staging_folder, write_json
+from nemo_minordpo.files import sha256_of_file, staging_folder
 from nemo_minordpo.host.heap import return_freed_memory
 from nemo_minordpo.records import Manifest
-from nemo_minordpo.sidecars import copy_sidecars, require_tokenizer, tokenizer_folder
+from nemo_minordpo.sidecars import require_tokenizer, tokenizer_folder
 from nemo_minordpo.terminal import progress_bar, say
 
 
-def manifest_path(nemo: Path) -> Path:
-    return nemo.with_name(f"{nemo.stem}.manifest.json")
-
-
 def import_hf(source: Path, output: Path, *, overwrite: bool = False, dtype: str | None = None) -> Manifest:
-    """Convert a Hugging Face folder into `output` and, beside it, `<stem>.tokenizer/` and `<stem>.manifest.json`.
+    """Convert a Hugging Face folder to `output`, with `<stem>.tokenizer/` and `<stem>.manifest.json` next to it.
 
     The `.nemo` is an uncompressed tar of `model_config.yaml` and `model_weights/`. Weights keep their type unless
-    `dtype` says otherwise; the vocabulary is padded with zero rows to a multiple of 128.
+    `dtype` is given; the vocabulary is padded with zero rows to a multiple of 128.
 
     Args:
         source: folder with config.json, *.safetensors and a tokenizer.
         output: the file to write, named `*.nemo`.
-        overwrite: replace what is there.
-        dtype: float32, bfloat16 or float16; None = as the source has it.
+        overwrite: replace an existing output.
+        dtype: float32, bfloat16 or float16; None = the source's type.
 
     Returns:
-        The manifest that was written, with counts of tensors and parameters.
+        The manifest, with counts of tensors and parameters.
 
     Raises:
-        ValueError: the source is damaged, incomplete or of a kind that cannot be converted; the output exists.
+        UserError: the source is damaged, incomplete or cannot be converted, or the output exists.
     """
     return_freed_memory()
     target_dtype = parse_dtype(dtype)
-    if output.suffix != ".nemo":
-        raise UserError(f"{output}: the name of a NeMo checkpoint ends in .nemo")
-    beside = tokenizer_folder(output), manifest_path(output)
-    for path in (output, *beside):
-        refuse_existing(path, overwrite=overwrite)
+    require_free_name(output, overwrite=overwrite)
     facts = facts_from_config(read_config(source), where=str(source / "config.json"))
     require_tokenizer(source)
     weights = HfWeights(source, facts)
@@ -68,24 +60,15 @@ def import_hf(source: Path, output: Path, *, overwrite: bool = False, dtype: str
     num_bytes = _num_parameters(facts) * main_dtype.itemsize
     _require_room(output.parent.absolute(), num_bytes=2 * num_bytes)
     with staging_folder(output) as folder:
-        _write_weights(folder / WEIGHTS_FOLDER, weights, facts, dtype=target_dtype)
-        config = model_config.model_config(facts, tokenizer=beside[0].absolute(), dtype=main_dtype)
-        model_config.write_model_config(folder / model_config.FILE, config)
-        pack(folder, folder / output.name)
-        sidecars = folder / "tokenizer"
-        sidecars.mkdir()
-        copy_sidecars(source, sidecars)
+        _write_weights(folder / file_names.NEMO_WEIGHTS, weights, facts, dtype=target_dtype)
+        config = nemo_config.model_config(facts, tokenizer=tokenizer_folder(output).absolute(), dtype=main_dtype)
         manifest = _manifest(source, weights, facts, dtype=main_dtype)
-        write_json(folder / "manifest.json", asdict(manifest))
-        # the checkpoint last: when it is there, all of it is there
-        publish(sidecars, beside[0])
-        publish(folder / "manifest.json", beside[1])
-        publish(folder / output.name, output)
+        publish_nemo(folder, output, config=config, sidecars_of=source, manifest=manifest)
     return manifest
 
 
 def _require_room(folder: Path, *, num_bytes: int) -> None:
-    """Raise UserError when the file system of `folder`, or of the nearest parent that exists, has less free."""
+    """Raise UserError if the file system of `folder`, or of its nearest existing parent, has less free space."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -94,7 +77,7 @@ def _require_room(folder: Path, *, num_bytes: int) -> None:
 
 
 def _require_one_type_a_kind(weights: HfWeights, facts: ModelFacts) -> None:
-    """Megatron has one tensor, of one type, for all layers of a kind, and for the projections that it joins."""
+    """Megatron has one tensor, hence one type, for a weight in all layers and for the projections that it joins."""
     for row in mapping_table(facts):
         first: dict[torch.dtype, str] = {}
         for name in (name for layer in row.layers(facts) for name in row.hf_names(layer)):
@@ -103,8 +86,8 @@ def _require_one_type_a_kind(weights: HfWeights, facts: ModelFacts) -> None:
             found = " and ".join(f"{name} {dtype_name(dtype)}" for dtype, name in first.items())
             rounding = next(dtype_name(dtype) for dtype in first if dtype != torch.float32)
             raise UserError(
-                f"{weights.folder}: tensors of one kind differ in type ({found}), and a checkpoint has one type for "
-                f"them: --dtype float32 leaves every value as it is, --dtype {rounding} rounds"
+                f"{weights.folder}: tensors of one kind differ in type ({found}), but a checkpoint has one type for "
+                f"them: --dtype float32 keeps every value exactly, --dtype {rounding} rounds"
             )
 
 
@@ -116,7 +99,7 @@ def _write_weights(folder: Path, weights: HfWeights, facts: ModelFacts, *, dtype
         blocks: deque[Tensor] = deque()
 
         def load(row: Row, layer: int | None) -> Tensor:
-            # the writer takes the blocks of a tensor one after another: it is joined once for all of them
+            # the writer requests the blocks of a tensor one after another, so the tensor is joined only once
             if not blocks:
                 whole = row.join([weights.read(name) for name in row.hf_names(layer)], facts)
                 blocks.extend((whole if dtype is None else whole.to(dtype)).chunk(row.layout.num_blocks))
@@ -131,7 +114,7 @@ def _write_weights(folder: Path, weights: HfWeights, facts: ModelFacts, *, dtype
 
 
 def _stored(row: Row, facts: ModelFacts, *, dtype: torch.dtype, load: Callable[[int | None], Tensor]) -> StoredTensor:
-    """One chunk a layer and block: a reader fetches whole chunks."""
+    """One chunk per layer and block, since readers fetch whole chunks."""
     shape = row.shape(facts)
     layer_axis = (facts.num_layers,) if row.per_layer else ()
     block_rows = shape[0] // row.layout.num_blocks
@@ -149,17 +132,9 @@ def _stored(row: Row, facts: ModelFacts, *, dtype: torch.dtype, load: Callable[[
 
 
 def _num_parameters(facts: ModelFacts) -> int:
-    """Of the model itself, without the rows that pad the vocabulary."""
+    """Parameters of the model itself, without the padding of the vocabulary."""
     rows = mapping_table(facts)
     return sum(math.prod(shape) * len(row.layers(facts)) for row in rows for shape in row.hf.values())
-
-
-def pack(folder: Path, target: Path) -> None:
-    """Make a `.nemo` of a model config and weights that lie in a folder by NeMo's names."""
-    with tarfile.open(target, "w:") as archive:
-        # NeMo looks its members up by these names
-        archive.add(folder / model_config.FILE, f"./{model_config.FILE}")
-        archive.add(folder / WEIGHTS_FOLDER, f"./{WEIGHTS_FOLDER}")
 
 
 def _manifest(source: Path, weights: HfWeights, facts: ModelFacts, *, dtype: torch.dtype) -> Manifest:

@@ -1,4 +1,4 @@
-"""The `model_config.yaml` of a `.nemo`: a model's facts in NeMo's spelling, and the way back for a comparison."""
+"""The `model_config.yaml` of a `.nemo`: write a model's facts in NeMo's spelling, and compare them."""
 
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,10 @@ from nemo_minordpo.config import default_of
 from nemo_minordpo.convert.facts import VOCAB_MULTIPLE, ModelFacts
 from nemo_minordpo.errors import UserError
 
-FILE = "model_config.yaml"
-
-# The NeMo whose keys these are; later ones read them unchanged up to 2.4, the last with MegatronGPTModel.
+# The keys are those of this NeMo version; later ones up to 2.4, the last with MegatronGPTModel, read them unchanged.
 NEMO_VERSION = "2.1.0"
 TARGET = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel"
-# Fused kernels want CUDA, some want Apex; they change speed only and are a matter of the run.
+# Fused kernels need CUDA, some need Apex; they only affect speed, so the run decides about them.
 NO_FUSIONS = {
     "masked_softmax_fusion": False,
     "bias_activation_fusion": False,
@@ -28,7 +26,7 @@ _PRECISIONS = {torch.float32: 32, torch.bfloat16: "bf16", torch.float16: 16}
 
 
 def architecture_keys(facts: ModelFacts) -> dict[str, Any]:
-    """The keys that decide shapes and arithmetic: equal in a `.nemo` and in a run that was started from it."""
+    """The keys that determine shapes and arithmetic: equal in a `.nemo` and in a run started from it."""
     return {
         "num_layers": facts.num_layers,
         "hidden_size": facts.hidden_size,
@@ -52,26 +50,26 @@ def architecture_keys(facts: ModelFacts) -> dict[str, Any]:
 
 
 def model_config(facts: ModelFacts, *, tokenizer: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """Everything that MegatronGPTModel needs to be restored; parallel sizes are 1 and are changed when it is loaded.
+    """Everything needed to restore a MegatronGPTModel; parallel sizes are 1 and change on loading.
 
     Args:
-        facts: the model.
-        tokenizer: folder of the Hugging Face tokenizer, absolute: `.nemo` files do not carry one.
-        dtype: of the weights.
+        facts: the model's facts.
+        tokenizer: absolute path of the Hugging Face tokenizer's folder, since `.nemo` files do not contain one.
+        dtype: type of the weights.
     """
     return {
         "mcore_gpt": True,
-        "name": "",  # NeMo then takes the layer spec that `transformer_engine` asks for
+        "name": "",  # NeMo then takes the layer spec implied by `transformer_engine`
         "transformer_engine": True,
         "encoder_seq_length": facts.max_positions,
         "max_position_embeddings": facts.max_positions,
         **architecture_keys(facts),
-        # as NeMo's own importer has it; Transformer Engine then shows one token more than Hugging Face does
+        # as in NeMo's own importer; in Transformer Engine a token then sees one more than in Hugging Face
         "window_size": None if facts.sliding_window is None else [facts.sliding_window, 0],
         "share_embeddings_and_output_weights": facts.tied,
-        # NeMo would otherwise count the tokenizer's tokens, which are fewer than the embedding's rows
+        # otherwise NeMo would use the number of the tokenizer's tokens, which is below the number of embedding rows
         "override_vocab_size": facts.padded_vocab_size,
-        # ours: rows beyond it are padding, and no part of the softmax that training sees
+        # our own key: rows beyond it are padding, which training excludes from the softmax
         "unpadded_vocab_size": facts.vocab_size,
         "make_vocab_size_divisible_by": VOCAB_MULTIPLE,
         "init_method_std": facts.init_std,
@@ -147,21 +145,21 @@ def read_model_config(path: Path) -> dict[str, Any]:
     """A `model_config.yaml` as plain values.
 
     Raises:
-        ValueError: no YAML mapping.
+        UserError: not a YAML mapping.
     """
     try:
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except Exception as error:  # yaml's and omegaconf's errors share no base
+    except Exception as error:  # yaml's and omegaconf's errors have no common base
         raise UserError(f"{path}: unreadable ({type(error).__name__}: {error})") from error
     if not isinstance(config, dict):
-        raise UserError(f"{path}: a mapping was expected")
+        raise UserError(f"{path}: expected a mapping")
     return {str(key): value for key, value in config.items()}
 
 
 def differences(facts: ModelFacts, config: dict[str, Any]) -> list[str]:
-    """Where a model config contradicts a model's facts, as `key: a (here) / b (there)`; empty when they agree.
+    """Where a model config contradicts a model's facts, as `key: FOUND instead of WANTED`; empty if they agree.
 
-    A key that the config leaves out is NeMo's default, and is compared as such.
+    A missing key means NeMo's default and is compared as such.
     """
     defaults = {
         "ffn_hidden_size": 4 * facts.hidden_size,

@@ -1,4 +1,4 @@
-"""Export: a `.nemo`, a checkpoint or a run becomes a Hugging Face folder that any library can load."""
+"""Export a `.nemo`, a checkpoint or a run to a Hugging Face folder that any library can load."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_minordpo.convert import nemo_config as model_config
+from nemo_minordpo import file_names
+from nemo_minordpo.convert import nemo_config
 from nemo_minordpo.convert.checkpoint import PREFIX, Checkpoint
 from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_config
 from nemo_minordpo.convert.hf_folder import dtype_name, parse_dtype, write_weights
@@ -36,24 +37,24 @@ def export_hf(
 ) -> Manifest:
     """Convert to a Hugging Face folder: safetensors (sharded at 5 GB), config, tokenizer and chat template.
 
-    Config, tokenizer, chat template and generation config are those of the model that was imported, byte for byte;
-    in config.json only the type of the weights changes, and `tie_word_embeddings` where training untied them. LoRA
-    adapters are merged into the weights that they are on.
+    Config, tokenizer, chat template and generation config are copied byte for byte from the imported model. Only
+    config.json may change: the type of the weights, and `tie_word_embeddings` if training untied them. LoRA adapters
+    are merged into their weights.
 
     Args:
-        source: a `.nemo`, its unpacked folder, a distributed checkpoint's folder, a run's folder (which stands for
-            its `model.nemo`, or else for its newest checkpoint), or NeMo-Aligner's results (for their newest one).
+        source: a `.nemo`, its unpacked folder, a distributed checkpoint's folder, a run's folder (its `model.nemo`, or
+            else its newest checkpoint), or NeMo-Aligner's results (the newest).
         output: the folder to write.
         tokenizer: Hugging Face folder with config.json and tokenizer; None = the one that the checkpoint names.
-        dtype: float32, bfloat16 or float16; None = as the checkpoint has it.
-        base_nemo: of adapters: the model that they were trained on; None = the one that the run names.
-        overwrite: replace what is there.
+        dtype: float32, bfloat16 or float16; None = the checkpoint's type.
+        base_nemo: for adapters, the model that they were trained on; None = the one that the run names.
+        overwrite: replace an existing output.
 
     Returns:
-        The manifest that was written into the folder, with counts of tensors and bytes.
+        The manifest written to the folder, with counts of tensors and bytes.
 
     Raises:
-        ValueError: the source is damaged, of another kind, or contradicts config.json; the output exists.
+        UserError: the source is damaged, of an unknown kind, or contradicts config.json; or the output exists.
     """
     return_freed_memory()
     target_dtype = parse_dtype(dtype)
@@ -86,10 +87,10 @@ def export_hf(
 
 
 def hf_side(source: NemoSource, tokenizer: Path | None) -> tuple[Path, ModelFacts]:
-    """The Hugging Face folder that belongs to a source, and what its config.json says.
+    """The Hugging Face folder that belongs to a source, and the facts in its config.json.
 
     Raises:
-        ValueError: there is none, or it contradicts the source's own model config.
+        UserError: there is none, or it contradicts the source's own model config.
     """
     base = _base_folder(source, tokenizer)
     facts = facts_from_config(read_config(base), where=str(base / "config.json"))
@@ -98,7 +99,7 @@ def hf_side(source: NemoSource, tokenizer: Path | None) -> tuple[Path, ModelFact
 
 
 def _base_folder(source: NemoSource, tokenizer: Path | None) -> Path:
-    """The Hugging Face folder whose config and tokenizer go into the output."""
+    """The Hugging Face folder that provides config and tokenizer for the output."""
     candidates = source.tokenizers if tokenizer is None else [tokenizer]
     for folder in candidates:
         if (folder / "config.json").is_file():
@@ -106,36 +107,36 @@ def _base_folder(source: NemoSource, tokenizer: Path | None) -> Path:
             return folder
     raise UserError(
         f"{source.origin}: no config.json in {' or '.join(map(str, candidates))}: "
-        "name the folder of the model that was imported with --tokenizer"
+        "pass the folder of the imported model with --tokenizer"
     )
 
 
 def _require_agreement(source: NemoSource, facts: ModelFacts, base: Path) -> None:
     if source.config is None:
-        say(f"{source.origin}: no {model_config.FILE} in or above it; {base / 'config.json'} is taken at its word")
+        say(f"{source.origin}: no {file_names.MODEL_CONFIG} in or above it; trusting {base / 'config.json'}")
         return
-    found = model_config.differences(facts, source.config)
+    found = nemo_config.differences(facts, source.config)
     if found:
         raise UserError(
-            f"{source.origin}: its {model_config.FILE} contradicts {base / 'config.json'}: {'; '.join(found)}; "
-            "name the folder of the model that was imported with --tokenizer"
+            f"{source.origin}: its {file_names.MODEL_CONFIG} contradicts {base / 'config.json'}: {'; '.join(found)}; "
+            "pass the folder of the imported model with --tokenizer"
         )
 
 
 def _with_actual_tie(checkpoint: Checkpoint, facts: ModelFacts, where: Path) -> ModelFacts:
-    """Facts that are true of the checkpoint: Hugging Face would silently drop the output layer of a tied model.
+    """Correct `tied` to match the checkpoint: Hugging Face would silently drop the output layer of a tied model.
 
-    NeMo's own converters write tied models untied; training then lets the two matrices drift apart.
+    NeMo's own converters untie tied models, and training then lets the two matrices drift apart.
     """
     if HEAD not in checkpoint.tensors:
         if not facts.tied:
-            raise UserError(f"{where}: no {PREFIX}{HEAD}, though config.json says tie_word_embeddings=false")
+            raise UserError(f"{where}: no {PREFIX}{HEAD}, but config.json says tie_word_embeddings=false")
         return facts
     if not facts.tied:
         return facts
     if checkpoint.has_equal_rows(HEAD, EMBEDDING, num_rows=facts.vocab_size):
         return facts
-    say(f"{where}: its output layer differs from its embedding: exported with tie_word_embeddings=false")
+    say(f"{where}: the output layer differs from the embedding: exported with tie_word_embeddings=false")
     return replace(facts, tied=False)
 
 
@@ -143,26 +144,26 @@ def _require_tensors(checkpoint: Checkpoint, rows: list[Row], facts: ModelFacts,
     expected = {row.megatron: row for row in rows}
     missing = sorted(set(expected) - set(checkpoint.tensors))
     if missing:
-        raise UserError(f"{where}: {PREFIX}{missing[0]} is missing ({len(missing)} in all), config.json calls for it")
-    known = {*expected, HEAD} if facts.tied else set(expected)  # a tied model's copy of its embedding, seen to above
+        raise UserError(f"{where}: {PREFIX}{missing[0]} is missing ({len(missing)} in all), config.json requires it")
+    known = {*expected, HEAD} if facts.tied else set(expected)  # a tied model's copy of its embedding was checked above
     unknown = sorted(set(checkpoint.tensors) - known)
     if unknown:
-        raise UserError(f"{where}: {PREFIX}{unknown[0]} ({len(unknown)} in all) has no place in such a model")
+        raise UserError(f"{where}: {PREFIX}{unknown[0]} ({len(unknown)} in all) is not part of such a model")
     for name, row in expected.items():
         shape = row.shape(facts)
         found = checkpoint.tensors[name]
         inner = found[1:] if row.per_layer else found
         if row.layout is VOCAB and len(inner) == 2 and inner[0] >= facts.vocab_size:
-            inner = (shape[0], *inner[1:])  # any padding will do
+            inner = (shape[0], *inner[1:])  # any padding is fine
         if inner != shape or (row.per_layer and found[0] != facts.num_layers):
             wanted = (facts.num_layers, *shape) if row.per_layer else shape
-            raise UserError(f"{where}: {PREFIX}{name} has shape {found}, but config.json makes it {wanted}")
+            raise UserError(f"{where}: {PREFIX}{name} has shape {found}, but config.json implies {wanted}")
 
 
 def _described(
     checkpoint: Checkpoint, rows: list[Row], facts: ModelFacts, *, dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
-    """Of every Hugging Face tensor its type and shape: a tensor on the meta device."""
+    """Type and shape of every Hugging Face tensor, as a tensor on the meta device."""
     return {
         name.format(layer): torch.empty(shape, dtype=dtype or checkpoint.dtype(row.megatron), device="meta")
         for row, layer in _in_order(rows, facts)
@@ -173,7 +174,7 @@ def _described(
 def _tensors(
     checkpoint: Checkpoint, rows: list[Row], facts: ModelFacts, *, dtype: torch.dtype | None
 ) -> Iterator[tuple[str, Tensor]]:
-    """(Hugging Face name, tensor), one Megatron tensor of one layer after another."""
+    """(Hugging Face name, tensor), for one Megatron tensor of one layer at a time."""
     with progress_bar() as progress:
         for row, layer in progress.track(_in_order(rows, facts), description="reading tensors"):
             whole = checkpoint.read(row.megatron, layer=layer)
@@ -195,9 +196,9 @@ def _write_config(path: Path, config: dict[str, Any], *, dtype: torch.dtype, tie
 
 
 def inputs_of(source: NemoSource) -> dict[str, str]:
-    """{file: sha256} of what identifies a source."""
-    # Of a checkpoint only its table of contents is hashed, which carries an identity of its own: a training run's
-    # files hold the optimizer's state as well and may be a hundred times larger than what is read here.
+    """{file: sha256} of the files that identify a source."""
+    # Only the table of contents of a checkpoint is hashed, which identifies it: a training run's files also contain the
+    # optimizer's state and may be a hundred times larger than the data read here.
     places = [(source.origin, source.adapters or source.weights)]
     if source.base is not None:
         places.append((source.base, source.weights))

@@ -1,7 +1,7 @@
-"""Export of LoRA adapters as a PEFT folder: `PeftModel.from_pretrained(base model, folder)` adds them.
+"""Export LoRA adapters as a PEFT folder, for `PeftModel.from_pretrained(base model, folder)`.
 
-NeMo adapts queries, keys and values together, and gate and up: one A, and B with rows for each. PEFT knows them apart:
-each gets that A and its own rows of B, which is the same product.
+NeMo adapts queries, keys and values together, and gate and up together: one A, and a B with rows for each. PEFT adapts
+them separately: each gets the same A and its own rows of B, which gives the same product.
 """
 
 import json
@@ -17,9 +17,9 @@ from torch import Tensor
 from nemo_minordpo.checked_json import read_json_object
 from nemo_minordpo.convert.facts import ModelFacts
 from nemo_minordpo.convert.hf_folder import parse_dtype
-from nemo_minordpo.convert.hf_to_nemo import manifest_path
 from nemo_minordpo.convert.lora_weights import Adapters, read_adapters, require_fitting
 from nemo_minordpo.convert.mapping import mapping_table
+from nemo_minordpo.convert.nemo_output import manifest_path
 from nemo_minordpo.convert.nemo_source import NemoSource, open_source
 from nemo_minordpo.convert.nemo_to_hf import hf_side, inputs_of
 from nemo_minordpo.errors import UserError
@@ -38,18 +38,18 @@ def export_peft(
     base_nemo: Path | None = None,
     overwrite: bool = False,
 ) -> Manifest:
-    """Write `adapter_config.json` and `adapter_model.safetensors`, by PEFT's names.
+    """Write `adapter_config.json` and `adapter_model.safetensors`, with PEFT's names.
 
     Args:
-        source: as export_hf takes it, with LoRA adapters.
+        source: as for export_hf, with LoRA adapters.
         output: the folder to write.
         tokenizer: Hugging Face folder with the model's config.json; None = the one that the checkpoint names.
-        dtype: float32, bfloat16 or float16; None = as the adapters are stored.
-        base_nemo: the model that they were trained on; None = the one that the run names.
-        overwrite: replace what is there.
+        dtype: float32, bfloat16 or float16; None = the adapters' own type.
+        base_nemo: the model that the adapters were trained on; None = the one that the run names.
+        overwrite: replace an existing output.
 
     Raises:
-        ValueError: a source without adapters, or with such as no PEFT folder can express; or as export_hf.
+        UserError: the source has no adapters, or adapters that PEFT cannot express; or as for export_hf.
     """
     target_dtype = parse_dtype(dtype)
     refuse_existing(output, overwrite=overwrite)
@@ -70,7 +70,7 @@ def export_peft(
         (staged / CONFIG).write_text(json.dumps(_peft_config(adapters, tensors, named_base), indent=2))
         manifest = Manifest(
             stage="export-hf",
-            inputs=inputs_of(replace(opened, base=None)),  # which was not read
+            inputs=inputs_of(replace(opened, base=None)),  # the base was not read
             settings={
                 "adapters": "peft",
                 "source": str(opened.origin),
@@ -92,7 +92,7 @@ def _peft_tensors(adapters: Adapters, facts: ModelFacts, *, dtype: torch.dtype |
             a, b = adapters.read(row.megatron, layer)
             for name, rows in zip(row.hf_names(layer), row.split(b, facts), strict=True):
                 stem = PREFIX + name.removesuffix(".weight")
-                # a slice shares its storage with its neighbours, which safetensors refuses
+                # a slice shares storage with its neighbours, which safetensors rejects
                 yield f"{stem}.lora_A.weight", a.to(dtype or a.dtype, copy=True)
                 yield f"{stem}.lora_B.weight", rows.to(dtype or rows.dtype).clone(memory_format=torch.contiguous_format)
 
@@ -115,9 +115,9 @@ def _peft_config(adapters: Adapters, tensors: dict[str, Tensor], base: str | Non
 
 
 def _hf_base(source: NemoSource) -> str | None:
-    """The Hugging Face folder that the base was imported from, where its manifest says so.
+    """The Hugging Face folder that the base was imported from, according to its manifest.
 
-    A manifest has the path as it was typed: a relative one may be that of another working directory.
+    Manifests store paths as typed, so a relative path may belong to another working directory.
     """
     beside = manifest_path(source.base or source.origin)
     if not beside.is_file():

@@ -1,4 +1,4 @@
-"""A checkpoint as NeMo's own model, in one process, whatever it is and at whatever layout it was trained."""
+"""Load any checkpoint as NeMo's own model in one process, whatever layout it was trained at."""
 
 import logging
 from pathlib import Path
@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
-from nemo_minordpo import host
-from nemo_minordpo.convert import nemo_config as model_config
+from nemo_minordpo import file_names, host
+from nemo_minordpo.convert import nemo_config
 from nemo_minordpo.convert.checkpoint import PREFIX, Checkpoint
 from nemo_minordpo.convert.lora_weights import TARGETS, Adapters, read_adapters
-from nemo_minordpo.convert.nemo_source import WEIGHTS_FOLDER, NemoSource
+from nemo_minordpo.convert.nemo_source import NemoSource
 from nemo_minordpo.errors import UserError
 
 _PLAIN_FLOAT32 = {
-    "window_size": None,  # texts are cut where it begins
+    "window_size": None,  # texts are cut before the window matters
     "precision": "32-true",
     "megatron_amp_O2": False,
     "fp8": False,
@@ -26,7 +26,7 @@ _PLAIN_FLOAT32 = {
     "context_parallel_size": 1,
     "sequence_parallel": False,
     "activations_checkpoint_granularity": None,
-    **model_config.NO_FUSIONS,
+    **nemo_config.NO_FUSIONS,
 }
 
 
@@ -34,12 +34,12 @@ def restore(source: NemoSource, *, tokenizer: Path, scratch: Path) -> Any:
     """NeMo's MegatronGPTModel with the weights and adapters of a source, in float32; `.model` is Megatron's.
 
     Args:
-        source: what `open_source` found, with a config.
-        tokenizer: Hugging Face folder that stands for the one which the config names.
-        scratch: existing empty folder; files are linked into it, not copied.
+        source: result of `open_source`, with a config.
+        tokenizer: Hugging Face folder to use instead of the one that the config names.
+        scratch: an existing empty folder; files are linked into it, not copied.
 
     Raises:
-        ValueError: a source that NeMo 2.1 - 2.4 cannot restore.
+        UserError: NeMo 2.1 - 2.4 cannot restore the source.
     """
     assert source.config is not None, source.origin
     if Checkpoint(source.weights).prefix != PREFIX:
@@ -53,12 +53,12 @@ def restore(source: NemoSource, *, tokenizer: Path, scratch: Path) -> Any:
     from omegaconf import OmegaConf
 
     class Restored(NLPAdapterModelMixin, MegatronGPTModel):
-        """NeMo's own model, which may get adapters."""
+        """NeMo's own model, with support for adapters."""
 
-        def __init__(self, cfg: Any, trainer: Any) -> None:  # NeMo looks at the names of the arguments
+        def __init__(self, cfg: Any, trainer: Any) -> None:  # NeMo inspects the argument names
             super().__init__(cfg, trainer=trainer)
 
-    nemo_logging.setLevel(logging.ERROR)  # NeMo warns of some sixty keys that no model config has
+    nemo_logging.setLevel(logging.ERROR)  # NeMo warns about some sixty keys that no model config has
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     trainer = Trainer(
@@ -71,7 +71,7 @@ def restore(source: NemoSource, *, tokenizer: Path, scratch: Path) -> Any:
         use_distributed_sampler=False,
     )
     config: Any = OmegaConf.create(source.config | _PLAIN_FLOAT32)
-    config.target = model_config.TARGET  # of a run it would be the class that trains
+    config.target = nemo_config.TARGET  # a run's config has the training class here
     config.transformer_engine = host.has_transformer_engine()
     config.use_cpu_initialization = not host.has_cuda()
     config.tokenizer = {**(source.config.get("tokenizer") or {}), "library": "huggingface", "type": str(tokenizer)}
@@ -89,14 +89,14 @@ def restore(source: NemoSource, *, tokenizer: Path, scratch: Path) -> Any:
 
 
 def _as_unpacked(source: NemoSource, folder: Path) -> Path:
-    """A folder that looks like an unpacked `.nemo`."""
-    weights = folder / WEIGHTS_FOLDER
+    """Make a folder like an unpacked `.nemo`."""
+    weights = folder / file_names.NEMO_WEIGHTS
     weights.mkdir()
     for file in source.weights.iterdir():
-        if file.name != "common.pt":  # that of a training holds what only its own classes can read
+        if file.name != "common.pt":  # a training run's needs its own classes to load
             (weights / file.name).symlink_to(file.absolute())
     torch.save({}, weights / "common.pt")
-    model_config.write_model_config(folder / model_config.FILE, source.config or {})
+    nemo_config.write_model_config(folder / file_names.MODEL_CONFIG, source.config or {})
     return folder
 
 

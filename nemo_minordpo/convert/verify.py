@@ -1,9 +1,9 @@
-"""Verification: the same text through Hugging Face and through NeMo; the logits must be the same.
+"""Verify that Hugging Face and NeMo compute the same logits for the same text.
 
-Logits and not losses are compared, tightly and in float32: a wrong rotary base can lower the loss of a text, and a
-wrong epsilon leaves every argmax as it was. In bfloat16 rounding alone moves logits by whole units: there NeMo must be
-no further from the float32 model than transformers itself is in bfloat16. When something differs, diagnosis.py and
-modules.py say what.
+Compares logits, not losses, tightly and in float32: a wrong rotary base can lower the loss of a text, and a wrong
+epsilon leaves every argmax unchanged. In bfloat16, rounding alone moves logits by whole units, so NeMo's distance from
+the float32 model is bounded by that of transformers in bfloat16. If something differs, diagnosis.py and modules.py find
+out what.
 """
 
 import os
@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_minordpo.convert import diagnosis
-from nemo_minordpo.convert import nemo_config as model_config
+from nemo_minordpo.convert import diagnosis, nemo_config
 from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_config
 from nemo_minordpo.convert.hf_folder import HfWeights, parse_dtype
 from nemo_minordpo.convert.lora_weights import open_weights
@@ -28,6 +27,7 @@ from nemo_minordpo.convert.restored import restore
 from nemo_minordpo.convert.tokenizers import tokenizer_problems
 from nemo_minordpo.core.finite import require_finite_tensors
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.file_names import MODEL_CONFIG
 from nemo_minordpo.files import read_lines
 from nemo_minordpo.hugging_face import load_causal_lm, load_tokenizer
 from nemo_minordpo.records import PreferencePair
@@ -40,13 +40,13 @@ TEXTS = (
     "Tom reads 15 pages a day. In 2 weeks he reads 15 * 14 = 210 pages. The answer is: 210",
     "def total(prices):\n    return sum(prices) * 1.19  # with tax, in euros",
 )
-# Of a text. Every logit of one model is kept until the other has run: 0.6 MB a token at 152,064 tokens.
+# Per text. All logits of one model are held until the other has run: 0.6 MB per token with a vocabulary of 152,064.
 MAX_TOKENS = 512
-TOLERANCE = 1e-4  # of a logit in float32
-# In bfloat16: times what transformers' own rounding does to the logits.
+TOLERANCE = 1e-4  # per logit in float32
+# In bfloat16, relative to the effect of transformers' own rounding on the logits.
 _NOISE_FACTOR = 2.0
 
-# What changes numbers and no shapes: such a model can be run although its settings are wrong.
+# Settings that change numbers but no shapes: the model still runs if they are wrong.
 _NUMBERS = (
     "layernorm_epsilon", "rotary_percentage", "rotary_base", "rotary_interleaved", "seq_len_interpolation_factor",
     "scale_positional_embedding",
@@ -55,13 +55,13 @@ _NUMBERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """How far two models' logits are apart, over every token of every text."""
+    """Differences between two models' logits, over all tokens of all texts."""
 
     max_difference: float
     mean_difference: float
     argmax_agreement: float  # fraction of tokens
     num_tokens: int
-    tolerance: float  # of max_difference
+    tolerance: float  # for max_difference
     mean_tolerance: float = float("inf")
     dtype: str = "float32"
     why_tolerance: str = ""
@@ -91,36 +91,36 @@ def verify(
     tolerance: float | None = None,
     base_nemo: Path | None = None,
 ) -> Verification:
-    """Compare a Hugging Face folder with what NeMo's MegatronGPTModel restores from a checkpoint in this process.
+    """Compare a Hugging Face folder with the model that NeMo's MegatronGPTModel restores from a checkpoint.
 
-    Transformer Engine runs where it is installed, Megatron's local layers elsewhere. Beside the texts a row of random
-    tokens is compared. Tokenizers are, too, where the checkpoint's own is found; and the settings of both running
-    models: a wrong epsilon may be too small for any bound on logits.
+    Uses Transformer Engine if installed, else Megatron's local layers. Besides the texts, it compares a row of random
+    tokens, the tokenizers if the checkpoint's own is found, and the settings of both running models: the effect of a
+    wrong epsilon may be too small for any bound on logits.
 
     Args:
-        hf: Hugging Face folder, tokenizer included.
-        nemo: any source that export_hf takes; adapters are added to their base.
-        texts: what to compare on; None = a few sentences of this module's own.
-        pairs: jsonl of preference pairs, of which some are compared on as well.
-        num_samples: how many pairs.
-        seed: which ones; and the random tokens.
-        dtype: float32 or bfloat16, in which NeMo runs.
-        tolerance: largest absolute difference of a logit; None = 1e-4 in float32, in bfloat16 twice the largest
-            one that transformers' own rounding makes.
-        base_nemo: of adapters: the model that they were trained on; None = the one that the run names.
+        hf: Hugging Face folder, including the tokenizer.
+        nemo: any source that export_hf accepts; adapters are added to their base.
+        texts: texts to compare on; None = a few built-in sentences.
+        pairs: jsonl of preference pairs to sample further texts from.
+        num_samples: number of pairs.
+        seed: for the choice of pairs and the random tokens.
+        dtype: float32 or bfloat16, the type that NeMo runs in.
+        tolerance: largest absolute difference of a logit; None = 1e-4 in float32, and in bfloat16 twice the largest
+            difference due to transformers' own rounding.
+        base_nemo: for adapters, the model that they were trained on; None = the one that the run names.
 
     Returns:
-        The figures, which are within the tolerance.
+        The differences, which are within the tolerance.
 
     Raises:
-        ValueError: they are not, with what differs; or one side cannot be loaded or is not finite.
+        UserError: they are not (the message says what differs), or one side cannot be loaded or is not finite.
     """
     kind = parse_dtype(dtype)
     if kind not in (torch.float32, torch.bfloat16):
-        raise UserError(f"dtype {dtype!r}: float32 or bfloat16 can be verified")
+        raise UserError(f"dtype {dtype!r}: only float32 and bfloat16 can be verified")
     facts = facts_from_config(read_config(hf), where=str(hf / "config.json"))
     require_tokenizer(hf)
-    # On GPUs, float32 means float32 on either side.
+    # On GPUs, float32 must mean float32 on both sides.
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     texts = list(texts or TEXTS) + ([] if pairs is None else _sample(pairs, num_samples, seed))
     tokens = _tokenize(hf, texts, limit=min(facts.whole_context, MAX_TOKENS))
@@ -155,7 +155,7 @@ def verify(
 
 
 def compare_logits(found: list[Tensor], wanted: list[Tensor], *, tolerance: float) -> Verification:
-    """Figures over all tokens; `found` and `wanted` hold [tokens, vocabulary] of each text."""
+    """Differences over all tokens; `found` and `wanted` have [tokens, vocabulary] for each text."""
     largest = total = 0.0
     equal = num_tokens = num_logits = 0
     for a, b in zip(found, wanted, strict=True):
@@ -178,7 +178,7 @@ def compare_logits(found: list[Tensor], wanted: list[Tensor], *, tolerance: floa
 def _bounds(
     hf: Path, tokens: list[Tensor], wanted: list[Tensor], dtype: torch.dtype, given: float | None
 ) -> dict[str, Any]:
-    """What the differences of logits may be in this type."""
+    """Bounds on the differences of logits in this type."""
     if given is not None or dtype == torch.float32:
         return {"tolerance": TOLERANCE if given is None else given}
     noise = compare_logits(_hf_logits(hf, tokens, dtype=dtype), wanted, tolerance=0.0)
@@ -190,17 +190,17 @@ def _bounds(
 
 
 def _settings_that_differ(source: NemoSource, facts: ModelFacts, hf: Path) -> list[str]:
-    """Of the two configurations; those that change numbers only, for the others leave nothing to be compared.
+    """Differing settings that only change numbers; with any others, the models cannot be compared.
 
     Raises:
-        ValueError: of two models that do not even have the same shapes.
+        UserError: there is no model config, or the models do not even have the same shapes.
     """
     if source.config is None:
-        raise UserError(f"{source.origin}: no {model_config.FILE} in or above it, without which NeMo cannot restore it")
-    found = model_config.differences(facts, source.config)
+        raise UserError(f"{source.origin}: no {MODEL_CONFIG} in or above it, which NeMo needs to restore it")
+    found = nemo_config.differences(facts, source.config)
     if any(difference.partition(":")[0] not in _NUMBERS for difference in found):
-        raise UserError(f"{source.origin} is not the model of {hf}: its {model_config.FILE} has {'; '.join(found)}")
-    return [f"settings: {difference} ({model_config.FILE} against config.json)" for difference in found]
+        raise UserError(f"{source.origin} is not the model of {hf}: its {MODEL_CONFIG} has {'; '.join(found)}")
+    return [f"settings: {difference} ({MODEL_CONFIG} against config.json)" for difference in found]
 
 
 def _weights_that_differ(source: NemoSource, hf: Path, facts: ModelFacts) -> list[str]:
@@ -209,7 +209,7 @@ def _weights_that_differ(source: NemoSource, hf: Path, facts: ModelFacts) -> lis
 
 
 def _live_differences(hf_settings: dict[str, Any], model: Any) -> list[str]:
-    """What the running models say of themselves: a model config may be right and not be followed."""
+    """Differences between the running models' settings: a correct model config may still be ignored."""
     rotary = model.rotary_pos_emb
     frequencies = rotary.inv_freq.cpu().float() / (rotary.seq_len_interpolation_factor or 1.0)
     epsilons = {module.eps for module in model.modules() if isinstance(getattr(module, "eps", None), float)}
@@ -221,7 +221,7 @@ def _live_differences(hf_settings: dict[str, Any], model: Any) -> list[str]:
 
 
 def _sample(pairs: Path, num_samples: int, seed: int) -> list[str]:
-    """Prompts with their chosen responses, drawn in one pass through the file."""
+    """Prompts with their chosen responses, sampled in one pass through the file."""
     draw, chosen = random.Random(seed), list[tuple[int, str]]()
     for count, line in enumerate(read_lines(pairs)):
         place = count if count < num_samples else draw.randrange(count + 1)
@@ -238,7 +238,7 @@ def _sample(pairs: Path, num_samples: int, seed: int) -> list[str]:
 
 
 def _random_tokens(facts: ModelFacts, seed: int) -> Tensor:
-    """Rows of the vocabulary and positions that no short text reaches."""
+    """Random tokens, to cover vocabulary rows and positions that no short text reaches."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(facts.vocab_size, (min(facts.whole_context, MAX_TOKENS // 2),), generator=generator)
 
@@ -247,13 +247,13 @@ def _tokenize(hf: Path, texts: list[str], *, limit: int) -> list[Tensor]:
     tokenizer = load_tokenizer(hf)
     tokens = [torch.tensor(tokenizer(text)["input_ids"][:limit]) for text in texts]
     if any(len(ids) == 0 for ids in tokens):
-        raise UserError("a text without a token cannot be compared")
+        raise UserError("a text without tokens cannot be compared")
     return tokens
 
 
 def _hf_model(hf: Path, dtype: torch.dtype) -> Any:
-    # The kernel of layers/pair_attention.py: on a CPU the two then agree to the last bit, where the eager one is off
-    # by up to 1e-4 for logits of some 30.
+    # The kernel of layers/pair_attention.py: on a CPU both then agree to the last bit, while eager attention is off by
+    # up to 1e-4 for logits around 30.
     model = load_causal_lm(hf, torch_dtype=dtype, attn_implementation="sdpa")
     require_finite_tensors(model.named_parameters(), where=str(hf))
     return model.eval()
@@ -266,7 +266,7 @@ def _hf_logits(hf: Path, tokens: list[Tensor], *, dtype: torch.dtype = torch.flo
 
 @torch.no_grad()
 def _hf_run(hf: Path, tokens: list[Tensor]) -> tuple[list[Tensor], Trace, dict[str, Any]]:
-    """Logits of all texts, what the modules saw of the first, and the settings of the running model."""
+    """Logits of all texts, the trace of the modules on the first, and the settings of the running model."""
     model = _hf_model(hf, torch.float32)
     epsilons = {module.variance_epsilon for module in model.modules() if hasattr(module, "variance_epsilon")}
     settings = {"frequencies": model.model.rotary_emb.inv_freq.float(), "epsilons": epsilons}

@@ -7,6 +7,7 @@ from typing import Any
 from nemo_minordpo.core.chat_template import FixedTemplate
 from nemo_minordpo.core.gsm8k import chat_turns, plain_prompt
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.file_names import MANIFEST
 from nemo_minordpo.flat import differences
 from nemo_minordpo.prompts import Way, ways_of
 
@@ -29,7 +30,7 @@ class Asking:
         ways = ways_of(folder.parent if folder.is_file() else folder)
         if not ways:
             raise UserError(
-                f"{folder}: no manifest.json there that says how prompts were written: name a folder that "
+                f"{folder}: no {MANIFEST} there that says how prompts were written: name a folder that "
                 "`minordpo prepare` wrote, or a model that was exported from a run on such pairs"
             )
         if len(ways) > 1:

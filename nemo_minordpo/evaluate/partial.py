@@ -1,14 +1,15 @@
-"""Predictions as they come, so that an interrupted evaluation goes on where it was."""
+"""Predictions as they come, so that an interrupted evaluation resumes where it was."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nemo_minordpo import file_names
 from nemo_minordpo.checked_json import read_json_object
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import refuse_existing, to_json_line, write_json
-from nemo_minordpo.flat import differences
+from nemo_minordpo.flat import differences, flatten
 from nemo_minordpo.records import Prediction
 
 PREDICTIONS_NAME = "predictions.partial.jsonl"
@@ -31,11 +32,11 @@ class PartialPredictions:
     """`predictions.partial.jsonl` in the output folder, and the key of what it belongs to beside it.
 
     The key holds everything that a prediction depends on beyond rounding: the sha256 of the model's files and of
-    the questions, and the settings. Batch size is not in it: a run that ran out of memory may go on with less.
+    the questions, and the settings. Batch size is not in it: a run that ran out of memory may resume with less.
     """
 
     def __init__(self, folder: Path, *, key: dict[str, Any], overwrite: bool) -> None:
-        """Begin in `folder`, or go on there.
+        """Begin in `folder`, or resume there.
 
         Raises:
             ValueError: the folder holds a finished evaluation or something else, or an unfinished one of another
@@ -49,7 +50,7 @@ class PartialPredictions:
         else:
             refuse_existing(folder, overwrite=overwrite)
             folder.mkdir(parents=True, exist_ok=True)
-            for name in (PREDICTIONS_NAME, "predictions.jsonl", "score.json", "manifest.json"):
+            for name in (PREDICTIONS_NAME, file_names.PREDICTIONS, file_names.SCORE, file_names.MANIFEST):
                 (folder / name).unlink(missing_ok=True)
             write_json(self._key_path, key)
 
@@ -65,7 +66,9 @@ class PartialPredictions:
         self._key_path.unlink()
 
     def _refuse_other_key(self, key: dict[str, Any]) -> None:
-        changes = differences(_flat(read_json_object(self._key_path)), _flat(key))
+        # not by dots, which are in the names of files
+        before, now = (flatten(one, separator="/") for one in (read_json_object(self._key_path), key))
+        changes = differences(before, now)
         if changes:
             raise UserError(
                 "\n".join([f"{self._path.parent} holds an unfinished evaluation of something else:", *changes])
@@ -88,13 +91,3 @@ class PartialPredictions:
         if half:
             self._path.write_text("".join(to_json_line(asdict(one)) for one in found.values()), encoding="utf-8")
         return found
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, inner in value.items():
-        if isinstance(inner, dict):
-            flat |= _flat(inner, f"{prefix}{name}/")
-        else:
-            flat[prefix + name] = inner
-    return flat

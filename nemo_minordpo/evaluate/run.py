@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+from nemo_minordpo import file_names
 from nemo_minordpo.core.chat_template import date_line
 from nemo_minordpo.core.gsm8k import ANSWER_RULES, Problem
 from nemo_minordpo.errors import UserError
@@ -20,7 +21,7 @@ from nemo_minordpo.terminal import progress_bar, say
 
 # What a model's output depends on; checkpoints of an optimizer or a manifest beside it do not count.
 _MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
-_NOT_MODEL_FILES = ("manifest.json",)
+_NOT_MODEL_FILES = (file_names.MANIFEST,)
 _FAULTS_SHOWN = 5
 
 
@@ -43,8 +44,8 @@ def evaluate(
 ) -> Score:
     """Answer questions greedily, judge the answers, write `predictions.jsonl`, `score.json` and `manifest.json`.
 
-    An interrupted evaluation goes on where it was when it is started again with the same model, questions and
-    settings (batch size apart); predictions are kept as they come.
+    An interrupted evaluation resumes where it was when it is started again with the same model, questions and
+    settings (batch size apart); predictions are written as they come.
 
     Args:
         model: Hugging Face folder, as `minordpo export-hf` writes it.
@@ -102,8 +103,8 @@ def evaluate(
 
     predictions = [partial.found[index] for index in range(len(problems))]
     result = score(predictions, model=str(model), questions=str(questions))
-    write_jsonl(output / "predictions.jsonl", predictions)
-    write_json(output / "score.json", asdict(result))
+    write_jsonl(output / file_names.PREDICTIONS, predictions)
+    write_json(output / file_names.SCORE, asdict(result))
     inputs = {str(model / name): digest for name, digest in model_hashes.items()} | {str(questions): questions_hash}
     Manifest(
         stage="evaluate",

@@ -11,10 +11,11 @@ from pathlib import Path
 from rich.console import Console
 
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.file_names import REPORT, SCORE
 from nemo_minordpo.files import refuse_existing, write_text
 from nemo_minordpo.report.axes import arrange, number
-from nemo_minordpo.report.csv_files import known_betas, numbers
-from nemo_minordpo.report.document import Contents, contents_of
+from nemo_minordpo.report.csv_files import csv_files, known_betas
+from nemo_minordpo.report.document import Document, document_of
 from nemo_minordpo.report.figures.coefficient import draw_coefficient
 from nemo_minordpo.report.figures.rewards import draw_overview, draw_rewards
 from nemo_minordpo.report.figures.score import draw_score
@@ -54,15 +55,15 @@ def report(runs: list[Path], *, base: Path | None, output: Path, overwrite: bool
     read, left_out = _read(runs)
     base_score = None if base is None else read_score(base)
     if base is not None and base_score is None:
-        raise UserError(f"{base / 'score.json'}: no such file; `minordpo evaluate` writes it")
-    contents = contents_of(arrange(read, base_score, left_out))
-    written = [*_draw(contents, output), *_write_numbers(contents, output)]
-    write_text(output / "report.csv", as_csv(contents.rows))
+        raise UserError(f"{base / SCORE}: no such file; `minordpo evaluate` writes it")
+    document = document_of(arrange(read, base_score, left_out))
+    written = [*_draw(document, output), *_write_csv_files(document, output)]
+    write_text(output / "report.csv", as_csv(document.rows))
     figures = [str(path.relative_to(output)) for path in written if path.suffix == ".png"]
-    write_text(output / "report.html", as_html(contents))
-    write_text(output / "report.md", as_markdown(contents, figures=figures))
+    write_text(output / "report.html", as_html(document))
+    write_text(output / REPORT, as_markdown(document, figures=figures))
     _remove_others(output, written)
-    _print(contents, output)
+    _print(document, output)
 
 
 def _read(folders: list[Path]) -> tuple[list[Run], list[str]]:
@@ -78,9 +79,9 @@ def _read(folders: list[Path]) -> tuple[list[Run], list[str]]:
     return runs, left_out
 
 
-def _draw(contents: Contents, output: Path) -> list[Path]:
+def _draw(document: Document, output: Path) -> list[Path]:
     """The paper's figures, as far as there is something to draw."""
-    grid, curves, figures = contents.grid, contents.curves, output / _FIGURES
+    grid, curves, figures = document.grid, document.curves, output / _FIGURES
     paths = [output / "rewards.png"]
     if len(grid.settings) <= _MOST_PANELS:
         titles = [one.name if "beta" in one.name else f"{one.name}, beta {number(one.beta)}" for one in grid.settings]
@@ -100,9 +101,9 @@ def _draw(contents: Contents, output: Path) -> list[Path]:
     return paths
 
 
-def _write_numbers(contents: Contents, output: Path) -> list[Path]:
+def _write_csv_files(document: Document, output: Path) -> list[Path]:
     paths = []
-    for name, text in numbers(contents.grid, contents.curves, contents.relations).items():
+    for name, text in csv_files(document.grid, document.curves, document.relations).items():
         paths.append(output / _NUMBERS / name)
         write_text(paths[-1], text)
     return paths
@@ -115,15 +116,15 @@ def _remove_others(output: Path, written: list[Path]) -> None:
             path.unlink()
 
 
-def _print(contents: Contents, output: Path) -> None:
+def _print(document: Document, output: Path) -> None:
     console = Console()
-    if len(contents.rows) <= _MOST_ROWS:
-        console.print(as_rich(contents.rows))
-    for line in contents.sentences:
+    if len(document.rows) <= _MOST_ROWS:
+        console.print(as_rich(document.rows))
+    for line in document.sentences:
         console.print(line, highlight=False, markup=False)
-    for claim in contents.claims:
+    for claim in document.claims:
         console.print(f"{claim.verdict}: {claim.text}", highlight=False, markup=False)
-    for line in contents.notes:
+    for line in document.notes:
         console.print(f"note: {line}", highlight=False, style="yellow", markup=False)
     console.print(
         f"Written to {output}: report.html, report.md, report.csv, rewards.png, {_FIGURES}/, {_NUMBERS}/",

@@ -70,8 +70,8 @@ def _margin_by_beta(grid: Grid) -> tuple[str, str]:
         if loss != _DPO or len(settings) < 2 or any(math.isnan(margin) for margin in margins):
             continue
         falls.append(all(left > right for left, right in itertools.pairwise(margins)))
-        told = ", ".join(f"{m:+.3g} at {number(one.beta)}" for m, one in zip(margins, settings, strict=True))
-        parts.append(f"lr {number(rate)}: {told}")
+        shown = ", ".join(f"{m:+.3g} at {number(one.beta)}" for m, one in zip(margins, settings, strict=True))
+        parts.append(f"lr {number(rate)}: {shown}")
     if not falls:
         return _nothing("dpo was not trained with two betas at one learning rate")
     return (SEEN if all(falls) else NOT_SEEN), "; ".join(parts)

@@ -11,7 +11,7 @@ from nemo_minordpo.report.runs import REWARDS, Run
 from nemo_minordpo.report.table import csv_text
 
 
-def numbers(grid: Grid, curves: Curves, found: list[Relation]) -> dict[str, str]:
+def csv_files(grid: Grid, curves: Curves, found: list[Relation]) -> dict[str, str]:
     """File name -> its text."""
     return {
         "settings.csv": _settings(grid),

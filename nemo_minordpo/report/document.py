@@ -1,6 +1,7 @@
 """The report's words and tables, once for Markdown and page."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from nemo_minordpo.report.axes import Grid, number
 from nemo_minordpo.report.candidates import Relation, relations
@@ -9,14 +10,19 @@ from nemo_minordpo.report.claims import Claim, claims
 from nemo_minordpo.report.curves import Curves
 from nemo_minordpo.report.health import Health
 from nemo_minordpo.report.scores import DEGENERATE_ABOVE_BASE
-from nemo_minordpo.report.summary import best_of, is_apart, listed, reading
+from nemo_minordpo.report.summary import best_of, is_apart, listed, summary
 from nemo_minordpo.report.table import Row, rows_of
 
-Cells = list[list[str]]
+
+class Table(NamedTuple):
+    """Heads of the columns, and rows of as many cells."""
+
+    heads: list[str]
+    rows: list[list[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contents:
+class Document:
     """Everything that a report says of a grid."""
 
     grid: Grid
@@ -50,15 +56,57 @@ class Contents:
             lines.append(f"Curves are thinned: each point is the mean of what was recorded in {width} steps.")
         return lines
 
+    @property
+    def best_table(self) -> Table:
+        """At each learning rate and beta where losses can be compared: the best and the next."""
+        rows = [
+            [
+                number(rate), number(beta), listed([one.loss for one in best_of(settings)]), str(settings[0].score),
+                settings[1].loss, str(settings[1].score), "apart" if is_apart(*settings[:2]) else "overlap",
+            ]
+            for (rate, beta), settings in self.grid.scored().items()
+            if len(settings) > 1
+        ]  # fmt: skip
+        return Table(["lr", "beta", "best", "strict, %", "next", "strict, %", "intervals"], rows)
 
-def contents_of(grid: Grid) -> Contents:
+    @property
+    def claims_table(self) -> Table:
+        rows = [[one.text, one.verdict, one.numbers] for one in self.claims]
+        return Table(["the paper says", "here", "numbers"], rows)
+
+    @property
+    def health_table(self) -> Table:
+        """A line a run."""
+        heads = [
+            "run", "state", "steps", "steps with no numbers", "alarm after step", "rejected below reference, %",
+            "chosen below reference, %", "gradient norm, median", "gradient norm, largest", "pairs/s, median",
+            "peak memory, GiB", "no answer, %", "unfinished, %",
+        ]  # fmt: skip
+        return Table(heads, [_health_cells(row, row.health) for row in self.rows if row.health is not None])
+
+    @property
+    def relations_table(self) -> Table:
+        """A line a metric, a cell a group of runs, the closest to the score first; no line where none is known."""
+        heads = ["metric, where it ended", "all runs (95 % interval)"]
+        heads += self.grid.losses if len(self.grid.losses) > 1 else []
+        if all(one.correlation is None for one in self.relations):
+            return Table(heads, [])
+        lines: dict[str, list[Relation]] = {}
+        for one in self.relations:
+            lines.setdefault(one.metric, []).append(one)
+        ordered = sorted(lines.items(), key=lambda item: -abs(item[1][0].correlation or 0))
+        rows = [[metric, *(_relation(one, whole=one.runs == "all") for one in group)] for metric, group in ordered]
+        return Table(heads, rows)
+
+
+def document_of(grid: Grid) -> Document:
     found = relations(grid)
     of_runs = [f"{run.name}: {note}" for run in grid.runs for note in run.notes]
-    return Contents(
+    return Document(
         grid=grid,
         curves=Curves(grid),
         rows=rows_of(grid),
-        sentences=reading(grid),
+        sentences=summary(grid),
         claims=claims(grid),
         relations=found,
         candidates_sentence=candidates_sentence(grid, found),
@@ -66,30 +114,7 @@ def contents_of(grid: Grid) -> Contents:
     )
 
 
-BEST_HEADS = ["lr", "beta", "best", "strict, %", "next", "strict, %", "intervals"]
-
-
-def best_cells(grid: Grid) -> Cells:
-    """At each learning rate and beta where losses can be compared: the best and the next."""
-    return [
-        [
-            number(rate), number(beta), listed([one.loss for one in best_of(settings)]), str(settings[0].score),
-            settings[1].loss, str(settings[1].score), "apart" if is_apart(*settings[:2]) else "overlap",
-        ]
-        for (rate, beta), settings in grid.scored().items()
-        if len(settings) > 1
-    ]  # fmt: skip
-
-
-HEALTH_HEADS = [
-    "run", "state", "steps", "steps with no numbers", "alarm after step", "rejected below reference, %",
-    "chosen below reference, %", "gradient norm, median", "gradient norm, largest", "pairs/s, median",
-    "peak memory, GiB", "no answer, %", "unfinished, %",
-]  # fmt: skip
-
-
-def health_cells(row: Row, health: Health) -> list[str]:
-    """A run's line under HEALTH_HEADS."""
+def _health_cells(row: Row, health: Health) -> list[str]:
     score = row.score
     steps = str(health.steps) if health.max_steps is None else f"{health.steps} of {health.max_steps}"
     none = str(health.not_finite) if not health.not_finite else f"{health.not_finite}, from {health.first_not_finite}"
@@ -100,26 +125,6 @@ def health_cells(row: Row, health: Health) -> list[str]:
         _short(health.pairs_per_s), _short(health.peak_memory_gib),
         _percent(score.no_answer_rate if score else None), _percent(score.unfinished_rate if score else None),
     ]  # fmt: skip
-
-
-CLAIM_HEADS = ["the paper says", "here", "numbers"]
-
-
-def claim_cells(found: list[Claim]) -> Cells:
-    return [[one.text, one.verdict, one.numbers] for one in found]
-
-
-def relation_heads(grid: Grid) -> list[str]:
-    return ["metric, where it ended", "all runs (95 % interval)", *(grid.losses if len(grid.losses) > 1 else [])]
-
-
-def relation_cells(found: list[Relation]) -> Cells:
-    """A line a metric, a cell a group of runs, the closest to the score first."""
-    lines: dict[str, list[Relation]] = {}
-    for one in found:
-        lines.setdefault(one.metric, []).append(one)
-    ordered = sorted(lines.items(), key=lambda item: -abs(item[1][0].correlation or 0))
-    return [[metric, *(_relation(one, whole=one.runs == "all") for one in group)] for metric, group in ordered]
 
 
 def _relation(one: Relation, *, whole: bool) -> str:

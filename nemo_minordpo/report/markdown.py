@@ -1,34 +1,24 @@
 """The report as Markdown."""
 
-from nemo_minordpo.report.document import (
-    BEST_HEADS,
-    CLAIM_HEADS,
-    HEALTH_HEADS,
-    Contents,
-    best_cells,
-    claim_cells,
-    health_cells,
-    relation_cells,
-    relation_heads,
-)
+from nemo_minordpo.report.document import Document
 from nemo_minordpo.report.table import COLUMNS, headings, markdown_table
 
 
-def as_markdown(contents: Contents, *, figures: list[str]) -> str:
+def as_markdown(document: Document, *, figures: list[str]) -> str:
     """The whole report; what says nothing about a few runs is left to the page.
 
     Args:
-        contents: what it says.
+        document: what it says.
         figures: files to be shown, relative to the report's folder.
     """
-    lines = ["# Report", "", *_paragraphs(contents.sentences)]
-    lines += markdown_table(headings(), ([cell(row) for cell in COLUMNS.values()] for row in contents.rows))
-    lines += ["", *_paragraphs(contents.explanation)]
+    lines = ["# Report", "", *_paragraphs(document.sentences)]
+    lines += markdown_table(headings(), ([cell(row) for cell in COLUMNS.values()] for row in document.rows))
+    lines += ["", *_paragraphs(document.explanation)]
     lines += [f"![{name}]({name})\n" for name in figures]
-    if contents.grid.is_sweep:
-        lines += _sections_of_a_sweep(contents)
-    if contents.notes:
-        lines += ["## Notes", "", *(f"- {note}" for note in contents.notes), ""]
+    if document.grid.is_sweep:
+        lines += _sections_of_a_sweep(document)
+    if document.notes:
+        lines += ["## Notes", "", *(f"- {note}" for note in document.notes), ""]
     lines += [
         "[report.html](report.html) shows the same with curves to explore; numbers/ holds all numbers as CSV.",
         "",
@@ -36,16 +26,15 @@ def as_markdown(contents: Contents, *, figures: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _sections_of_a_sweep(contents: Contents) -> list[str]:
+def _sections_of_a_sweep(document: Document) -> list[str]:
     lines = []
-    if best := best_cells(contents.grid):
-        lines += ["## Best at each setting", "", *markdown_table(BEST_HEADS, best), ""]
-    lines += ["## The paper's claims", "", *markdown_table(CLAIM_HEADS, claim_cells(contents.claims)), ""]
-    lines += ["## Metrics against score", "", contents.candidates_sentence, ""]
-    if any(one.correlation is not None for one in contents.relations):
-        lines += [*markdown_table(relation_heads(contents.grid), relation_cells(contents.relations)), ""]
-    health = [health_cells(row, row.health) for row in contents.rows if row.health is not None]
-    return [*lines, "## Health", "", *markdown_table(HEALTH_HEADS, health), ""]
+    if document.best_table.rows:
+        lines += ["## Best at each setting", "", *markdown_table(*document.best_table), ""]
+    lines += ["## The paper's claims", "", *markdown_table(*document.claims_table), ""]
+    lines += ["## Metrics against score", "", document.candidates_sentence, ""]
+    if document.relations_table.rows:
+        lines += [*markdown_table(*document.relations_table), ""]
+    return [*lines, "## Health", "", *markdown_table(*document.health_table), ""]
 
 
 def _paragraphs(lines: list[str]) -> list[str]:

@@ -13,18 +13,7 @@ from nemo_minordpo.report.axes import Grid, Setting, number
 from nemo_minordpo.report.candidates import candidate_metrics
 from nemo_minordpo.report.csv_files import known_betas, metrics_of
 from nemo_minordpo.report.curves import Curve, Curves
-from nemo_minordpo.report.document import (
-    BEST_HEADS,
-    CLAIM_HEADS,
-    HEALTH_HEADS,
-    Cells,
-    Contents,
-    best_cells,
-    claim_cells,
-    health_cells,
-    relation_cells,
-    relation_heads,
-)
+from nemo_minordpo.report.document import Document, Table
 from nemo_minordpo.report.figures.canvas import REWARD_COLORS, beta_colors, loss_colors
 from nemo_minordpo.report.figures.coefficient import coefficient, margins
 from nemo_minordpo.report.figures.score import place_of
@@ -35,28 +24,24 @@ from nemo_minordpo.report.table import COLUMNS, headings
 _ASSETS = resources.files("nemo_minordpo.report") / "assets"
 
 
-def as_html(contents: Contents) -> str:
+def as_html(document: Document) -> str:
     """The page. Its curves' numbers are those of numbers/*.csv."""
-    grid = contents.grid
+    grid = document.grid
     parts = {
         "title": escape(_title(grid)),
         "summary": escape(_summary(grid)),
-        "reading": _list(contents.sentences) or "<p>No run has a step or a score yet.</p>",
-        "claims": _claims(contents),
-        "best": _section("Best at each setting", _table(BEST_HEADS, best_cells(grid)), anchor="best")
-        if grid.is_sweep
-        else "",
-        "runs": _runs_table(contents),
-        "health": _table(
-            HEALTH_HEADS, [health_cells(row, row.health) for row in contents.rows if row.health], kind="named"
-        ),
-        "candidates": f"<p>{escape(contents.candidates_sentence)}</p>",
-        "relations": _relations(contents),
-        "explanation": _list(contents.explanation),
-        "notes": _section("Notes", _list(contents.notes), anchor="notes"),
-        "to_notes": f'; <a href="#notes">{len(contents.notes)} notes</a>' if contents.notes else "",
+        "reading": _list(document.sentences) or "<p>No run has a step or a score yet.</p>",
+        "claims": _claims(document),
+        "best": _section("Best at each setting", _table(document.best_table), anchor="best") if grid.is_sweep else "",
+        "runs": _runs_table(document),
+        "health": _table(document.health_table, kind="named"),
+        "candidates": f"<p>{escape(document.candidates_sentence)}</p>",
+        "relations": _table(document.relations_table, kind="named"),
+        "explanation": _list(document.explanation),
+        "notes": _section("Notes", _list(document.notes), anchor="notes"),
+        "to_notes": f'; <a href="#notes">{len(document.notes)} notes</a>' if document.notes else "",
         "version": escape(__version__),
-        "data": _json(_data(contents)),
+        "data": _json(_data(document)),
         "plot_css": _asset("uPlot.min.css"),
         "css": _asset("page.css"),
         "plot_js": _asset("uPlot.iife.min.js"),
@@ -92,39 +77,33 @@ def _list(lines: Sequence[str]) -> str:
     return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
 
 
-def _table(heads: Sequence[str], rows: Cells, *, kind: str = "") -> str:
+def _table(table: Table, *, kind: str = "") -> str:
     """A table that scrolls sideways where the window is narrow.
 
     kind: "named" = its first column holds long names; "words" = it holds sentences.
     """
-    if not rows:
+    if not table.rows:
         return ""
-    head = "".join(f"<th scope=col>{escape(one)}</th>" for one in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    head = "".join(f"<th scope=col>{escape(one)}</th>" for one in table.heads)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in table.rows)
     return f'<div class="wide {kind}"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _claims(contents: Contents) -> str:
-    if not contents.claims:
+def _claims(document: Document) -> str:
+    if not document.claims:
         return ""
-    table = _table(CLAIM_HEADS, claim_cells(contents.claims), kind="words")
-    for verdict in {claim.verdict for claim in contents.claims}:
+    table = _table(document.claims_table, kind="words")
+    for verdict in {claim.verdict for claim in document.claims}:
         tag = verdict.replace(" ", "-")
         table = table.replace(f"<td>{verdict}</td>", f'<td><span class="verdict {tag}">{verdict}</span></td>')
     return _section("The paper's claims", table, anchor="claims")
 
 
-def _relations(contents: Contents) -> str:
-    if not any(one.correlation is not None for one in contents.relations):
-        return ""
-    return _table(relation_heads(contents.grid), relation_cells(contents.relations), kind="named")
-
-
-def _runs_table(contents: Contents) -> str:
+def _runs_table(document: Document) -> str:
     """The comparison; a box a run shows and hides its curves."""
     head = "".join(f"<th scope=col>{escape(one)}</th>" for one in headings())
     lines, place = [], 0
-    for row in contents.rows:
+    for row in document.rows:
         cells = [f"<td>{escape(cell(row))}</td>" for cell in COLUMNS.values()]
         if row.health is not None:
             box = f'<label><input type=checkbox checked data-run="{place}"> {escape(row.model)}</label>'
@@ -139,8 +118,8 @@ def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
-def _data(contents: Contents) -> dict[str, Any]:
-    grid, curves = contents.grid, contents.curves
+def _data(document: Document) -> dict[str, Any]:
+    grid, curves = document.grid, document.curves
     metrics, candidates, runs = metrics_of(grid), candidate_metrics(grid), grid.runs
     places = {id(run): place for place, run in enumerate(runs)}
     of_losses, of_betas = loss_colors(grid.losses), beta_colors(grid.betas)

@@ -6,6 +6,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeVar
 
+from nemo_minordpo import file_names
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import Failure, RunEvent
 
@@ -42,7 +43,7 @@ class State:
     @property
     def is_complete(self) -> bool:
         """The model is put in place last but for the event, before which a rank may be killed."""
-        return (self.folder / "model.nemo").exists() or (bool(self.events) and self.events[-1].event == COMPLETE)
+        return (self.folder / file_names.NEMO).exists() or (bool(self.events) and self.events[-1].event == COMPLETE)
 
     @property
     def starts(self) -> list[RunEvent]:
@@ -119,7 +120,7 @@ def is_consequence(failure: Failure) -> bool:
 
 
 def _events(folder: Path, left_out: list[str]) -> list[RunEvent]:
-    path = folder / "events.jsonl"
+    path = folder / file_names.EVENTS
     events = []
     for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else [], start=1):
         try:
@@ -132,7 +133,7 @@ def _events(folder: Path, left_out: list[str]) -> list[RunEvent]:
 
 def _failures(folder: Path, left_out: list[str]) -> list[Failure]:
     failures = []
-    for path in sorted((folder / "failures").glob("*.json")):
+    for path in sorted((folder / file_names.FAILURES).glob("*.json")):
         try:
             failures.append(_timed(Failure.from_json(path.read_text(encoding="utf-8"))))
         except (OSError, TypeError, ValueError):
@@ -153,7 +154,7 @@ def _timed(record: _Timed) -> _Timed:
 
 def _waiting(folder: Path) -> str:
     """What a launcher wrote last; it takes the file away when it starts ranks."""
-    path = folder / "logs/waiting"
+    path = folder / file_names.LOGS / file_names.WAITING
     try:
         text, written = path.read_text(encoding="utf-8").strip(), path.stat().st_mtime
     except (OSError, UnicodeDecodeError):

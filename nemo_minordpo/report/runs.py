@@ -8,8 +8,10 @@ from typing import Any
 
 import yaml
 
+from nemo_minordpo import file_names
 from nemo_minordpo.checked_json import checked_number
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.flat import flatten
 from nemo_minordpo.records import Score, StepMetrics
 from nemo_minordpo.report.run_state import State, read_state
 
@@ -88,11 +90,11 @@ def read_run(folder: Path) -> Run:
     Raises:
         ValueError: `folder` holds no `config.yaml` of a training run. Whatever else is damaged or missing is a note.
     """
-    settings = _flat(_read_config(folder / "config.yaml"))
+    settings = flatten(_read_config(folder / file_names.CONFIG))
     notes: list[str] = []
     state = read_state(folder)
     left_out = list(state.left_out)
-    lines, seconds = _read_metrics(folder / "metrics.jsonl", notes=notes, left_out=left_out)
+    lines, seconds = _read_metrics(folder / file_names.METRICS, notes=notes, left_out=left_out)
     notes += left_out
     seed = settings.get("model.seed")
     run = Run(
@@ -104,7 +106,7 @@ def read_run(folder: Path) -> Run:
         settings=settings,
         lines=lines,
         seconds=seconds,
-        score=_score_or_note(folder / "evaluation", notes),
+        score=_score_or_note(folder / file_names.EVALUATION, notes),
         state=state,
         left_out=left_out,
         notes=notes,
@@ -119,7 +121,7 @@ def read_score(folder: Path) -> Score | None:
     Raises:
         ValueError: the file is there, but it is not a score.
     """
-    path = folder / "score.json"
+    path = folder / file_names.SCORE
     if not path.is_file():
         return None
     try:
@@ -151,22 +153,15 @@ def _score_or_note(folder: Path, notes: list[str]) -> Score | None:
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"{path.parent}: not a run folder of `minordpo train`: it has no config.yaml")
+        raise UserError(f"{path.parent}: not a run folder of `minordpo train`: it has no {path.name}")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         json.dumps(config, default=str, ensure_ascii=False).encode()  # half a surrogate pair cannot be shown
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # not UTF-8, too long a number, too deep
         raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(config, dict) or not isinstance(_flat(config).get("model.dpo.preference_loss"), str):
+    if not isinstance(config, dict) or not isinstance(flatten(config).get("model.dpo.preference_loss"), str):
         raise UserError(f"{path}: no model.dpo.preference_loss: not the config of a training run")
     return config
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner}
-    return flat
 
 
 def _number(settings: dict[str, Any], key: str, notes: list[str]) -> float | None:
@@ -176,7 +171,7 @@ def _number(settings: dict[str, Any], key: str, notes: list[str]) -> float | Non
         number = math.nan
     if math.isfinite(number):
         return number
-    notes.append(f"config.yaml: {key} is no number, but {settings.get(key)!r}")
+    notes.append(f"{file_names.CONFIG}: {key} is no number, but {settings.get(key)!r}")
     return None
 
 
@@ -211,7 +206,7 @@ def _sound(line: StepMetrics) -> StepMetrics:
         UserError, OverflowError: it is of no step, or has a number that no float can hold.
     """
     values = {name: float(value) for name, value in line.values.items() if isinstance(value, int | float)}
-    first = 0 if line.split == "watch" else 1  # the answers are looked at before the first step, too
+    first = 0 if line.split == "watch" else 1  # answers are sampled before the first step, too
     if line.step < first:
         raise UserError(f"step {line.step!r}")
     return StepMetrics(
@@ -223,13 +218,13 @@ def _note_what_is_missing(run: Run, *, saves_nemo: bool) -> None:
     of_all = f" of {run.state.max_steps}" if run.state.max_steps else ""
     happened = f"; {run.state}" if run.state.is_known else ""
     if not run.steps:
-        run.notes.append(f"no training step in {run.folder / 'metrics.jsonl'}{happened}")
+        run.notes.append(f"no training step in {run.folder / file_names.METRICS}{happened}")
     elif not run.state.is_complete and (saves_nemo or run.state.is_known):
-        run.notes.append(f"not finished: it has {run.steps[-1].step}{of_all} steps and no model.nemo{happened}")
+        run.notes.append(f"not finished: it has {run.steps[-1].step}{of_all} steps and no {file_names.NEMO}{happened}")
     for name in REWARDS:
         strange = [step.step for step in run.steps if not math.isfinite(step.values.get(name, math.nan))]
         if strange:
             run.notes.append(f"{name} is missing or not finite at {len(strange)} steps, first at step {strange[0]}")
-    score = run.folder / "evaluation" / "score.json"
+    score = run.folder / file_names.EVALUATION / file_names.SCORE
     if not score.is_file():
         run.notes.append(f"no score: {score} is missing (`minordpo evaluate`)")

@@ -9,7 +9,7 @@ from nemo_minordpo.report.run_state import COMPLETE
 _CHANGES = {"lower": "lower", "higher": "higher", "overlap": "no clear difference: the intervals overlap"}
 
 
-def reading(grid: Grid) -> list[str]:
+def summary(grid: Grid) -> list[str]:
     """The sentences that the data allow: of what is there, rewards, accuracy, what broke, and what is best."""
     sentences = [
         _of_what_is_there(grid),
@@ -58,8 +58,8 @@ def _of_accuracy(grid: Grid) -> str:
         if len(rates) == 1:
             parts.append(f"{loss} {_percent(rates[0].value)} ({_CHANGES[rates[0].against(base)]})")
         else:
-            told = [f"{_CHANGES[change].partition(':')[0]} at {count}" for change, count in counts.most_common()]
-            parts.append(f"{loss} {', '.join(told)} of {len(rates)} settings")
+            shown = [f"{_CHANGES[change].partition(':')[0]} at {count}" for change, count in counts.most_common()]
+            parts.append(f"{loss} {', '.join(shown)} of {len(rates)} settings")
     if base is None or not parts:
         return ""
     return f"Strict accuracy, against {_percent(base.value)} of the base model: {'; '.join(parts)}."
@@ -87,7 +87,7 @@ def _of_breaks(grid: Grid) -> list[str]:
 
 
 def _places(broken: list[Setting], grid: Grid) -> str:
-    """Settings that broke in the same way at one learning rate are told together."""
+    """Settings that broke in the same way at one learning rate are reported together."""
     if len(grid.of(broken[0].loss)) == 1:
         return ", ".join(broken[0].breaks)
     alike: dict[tuple[str, str], list[str]] = {}

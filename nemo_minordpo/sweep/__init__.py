@@ -1,6 +1,6 @@
 """An experiment, from questions to a report: each stage is a command of `minordpo`, run as its own process.
 
-All results lie in one work folder. A stage that ended well leaves a mark there; started again, the sweep repeats
+All results lie in one work folder. The journal there says which stages ended well; started again, the sweep repeats
 only the stages whose command line has changed, whose output is gone, or that follow such a stage. A run that fails
 stops none of the others.
 
@@ -21,10 +21,11 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.file_names import CONFIG, LOGS
 from nemo_minordpo.sweep.config import Experiment, load_experiment
 from nemo_minordpo.sweep.grid import runs_of
-from nemo_minordpo.sweep.journal import Marks
-from nemo_minordpo.sweep.process import run_and_keep
+from nemo_minordpo.sweep.journal import Journal
+from nemo_minordpo.sweep.process import run_and_log
 from nemo_minordpo.sweep.slurm import SUBMITTED, submit
 from nemo_minordpo.sweep.stages import Stage, report_of, run_folder, stages_of
 
@@ -55,7 +56,7 @@ def run_sweep(config: Path, overrides: list[str], *, check: Check, slurm: int | 
     _check_all(settings, check)
     work = Path(settings.work)
     with _alone(work):
-        sweep = _Sweep(settings, Marks(work), Console(highlight=False))
+        sweep = _Sweep(settings, Journal(work), Console(highlight=False))
         if slurm is None:
             sweep.run()
         else:
@@ -96,8 +97,8 @@ def _alone(work: Path) -> Iterator[None]:
 
 
 class _Sweep:
-    def __init__(self, settings: Experiment, marks: Marks, console: Console) -> None:
-        self.settings, self.marks, self.console = settings, marks, console
+    def __init__(self, settings: Experiment, journal: Journal, console: Console) -> None:
+        self.settings, self.journal, self.console = settings, journal, console
         self.start = time.monotonic()
         self.failures: dict[str, str] = {}  # run: what happened
         self.seconds: dict[str, list[float]] = defaultdict(list)  # kind of stage: how long each took
@@ -131,8 +132,8 @@ class _Sweep:
             self.failures[stage.run] = str(error)
             self.console.print(f"{error}\n", style="red", markup=False)
             return
-        self.seconds[stage.kind].append(self.marks.seconds(stage))
-        state = "kept, it was done before" if seconds is None else f"done in {_duration(seconds)}"
+        self.seconds[stage.kind].append(self.journal.seconds(stage))
+        state = "unchanged, it was done before" if seconds is None else f"done in {_duration(seconds)}"
         self.console.print(
             f"[bold]{stage.name}[/bold]: {state}; {_duration(time.monotonic() - self.start)} since the start"
             f"{self._time_left(left)}\n"
@@ -140,29 +141,29 @@ class _Sweep:
 
     def _done_in(self, stage: Stage) -> float | None:
         """Run a stage unless it is done; seconds, or None when it was done before."""
-        if self.marks.is_done(stage):
+        if self.journal.is_done(stage):
             return None
-        more = self.marks.make_room(stage)
-        self.marks.begin(stage)
-        log = Path(self.settings.work) / "logs" / f"{stage.name}.log"
+        more = self.journal.make_room(stage)
+        self.journal.begin(stage)
+        log = Path(self.settings.work) / LOGS / f"{stage.name}.log"
         shown = shlex.join([*(["minordpo", *stage.words] if stage.words else stage.command), *more])
         self.console.print(f"$ {shown}", style="dim", markup=False, soft_wrap=True)
         start = time.monotonic()
-        code = run_and_keep(stage.command + more, log)
+        code = run_and_log(stage.command + more, log)
         if code != 0:
             raise UserError(
                 f"stage {stage.name} failed with exit code {code}; what it said is in {log}. "
-                "Started again, the sweep goes on from this stage"
+                "Started again, the sweep resumes from this stage"
             )
         if stage.output is not None and not stage.output.exists():
             raise UserError(f"stage {stage.name} ended without its output {stage.output}; what it said is in {log}")
         seconds = time.monotonic() - start
-        self.marks.end(stage, seconds=seconds)
+        self.journal.end(stage, seconds=seconds)
         return seconds
 
     def _time_left(self, stages: list[Stage]) -> str:
         """As far as stages of each kind have been seen, of those that are left and not done."""
-        waiting = [stage for stage in stages if stage.run not in self.failures and not self.marks.is_done(stage)]
+        waiting = [stage for stage in stages if stage.run not in self.failures and not self.journal.is_done(stage)]
         kinds = [stage.kind for stage in waiting]
         if not waiting or not all(kind in self.seconds for kind in kinds):
             return ""
@@ -171,7 +172,7 @@ class _Sweep:
     def _report(self, number: int) -> None:
         """On all runs that have started, also on those that failed."""
         names = [run.name for run in runs_of(self.settings.sweep)]
-        begun = [name for name in names if (run_folder(self.settings, name) / "config.yaml").is_file()]
+        begun = [name for name in names if (run_folder(self.settings, name) / CONFIG).is_file()]
         if not begun:
             return
         read = [f"{stage}-{name}" for name in begun for stage in ("train", "evaluate")]

@@ -14,6 +14,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from nemo_minordpo.config import closest
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.file_names import TEST, TRAIN
 
 SHIPPED = Path(__file__).parent.parent / "conf" / "experiment"
 _PATHS = ("work", "data", "model")
@@ -128,7 +129,7 @@ def _check(settings: Experiment, path: Path) -> None:
     if source is None and recipe != "gsm8k":
         raise UserError(f"prepare.recipe={recipe}: prepare.source says what it reads; none is given")
     if settings.data is not None:
-        for name in ("test.jsonl",) if source else ("train.jsonl", "test.jsonl"):
+        for name in (TEST,) if source else (TRAIN, TEST):
             if not (Path(settings.data) / name).is_file():
                 raise UserError(
                     f"{Path(settings.data) / name}: no such file. GSM8K's two files are at {_GSM8K_HOME}; "

@@ -10,10 +10,10 @@ from nemo_minordpo.files import write_json
 from nemo_minordpo.sweep.stages import Stage
 
 
-class Marks:
-    """The marks of one work folder.
+class Journal:
+    """The journal of one work folder.
 
-    A mark, even of a stage that never ended, says that what lies there is the sweep's own.
+    An entry, even of a stage that never ended, says that what lies there is the sweep's own.
     """
 
     def __init__(self, work: Path) -> None:
@@ -21,16 +21,16 @@ class Marks:
 
     def is_done(self, stage: Stage) -> bool:
         """Whether it ended well with the same command after the same stages, and its output is still there."""
-        mark = self._read(stage.name)
+        entry = self._read(stage.name)
         there = stage.output is None or stage.output.exists()
-        return mark.get("key") == self._key(stage) and "ended" in mark and there
+        return entry.get("key") == self._key(stage) and "ended" in entry and there
 
     def begin(self, stage: Stage) -> None:
         write_json(self._path(stage.name), {"key": self._key(stage)})
 
     def end(self, stage: Stage, *, seconds: float) -> None:
-        mark = {"key": self._key(stage), "ended": time.time_ns(), "seconds": round(seconds, 1)}
-        write_json(self._path(stage.name), mark)
+        entry = {"key": self._key(stage), "ended": time.time_ns(), "seconds": round(seconds, 1)}
+        write_json(self._path(stage.name), entry)
 
     def seconds(self, stage: Stage) -> float:
         """How long a stage took that is done."""
@@ -38,8 +38,8 @@ class Marks:
 
     def make_room(self, stage: Stage) -> list[str]:
         """Let a stage write where an earlier one of the sweep has written; returns more arguments for it."""
-        mark = self._read(stage.name)
-        if not mark or (stage.resumes and mark.get("key") == self._key(stage)):
+        entry = self._read(stage.name)
+        if not entry or (stage.resumes and entry.get("key") == self._key(stage)):
             return []
         if stage.overwrites:
             return ["--overwrite"]

@@ -1,4 +1,4 @@
-"""Run one command, show what it says and keep it in a file."""
+"""Run one command, show what it says and log it in a file."""
 
 import fcntl
 import os
@@ -18,11 +18,11 @@ from typing import BinaryIO
 _GRACE_S = 60
 
 
-def run_and_keep(command: list[str], log: Path) -> int:
+def run_and_log(command: list[str], log: Path) -> int:
     """Run `command`; its output goes to our standard output, as it comes, and to `log`.
 
     On a terminal the command sees a terminal as well, so that its progress bars move. Ctrl-C and SIGTERM reach it
-    before they end us, and what it then says is still shown and kept.
+    before they end us, and what it then says is still shown and logged.
 
     Returns:
         The exit code of the command.
@@ -33,10 +33,10 @@ def run_and_keep(command: list[str], log: Path) -> int:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
-    with _ends_before_us(process), log.open("wb") as kept:
+    with _ends_before_us(process), log.open("wb") as logged:
         for piece in _pieces(ours):
             _write(sys.stdout.buffer, piece)
-            _write(kept, piece)
+            _write(logged, piece)
         os.close(ours)
         return process.wait()
 
@@ -66,13 +66,13 @@ def _write(target: BinaryIO, piece: bytes) -> None:
 
 @contextmanager
 def _ends_before_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Let the command save and end when we are told to; end ourselves after it."""
-    told: list[int] = []
+    """Let the command save and end when we are asked to; end ourselves after it."""
+    received: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def stop(number: int, frame: FrameType | None) -> None:
-        told.append(number)
-        for each, handler in before.items():  # told twice, we end at once
+        received.append(number)
+        for each, handler in before.items():  # the second time we end at once
             signal.signal(each, handler)
         if number == signal.SIGTERM:  # Ctrl-C reaches it from the terminal, as it reaches us
             process.terminate()
@@ -87,5 +87,5 @@ def _ends_before_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if told:
-        sys.exit(128 + told[0])
+    if received:
+        sys.exit(128 + received[0])

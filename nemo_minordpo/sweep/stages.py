@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nemo_minordpo import file_names
 from nemo_minordpo.config import hydra_value
+from nemo_minordpo.flat import flatten
 from nemo_minordpo.sweep.config import Experiment
 from nemo_minordpo.sweep.grid import PlannedRun, runs_of
 
@@ -21,7 +23,7 @@ class Stage:
     output: Path | None  # None: it leaves nothing but its log
     after: tuple[str, ...] = ()  # stages whose output it reads
     overwrites: bool = False  # knows --overwrite
-    resumes: bool = False  # the same command goes on with what an interrupted one left
+    resumes: bool = False  # the same command resumes what an interrupted one left
     run: str = ""  # which run it belongs to; empty: it is there for all of them
 
     @property
@@ -56,7 +58,7 @@ def report_of(settings: Experiment, runs: list[str], after: tuple[str, ...]) -> 
     folders = [str(run_folder(settings, name)) for name in runs]
     output = Path(settings.work) / "report"
     arguments = [*folders, "--base", str(base_score(settings)), "--output", str(output)]
-    return _stage("report", arguments, output=output / "report.md", after=after)
+    return _stage("report", arguments, output=output / file_names.REPORT, after=after)
 
 
 def run_folder(settings: Experiment, name: str) -> Path:
@@ -66,12 +68,12 @@ def run_folder(settings: Experiment, name: str) -> Path:
 
 def base_score(settings: Experiment) -> Path:
     """The folder of the score of the model that training starts from."""
-    return Path(settings.work) / "evaluation" / "base"
+    return Path(settings.work) / file_names.EVALUATION / "base"
 
 
 def questions_of(settings: Experiment) -> Path:
     """The questions of the evaluations."""
-    return Path(settings.data or Path(settings.work) / "problems") / "test.jsonl"
+    return Path(settings.data or Path(settings.work) / "problems") / file_names.TEST
 
 
 def evaluation_arguments(settings: Experiment) -> list[str]:
@@ -88,8 +90,10 @@ def evaluation_arguments(settings: Experiment) -> list[str]:
 def shared_overrides(settings: Experiment) -> list[str]:
     """Of `minordpo train`, for all runs."""
     work = Path(settings.work)
-    splits = ["train", *(["validation"] if settings.prepare.get("num_validation") else [])]
-    pairs = {split: hydra_value(str(work / "pairs" / f"{split}.jsonl")) for split in splits}
+    files = {"train": file_names.TRAIN}
+    if settings.prepare.get("num_validation"):
+        files["validation"] = file_names.VALIDATION
+    pairs = {split: hydra_value(str(work / "pairs" / name)) for split, name in files.items()}
     return [
         *hydra(settings.train),
         f"pretrained_checkpoint.restore_from_path={hydra_value(str(work / 'base.nemo'))}",
@@ -104,7 +108,7 @@ def own_overrides(settings: Experiment, run: PlannedRun) -> list[str]:
 
 def _run_stages(settings: Experiment, run: PlannedRun) -> list[Stage]:
     folder = run_folder(settings, run.name)
-    hf = folder / "hf"
+    hf = folder / file_names.HF
     stages = [
         Stage(
             name=f"train-{run.name}", output=folder,
@@ -115,7 +119,7 @@ def _run_stages(settings: Experiment, run: PlannedRun) -> list[Stage]:
             "export-hf", [str(folder), str(hf)], name=f"export-hf-{run.name}", output=hf, after=(f"train-{run.name}",)
         ),
         _evaluation(
-            settings, hf, folder / "evaluation", name=f"evaluate-{run.name}", after=(f"export-hf-{run.name}",)
+            settings, hf, folder / file_names.EVALUATION, name=f"evaluate-{run.name}", after=(f"export-hf-{run.name}",)
         ),
     ]  # fmt: skip
     return [replace(stage, run=run.name) for stage in stages]
@@ -125,7 +129,7 @@ def _evaluation(settings: Experiment, model: Path, output: Path, *, name: str, a
     made_questions = () if settings.data else ("problems",)
     return _stage(
         "evaluate", [str(model), str(questions_of(settings)), str(output), *evaluation_arguments(settings)],
-        name=name, output=output / "score.json", after=(*after, *made_questions, "pairs"), resumes=True,
+        name=name, output=output / file_names.SCORE, after=(*after, *made_questions, "pairs"), resumes=True,
     )  # fmt: skip
 
 
@@ -133,7 +137,7 @@ def _data_stages(settings: Experiment, work: Path) -> list[Stage]:
     stages, after, problems = [], (), Path(settings.data or work / "problems")
     if settings.data is None:
         command = ["arithmetic", str(problems), *arguments_of(settings.arithmetic)]
-        stages.append(_stage("prepare", command, name="problems", output=problems / "test.jsonl"))
+        stages.append(_stage("prepare", command, name="problems", output=problems / file_names.TEST))
         after = ("problems",)
     pairs, options = work / "pairs", dict(settings.prepare)
     source = options.pop("source", None)
@@ -141,9 +145,9 @@ def _data_stages(settings: Experiment, work: Path) -> list[Stage]:
     if options.get("template") == "chat":
         options.setdefault("tokenizer", settings.model or str(work / "model"))
         after = after if settings.model else (*after, "model")
-    sources = [source] if isinstance(source, str) else source or [str(problems / "train.jsonl")]
+    sources = [source] if isinstance(source, str) else source or [str(problems / file_names.TRAIN)]
     command = [settings.recipe, *sources, str(pairs), *arguments_of(options)]
-    stages.append(_stage("prepare", command, name="pairs", output=pairs / "train.jsonl", after=after))
+    stages.append(_stage("prepare", command, name="pairs", output=pairs / file_names.TRAIN, after=after))
     return stages
 
 
@@ -172,7 +176,7 @@ def _stage(
     after: tuple[str, ...] = (),
     resumes: bool = False,
 ) -> Stage:
-    """A command of ours that replaces its output when told --overwrite."""
+    """A command of ours that replaces its output with --overwrite."""
     return Stage(
         name=name or command,
         command=_minordpo(command, *arguments),
@@ -200,12 +204,6 @@ def arguments_of(values: dict[str, Any]) -> list[str]:
     return arguments
 
 
-def hydra(values: dict[str, Any], prefix: str = "") -> list[str]:
+def hydra(values: dict[str, Any]) -> list[str]:
     """Nested settings as Hydra overrides: {"trainer": {"devices": 2}} -> ["trainer.devices=2"]."""
-    overrides = []
-    for name, value in values.items():
-        if isinstance(value, dict):
-            overrides += hydra(value, f"{prefix}{name}.")
-        else:
-            overrides.append(f"{prefix}{name}={hydra_value(value)}")
-    return overrides
+    return [f"{key}={hydra_value(value)}" for key, value in flatten(values).items()]

@@ -1,6 +1,6 @@
-"""Degeneration watch: looks, while a model is trained, at what it answers to a few prompts.
+"""Degeneration watch: what a model answers, while it is trained, to a few prompts.
 
-watch/step_*.jsonl     the greedy answers of each look (records.WatchedAnswer); those of step 0 are the reference's
+watch/step_*.jsonl     the greedy answers of each sample (records.WatchedAnswer); those of step 0 are the reference's
 watch/reference.npz    two answers to each prompt, sampled from the reference before the first step, and their
                        log-probabilities: what the divergence is estimated on
 """
@@ -17,6 +17,7 @@ import torch
 from nemo_minordpo.core.boundaries import end_ids
 from nemo_minordpo.core.repetition import degenerate_reason, repeated_4grams
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.file_names import step_name
 from nemo_minordpo.files import read_lines, whole_file, write_jsonl
 from nemo_minordpo.records import WatchedAnswer
 from nemo_minordpo.train.data.dataset import PairBatches
@@ -34,8 +35,8 @@ class AnswerWatch:
     """Greedy answers with their measures of repetition, and how far the policy is from the reference.
 
     The divergence is ``KL(reference || policy)``, estimated without bias as the mean over sampled answers ``y`` of the
-    reference of ``log pi_ref(y) - log pi(y)``, in nats an answer (of at most `max_new_tokens`). A look at it needs no
-    reference weights and no sampling: one forward pass.
+    reference of ``log pi_ref(y) - log pi(y)``, in nats per answer (of at most `max_new_tokens`). Its estimate needs no
+    reference weights and no new answers: one forward pass.
 
     Attributes:
         folder: `watch` in the run folder.
@@ -75,7 +76,7 @@ class AnswerWatch:
                 attempt.check()
 
     def resume(self) -> None:
-        """Go on with what :meth:`begin` kept.
+        """Resume with what :meth:`begin` saved.
 
         Raises:
             ValueError: it is not there any more.
@@ -90,7 +91,7 @@ class AnswerWatch:
         self._samples = self.batches_of(arrays)
         self._usual = _degenerate_rate([WatchedAnswer.from_json(line) for _, line in read_lines(first)])
 
-    def look(self, step: int, attempt: Attempt, *, chosen: float) -> tuple[dict[str, float], str]:
+    def sample(self, step: int, attempt: Attempt, *, chosen: float) -> tuple[dict[str, float], str]:
         """Answer the prompts; collective.
 
         Args:
@@ -161,7 +162,7 @@ class AnswerWatch:
         )
 
     def _answers_file(self, step: int) -> Path:
-        return self.folder / f"step_{step:06d}.jsonl"
+        return self.folder / f"{step_name(step)}.jsonl"
 
     @property
     def _reference_file(self) -> Path:
@@ -170,8 +171,8 @@ class AnswerWatch:
 
 def read_samples(file: Path) -> tuple[TokenArrays, np.ndarray]:
     """The reference's answers, two a prompt as a pair, and their log-probabilities [N, 2], nats."""
-    with np.load(file) as kept:
-        arrays = dict(kept)
+    with np.load(file) as saved:
+        arrays = dict(saved)
     log_probs = arrays.pop("log_probs")
     return TokenArrays(**arrays), log_probs
 

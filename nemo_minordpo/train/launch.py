@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
-from rich.console import Console
 
 from nemo_minordpo import host
 from nemo_minordpo.config import DataSection, TrainConfig, closest, compose, duration_in_seconds, load, unread_notes
 from nemo_minordpo.core.metrics import METRICS
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.files import write_text
+from nemo_minordpo.file_names import MODEL_CONFIG
+from nemo_minordpo.files import publish, staging_folder, write_text
 from nemo_minordpo.hugging_face import find_tokenizer
 from nemo_minordpo.sidecars import copy_sidecars, has_tokenizer, tokenizer_folder
+from nemo_minordpo.terminal import say
 from nemo_minordpo.train.data.dataset import segment_lengths_of
 from nemo_minordpo.train.data.tokens import TokenArrays, expand_files, load_arrays, tokenize_files
 from nemo_minordpo.train.folder.attempt import ReplacedError, record_failure
@@ -52,15 +53,13 @@ def main(overrides: list[str], *, only_reference: bool = False) -> None:
     folder = RunFolder(Path(config.exp_manager.explicit_log_dir))
     if folder.nemo.exists():
         if rank_of_process() == 0:
-            Console(stderr=True).print(
-                f"this run is complete: {folder.nemo}", highlight=False, soft_wrap=True, markup=False
-            )
+            say(f"this run is complete: {folder.nemo}")
         return
     if started_by_launcher or config.trainer.num_nodes * config.trainer.devices == 1:
         if rank_of_process() == 0:
             num_pairs = len(load_arrays(folder.data("train")))
             for note in [*unread_notes(config), *schedule_notes(config, num_pairs=num_pairs)]:
-                Console(stderr=True).print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+                say(f"note: {note}")
         run_this_rank(config, only_reference=only_reference)
         return
     _start_ranks(config.trainer.devices, [ONLY_REFERENCE, *overrides] if only_reference else overrides)
@@ -113,7 +112,7 @@ def prepare_run(config: TrainConfig) -> None:
     )
     if (adapters := config.model.peft.restore_from_path) is not None:
         words = starting_adapters.in_words(model_config, Path(adapters))
-        Console(stderr=True).print(f"note: {words}", highlight=False, soft_wrap=True, markup=False)
+        say(f"note: {words}")
     data = config.model.data
     files = {
         split: expand_files(patterns)
@@ -143,18 +142,19 @@ def prepare_run(config: TrainConfig) -> None:
         make_data=make_data,
     )
     # for export-hf, which may be asked for a checkpoint of a run that is not finished, on another machine
-    write_text(folder.path / "model_config.yaml", OmegaConf.to_yaml(model_config))
-    _keep_tokenizer(tokenizer_path, tokenizer_folder(folder.nemo))
+    write_text(folder.path / MODEL_CONFIG, OmegaConf.to_yaml(model_config))
+    _copy_tokenizer(tokenizer_path, tokenizer_folder(folder.nemo))
 
 
-def _keep_tokenizer(source: Path, target: Path) -> None:
+def _copy_tokenizer(source: Path, target: Path) -> None:
     """Into the run, where it is a folder and not a name on a hub; once."""
     if target.exists() or not has_tokenizer(source):
         return
-    staged = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    staged.mkdir()
-    copy_sidecars(source, staged)
-    os.replace(staged, target)
+    with staging_folder(target) as folder:
+        staged = folder / target.name
+        staged.mkdir()
+        copy_sidecars(source, staged)
+        publish(staged, target)
 
 
 def _check_monitor(config: TrainConfig) -> None:
@@ -206,7 +206,7 @@ def _check_context(arrays: TokenArrays, split: str, model_config: Any) -> None:
     )
     if model_config.get("position_embedding_type", "learned_absolute") == "learned_absolute":
         raise UserError(words)
-    Console(stderr=True).print(f"note: {words}", highlight=False, soft_wrap=True)
+    say(f"note: {words}")
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -216,13 +216,10 @@ def load_tokenizer(path: Path) -> Any:
         ValueError: it is not there, or has no EOS token.
     """
     try:
-        tokenizer = find_tokenizer(str(path))
+        return find_tokenizer(str(path), needs_eos=True)
     except UserError as error:
         moved = "" if path.is_dir() else "; if it moved, give +model.tokenizer.type=FOLDER"
         raise UserError(f"model.tokenizer.type={path}, as the checkpoint names it: {error}{moved}") from error
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer {path} has no EOS token")
-    return tokenizer
 
 
 def _start_ranks(devices: int, overrides: list[str]) -> None:

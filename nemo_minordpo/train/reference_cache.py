@@ -26,7 +26,7 @@ from nemo_minordpo.provenance import code_version
 from nemo_minordpo.terminal import say
 from nemo_minordpo.train.folder.run_folder import RunFolder
 
-_WAIT_S = 2.0  # between looks at a lock that another run holds
+_WAIT_S = 2.0  # between tries for a lock that another run holds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from nemo_minordpo.config import TrainConfig, duration_in_seconds
 from nemo_minordpo.host import StandIn
 from nemo_minordpo.train.folder.attempt import Attempt, record_failure
 from nemo_minordpo.train.folder.checkpoints import remove_leftovers, save_model
-from nemo_minordpo.train.folder.run_log import RunLog
 from nemo_minordpo.train.folder.run_folder import RunFolder, rank_of_process
+from nemo_minordpo.train.folder.run_log import RunLog
 from nemo_minordpo.train.folder.stopping import StallDetector, StopRequest
 from nemo_minordpo.train.model.layout import layout_in_words
 from nemo_minordpo.train.set_up import set_up

@@ -18,7 +18,7 @@ from nemo_aligner.utils.train_script_utils import (
 from nemo_aligner.utils.utils import load_from_nemo, retrieve_model_state_dict_in_cpu
 from omegaconf import OmegaConf
 
-from nemo_minordpo import host
+from nemo_minordpo import file_names, host
 from nemo_minordpo.config import TrainConfig
 from nemo_minordpo.train.answers import AnswerWatch, stop_ids_of, watched_prompts
 from nemo_minordpo.train.data.dataset import PairBatches, segment_lengths_of
@@ -154,7 +154,7 @@ def _answer_watch(config: TrainConfig, folder: RunFolder, model: Any) -> Any:
 
     arrays = load_arrays(folder.data("validation" if data.data_prefix.validation else "train"))
     return AnswerWatch(
-        folder=folder.path / "watch",
+        folder=folder.path / file_names.WATCH,
         model=model,
         prompts=watched_prompts(arrays, count=settings.num_prompts, max_length=data.seq_length),
         limits=GenerationLimits(

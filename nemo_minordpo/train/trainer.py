@@ -19,7 +19,7 @@ from nemo_minordpo.records import StepMetrics
 from nemo_minordpo.train.answers import AnswerWatch
 from nemo_minordpo.train.data.dataset import PairBatches, StepBatch, pairs_of_step, steps_of_run, steps_per_epoch
 from nemo_minordpo.train.folder.attempt import Attempt
-from nemo_minordpo.train.folder.checkpoints import Progress, load_checkpoint, newest_intact_checkpoint, save_checkpoint
+from nemo_minordpo.train.folder.checkpoints import Counters, load_checkpoint, newest_intact_checkpoint, save_checkpoint
 from nemo_minordpo.train.folder.run_log import RunLog
 from nemo_minordpo.train.folder.stopping import StallDetector, StopRequest
 from nemo_minordpo.train.reference import noise_of_reference
@@ -60,7 +60,7 @@ class MinorDPOTrainer:
     checkpoints: Path
     throughput: Throughput
     answers: AnswerWatch | None
-    progress: Progress = field(default_factory=Progress)
+    progress: Counters = field(default_factory=Counters)
     _validation: StepMetrics | None = field(default=None, init=False)
 
     @property
@@ -71,7 +71,7 @@ class MinorDPOTrainer:
             global_batch_size=self.train.global_batch_size,
         )
 
-    def resume(self, attempt: Attempt) -> Progress:
+    def resume(self, attempt: Attempt) -> Counters:
         """Go on from the newest checkpoint of the run folder that is intact, if there is one."""
         newest = newest_intact_checkpoint(self.checkpoints, attempt)
         if newest is not None:
@@ -228,7 +228,7 @@ class MinorDPOTrainer:
     def _look_at_answers(self, log: RunLog, attempt: Attempt, stalls: StallDetector, *, chosen: float) -> None:
         assert self.answers is not None
         stalls.beat(f"the answers after step {self.progress.step}")
-        values, alarm = self.answers.look(self.progress.step, attempt, chosen=chosen)
+        values, alarm = self.answers.sample(self.progress.step, attempt, chosen=chosen)
         require_finite(values, when=f"answers after step {self.progress.step}")
         log(self._line("watch", values))
         if alarm:
@@ -256,7 +256,7 @@ class MinorDPOTrainer:
             strategy=self.strategy,
             model=self.model,
             optimizer=self.optimizer,
-            progress=self.progress,
+            counters=self.progress,
             attempt=attempt,
             keep=keep,
             monitored=None if last is None or last.step != self.progress.step else last.values[keep.monitor],

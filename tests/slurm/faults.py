@@ -326,7 +326,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2 * len(FAULTS), help="hurt jobs; faults and layouts take turns")
     parser.add_argument("--fault", choices=[*FAULTS], help="this one only")
-    parser.add_argument("--resume", action="store_true", help="go on behind the outcomes that are written down")
+    parser.add_argument("--resume", action="store_true", help="resume behind the outcomes that are written down")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("docs/results/faults.json"), help="file of the results")
     parser.add_argument("--folder", type=Path, help="where runs and logs stay; not given = they go")

@@ -25,7 +25,7 @@ from nemo_minordpo.config import compose, load
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.sweep.config import SHIPPED, load_experiment
 from nemo_minordpo.sweep.grid import PlannedRun, runs_of
-from nemo_minordpo.sweep.process import run_and_keep
+from nemo_minordpo.sweep.process import run_and_log
 from nemo_minordpo.sweep.stages import Stage, arguments_of, hydra, report_of, stages_of
 
 LOSSES = ("dpo", "dpop", "minordpo")
@@ -361,7 +361,7 @@ def test_what_is_right_passes_the_check(configured, monkeypatch):
     def first_stage(command, log):
         raise FirstStageError
 
-    monkeypatch.setattr(sweep, "run_and_keep", first_stage)
+    monkeypatch.setattr(sweep, "run_and_log", first_stage)
     config = configured(model=str(DEMO_MODEL), train={"model": {"dpo": {"ref_policy_kl_penalty": 0.1}}})
     with pytest.raises(FirstStageError):
         sweep.run_sweep(config, ["train.+model.hidden_dropout=0.1"], check=CHECK)
@@ -495,7 +495,7 @@ def test_each_stage_runs_once(road, capfd):
     shown = capfd.readouterr().out
     assert "1/4  first" in shown
     assert "3/4  last" in shown
-    assert shown.count("kept, it was done before") == 3
+    assert shown.count("unchanged, it was done before") == 3
 
 
 def test_a_changed_command_repeats_its_stage_and_what_follows(road):
@@ -541,7 +541,7 @@ def test_what_the_sweep_did_not_make_is_not_overwritten(road):
 
 
 def test_a_stage_that_leaves_nothing_is_an_error(road, monkeypatch):
-    monkeypatch.setattr(sweep, "run_and_keep", lambda command, log: 0)
+    monkeypatch.setattr(sweep, "run_and_log", lambda command, log: 0)
     with pytest.raises(ValueError, match=r"stage first ended without its output .*work/first; .*first.log"):
         road.run()
 
@@ -644,7 +644,7 @@ def test_a_sweep_for_slurm_prepares_and_submits(configured, road, tmp_path, monk
 
 def test_output_is_shown_kept_and_judged(tmp_path, capfd):
     script = "import sys; print('to stdout'); print('to stderr', file=sys.stderr); sys.exit(5)"
-    assert run_and_keep([sys.executable, "-c", script], tmp_path / "logs" / "a.log") == 5
+    assert run_and_log([sys.executable, "-c", script], tmp_path / "logs" / "a.log") == 5
     shown = capfd.readouterr().out
     assert "to stdout" in shown
     assert "to stderr" in shown
@@ -654,8 +654,8 @@ def test_output_is_shown_kept_and_judged(tmp_path, capfd):
 def test_on_a_terminal_the_command_has_a_terminal(tmp_path):
     inner = "import os, sys; print('TTY', sys.stderr.isatty(), os.get_terminal_size(1).columns)"
     outer = (
-        "import pathlib, sys\nfrom nemo_minordpo.sweep.process import run_and_keep\n"
-        f"run_and_keep([sys.executable, '-c', {inner!r}], pathlib.Path({str(tmp_path / 'log')!r}))\n"
+        "import pathlib, sys\nfrom nemo_minordpo.sweep.process import run_and_log\n"
+        f"run_and_log([sys.executable, '-c', {inner!r}], pathlib.Path({str(tmp_path / 'log')!r}))\n"
     )
     ours, theirs = pty.openpty()
     os.environ.pop("COLUMNS", None)
@@ -675,8 +675,8 @@ def test_a_stage_ends_with_the_sweep(tmp_path, number):
         f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\ntime.sleep(60)\n"
     )
     outer = (
-        "import pathlib, sys\nfrom nemo_minordpo.sweep.process import run_and_keep\n"
-        f"run_and_keep([sys.executable, '-c', {inner!r}], pathlib.Path({str(tmp_path / 'log')!r}))\n"
+        "import pathlib, sys\nfrom nemo_minordpo.sweep.process import run_and_log\n"
+        f"run_and_log([sys.executable, '-c', {inner!r}], pathlib.Path({str(tmp_path / 'log')!r}))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", outer], start_new_session=True, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 30

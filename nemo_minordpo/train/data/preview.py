@@ -9,7 +9,6 @@ from rich.text import Text
 
 from nemo_minordpo.config import DataSection
 from nemo_minordpo.core.boundaries import end_ids
-from nemo_minordpo.errors import UserError
 from nemo_minordpo.hugging_face import load_tokenizer
 from nemo_minordpo.train.data.tokens import TokenArrays, expand_files, first_pairs
 
@@ -24,25 +23,18 @@ def preview(pairs: list[str], *, tokenizer: Path, number: int, seq_length: int, 
         pairs: jsonl files of pairs, or globs.
         tokenizer: Hugging Face folder.
         number: of pairs.
-        seq_length: `model.data.seq_length`; a longer pair is told to be left out.
+        seq_length: `model.data.seq_length`; a longer pair is reported as left out.
         append_eos: `model.data.append_eos`.
 
     Raises:
         ValueError: no such file, or no tokenizer in the folder.
     """
     files = expand_files(pairs)
-    loaded = _load_tokenizer(tokenizer)
+    loaded = load_tokenizer(tokenizer, needs_eos=True)
     data = DataSection(seq_length=seq_length, append_eos=append_eos)
     console = Console()
     for place, found in itertools.islice(first_pairs(files, tokenizer=loaded, data=data), number):
         console.print(_shown(place, found, loaded), soft_wrap=True)
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    tokenizer = load_tokenizer(folder)
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"{folder}: the tokenizer has no EOS token, with which training ends responses")
-    return tokenizer
 
 
 def _shown(place: str, found: TokenArrays | str, tokenizer: Any) -> Text:

@@ -134,7 +134,7 @@ def sample_pairs(files: list[Path], *, tokenizer: Any, data: DataSection) -> tup
 
 
 def first_pairs(files: list[Path], *, tokenizer: Any, data: DataSection) -> Iterator[tuple[str, TokenArrays | str]]:
-    """(file:line, the arrays of this one pair, or why training would not see it), for a look at some pairs."""
+    """(file:line, the arrays of this one pair, or why training would not see it), for a preview of some pairs."""
     for file in files:
         for number, line in read_lines(file):
             writer, left_out = ArrayWriter(), []
@@ -153,7 +153,7 @@ def _say_counts(split: str, counts: Counter[str], folder: Path, *, num_cut: int)
     if left_out := [f"{number} {reason}" for reason, number in counts.items() if reason != "used"]:
         text += f"; left out: {', '.join(left_out)} (file and line of each: {folder / 'left_out_pairs.jsonl'})"
     if num_cut:
-        text += f"\n{split}: {num_cut} responses go on behind their end, with white space or a second end: cut there"
+        text += f"\n{split}: {num_cut} responses have more behind their end, white space or a second end: cut there"
     say(text)
 
 

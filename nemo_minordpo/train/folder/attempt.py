@@ -1,12 +1,12 @@
-"""Attempts at a run: a job that is started again goes on in the same folder, and the one before it may still be alive.
+"""Attempts at a run: a job that is started again resumes in the same folder, and the one before it may still be alive.
 
 attempt.json    which attempt writes this run; the next one takes it over
 events.jsonl    what happened to the run, a line each (records.RunEvent)
 failures/       what broke, a file a rank (records.Failure)
 
-An attempt that was replaced can still compute: on a node that Slurm has lost, its processes go on until their peers
-are gone. It must not write any more. So the first rank looks into attempt.json before whatever it puts in place, and
-files that are not yet in place have the attempt's number in their names.
+An attempt that was replaced can still compute: on a node that Slurm has lost, its processes run on until their peers
+are gone. It must not write any more. So the first rank reads attempt.json before it puts anything in place, and
+files that are not yet in place have names of each attempt's own.
 """
 
 import os
@@ -16,6 +16,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemo_minordpo import file_names
 from nemo_minordpo.checked_json import read_json_object
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import to_json_line, write_json
@@ -23,7 +24,7 @@ from nemo_minordpo.records import Failure, RunEvent, utc_now
 
 
 class ReplacedError(RuntimeError):
-    """This attempt is over: another one goes on with the run."""
+    """This attempt is over: another one has resumed the run."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Attempt:
             time=utc_now(), attempt=self.number, job=job_name(), event=event, step=step, detail=detail,
             max_steps=max_steps,
         )  # fmt: skip
-        with (self.folder / "events.jsonl").open("a", encoding="utf-8") as out:
+        with (self.folder / file_names.EVENTS).open("a", encoding="utf-8") as out:
             out.write(to_json_line(line))
 
 
@@ -82,7 +83,7 @@ def record_failure(folder: Path, error: BaseException | str, *, rank: int, node:
     )  # fmt: skip
     name = f"{failure.time.replace(':', '')}-{job_name()}-rank_{rank}.json"
     try:
-        write_json(folder / "failures" / name, vars(failure))
+        write_json(folder / file_names.FAILURES / name, vars(failure))
     except OSError as also:  # a full disk is one of the things that break
         sys.stderr.write(f"rank {rank} on {failure.node}: {failure.error} (not written down: {also})\n")
 
@@ -94,7 +95,7 @@ def job_name() -> str:
 
 
 def _file(folder: Path) -> Path:
-    return folder / "attempt.json"
+    return folder / file_names.ATTEMPT
 
 
 def _read(folder: Path) -> tuple[int, str] | None:

@@ -8,7 +8,6 @@ temporary name with the attempt's number in it, forced to the disk, and renamed 
 
 import json
 import os
-import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from torch.distributed.checkpoint.api import CheckpointException
 
+from nemo_minordpo import file_names
 from nemo_minordpo.config import CheckpointSection
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import sha256_of_file, write_json
@@ -27,14 +27,13 @@ from nemo_minordpo.train.folder.attempt import Attempt
 from nemo_minordpo.train.folder.optimizer_state import load_optimizer_state, sharded_optimizer_state
 from nemo_minordpo.train.folder.stopping import signals_kept_from_children
 
-_NAME = re.compile(r"step_(\d+)")
-_FILES, _PROGRESS = "files.json", "progress.json"
+_FILES, _COUNTERS = "files.json", "progress.json"
 # What reading or writing a checkpoint raises, torch's, Megatron's and the system's.
 _FAULTS = (OSError, EOFError, KeyError, RuntimeError, UnpicklingError, CheckpointException, CheckpointingException)
 
 
 @dataclass(frozen=True)
-class Progress:
+class Counters:
     """How far a run is, from the checkpoint's own content."""
 
     step: int = 0  # optimizer steps done
@@ -70,7 +69,7 @@ def save_checkpoint(
     strategy: Any,
     model: Any,
     optimizer: Any,
-    progress: Progress,
+    counters: Counters,
     attempt: Attempt,
     keep: CheckpointSection,
     monitored: float | None,
@@ -79,7 +78,7 @@ def save_checkpoint(
 
     Args:
         folder: of all checkpoints.
-        strategy, model, optimizer, progress: what is saved.
+        strategy, model, optimizer, counters: what is saved.
         attempt: whose files they are.
         keep: which of the checkpoints stay.
         monitored: `keep.monitor` of the last validation, if there was one after this step.
@@ -88,7 +87,7 @@ def save_checkpoint(
         RuntimeError: it could not be written; those before it are what they were.
         ReplacedError: another attempt has the run.
     """
-    path = folder / f"step_{progress.step:06d}"
+    path = folder / file_names.step_name(counters.step)
     temporary = folder / f".{path.name}.attempt_{attempt.number}.tmp"
     if _is_first_rank():
         attempt.check()
@@ -97,14 +96,14 @@ def save_checkpoint(
     torch.distributed.barrier()
     try:
         state, steps = _sharded_state(strategy, model, optimizer, is_loading=False)
-        state["progress"] = asdict(progress)
+        state["progress"] = asdict(counters)
         state["optimizer_steps"] = steps
         with signals_kept_from_children():
             strategy.unwrapped_checkpoint_io.save_checkpoint(state, str(temporary))
         torch.distributed.barrier()
         if _is_first_rank():
             # a resumed run takes the counters from inside the checkpoint; `_not_kept` reads the monitored metric here
-            (temporary / _PROGRESS).write_text(json.dumps({**asdict(progress), "monitored": monitored}) + "\n")
+            (temporary / _COUNTERS).write_text(json.dumps({**asdict(counters), "monitored": monitored}) + "\n")
         torch.distributed.barrier()
         files = _digests_to_disk(temporary)
         if _is_first_rank():
@@ -115,11 +114,11 @@ def save_checkpoint(
             shutil.rmtree(path, ignore_errors=True)
             temporary.rename(path)
             _to_disk(folder)
-            attempt.note("saved", step=progress.step)
+            attempt.note("saved", step=counters.step)
             for old in _not_kept(folder, keep):
                 shutil.rmtree(old)
     except _FAULTS as error:
-        # the other ranks are stopped by whoever started them; none of them can go on without this one
+        # the other ranks are stopped by whoever started them; none of them can continue without this one
         intact = [other.name for other in _all(folder) if other != path]
         raise RuntimeError(
             f"{path} cannot be written: {_reason(error)}; intact: {', '.join(intact) or 'none before it'}"
@@ -157,7 +156,7 @@ def remove_leftovers(folder: Path, attempt: Attempt) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def load_checkpoint(path: Path, *, strategy: Any, model: Any, optimizer: Any) -> Progress:
+def load_checkpoint(path: Path, *, strategy: Any, model: Any, optimizer: Any) -> Counters:
     """Restore model and optimizer at the present layout, whatever the one was that wrote the checkpoint.
 
     Raises:
@@ -167,7 +166,7 @@ def load_checkpoint(path: Path, *, strategy: Any, model: Any, optimizer: Any) ->
     try:
         common = dist_checkpointing.load_common_state_dict(path)
         loaded = strategy.unwrapped_checkpoint_io.load_checkpoint(str(path), sharded_state_dict=state)
-        progress = Progress(**common["progress"])
+        counters = Counters(**common["progress"])
     except _FAULTS as error:
         raise UserError(
             f"{path} is no checkpoint of this run ({type(error).__name__}: {error}); "
@@ -179,7 +178,7 @@ def load_checkpoint(path: Path, *, strategy: Any, model: Any, optimizer: Any) ->
         missing = module.load_state_dict(weights, strict=not model.use_peft)
         assert not missing.unexpected_keys, missing.unexpected_keys
     load_optimizer_state(optimizer, loaded["optimizer"], steps=common["optimizer_steps"])
-    return progress
+    return counters
 
 
 def _sharded_state(strategy: Any, model: Any, optimizer: Any, *, is_loading: bool) -> tuple[dict[str, Any], int | None]:
@@ -241,7 +240,7 @@ def _first_of_ranks(fault: str) -> str:
 def _not_kept(folder: Path, keep: CheckpointSection) -> list[Path]:
     """All but the newest `keep_last` and, by the monitored metric, the best `save_top_k`."""
     paths = _all(folder)
-    values = {path: json.loads((path / _PROGRESS).read_text()).get("monitored") for path in paths}
+    values = {path: json.loads((path / _COUNTERS).read_text()).get("monitored") for path in paths}
     sign = 1 if keep.mode == "min" else -1
     ranked = sorted((path for path in paths if values[path] is not None), key=lambda path: sign * values[path])
     kept = {*paths[-keep.keep_last :], *ranked[: keep.save_top_k]}
@@ -259,11 +258,11 @@ def _reason(error: BaseException) -> str:
 
 
 def _all(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.glob("step_*") if _NAME.fullmatch(path.name)), key=_step_of)
+    return sorted((path for path in folder.glob("step_*") if file_names.STEP.fullmatch(path.name)), key=_step_of)
 
 
 def _step_of(path: Path) -> int:
-    match = _NAME.fullmatch(path.name)
+    match = file_names.STEP.fullmatch(path.name)
     assert match is not None
     return int(match[1])
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from omegaconf import OmegaConf
 
+from nemo_minordpo import file_names
 from nemo_minordpo.config import TrainConfig
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import write_text
@@ -41,7 +42,7 @@ def open_loggers(config: TrainConfig, folder: Path) -> list[Logger]:
     """
     loggers: list[Logger] = []
     if config.exp_manager.create_tensorboard_logger:
-        loggers.append(TensorBoard(folder / "tensorboard"))
+        loggers.append(TensorBoard(folder / file_names.TENSORBOARD))
     if config.exp_manager.create_wandb_logger:
         loggers.append(Wandb(config, folder))
     return loggers
@@ -137,7 +138,7 @@ def wandb_arguments(config: TrainConfig, folder: Path) -> dict[str, Any]:
         "dir": str(folder),
         "project": os.environ.get("WANDB_PROJECT", "nemo-minordpo"),
         "name": os.environ.get("WANDB_NAME", folder.name),
-        "id": texts.get("id") or os.environ.get("WANDB_RUN_ID") or _lasting_id(folder / "wandb_id"),
+        "id": texts.get("id") or os.environ.get("WANDB_RUN_ID") or _lasting_id(folder / file_names.WANDB_ID),
         "resume": "allow",
         **texts,
         "config": {**settings, **own},

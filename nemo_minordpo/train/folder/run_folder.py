@@ -1,16 +1,4 @@
-"""The run folder: whose it is, what lies in it, and who may go on in it.
-
-config.yaml            the resolved configuration
-manifest.json          inputs with sha256, versions, commit
-data/train, data/validation   token arrays, `left_out_pairs.jsonl`, `counts.json`
-metrics.jsonl          one line a step (records.StepMetrics)
-events.jsonl, failures/, attempt.json   what happened to the run, and who writes it (attempt.py)
-checkpoints/step_*     what a stopped run goes on from
-logs/                  a launcher's: `waiting` says what it waits for
-wandb_id, wandb/, tensorboard/   what loggers.py keeps
-model.tokenizer        tokenizer, config and chat template of the model that the run started from
-model.nemo             the trained model, at the end
-"""
+"""The run folder: whose it is, and who may resume in it. file_names.py says what lies in it."""
 
 import hashlib
 import json
@@ -23,6 +11,7 @@ from typing import Any, TextIO
 
 from omegaconf import OmegaConf
 
+from nemo_minordpo import file_names
 from nemo_minordpo.config import TrainConfig, identity
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import read_lines, sha256_of_file, write_text
@@ -41,25 +30,25 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        return self.path / "config.yaml"
+        return self.path / file_names.CONFIG
 
     @property
     def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        return self.path / file_names.CHECKPOINTS
 
     @property
     def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.path / file_names.METRICS
 
     @property
     def nemo(self) -> Path:
-        return self.path / "model.nemo"
+        return self.path / file_names.NEMO
 
     def data(self, split: str) -> Path:
-        return self.path / "data" / split
+        return self.path / file_names.DATA / split
 
     def prepare(self, config: TrainConfig, *, inputs: dict[str, list[Path]], make_data: Callable[[], None]) -> None:
-        """Make the folder this run's, or go on in it.
+        """Make the folder this run's, or resume in it.
 
         Args:
             config: the run's configuration.
@@ -75,12 +64,13 @@ class RunFolder:
             self._refuse_another_run(settings)
             make_data()
             return
-        leftovers = {"data", "manifest.json", "logs", "failures"}  # of a run that never started
+        # of a run that never started
+        leftovers = {file_names.DATA, file_names.MANIFEST, file_names.LOGS, file_names.FAILURES}
         if self.path.exists() and any(item.name not in leftovers for item in self.path.iterdir()):
             raise UserError(
                 f"exp_manager.explicit_log_dir={self.path} is not empty and holds no run: choose another folder"
             )
-        shutil.rmtree(self.path / "data", ignore_errors=True)
+        shutil.rmtree(self.path / file_names.DATA, ignore_errors=True)
         make_data()
         manifest = Manifest(
             stage="train",
@@ -102,11 +92,11 @@ class RunFolder:
 
         It is a new file in place of the old one: an attempt that was replaced and still runs has the old one open.
         """
-        kept = []
+        lines = []
         if self.metrics.exists():
-            # what begins anew looks at the answers before its first step again
-            kept = [text for _, text in read_lines(self.metrics) if after and _step_of(text, after) <= after]
-        write_text(self.metrics, "".join(kept))
+            # a run that begins anew samples the answers before its first step again
+            lines = [text for _, text in read_lines(self.metrics) if after and _step_of(text, after) <= after]
+        write_text(self.metrics, "".join(lines))
         return self.metrics.open("a", encoding="utf-8", buffering=1)
 
     def _refuse_another_run(self, settings: dict[str, Any]) -> None:
@@ -116,7 +106,7 @@ class RunFolder:
         if changes:
             raise UserError(
                 "\n".join([f"{self.path} belongs to a run with other settings:", *changes])
-                + "\nChoose another exp_manager.explicit_log_dir, or give that run's settings to go on with it"
+                + "\nChoose another exp_manager.explicit_log_dir, or give that run's settings to resume it"
             )
 
 

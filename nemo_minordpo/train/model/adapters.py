@@ -17,7 +17,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_minordpo.config.lora import ADAPTER
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.train.model.nemo_file import RANK_FILE, WEIGHTS, unpacked
+from nemo_minordpo.file_names import NEMO_RANK_WEIGHTS, NEMO_WEIGHTS
+from nemo_minordpo.train.model.nemo_file import unpacked
 
 _PREFIX = "model."
 # what torch, Megatron and the system raise at files that are damaged or hold other tensors
@@ -37,7 +38,9 @@ def load_adapters(model: Any, path: Path) -> None:
     (module,) = model.get_model_module_list()
     try:
         with unpacked(path) as folder:
-            stored = _distributed(module, folder / WEIGHTS) if (folder / WEIGHTS).is_dir() else _of_rank(folder)
+            stored = (
+                _distributed(module, folder / NEMO_WEIGHTS) if (folder / NEMO_WEIGHTS).is_dir() else _of_rank(folder)
+            )
         other = sorted(stored.keys() ^ {name for name, _ in module.named_parameters() if ADAPTER in name})
         if other:
             raise UserError(f"{path}: other adapters than its model config says: {other[0]} ({len(other)} in all)")
@@ -56,7 +59,7 @@ def _distributed(module: Any, folder: Path) -> dict[str, Any]:
 
 def _of_rank(folder: Path) -> dict[str, Any]:
     """NeMo's own file of this rank, which has its layout."""
-    file = inject_model_parallel_rank(str(folder / RANK_FILE))
+    file = inject_model_parallel_rank(str(folder / NEMO_RANK_WEIGHTS))
     loaded = torch.load(file, map_location="cpu", weights_only=True)
     return {key.removeprefix(_PREFIX): value for key, value in loaded.items()}
 

@@ -12,10 +12,11 @@ from nemo_minordpo.config.lora import LoraFacts, linear_layers, peft_section
 from nemo_minordpo.core.flops import ModelSize
 from nemo_minordpo.core.pair_packing import row_multiple
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.file_names import MODEL_CONFIG
 from nemo_minordpo.sidecars import tokenizer_folder
 from nemo_minordpo.train.model import starting_adapters
 from nemo_minordpo.train.model.layout import data_parallel_size, layout_problems
-from nemo_minordpo.train.model.nemo_file import CONFIG, read_nemo
+from nemo_minordpo.train.model.nemo_file import read_nemo
 
 # Kernels that need CUDA; and weights are made where they stay.
 _WITHOUT_CUDA = {
@@ -42,7 +43,9 @@ def read_checkpoint_config(path: Path) -> DictConfig:
     file = read_nemo(path, setting=setting)
     config = file.config
     if lost := [key for key in _SIZES if not isinstance(config.get(key), int)]:
-        raise UserError(f"{setting}={path}: its {CONFIG} has no whole number {', '.join(lost)}: is the file whole?")
+        raise UserError(
+            f"{setting}={path}: its {MODEL_CONFIG} has no whole number {', '.join(lost)}: is the file whole?"
+        )
     scheme = (config.get("peft") or {}).get("peft_scheme") or "none"
     of_rank_files = file.has_rank_files and not file.tensors and scheme != "none"
     if of_rank_files or (file.tensors and file.tensors.keys() == file.adapters.keys()):
@@ -77,7 +80,7 @@ def build_model_config(config: TrainConfig, checkpoint: DictConfig, *, cuda: boo
     unknown = [key for key in config.checkpoint_overrides if key not in model]
     if unknown:
         hints = "; ".join(f"model.{key}{closest(key, [str(k) for k in model])}" for key in unknown)
-        raise UserError(f"neither a setting nor in the checkpoint's {CONFIG}: {hints}")
+        raise UserError(f"neither a setting nor in the checkpoint's {MODEL_CONFIG}: {hints}")
     with open_dict(model):
         for name in ("target", "nemo_version"):
             model.pop(name, None)

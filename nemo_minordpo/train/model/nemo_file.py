@@ -13,10 +13,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from nemo_minordpo import file_names
 from nemo_minordpo.config.lora import ADAPTER
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.file_names import MODEL_CONFIG, NEMO_RANK_WEIGHTS, NEMO_WEIGHTS
 
-CONFIG, WEIGHTS, RANK_FILE = "model_config.yaml", "model_weights", "model_weights.ckpt"
 _PREFIX = "model."
 
 
@@ -52,8 +53,8 @@ def read_nemo(path: Path, *, setting: str) -> NemoFile:
     """
     if path.is_dir():
         names = [str(file.relative_to(path)) for file in path.iterdir() if file.is_file()]
-        names += [str(file.relative_to(path)) for file in path.glob(f"*/{RANK_FILE}")]
-        names += [f"{WEIGHTS}/.metadata"] if (path / WEIGHTS / ".metadata").is_file() else []
+        names += [str(file.relative_to(path)) for file in path.glob(f"*/{NEMO_RANK_WEIGHTS}")]
+        names += [f"{NEMO_WEIGHTS}/.metadata"] if (path / NEMO_WEIGHTS / ".metadata").is_file() else []
         return _nemo_file(path, names, lambda name: (path / name).read_bytes())
     if not path.is_file():
         raise UserError(f"{setting}={path}: no such file or folder")
@@ -90,17 +91,17 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 
 def _nemo_file(path: Path, names: list[str], read: Callable[[str], bytes]) -> NemoFile:
-    if CONFIG not in names:
+    if MODEL_CONFIG not in names:
         words = "has no" if path.is_dir() else "holds no"
-        raise UserError(f"{path} {words} {CONFIG}: a .nemo file or an extracted one was expected")
-    if path.is_dir() and (path / "checkpoints").is_dir():
-        raise UserError(f"{path} is the folder of a run: name the model in it, {path / 'model.nemo'}")
-    metadata = f"{WEIGHTS}/.metadata"
+        raise UserError(f"{path} {words} {MODEL_CONFIG}: a .nemo file or an extracted one was expected")
+    if path.is_dir() and (path / file_names.CHECKPOINTS).is_dir():
+        raise UserError(f"{path} is the folder of a run: name the model in it, {path / file_names.NEMO}")
+    metadata = f"{NEMO_WEIGHTS}/.metadata"
     return NemoFile(
         path=path,
-        config=_config(read(CONFIG), path),
+        config=_config(read(MODEL_CONFIG), path),
         tensors=_shapes(read(metadata), path) if metadata in names else {},
-        has_rank_files=any(PurePosixPath(name).name == RANK_FILE for name in names),
+        has_rank_files=any(PurePosixPath(name).name == NEMO_RANK_WEIGHTS for name in names),
     )
 
 
@@ -108,9 +109,9 @@ def _config(content: bytes, path: Path) -> DictConfig:
     try:
         loaded: Any = OmegaConf.create(content.decode())
     except Exception as error:  # yaml's and omegaconf's errors share no base
-        raise UserError(f"{path}: {CONFIG} cannot be read ({type(error).__name__}: {error})") from error
+        raise UserError(f"{path}: {MODEL_CONFIG} cannot be read ({type(error).__name__}: {error})") from error
     if not isinstance(loaded, DictConfig):
-        raise UserError(f"{path}: {CONFIG} does not hold settings by name")
+        raise UserError(f"{path}: {MODEL_CONFIG} does not hold settings by name")
     return loaded
 
 
@@ -118,7 +119,7 @@ def _shapes(content: bytes, path: Path) -> dict[str, tuple[int, ...]]:
     try:
         described = pickle.loads(content).state_dict_metadata
     except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, ValueError) as error:
-        raise UserError(f"{path}: {WEIGHTS}/.metadata is damaged ({type(error).__name__}: {error})") from error
+        raise UserError(f"{path}: {NEMO_WEIGHTS}/.metadata is damaged ({type(error).__name__}: {error})") from error
     return {
         name.removeprefix(_PREFIX): tuple(value.size)
         for name, value in described.items()

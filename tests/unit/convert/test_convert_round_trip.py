@@ -277,7 +277,7 @@ def test_a_failed_conversion_leaves_nothing_behind(
         raise KeyboardInterrupt
 
     before = {path.name for path in tmp_path.iterdir()}
-    monkeypatch.setattr("nemo_minordpo.convert.hf_to_nemo.pack", interrupt)
+    monkeypatch.setattr("nemo_minordpo.convert.hf_to_nemo.publish_nemo", interrupt)
     with pytest.raises(KeyboardInterrupt):
         import_hf(hf, tmp_path / "new.nemo")
     monkeypatch.setattr("nemo_minordpo.convert.nemo_to_hf.write_weights", interrupt)
@@ -353,8 +353,8 @@ DAMAGES = {
     ),
     "one layer of another type": (
         lambda hf: rewrite(hf, {K_PROJ: read_all(hf)[K_PROJ].bfloat16()}),
-        "layers.0.self_attn.q_proj.weight float32 and model.layers.1.self_attn.k_proj.weight bfloat16), and a "
-        "checkpoint has one type for them: --dtype float32 leaves every value as it is, --dtype bfloat16 rounds",
+        "layers.0.self_attn.q_proj.weight float32 and model.layers.1.self_attn.k_proj.weight bfloat16), but a "
+        "checkpoint has one type for them: --dtype float32 keeps every value exactly, --dtype bfloat16 rounds",
     ),
     "damaged tokenizer": (
         lambda hf: (hf / "tokenizer.json").write_bytes((hf / "tokenizer.json").read_bytes()[:-1]),
@@ -453,7 +453,7 @@ def test_every_kind_of_source(hf: Path, nemo: Path, tmp_path: Path, capsys: pyte
         assert differing(wanted, read_all(tmp_path / f"back{number}")) == []
         if source == run:
             assert manifest.settings["source"] == str(run / "checkpoints" / "step_000010")
-    assert "is taken at its word" in capsys.readouterr().err
+    assert "in or above it; trusting" in capsys.readouterr().err
     shutil.copy(nemo, run / "model.nemo")
     assert export_hf(run, tmp_path / "result").settings["source"] == str(run / "model.nemo")
     assert Manifest.read(tmp_path / "result").stage == "export-hf"

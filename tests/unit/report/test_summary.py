@@ -9,11 +9,11 @@ from nemo_minordpo.core.intervals import wilson_interval
 from nemo_minordpo.records import RunEvent, Score, StepMetrics
 from nemo_minordpo.report.axes import arrange
 from nemo_minordpo.report.claims import claims
-from nemo_minordpo.report.document import best_cells
+from nemo_minordpo.report.document import document_of
 from nemo_minordpo.report.run_state import State
 from nemo_minordpo.report.runs import Run
 from nemo_minordpo.report.scores import is_degenerate, strict_over_seeds
-from nemo_minordpo.report.summary import reading
+from nemo_minordpo.report.summary import summary
 
 DONE = RunEvent(time="2024", attempt=1, job="j", event="complete", step=1)
 
@@ -44,7 +44,7 @@ def run(
 
 
 def said(*runs, base=None):
-    return reading(arrange(list(runs), base))
+    return summary(arrange(list(runs), base))
 
 
 def line_with(sentences, text):
@@ -178,7 +178,12 @@ def test_equal_scores_have_no_best():
         "The best at the same beta and learning rate is minordpo at 1 of 3 (at 1 with an interval apart from the next "
         "one's) and none, as the best ones are alike, at 2."
     )
-    assert [row[2] for row in best_cells(arrange(runs, None))] == ["dpo and minordpo", "minordpo", "dpo and minordpo"]
+    rows = document_of(arrange(runs, None)).best_table.rows
+    assert [row[2] for row in rows] == [
+        "dpo and minordpo",
+        "minordpo",
+        "dpo and minordpo",
+    ]
     tops = said(run("dpo", 70, beta=0.1), run("dpo", 60, beta=0.2), run("minordpo", 70, beta=0.2))
     assert line_with(tops, "top score") == (
         "lr 1e-06: dpo at beta 0.1 and minordpo at beta 0.2 share the top score, 70.0 % (60.4-78.1)."
@@ -193,7 +198,7 @@ def test_what_is_missing_of_a_sweep_is_said():
     )
     whole = [run("dpo", 50), run("dpo", 50, beta=0.2)]
     assert line_with(said(*whole), "not the whole sweep") == ""
-    (sentence, *_) = reading(arrange(whole, None, ["left out: runs/ipo: not a run folder"]))
+    (sentence, *_) = summary(arrange(whole, None, ["left out: runs/ipo: not a run folder"]))
     assert "with a score: 2; folders without a run that can be read: 1." in sentence
 
 

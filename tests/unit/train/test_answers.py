@@ -81,14 +81,14 @@ def watch(tmp_path, monkeypatch):
 
 def test_a_look_worked_by_hand(watch):
     watch, said, _, attempt = watch
-    values, alarm = watch.look(0, attempt, chosen=0.0)
+    values, alarm = watch.sample(0, attempt, chosen=0.0)
     assert alarm == ""
     assert values.pop("step_s") > 0
     assert values == {
         "degenerate_rate": 0, "repeated_4grams": 0, "unfinished_rate": 0, "mean_tokens": 30, "kl_reference": 0,
     }  # fmt: skip
     said |= {"answers": [LOOPING, HEALTHY], "log_probs": np.asarray([[-3.0, -4.0], [-5.0, -2.0]])}
-    values, _ = watch.look(10, attempt, chosen=1.0)
+    values, _ = watch.sample(10, attempt, chosen=1.0)
     assert values["degenerate_rate"] == values["unfinished_rate"] == 0.5
     assert values["repeated_4grams"] == pytest.approx((1 - 2 / 37) / 2)
     assert values["mean_tokens"] == 35
@@ -113,12 +113,12 @@ def test_a_look_worked_by_hand(watch):
 def test_an_alarm_needs_both(watch, before, now, chosen, alarms, resumed):
     watch, said, make, attempt = watch
     said["answers"] = before
-    assert watch.look(0, attempt, chosen=0.0)[1] == ""
+    assert watch.sample(0, attempt, chosen=0.0)[1] == ""
     if resumed:
         watch = make()
         watch.resume()
     said["answers"] = now
-    _, alarm = watch.look(10, attempt, chosen=chosen)
+    _, alarm = watch.sample(10, attempt, chosen=chosen)
     assert bool(alarm) == alarms
     if alarms:
         assert "rewards/chosen has fallen to -1 nats" in alarm
@@ -127,11 +127,11 @@ def test_an_alarm_needs_both(watch, before, now, chosen, alarms, resumed):
 
 def test_a_resumed_watch_compares_with_the_same_samples(watch):
     watch, said, make, attempt = watch
-    watch.look(0, attempt, chosen=0.0)
+    watch.sample(0, attempt, chosen=0.0)
     resumed = make()
     resumed.resume()
     said["log_probs"] = np.full((2, 2), -4.5)
-    assert resumed.look(10, attempt, chosen=0.0)[0]["kl_reference"] == pytest.approx(1.5)
+    assert resumed.sample(10, attempt, chosen=0.0)[0]["kl_reference"] == pytest.approx(1.5)
     samples = resumed._samples
     assert [samples.sequence(pair, rejected=side).tolist() for pair in (0, 1) for side in (False, True)] == [
         [11, 12, 1, 7, END], [11, 12, 2, 7, END], [13, 3, 7, END], [13, 4, 7, END],
@@ -141,7 +141,7 @@ def test_a_resumed_watch_compares_with_the_same_samples(watch):
 @pytest.mark.parametrize("gone", ["reference.npz", "step_000000.jsonl"])
 def test_answers_that_are_gone_are_named(watch, gone):
     watch, _, make, attempt = watch
-    watch.look(0, attempt, chosen=0.0)
+    watch.sample(0, attempt, chosen=0.0)
     (watch.folder / gone).unlink()
     with pytest.raises(ValueError, match=r"trainer.dpo.watch.interval=0 resumes it without"):
         make().resume()
@@ -149,12 +149,12 @@ def test_answers_that_are_gone_are_named(watch, gone):
 
 def test_an_attempt_that_was_replaced_writes_nothing(watch):
     watch, said, make, attempt = watch
-    watch.look(0, attempt, chosen=0.0)
+    watch.sample(0, attempt, chosen=0.0)
     before = {path: path.read_bytes() for path in watch.folder.iterdir()}
     Attempt.claim(watch.folder.parent)
     said |= {"answers": [LOOPING, LOOPING], "log_probs": np.full((2, 2), -9.0)}
     with pytest.raises(ReplacedError):
-        watch.look(0, attempt, chosen=0.0)
+        watch.sample(0, attempt, chosen=0.0)
     with pytest.raises(ReplacedError):
         make().begin(attempt)
     assert {path: path.read_bytes() for path in watch.folder.iterdir() if not path.name.startswith(".")} == before

@@ -1,0 +1,28 @@
+"""Nested settings under flat keys, and what differs between two sets of them."""
+
+from nemo_minordpo.flat import differences, flatten
+
+
+def test_nested_settings_stand_under_dotted_keys_in_their_order():
+    nested = {"b": {"y": 1, "x": {"z": None}}, "a": [1, {"not": "flat"}], "c": ""}
+    assert list(flatten(nested).items()) == [("b.y", 1), ("b.x.z", None), ("a", [1, {"not": "flat"}]), ("c", "")]
+
+
+def test_empty_mappings_leave_nothing_and_empty_lists_stay():
+    assert flatten({"a": {}, "b": {"c": {}}, "d": []}) == {"d": []}
+
+
+def test_of_a_nested_and_a_dotted_key_the_later_one_counts():
+    assert flatten({"a": {"b": 1}, "a.b": 2}) == {"a.b": 2}
+    assert flatten({"a.b": 2, "a": {"b": 1}}) == {"a.b": 1}
+
+
+def test_another_separator_stands_between_all_levels():
+    assert flatten({"model": {"a.json": {"sha256": "x"}}}, separator="/") == {"model/a.json/sha256": "x"}
+
+
+def test_differences_are_named_by_key_and_a_missing_one_is_none():
+    assert differences({"b": 1, "a": 2, "same": 3}, {"a": 4, "same": 3}) == [
+        "  a: 2 there, 4 now",
+        "  b: 1 there, None now",
+    ]
