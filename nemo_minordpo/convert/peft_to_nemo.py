@@ -105,7 +105,7 @@ def _base_folder(path: Path, settings: dict[str, Any], base: Path | None) -> Pat
     folder = base or Path(settings.get("base_model_name_or_path") or "")
     if not (folder / "config.json").is_file():
         said = settings.get("base_model_name_or_path")
-        named = f"no config.json in {folder}" if base else f"base_model_name_or_path={said!r} is no model's folder here"
+        named = f"no config.json in {folder}" if base else f"base_model_name_or_path={said!r} is not a model folder"
         raise UserError(
             f"{path}: {named}: name the model that the adapters were trained on with --base, its Hugging Face folder "
             "or its .nemo"

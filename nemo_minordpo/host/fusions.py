@@ -27,7 +27,7 @@ def _rotary_embedding() -> list[StandIn]:
 
     module: Any = rope_utils
     module.fused_apply_rotary_pos_emb = fused
-    return [StandIn("fused rotary embedding where Megatron-Core looks for it", "Transformer Engine's own")]
+    return [StandIn("fused rotary embedding where Megatron-Core imports it from", "Transformer Engine's own")]
 
 
 def _gradient_accumulation() -> list[StandIn]:

@@ -85,8 +85,8 @@ def test_control_the_comparison_sees_a_swap_a_type_and_an_absence(hf: Path) -> N
     assert differing(tensors, {n: t for n, t in tensors.items() if n != norm}) == [norm]
 
 
-def test_what_lies_in_the_nemo(hf: Path, nemo: Path, tmp_path: Path) -> None:
-    """Read through torch alone and put together by hand."""
+def test_content_of_the_nemo(hf: Path, nemo: Path, tmp_path: Path) -> None:
+    """Read with torch alone and assembled by hand."""
     folder = unpack(nemo, tmp_path / "unpacked")
     tensors, checkpoint = read_all(hf), Checkpoint(folder / "model_weights")
     layer = "model.layers.2."
@@ -102,7 +102,7 @@ def test_what_lies_in_the_nemo(hf: Path, nemo: Path, tmp_path: Path) -> None:
     assert head[131:].abs().sum() == 0
 
 
-def test_model_config_and_what_lies_beside(hf: Path, nemo: Path, tmp_path: Path) -> None:
+def test_model_config_and_sidecars(hf: Path, nemo: Path, tmp_path: Path) -> None:
     config: Any = OmegaConf.load(unpack(nemo, tmp_path / "unpacked") / "model_config.yaml")
     assert config.override_vocab_size == 256
     assert config.unpadded_vocab_size == 131
@@ -151,7 +151,7 @@ def test_types_can_be_changed_on_either_side(hf: Path, tmp_path: Path) -> None:
 
 
 def test_windows_and_norms_in_the_model_config(tmp_path: Path) -> None:
-    """Training drops a window that hides nothing from its pairs; norms that are missing would be another model."""
+    """Training drops a window that hides nothing from its pairs; without its norms it would be a different model."""
     mistral, qwen3 = (facts_from_config(config_of(kind, sliding_window=32), where="x") for kind in ("mistral", "qwen3"))
     windowed, normed = (
         model_config.model_config(facts, tokenizer=tmp_path, dtype=torch.float32) for facts in (mistral, qwen3)
@@ -187,7 +187,7 @@ def test_shards_are_read_and_written(hf: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", [1, 60, 10**6], ids=["a tensor a file", "several", "one file"])
 def test_files_are_those_of_safetensors_own_writer(tmp_path: Path, limit: int) -> None:
-    """Types of several widths, sizes that are no multiples of them, slices, and tensors that come in any order."""
+    """Types of several widths, sizes that are not multiples of them, slices, and tensors in any order."""
     table = torch.randn(7, 3)
     tensors = {
         "odd": torch.randn(3).bfloat16(), "wide": table, "slice": table[2:5], "column": table[:, 1],
@@ -223,7 +223,7 @@ def test_tensors_that_were_not_planned_are_refused(tmp_path: Path) -> None:
 
 
 def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:
-    """Whatever the size of a shard."""
+    """Whatever the shard size."""
     alive: list[weakref.ref[Tensor]] = []
 
     def made() -> Iterator[tuple[str, Tensor]]:
@@ -287,13 +287,13 @@ def test_a_failed_conversion_leaves_nothing_behind(
 
 
 def rewrite(folder: Path, change: dict[str, Tensor | None]) -> None:
-    """Change tensors of a folder; None takes one out."""
+    """Change tensors of a folder; None removes one."""
     tensors = {**read_all(folder), **change}
     save_file({n: t for n, t in tensors.items() if t is not None}, folder / "model.safetensors")
 
 
 def shard(folder: Path, weight_map: dict[str, str]) -> None:
-    """Make the one file of a folder a shard named `one.safetensors`."""
+    """Turn a folder's only weight file into a shard named `one.safetensors`."""
     (folder / "model.safetensors").rename(folder / "one.safetensors")
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -383,7 +383,7 @@ def test_name_of_the_output(hf: Path, tmp_path: Path) -> None:
         import_hf(hf, tmp_path / "base.tar")
 
 
-def test_rotary_frequencies_of_old_files_are_passed_over(hf: Path, tmp_path: Path) -> None:
+def test_rotary_frequencies_of_old_files_are_ignored(hf: Path, tmp_path: Path) -> None:
     rewrite(hf, {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)})
     import_hf(hf, tmp_path / "base.nemo")
     assert (tmp_path / "base.nemo").is_file()
@@ -401,7 +401,7 @@ def test_a_tied_models_own_head_must_equal_its_embedding(tmp_path: Path) -> None
 
 @pytest.fixture
 def untied_by_nemo(tmp_path: Path) -> tuple[Path, Path]:
-    """(a tied model's folder, a `.nemo` with an output layer of its own, as NeMo's converters write it)."""
+    """(a tied model's folder, a `.nemo` with a separate output layer, as NeMo's converters write it)."""
     tied = write_hf(tmp_path / "tied", tie_word_embeddings=True)
     untied = shutil.copytree(tied, tmp_path / "untied")
     (untied / "config.json").write_text(json.dumps(config_of(tie_word_embeddings=False)))
@@ -460,7 +460,7 @@ def test_every_kind_of_source(hf: Path, nemo: Path, tmp_path: Path, capsys: pyte
 
 
 def test_a_moved_nemo_finds_the_tokenizer_beside_it(hf: Path, nemo: Path, tmp_path: Path) -> None:
-    """Whatever lies where it was: on another machine another model may have that path."""
+    """Even if its old path has other files: on another machine that path may belong to another model."""
     (tmp_path / "elsewhere").mkdir()
     for name in ("base.nemo", "base.tokenizer"):
         (tmp_path / name).rename(tmp_path / "elsewhere" / name)
@@ -474,7 +474,7 @@ def test_a_moved_nemo_finds_the_tokenizer_beside_it(hf: Path, nemo: Path, tmp_pa
 
 
 def test_a_moved_run_has_its_tokenizer_with_it(hf: Path, nemo: Path, tmp_path: Path) -> None:
-    """For its result and for its checkpoints, when nothing of the machine that it was trained on is there."""
+    """For its result and its checkpoints, without any files of the machine that it was trained on."""
     run = tmp_path / "run"
     shutil.copytree(unpack(nemo, tmp_path / "unpacked") / "model_weights", run / "checkpoints" / "step_000010")
     shutil.copy(tmp_path / "unpacked" / "model_config.yaml", run / "model_config.yaml")

@@ -51,7 +51,7 @@ def test_results_stand_for_their_newest_checkpoint(hf: Path, results: Path, tmp_
     assert export_hf(best, tmp_path / "best").settings["source"] == str(best)
 
 
-def test_unfinished_checkpoints_are_passed_over(results: Path) -> None:
+def test_unfinished_checkpoints_are_skipped(results: Path) -> None:
     checkpoints = results / "checkpoints"
     for name in (STEM.format(0.5, 100, 400) + "-last", STEM.format(0.5, 100, 400)):
         (checkpoints / f"{name}-unfinished").touch()  # NeMo's mark while it writes
@@ -63,7 +63,7 @@ def test_unfinished_checkpoints_are_passed_over(results: Path) -> None:
     assert resolve_run(results) == checkpoints / "megatron_gpt.nemo"
 
 
-def test_settings_of_a_training_are_held_against_the_config(results: Path, tmp_path: Path) -> None:
+def test_settings_of_a_run_are_checked_against_the_config(results: Path, tmp_path: Path) -> None:
     settings: Any = OmegaConf.load(results / "hparams.yaml")
     settings.model.rotary_base = 5000.0
     OmegaConf.save(settings, results / "hparams.yaml")
@@ -87,9 +87,7 @@ def test_files_of_single_ranks_are_refused_by_name(results: Path, tmp_path: Path
     shutil.rmtree(results / "checkpoints")
     (results / "checkpoints" / "mp_rank_00").mkdir(parents=True)
     (results / "checkpoints" / "mp_rank_00" / f"{STEM.format(0.5, 100, 400)}-last.ckpt").touch()
-    with pytest.raises(
-        ValueError, match=r"no complete checkpoint.*\.ckpt files of single ranks cannot be read, the \.n"
-    ):
+    with pytest.raises(ValueError, match=r"no complete checkpoint.*per-rank \.ckpt files cannot be read, but the \.n"):
         export_hf(results, tmp_path / "out")
 
 
@@ -116,7 +114,7 @@ def test_a_checkpoint_of_nemo_2(hf: Path, unpacked: Path, tmp_path: Path, capsys
     (tmp_path / "nemo2" / "weights" / "metadata.json").write_text('{"sharded_backend": "torch_dist"}')
     export_hf(tmp_path / "nemo2", tmp_path / "out", tokenizer=hf)
     assert differing(read_all(hf), read_all(tmp_path / "out")) == []
-    assert "is taken at its word" in capsys.readouterr().err
+    assert "in or above it; trusting" in capsys.readouterr().err
 
 
 def test_an_unpacked_folder_without_its_config(unpacked: Path, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_where_its_model_is(hf: Path, base: Path, peft: Path, tmp_path: Path) ->
     for number, named in enumerate((hf, base)):
         import_peft(peft, tmp_path / f"{number}.nemo", base=named)
     change(peft, {"base_model_name_or_path": "Qwen/Qwen2.5-0.5B"})
-    with pytest.raises(ValueError, match=r"'Qwen/Qwen2.5-0.5B' is no model's folder here: name .* with --base"):
+    with pytest.raises(ValueError, match=r"'Qwen/Qwen2.5-0.5B' is not a model folder: name .* with --base"):
         import_peft(peft, tmp_path / "other.nemo")
     with pytest.raises(ValueError, match=r"no config\.json in .*elsewhere\.tokenizer"):
         import_peft(peft, tmp_path / "other.nemo", base=tmp_path / "elsewhere.nemo")
@@ -115,8 +115,8 @@ def test_all_that_peft_writes_of_plain_lora(peft: Path, tmp_path: Path) -> None:
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
         ({"of_a_newer_peft": 2}, "of_a_newer_peft=2"),
         ({"peft_type": "IA3"}, "peft_type='IA3': only LORA"),
-        ({"lora_alpha": None}, "lora_alpha=None: a positive number expected"),
-        ({"r": 3}, r"q_proj\.lora_A\.weight has shape \(2, 24\), rank 3 and config\.json make it \(3, 24\)"),
+        ({"lora_alpha": None}, "lora_alpha=None: expected a positive number"),
+        ({"r": 3}, r"q_proj\.lora_A\.weight has shape \(2, 24\); rank 3 and config\.json imply \(3, 24\)"),
     ],
 )
 def test_settings_of_another_kind(peft: Path, tmp_path: Path, settings: dict[str, Any], said: str) -> None:
@@ -140,14 +140,14 @@ Q_A, Q_DORA, O_B = (
             r"k_proj\.lora_A\.weight is missing \(6 in all\)",
         ),
         (lambda t: {k: v for k, v in t.items() if "layers.1" not in k}, r"layers\.1\..* is missing"),
-        (lambda t: t | {Q_DORA: torch.ones(2)}, "lora_magnitude_vector: adapters of the linear"),
+        (lambda t: t | {Q_DORA: torch.ones(2)}, "lora_magnitude_vector: expected adapters of the linear"),
         (lambda t: {}, "it is empty"),
         (lambda t: t | {O_B: torch.full((24, RANK), torch.nan)}, r"o_proj\.lora_B\.weight is not finite"),
         (lambda t: t | {O_B: torch.ones(24, RANK, dtype=torch.int8)}, "has type int8"),
-        (lambda t: t | {O_B: torch.ones(8, RANK)}, r"\(8, 2\), .* make it \(24, 2\)"),
+        (lambda t: t | {O_B: torch.ones(8, RANK)}, r"\(8, 2\); .* imply \(24, 2\)"),
         (
             lambda t: {k: v.half() if "o_proj" in k else v for k, v in t.items()},
-            "types float16, float32: give one with",
+            "types float16, float32: pick one with",
         ),
     ],
     ids=["an A each", "no keys", "a layer", "DoRA", "empty", "NaN", "int8", "shape", "types"],
