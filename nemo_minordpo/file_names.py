@@ -11,7 +11,6 @@ MANIFEST = "manifest.json"  # records.Manifest, in what every stage writes
 TRAIN = "train.jsonl"
 VALIDATION = "validation.jsonl"
 TEST = "test.jsonl"  # questions alone
-REJECTED_ROWS = "rejected_rows.jsonl"
 
 # A run folder, as `minordpo train` writes it.
 CONFIG = "config.yaml"  # the resolved configuration; written last: with it the folder belongs to a run
