@@ -63,7 +63,7 @@ def commands_of(settings):
     return {stage.name: stage.command[3:] for stage in stages_of(settings)}
 
 
-def test_the_road_with_generated_questions(configured, inputs):
+def test_the_pipeline_with_generated_questions(configured, inputs):
     config = configured(
         arithmetic={"num_train": 20}, prepare={"template": "chat"}, evaluate={"limit": 5},
         train={"trainer": {"devices": 2}, "model": {"optim": {"lr": 1e-4}}},
@@ -99,7 +99,7 @@ def test_the_road_with_generated_questions(configured, inputs):
     ]  # fmt: skip
 
 
-def test_the_road_with_questions_of_ones_own(configured, inputs):
+def test_the_pipeline_with_questions_of_ones_own(configured, inputs):
     settings = load_experiment(
         configured(data=str(inputs / "data"), verify=False, sweep={"model.dpo.preference_loss": "dpo"}), []
     )
@@ -438,7 +438,7 @@ def test_nested_settings_become_dotted_keys():
 
 
 @pytest.fixture
-def road(tmp_path, monkeypatch):
+def pipeline(tmp_path, monkeypatch):
     """Three stages that count: `first` writes a file, `train` a folder, `last` reads both."""
     script = tmp_path / "stage.py"
     script.write_text(
@@ -465,7 +465,7 @@ def road(tmp_path, monkeypatch):
     ]
     monkeypatch.setattr(sweep, "stages_of", lambda settings: stages)
 
-    class Road:
+    class Pipeline:
         def __init__(self):
             self.stages, self.work, self.check = stages, work, CHECK
             self.outputs = {item.name: item.output for item in stages}
@@ -483,83 +483,83 @@ def road(tmp_path, monkeypatch):
 
     (tmp_path / "model").mkdir(exist_ok=True)
     (tmp_path / "model" / "config.json").write_text("{}")
-    road = Road()
-    road.config = tmp_path / "p.yaml"
-    road.config.write_text(yaml.safe_dump({"work": str(work), "model": str(tmp_path / "model")}))
-    return road
+    pipeline = Pipeline()
+    pipeline.config = tmp_path / "p.yaml"
+    pipeline.config.write_text(yaml.safe_dump({"work": str(work), "model": str(tmp_path / "model")}))
+    return pipeline
 
 
-def test_each_stage_runs_once(road, capfd):
-    assert road.run() == ["first", "train", "last"]
-    assert road.run() == []
+def test_each_stage_runs_once(pipeline, capfd):
+    assert pipeline.run() == ["first", "train", "last"]
+    assert pipeline.run() == []
     shown = capfd.readouterr().out
     assert "1/4  first" in shown
     assert "3/4  last" in shown
     assert shown.count("unchanged, it was done before") == 3
 
 
-def test_a_changed_command_repeats_its_stage_and_what_follows(road):
-    road.run()
-    assert road.run(train=["more"]) == ["train more", "last --overwrite"]
-    assert road.run(train=["more"]) == []
+def test_a_changed_command_repeats_its_stage_and_what_follows(pipeline):
+    pipeline.run()
+    assert pipeline.run(train=["more"]) == ["train more", "last --overwrite"]
+    assert pipeline.run(train=["more"]) == []
     # the run folder belonged to another command: nothing of it is left
-    assert [item.name for item in road.outputs["train"].iterdir()] == ["more"]
+    assert [item.name for item in pipeline.outputs["train"].iterdir()] == ["more"]
 
 
-def test_a_lost_output_is_made_again(road):
-    road.run()
-    road.outputs["last"].unlink()
-    assert road.run() == ["last --overwrite"]
-    road.outputs["first"].unlink()
-    assert road.run() == ["first --overwrite", "train", "last --overwrite"]
+def test_a_lost_output_is_made_again(pipeline):
+    pipeline.run()
+    pipeline.outputs["last"].unlink()
+    assert pipeline.run() == ["last --overwrite"]
+    pipeline.outputs["first"].unlink()
+    assert pipeline.run() == ["first --overwrite", "train", "last --overwrite"]
 
 
-def test_a_failed_stage_names_its_log_and_is_where_the_next_start_goes_on(road):
+def test_a_failed_stage_names_its_log_and_is_where_the_next_start_goes_on(pipeline):
     with pytest.raises(ValueError, match=r"stage last failed with exit code 3; .*work/logs/last.log"):
-        road.run(last=["fail"])
-    assert road.calls == ["first", "train", "last fail"]
-    assert road.run() == ["last --overwrite"]
+        pipeline.run(last=["fail"])
+    assert pipeline.calls == ["first", "train", "last fail"]
+    assert pipeline.run() == ["last --overwrite"]
 
 
-def test_an_interrupted_training_is_resumed_not_started_anew(road):
-    road.run()
-    marks = road.outputs["train"].parent / "stages"
+def test_an_interrupted_training_is_resumed_not_started_anew(pipeline):
+    pipeline.run()
+    marks = pipeline.outputs["train"].parent / "stages"
     mark = json.loads((marks / "train.json").read_text())
     del mark["ended"]  # what a sweep that was killed during the stage leaves
     (marks / "train.json").write_text(json.dumps(mark))
-    (road.outputs["train"] / "checkpoint").touch()
-    assert road.run() == ["train", "last --overwrite"]
-    assert (road.outputs["train"] / "checkpoint").exists()
+    (pipeline.outputs["train"] / "checkpoint").touch()
+    assert pipeline.run() == ["train", "last --overwrite"]
+    assert (pipeline.outputs["train"] / "checkpoint").exists()
 
 
-def test_what_the_sweep_did_not_make_is_not_overwritten(road):
-    road.outputs["train"].mkdir(parents=True)
-    (road.outputs["train"] / "mine").touch()
-    road.outputs["first"].touch()
-    assert road.run() == ["first", "train", "last"]  # without --overwrite: the stage itself refuses
-    assert (road.outputs["train"] / "mine").exists()
+def test_what_the_sweep_did_not_make_is_not_overwritten(pipeline):
+    pipeline.outputs["train"].mkdir(parents=True)
+    (pipeline.outputs["train"] / "mine").touch()
+    pipeline.outputs["first"].touch()
+    assert pipeline.run() == ["first", "train", "last"]  # without --overwrite: the stage itself refuses
+    assert (pipeline.outputs["train"] / "mine").exists()
 
 
-def test_a_stage_that_leaves_nothing_is_an_error(road, monkeypatch):
+def test_a_stage_that_leaves_nothing_is_an_error(pipeline, monkeypatch):
     monkeypatch.setattr(sweep, "run_and_log", lambda command, log: 0)
     with pytest.raises(ValueError, match=r"stage first ended without its output .*work/first; .*first.log"):
-        road.run()
+        pipeline.run()
 
 
 # --- several runs
 
 
 @pytest.fixture
-def runs(road, monkeypatch):
-    """The road's first stage, then two runs with a stage each, and a report on both."""
-    template = road.stages[0]
+def runs(pipeline, monkeypatch):
+    """The pipeline's first stage, then two runs with a stage each, and a report on both."""
+    template = pipeline.stages[0]
     script, work = template.command[1], template.output.parent
 
     def stage(name, **fields):
         command = [sys.executable, script, name, str(work / name)]
         return Stage(name=name, command=command, output=work / name, overwrites=True, **fields)
 
-    road.stages = [
+    pipeline.stages = [
         stage("first"), stage("train-a", run="a", after=("first",)), stage("train-b", run="b", after=("first",)),
     ]  # fmt: skip
     monkeypatch.setattr(sweep, "runs_of", lambda swept: [PlannedRun("a", ()), PlannedRun("b", ())])
@@ -568,7 +568,7 @@ def runs(road, monkeypatch):
         (work / "runs" / name / "config.yaml").touch()
     report = lambda settings, names, after: stage("report-" + "-".join(names), after=after)  # noqa: E731
     monkeypatch.setattr(sweep, "report_of", report)
-    return road
+    return pipeline
 
 
 def test_a_run_that_fails_stops_none_of_the_others(runs):
@@ -595,16 +595,16 @@ def test_time_left_is_said_as_soon_as_it_can_be_known(runs, capfd):
     assert ["left" in line for line in lines] == [False, True, False, False]
 
 
-def test_two_sweeps_do_not_work_in_one_folder(road):
-    road.work.mkdir(exist_ok=True)
-    with FileLock(road.work / ".lock"), pytest.raises(ValueError, match="another sweep is at work"):
-        road.run()
+def test_two_sweeps_do_not_work_in_one_folder(pipeline):
+    pipeline.work.mkdir(exist_ok=True)
+    with FileLock(pipeline.work / ".lock"), pytest.raises(ValueError, match="another sweep is at work"):
+        pipeline.run()
 
 
 # --- on a cluster
 
 
-def test_a_sweep_for_slurm_prepares_and_submits(configured, road, tmp_path, monkeypatch):
+def test_a_sweep_for_slurm_prepares_and_submits(configured, pipeline, tmp_path, monkeypatch):
     launchers = tmp_path / "checkout/launchers"
     launchers.mkdir(parents=True)
     script = launchers / "sweep.sh"
@@ -612,9 +612,9 @@ def test_a_sweep_for_slurm_prepares_and_submits(configured, road, tmp_path, monk
     script.chmod(0o755)
     monkeypatch.setattr("nemo_minordpo.sweep.slurm._LAUNCHERS", launchers)
     work = tmp_path / "it's work"
-    road.config = configured(work=str(work), train={"trainer": {"devices": 2}}, evaluate={"limit": 5})
-    road.stages = [road.stages[0], replace(road.stages[1], name="train-dpo", run="dpo")]
-    assert road.run(slurm=3) == ["first"]
+    pipeline.config = configured(work=str(work), train={"trainer": {"devices": 2}}, evaluate={"limit": 5})
+    pipeline.stages = [pipeline.stages[0], replace(pipeline.stages[1], name="train-dpo", run="dpo")]
+    assert pipeline.run(slurm=3) == ["first"]
     lines = [shlex.split(line) for line in (work / "runs.txt").read_text().splitlines()]
     assert [line[0] for line in lines] == ["model.dpo.preference_loss=dpo", "model.dpo.preference_loss=minordpo"]
     # launchers read the lines in this way
@@ -633,10 +633,10 @@ def test_a_sweep_for_slurm_prepares_and_submits(configured, road, tmp_path, monk
     assert f"MINORDPO_BASE_SCORE={work}/evaluation/base" in environment
     monkeypatch.setenv("FAIL", "1")
     with pytest.raises(ValueError, match=r"sweep.sh failed"):
-        road.run(slurm=3)
+        pipeline.run(slurm=3)
     script.unlink()
     with pytest.raises(ValueError, match="submitted from a checkout"):
-        road.run(slurm=3)
+        pipeline.run(slurm=3)
 
 
 # --- one process
