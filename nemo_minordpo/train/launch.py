@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from nemo_minordpo import host
 from nemo_minordpo.config import DataSection, TrainConfig, closest, compose, duration_in_seconds, load, unread_notes
+from nemo_minordpo.core.losses import needs_reference
 from nemo_minordpo.core.metrics import METRICS
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.file_names import MODEL_CONFIG
@@ -24,7 +25,7 @@ from nemo_minordpo.train.folder.run_folder import RunFolder, rank_of_process
 from nemo_minordpo.train.folder.stopping import StopRequest
 from nemo_minordpo.train.model import starting_adapters
 from nemo_minordpo.train.model.model_config import build_model_config, model_size, read_checkpoint_config
-from nemo_minordpo.train.preference_loss import require_usable_loss, source_of
+from nemo_minordpo.train.model.preference_loss import loss_called, require_usable_loss, source_of
 from nemo_minordpo.train.schedule import schedule_notes
 
 # How the ranks that torchrun starts are told to stop before the first step.
@@ -39,9 +40,12 @@ def main(overrides: list[str], *, only_reference: bool = False) -> None:
         only_reference: evaluate the reference log-probabilities, and stop before the first step.
 
     Raises:
-        ValueError: the configuration, the checkpoint or the pairs; before anything is loaded.
+        UserError: the configuration, the checkpoint or the pairs; before anything is loaded.
     """
     config = read_settings(overrides)
+    loss = config.model.dpo.preference_loss
+    if only_reference and not needs_reference(loss_called(loss)):
+        raise UserError(f"model.dpo.preference_loss={loss} needs no reference: there is nothing to evaluate")
     started_by_launcher = "WORLD_SIZE" in os.environ or "SLURM_NTASKS" in os.environ
     if config.trainer.num_nodes > 1 and not started_by_launcher:
         raise UserError(

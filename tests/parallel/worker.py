@@ -107,7 +107,7 @@ def write_log_probs(config, path: Path, *, steps_before: int) -> None:
     from megatron.core import parallel_state
 
     from nemo_minordpo.train.folder.run_folder import RunFolder
-    from nemo_minordpo.train.model import minordpo_model as model_module
+    from nemo_minordpo.train.model import packed_rows_model as model_module
     from nemo_minordpo.train.set_up import set_up
 
     trainer = set_up(config, RunFolder(Path(config.exp_manager.explicit_log_dir)))

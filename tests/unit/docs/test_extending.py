@@ -16,7 +16,7 @@ from nemo_minordpo.core.losses import Options, Pairs
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.build import BuildOptions, build
 from nemo_minordpo.prepare.sources import find_sources
-from nemo_minordpo.train.preference_loss import loss_called, require_usable_loss
+from nemo_minordpo.train.model.preference_loss import loss_called, require_usable_loss
 from tests.unit.convert.tiny_hf import config_of
 from tests.unit.docs.reading import ROOT, blocks
 

@@ -12,9 +12,10 @@ from nemo_minordpo.config import DPOSection
 from nemo_minordpo.core.losses import LOSSES, minordpo, needs_reference
 from nemo_minordpo.core.pair_packing import PackedRow
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.train import launch
 from nemo_minordpo.train.data.dataset import MicroBatch
 from nemo_minordpo.train.launch import read_settings
-from nemo_minordpo.train.preference_loss import loss_called, options_of, pairs_of, require_usable_loss, source_of
+from nemo_minordpo.train.model.preference_loss import loss_called, options_of, pairs_of, require_usable_loss, source_of
 
 SIMPO = """
 from torch.nn.functional import logsigmoid
@@ -26,6 +27,10 @@ def simpo(pairs, options):
 
 simpo.needs_reference = False
 """
+OVERRIDES = [
+    "pretrained_checkpoint.restore_from_path=base.nemo", "model.data.data_prefix.train=[train.jsonl]",
+    "exp_manager.explicit_log_dir=run", "model.dpo.ref_policy_kl_penalty=0.1",
+]  # fmt: skip
 names = itertools.count()
 
 
@@ -123,21 +128,30 @@ def test_a_module_that_is_not_there(tmp_path, monkeypatch, name):
 
 
 def test_settings_are_refused_before_anything_is_opened(module):
-    given = [
-        "pretrained_checkpoint.restore_from_path=base.nemo", "model.data.data_prefix.train=[train.jsonl]",
-        "exp_manager.explicit_log_dir=run", "model.dpo.ref_policy_kl_penalty=0.1",
-    ]  # fmt: skip
-    name = module(SIMPO)
-    assert (
-        read_settings([*given, f"model.dpo.preference_loss={name}:simpo"]).model.dpo.preference_loss == f"{name}:simpo"
-    )
+    name = f"{module(SIMPO)}:simpo"
+    assert read_settings([*OVERRIDES, f"model.dpo.preference_loss={name}"]).model.dpo.preference_loss == name
     with pytest.raises(UserError, match="has no function other"):
-        read_settings([*given, f"model.dpo.preference_loss={name}:other"])
+        read_settings([*OVERRIDES, f"model.dpo.preference_loss={name.replace(':simpo', ':other')}"])
+
+
+def test_there_is_no_reference_to_evaluate_for_a_loss_without_one(module, monkeypatch):
+    def prepared(config):
+        raise AssertionError("the run was prepared")
+
+    monkeypatch.setattr(launch, "prepare_run", prepared)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    settings = [*OVERRIDES, f"model.dpo.preference_loss={module(SIMPO)}:simpo"]
+    with pytest.raises(UserError, match="needs no reference: there is nothing to evaluate"):
+        launch.main(settings, only_reference=True)
+    with pytest.raises(AssertionError, match="prepared"):
+        launch.main(settings)
 
 
 def test_the_current_folder_is_searched_by_a_script_of_another_folder(module, tmp_path):
     name = module(SIMPO)
-    code = "from nemo_minordpo.train.preference_loss import loss_called; import sys; print(loss_called(sys.argv[1]))"
+    code = (
+        "from nemo_minordpo.train.model.preference_loss import loss_called; import sys; print(loss_called(sys.argv[1]))"
+    )
     script = tmp_path / "elsewhere" / "script.py"
     script.parent.mkdir()
     script.write_text(code)

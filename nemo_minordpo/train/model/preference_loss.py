@@ -161,9 +161,7 @@ def _require_gradient(values: Tensor, inputs: Tensor, name: str) -> None:
     if gradient is None or not gradient.any():
         raise UserError(f"{_KEY}={name}: its values have no gradient by log-ratios or log-probabilities")
     if not gradient.isfinite().all():
-        raise UserError(
-            f"{_KEY}={name}: two plain pairs give the gradient {gradient.tolist()}; finite expected"
-        )
+        raise UserError(f"{_KEY}={name}: two plain pairs give the gradient {gradient.tolist()}; finite expected")
 
 
 def _in_words(error: BaseException) -> str:
