@@ -86,9 +86,9 @@ class KeyValueCache:
         own = self._lengths.to(query.device) + self._new_tokens - 1
         longest = int(self._lengths.max()) + self._new_tokens
         rows, seen = torch.arange(count, device=query.device), torch.arange(longest, device=query.device)
-        for kept, new in zip(self._layers[layer], (key, value), strict=True):
-            kept[rows, :, own] = new[0, :, :count].transpose(0, 1)
-        keys, values = (kept[:, :, :longest] for kept in self._layers[layer])
+        for cached, new in zip(self._layers[layer], (key, value), strict=True):
+            cached[rows, :, own] = new[0, :, :count].transpose(0, 1)
+        keys, values = (cached[:, :, :longest] for cached in self._layers[layer])
         # The heads of a group take the place of queries: [n, groups, heads / groups, D]. A kernel then reads keys and
         # values once per group, and the memory-efficient kernel, which lacks groups in older torch, can be used.
         heads = query[0, :, :count].transpose(0, 1).unflatten(1, (key.shape[1], -1))

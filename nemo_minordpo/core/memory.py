@@ -95,16 +95,16 @@ def _stage(stage: int, size: ModelSize, layout: Layout, numerics: Numerics, tied
     layers = size.num_layers // layout.pipeline_parallel
     layer = _layer_numbers(size, layout)
     boundary = layout.row_length * size.hidden_size / (layout.tensor_parallel if layout.sequence_parallel else 1)
-    kept = in_flight * layers * boundary + layer if layout.recompute else in_flight * layers * layer
+    saved = in_flight * layers * boundary + layer if layout.recompute else in_flight * layers * layer
     if not cuda and layout.num_rows > in_flight:
         # the heap is never returned to the system (host/heap.py), and the next row fits few of the freed blocks
-        kept *= 2
+        saved *= 2
     return RankMemory(
         parameters=parameters,
         weights=parameters * numerics.weight,
         gradients=parameters * numerics.gradient,
         optimizer=parameters * numerics.optimizer,
-        activations=kept * numerics.activation,
+        activations=saved * numerics.activation,
         head=_head_bytes(size, layout, cuda=cuda) if is_last else 0.0,
         overhead=_OVERHEAD_CUDA if cuda else _OVERHEAD_CPU,
     )

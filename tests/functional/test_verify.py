@@ -133,7 +133,7 @@ def test_another_architecture_is_refused_at_once(told: dict[str, Any]) -> None:
 
 
 def test_a_checkpoint_without_a_config_cannot_be_restored(told: dict[str, Any]) -> None:
-    assert "no model_config.yaml in or above it, without which NeMo cannot restore it" in told["no config"]
+    assert "no model_config.yaml in or above it, which NeMo needs to restore it" in told["no config"]
 
 
 # --- below: the process that verifies ---
