@@ -1,5 +1,7 @@
 """What fails before a rank is started."""
 
+import copy
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -51,6 +53,26 @@ def test_a_row_must_hold_the_largest_pair(prepare, tmp_path):
         assert not (tmp_path / f"run_{size}/config.yaml").exists()
 
 
+def test_a_tokenizer_without_eos_is_refused_with_the_setting_that_names_it(prepare, tokenizer, tmp_path):
+    without = copy.deepcopy(tokenizer)
+    without.eos_token = None
+    without.save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match="has no EOS token") as error:
+        prepare()
+    assert str(error.value).count(f"{tmp_path}/tokenizer") == 2
+    assert str(error.value).startswith(f"model.tokenizer.type={tmp_path}/tokenizer, ")
+    assert not (tmp_path / "run/config.yaml").exists()
+
+
+def test_the_runs_own_tokenizer_is_whole_and_is_copied_once(prepare, tmp_path):
+    folder = prepare().path
+    copied = folder / "model.tokenizer"
+    assert (copied / "tokenizer.json").read_bytes() == (tmp_path / "tokenizer/tokenizer.json").read_bytes()
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
+    (copied / "tokenizer.json").write_text("the run's own")
+    assert (prepare().path / "model.tokenizer/tokenizer.json").read_text() == "the run's own"
+
+
 def test_a_pair_that_shares_much_needs_less_than_its_two_sequences(prepare):
     arrays = load_arrays(prepare().data("train"))
     assert (segment_lengths_of(arrays) < sum(arrays.sequence_lengths) - arrays.prompt_lengths).all()
@@ -63,7 +85,7 @@ def test_validation_pairs_count_too(prepare, tmp_path):
         prepare(*more, splits=("train", "validation"))
 
 
-def test_a_run_that_goes_on_with_smaller_rows_is_checked_again(prepare):
+def test_a_run_that_resumes_with_smaller_rows_is_checked_again(prepare):
     prepare()
     with pytest.raises(ValueError, match="the largest of the train pairs needs"):
         prepare("model.data.packed_sequence_size=8")
