@@ -2,7 +2,6 @@
 
 import random
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,6 @@ from typing import Any, NamedTuple
 from nemo_minordpo.checked_json import checked_text
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.build import BuildOptions, build
-from nemo_minordpo.prepare.chat import Prompting
 from nemo_minordpo.prepare.recipe import Made, MakePair, Recipe
 from nemo_minordpo.prepare.sources import find_sources
 from nemo_minordpo.prepare.tracked_row import TrackedRow
@@ -30,12 +28,10 @@ def prepare_choices(
     sources: list[str],
     output: Path,
     *,
-    prompting: Prompting | None = None,
-    ignore_columns: Sequence[str] = (),
     subset: str | None = None,
     split: str = "train",
-    seed: int = 1234,
     options: BuildOptions | None = None,
+    **settings: Any,
 ) -> Manifest:
     """Write pairs of the right and a wrong option of each question into the folder `output`, see `build`.
 
@@ -45,15 +41,13 @@ def prepare_choices(
         sources: files, globs, folders, or a name on the hub: rows with `question`, `choices` and `answerKey` (ARC;
             OpenBookQA's `question_stem`), or `ctx`, `endings` and `label` (HellaSwag).
         output: folder, made when it is not there.
-        ignore_columns: columns of the rows that are not read.
-        prompting: how prompts are written.
         subset: configuration of a data set of the hub, such as ARC-Challenge.
         split: of hub names and folders.
-        seed: of the wrong option and of the split.
         options: of the build.
+        settings: of the recipe, see `Recipe`.
     """
-    recipe = ChoicesRecipe(seed=seed, prompting=prompting or Prompting(), ignore_columns=tuple(ignore_columns))
-    return build(recipe, find_sources(sources, subset=subset, split=split), output, options or BuildOptions())
+    found = find_sources(sources, subset=subset, split=split)
+    return build(ChoicesRecipe(**settings), found, output, options or BuildOptions())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,5 @@
 """`minordpo prepare gsm8k`: questions with worked answers in, preference pairs with one wrong calculation out."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from nemo_minordpo.checked_json import checked_text
 from nemo_minordpo.core.gsm8k import gold_answer, response_from_answer, without_marks
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.build import BuildOptions, build
-from nemo_minordpo.prepare.chat import Prompting, question_prompts
+from nemo_minordpo.prepare.chat import question_prompts
 from nemo_minordpo.prepare.corruption import corrupt_calculation
 from nemo_minordpo.prepare.corruption_plain import corrupt_result, stated_answer
 from nemo_minordpo.prepare.recipe import Made, MakePair, Recipe
@@ -25,10 +24,8 @@ def prepare_gsm8k(
     source: Path | str,
     output: Path,
     *,
-    prompting: Prompting | None = None,
-    ignore_columns: Sequence[str] = (),
-    seed: int = 1234,
     options: BuildOptions | None = None,
+    **settings: Any,
 ) -> Manifest:
     """Write preference pairs made of questions with worked answers into the folder `output`, see `build`.
 
@@ -39,13 +36,10 @@ def prepare_gsm8k(
         source: rows with `question` and `answer`, as grade_school_math publishes GSM8K; with `query` and `response`
             as MetaMathQA has them; or with `problem` and `solution` as MATH has them.
         output: folder, made when it is not there.
-        ignore_columns: columns of the rows that are not read.
-        prompting: how prompts are written; the question stands in the paper's prompt.
-        seed: of the corruption and of the split.
         options: of the build.
+        settings: of the recipe, see `Recipe`; the question stands in the paper's prompt.
     """
-    recipe = Gsm8kRecipe(seed=seed, prompting=prompting or Prompting(), ignore_columns=tuple(ignore_columns))
-    return build(recipe, find_sources([source]), output, options or BuildOptions())
+    return build(Gsm8kRecipe(**settings), find_sources([source]), output, options or BuildOptions())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ user gives. A prompt whose question is not found for certain gives no pair.
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ from typing import Any
 from nemo_minordpo.checked_json import checked_text
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.build import BuildOptions, build
-from nemo_minordpo.prepare.chat import Prompting, question_prompts
+from nemo_minordpo.prepare.chat import question_prompts
 from nemo_minordpo.prepare.metamathqa import INDEX_NAME, QuestionIndex, build_index
 from nemo_minordpo.prepare.overlap import squeezed
 from nemo_minordpo.prepare.recipe import Made, MakePair, Recipe
-from nemo_minordpo.prepare.show import say
 from nemo_minordpo.prepare.sources import Row, Source, find_sources
 from nemo_minordpo.prepare.tracked_row import TrackedRow
 from nemo_minordpo.records import Manifest, PreferencePair
+from nemo_minordpo.terminal import say
 
 # Behind the question, before the answer that is to come: "Answer:", "### Response:", "A: Let's think step by step."
 _CUE_WORDS = r"\b(?:answer|solution|response|output|a)[*\s]*:[*\s]*(?:let'?s think step by step[.:]?)?\s*$"
@@ -41,12 +41,10 @@ def prepare_metamath(
     metamathqa: list[str] | None = None,
     marker: str | None = None,
     keep_few_shot: bool = False,
-    prompting: Prompting | None = None,
-    ignore_columns: Sequence[str] = (),
     subset: str | None = None,
     split: str = "train",
-    seed: int = 1234,
     options: BuildOptions | None = None,
+    **settings: Any,
 ) -> Manifest:
     """Write zero-shot pairs made of few-shot ones into the folder `output`, see `build`.
 
@@ -57,12 +55,10 @@ def prepare_metamath(
             row is the `query` with which its prompt ends, of those whose `response` is the row's `chosen`.
         marker: without `metamathqa`: a regular expression of what stands before each question at the start of a line.
         keep_few_shot: keep a prompt as it is when its question is not found, instead of rejecting the row.
-        ignore_columns: columns of the rows that are not read.
-        prompting: how prompts are written; the question stands in the paper's prompt.
         subset: configuration of a data set of the hub.
         split: of hub names and folders.
-        seed: of the split.
         options: of the build.
+        settings: of the recipe, see `Recipe`; the question stands in the paper's prompt.
 
     Raises:
         ValueError: neither or both of `metamathqa` and `marker` are given, the marker is no regular expression; or
@@ -72,12 +68,10 @@ def prepare_metamath(
     if (metamathqa is None) == (marker is None):
         raise UserError(_which_way(found))
     recipe = MetaMathRecipe(
-        seed=seed,
-        prompting=prompting or Prompting(),
-        ignore_columns=tuple(ignore_columns),
         metamathqa=None if metamathqa is None else tuple(find_sources(metamathqa)),
         marker=marker,
         keep_few_shot=keep_few_shot,
+        **settings,
     )
     if marker is not None:
         _compiled(marker)  # told before anything is built

@@ -1,65 +1,55 @@
 """MetaMathQA on the disk, to be asked for the questions that have a given response."""
 
 import hashlib
-import os
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import track
 
 from nemo_minordpo.checked_json import checked_text
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.sources import Source
+from nemo_minordpo.terminal import progress_bar
 
 INDEX_NAME = "metamathqa.sqlite"
 
 
 def build_index(sources: Iterable[Source], path: Path) -> dict[str, int]:
-    """Write responses with their questions into `path`; one that is there already is left. Returns counts.
+    """Write responses with their questions into the file `path`. Returns counts.
 
     Raises:
         ValueError: not a row is usable, or a file cannot be read to its end.
     """
-    if not path.exists():
-        temporary = path.with_suffix(".tmp")
-        temporary.unlink(missing_ok=True)
-        rejected: list[int] = [0]
-        with sqlite3.connect(temporary) as connection:
-            connection.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
-            connection.execute("CREATE TABLE response (digest INTEGER, query TEXT, original TEXT)")
-            connection.executemany("INSERT INTO response VALUES (?, ?, ?)", _entries(sources, rejected))
-            connection.execute("CREATE INDEX by_digest ON response (digest)")
-            connection.execute("CREATE TABLE rejected AS SELECT ? AS number", rejected)
-        connection.close()
-        os.replace(temporary, path)
-    connection = sqlite3.connect(path)
-    (entries,), (rejected_rows,) = (
-        connection.execute("SELECT count(*) FROM response").fetchone(),
-        connection.execute("SELECT number FROM rejected").fetchone(),
-    )
-    connection.close()
-    if not entries:
+    usable = Counter[bool]()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
+        connection.execute("CREATE TABLE response (digest INTEGER, query TEXT, original TEXT)")
+        connection.executemany("INSERT INTO response VALUES (?, ?, ?)", _entries(sources, usable))
+        connection.execute("CREATE INDEX by_digest ON response (digest)")
+        connection.commit()
+    if not usable[True]:
         raise UserError(
-            f"MetaMathQA: none of its {rejected_rows} rows is usable: "
+            f"MetaMathQA: none of its {usable[False]} rows is usable: "
             "'query', 'response' and 'original_question' are expected"
         )
-    return {"metamathqa_rows": entries, "metamathqa_rows_unusable": rejected_rows}
+    return {"metamathqa_rows": usable[True], "metamathqa_rows_unusable": usable[False]}
 
 
-def _entries(sources: Iterable[Source], rejected: list[int]) -> Iterator[tuple[int, str, str]]:
-    for source in sources:
-        console = Console(stderr=True)
-        for row in track(source.rows(), f"indexing {source.name}", console=console, transient=True):
-            try:
-                fields = row.fields()
-                query, response = checked_text(fields, "query"), checked_text(fields, "response")
-                original = checked_text(fields, "original_question") if "original_question" in fields else query
-            except UserError:
-                rejected[0] += 1
-                continue
-            yield _digest(response), query, original
+def _entries(sources: Iterable[Source], usable: Counter[bool]) -> Iterator[tuple[int, str, str]]:
+    """(digest of the response, query, original question) of each row that is usable; counts both kinds."""
+    with progress_bar("{task.completed:,} rows", counted=False, transient=True) as progress:
+        for source in sources:
+            for row in progress.track(source.rows(), description=f"indexing {source.name}"):
+                try:
+                    fields = row.fields()
+                    query, response = checked_text(fields, "query"), checked_text(fields, "response")
+                    original = checked_text(fields, "original_question") if "original_question" in fields else query
+                except UserError:
+                    usable[False] += 1
+                    continue
+                usable[True] += 1
+                yield _digest(response), query, original
 
 
 class QuestionIndex:

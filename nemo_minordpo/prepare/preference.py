@@ -1,13 +1,12 @@
 """`minordpo prepare hf`: preference data as it is published, in pairs out."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.build import BuildOptions, build
-from nemo_minordpo.prepare.chat import ChatTemplate, Prompting
+from nemo_minordpo.prepare.chat import ChatTemplate
 from nemo_minordpo.prepare.columns import Columns
 from nemo_minordpo.prepare.conversation import Message
 from nemo_minordpo.prepare.recipe import Made, MakePair, Recipe
@@ -25,13 +24,10 @@ def prepare_preference(
     sources: list[str],
     output: Path,
     *,
-    columns: Columns | None = None,
-    prompting: Prompting | None = None,
-    ignore_columns: Sequence[str] = (),
     subset: str | None = None,
     split: str = "train",
-    seed: int = 1234,
     options: BuildOptions | None = None,
+    **settings: Any,
 ) -> Manifest:
     r"""Write the pairs of a published preference set into the folder `output`, see `build`.
 
@@ -49,21 +45,14 @@ def prepare_preference(
     Args:
         sources: files, globs, folders, or a name on the hub.
         output: folder, made when it is not there.
-        columns: names of columns.
-        prompting: "plain" takes strings as they are; messages need "chat".
-        ignore_columns: columns of the rows, and keys of their messages, that are not read.
         subset: configuration of a data set of the hub.
         split: of hub names and folders.
-        seed: of the split.
         options: of the build.
+        settings: of the recipe, see `PreferenceRecipe`; prompting "plain" takes strings as they are, messages need
+            "chat".
     """
-    recipe = PreferenceRecipe(
-        seed=seed,
-        columns=columns or Columns(),
-        prompting=prompting or Prompting(),
-        ignore_columns=tuple(ignore_columns),
-    )
-    return build(recipe, find_sources(sources, subset=subset, split=split), output, options or BuildOptions())
+    found = find_sources(sources, subset=subset, split=split)
+    return build(PreferenceRecipe(**settings), found, output, options or BuildOptions())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """What a kind of data set brings along to be built: how one of its rows becomes a pair."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class Made:
     before: str = ""  # the prompt as it was, for the samples that are shown
 
 
-# (the row, its place, its number) -> pair; a ValueError is a rejection, "reason: detail".
+# (the row, its place, its number) -> pair; a UserError is a rejection, "reason: detail".
 MakePair = Callable[[TrackedRow, str, int], Made]
 
 
@@ -40,7 +40,7 @@ class Recipe(ABC):
 
     seed: int = 1234
     prompting: Prompting = field(default_factory=Prompting)
-    ignore_columns: tuple[str, ...] = ()
+    ignore_columns: Sequence[str] = ()
 
     stage = "prepare"
 
@@ -57,7 +57,7 @@ class Recipe(ABC):
         return {str(path): sha256_of_file(path) for path in self.prompting.input_files()}
 
     def begin(self, scratch: Path) -> dict[str, int]:
-        """What has to be made in `scratch` before the first row, once; returns counts for the manifest."""
+        """Make in `scratch` what has to be there before the first row; returns counts for the manifest."""
         return {}
 
     @abstractmethod

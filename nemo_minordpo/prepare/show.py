@@ -7,19 +7,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nemo_minordpo.prepare.chunk import Part
 from nemo_minordpo.prepare.statistics import statistics_table
+from nemo_minordpo.prepare.tally import SAMPLES, Tally
 from nemo_minordpo.records import Manifest, PreferencePair
 
 _REASONS_SHOWN = 3
 _NAMES_SHOWN = 30
-_SAMPLES_SHOWN = 5
-_TAIL_CHARACTERS = 700  # of a prompt in a sample: few-shot prompts are long, and their end is what counts
-
-
-def say(text: str) -> None:
-    """A line beside the output, for the user."""
-    Console(stderr=True).print(Text(text), soft_wrap=True)
 
 
 def show(report: list[Text | Table]) -> None:
@@ -28,14 +21,14 @@ def show(report: list[Text | Table]) -> None:
         console.print(piece, soft_wrap=True)  # a path stays whole for copying
 
 
-def report_of(folder: Path, output: Path, *, manifest: Manifest, paths: list[Path]) -> list[Text | Table]:
+def report_of(folder: Path, output: Path, *, manifest: Manifest, tally: Tally) -> list[Text | Table]:
     """Counts, reasons, statistics, and what the pairs look like.
 
     Args:
         folder: where the data set lies now.
         output: where it will be.
         manifest: its own.
-        paths: the parts that it was made of.
+        tally: of its rows.
     """
     counts = manifest.counts
     lines = [
@@ -50,7 +43,7 @@ def report_of(folder: Path, output: Path, *, manifest: Manifest, paths: list[Pat
         lines.append(
             f"  {counts['repeated_questions']} pairs repeat a question; its pairs are on one side of the split"
         )
-    lines += _notes(counts, paths)
+    lines += _notes(tally)
     if manifest.unread:
         names = [f"{name} ({number:,})" for name, number in manifest.unread.items()]
         more = f", and {len(names) - _NAMES_SHOWN} more in manifest.json" if len(names) > _NAMES_SHOWN else ""
@@ -59,24 +52,16 @@ def report_of(folder: Path, output: Path, *, manifest: Manifest, paths: list[Pat
     return [
         Text("\n".join(lines)),
         statistics_table(json.loads((folder / "statistics.json").read_text())),
-        Text("\n".join([*_samples(paths), *_first_pair(folder)])),
+        Text("\n".join([*_samples(tally.samples), *_first_pair(folder)])),
     ]
 
 
-def _notes(counts: dict[str, int], paths: list[Path]) -> list[str]:
+def _notes(tally: Tally) -> list[str]:
     """How many pairs have each note, with the first of them where there is something to see."""
-    examples: dict[str, list[str]] = {}
-    for path in paths:
-        part = Part(path)
-        examples = part.summary["examples"] | examples
-        part.close()
     lines = []
-    for name, number in counts.items():
-        note = name.removeprefix("note: ")
-        if note != name:
-            place, *more = examples.get(note, [""])
-            lines += [f"  {number} pairs: {note}" + (f"; the first is {place}" if more else "")]
-            lines += [f"    {line}" for line in more]
+    for note, (number, (place, *more)) in tally.notes.items():
+        lines += [f"  {number} pairs: {note}" + (f"; the first is {place}" if more else "")]
+        lines += [f"    {line}" for line in more]
     return lines
 
 
@@ -91,22 +76,12 @@ def _rejected(folder: Path, output: Path, manifest: Manifest) -> list[str]:
     return lines
 
 
-def _samples(paths: list[Path]) -> list[str]:
+def _samples(samples: list[tuple[str, str]]) -> list[str]:
     """Prompts before and after, from all over the data set; none where prompts are not changed."""
-    samples = []
-    for path in paths:
-        part = Part(path)
-        samples += part.summary["samples"]
-        part.close()
     lines = []
-    for before, after in samples[:: max(1, len(samples) // _SAMPLES_SHOWN)][:_SAMPLES_SHOWN]:
-        lines += ["--- a prompt before", _tail(before), "--- after", after.rstrip("\n")]
+    for before, after in samples[:: max(1, len(samples) // SAMPLES)][:SAMPLES]:
+        lines += ["--- a prompt before", before, "--- after", after.rstrip("\n")]
     return lines
-
-
-def _tail(text: str) -> str:
-    cut = len(text) - _TAIL_CHARACTERS
-    return text.rstrip("\n") if cut <= 0 else f"[{cut:,} characters] ...{text[cut:]}".rstrip("\n")
 
 
 def _first_pair(folder: Path) -> list[str]:

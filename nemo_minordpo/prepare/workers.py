@@ -1,55 +1,61 @@
-"""The processes that make parts of rows."""
+"""The processes that make pairs of chunks of rows."""
 
 import multiprocessing
 import os
 import signal
 import threading
 from collections import deque
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
 
-from nemo_minordpo.prepare.chunk import write_part
+from nemo_minordpo.errors import UserError
+from nemo_minordpo.prepare.chunk import MadeChunk, make_chunk
 from nemo_minordpo.prepare.recipe import MakePair, Recipe
 from nemo_minordpo.prepare.sources import Row
 
 
-class Makers:
-    """The processes that make parts; with one worker this process itself."""
+def made_in_order(
+    chunks: Iterable[list[Row]], *, recipe: Recipe, scratch: Path, workers: int
+) -> Generator[MadeChunk, None, None]:
+    """What the chunks become, in their order, each with a file in `scratch`; one worker is this process itself.
 
-    def __init__(self, recipe: Recipe, scratch: Path, *, workers: int):
-        self._recipe, self._scratch, self._workers = recipe, scratch, workers
-        self._pool: ProcessPoolExecutor | None = None
-        self._make: MakePair | None = None
-        self._pending: deque[Future[Any]] = deque()
+    One chunk per worker is in work, and two are ready for the worker that ends first.
 
-    def __enter__(self) -> "Makers":
-        return self
+    Raises:
+        UserError: a process ended before its work did.
+    """
+    if workers == 1:
+        make = recipe.open(scratch)
+        for path, rows in _with_paths(chunks, scratch):
+            yield make_chunk(path, rows, recipe=recipe, make=make)
+        return
+    # spawn: forked children of a process with threads can hang
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_open_in_worker,
+        initargs=(recipe, scratch),
+    )
+    pending: deque[Future[MadeChunk]] = deque()
+    try:
+        for path, rows in _with_paths(chunks, scratch):
+            pending.append(pool.submit(_make_in_worker, path, rows))
+            if len(pending) > workers + 1:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process ended unexpectedly (out of memory?): start the same command again, with fewer --workers"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
-    def make(self, path: Path, rows: list[Row]) -> None:
-        if self._workers <= 1:
-            self._make = self._make or self._recipe.open(self._scratch)
-            _write(self._recipe, self._make, path, rows)
-            return
-        if self._pool is None:
-            # spawn: forked children of a process with threads can hang
-            self._pool = ProcessPoolExecutor(
-                self._workers,
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_open_in_worker,
-                initargs=(self._recipe, self._scratch),
-            )
-        self._pending.append(self._pool.submit(_make_in_worker, path, rows))
-        if len(self._pending) > 2 * self._workers:
-            self._pending.popleft().result()
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        try:
-            while self._pending and kind is None:
-                self._pending.popleft().result()
-        finally:
-            if self._pool is not None:
-                self._pool.shutdown(cancel_futures=True)
+def _with_paths(chunks: Iterable[list[Row]], scratch: Path) -> Iterator[tuple[Path, list[Row]]]:
+    return ((scratch / f"rows-{number:06}", rows) for number, rows in enumerate(chunks))
 
 
 _worker: tuple[Recipe, MakePair] | None = None
@@ -70,10 +76,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _make_in_worker(path: Path, rows: list[Row]) -> tuple[int, int]:
+def _make_in_worker(path: Path, rows: list[Row]) -> MadeChunk:
     assert _worker is not None
-    return _write(*_worker, path, rows)
-
-
-def _write(recipe: Recipe, make: MakePair, path: Path, rows: list[Row]) -> tuple[int, int]:
-    return write_part(path, rows, make=make, seed=recipe.seed, ignore_columns=recipe.ignore_columns)
+    recipe, make = _worker
+    return make_chunk(path, rows, recipe=recipe, make=make)

@@ -1,6 +1,8 @@
-"""One build for all data sets: order, workers, interruptions, duplicates, splits, refusals, and what is written."""
+"""One build for all data sets: order, workers, duplicates, splits, refusals, interruptions, and what is written."""
 
+import itertools
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +19,11 @@ import pytest
 from filelock import FileLock
 
 from nemo_minordpo.prepare import build as build_module
-from nemo_minordpo.prepare import workers
+from nemo_minordpo.prepare import data_set, workers
 from nemo_minordpo.prepare.build import BuildOptions
 from nemo_minordpo.prepare.chat import Prompting
-from nemo_minordpo.prepare.preference import prepare_preference
+from nemo_minordpo.prepare.preference import PreferenceRecipe, prepare_preference
+from nemo_minordpo.prepare.sources import LocalFile
 from nemo_minordpo.records import Manifest, PreferencePair
 from tests.unit.prepare.templates import LLAMA_3_2, QWEN_3, save_tokenizer
 
@@ -48,10 +52,10 @@ def _lines(path):
 
 
 def _bytes(folder):
-    """All that a build wrote but the hour and the command."""
+    """All that a build wrote but the hour, the command and the commit, which may come in between."""
     found = {path.name: path.read_bytes() for path in folder.iterdir()}
     manifest = json.loads(found.pop("manifest.json"))
-    del manifest["created"], manifest["command"]
+    del manifest["created"], manifest["command"], manifest["commit"]
     return found, manifest
 
 
@@ -88,10 +92,21 @@ def test_every_row_is_a_pair_or_a_rejected_row_in_its_order(mixed, tmp_path):
 
 
 def test_output_is_the_same_whatever_the_number_of_workers(mixed, tmp_path):
-    for number in (1, 3):
+    for number in (1, 2, 5):
         _prepare(mixed, tmp_path / f"out{number}", num_validation=20, max_rejected=0.1, workers=number)
-    assert _bytes(tmp_path / "out1") == _bytes(tmp_path / "out3")
+    assert _bytes(tmp_path / "out1") == _bytes(tmp_path / "out2") == _bytes(tmp_path / "out5")
     assert len(_bytes(tmp_path / "out1")[0]) == 5
+
+
+def test_few_chunks_are_in_flight(tmp_path):
+    source = LocalFile(_write(tmp_path / "rows.jsonl", map(_row, range(40))))
+    begun = []
+    chunks = (begun.append(row.number) or [row] for row in source.rows())
+    with closing(workers.made_in_order(chunks, recipe=PreferenceRecipe(), scratch=tmp_path, workers=2)) as made:
+        for number, chunk in enumerate(made, start=1):
+            assert b"rows.jsonl:%d" % number in chunk.path.read_bytes()
+            assert len(begun) <= number + 3
+    assert number == len(begun) == 40
 
 
 def test_the_split_keeps_a_question_on_one_side_and_depends_on_the_seed(tmp_path):
@@ -132,10 +147,10 @@ def test_one_pair_per_question(mixed, tmp_path):
     assert manifest.counts["rows"] == manifest.counts["pairs"] + manifest.counts["rejected"]
 
 
-def test_too_many_rejected_rows_are_refused_with_reasons_and_kept_for_another_try(tmp_path, capsys):
+def test_too_many_rejected_rows_are_refused_with_reasons(tmp_path):
     rows = [_row(number) for number in range(50)]
     rows[3] = rows[30] = {"prompt": "P", "chosen": 3, "rejected": "R"}
-    rows[20] = "{"
+    rows[20], rows[40] = "{", rows[0]
     source = _write(tmp_path / "rows.jsonl", rows)
     with pytest.raises(
         ValueError, match=r"3 of 50 rows \(6.0%\) cannot be used, more than --max-rejected 0.05"
@@ -144,27 +159,14 @@ def test_too_many_rejected_rows_are_refused_with_reasons_and_kept_for_another_tr
     first, second, third = str(told.value).splitlines()[1:4]
     assert first == f"  2 x {source}:4: chosen must be a string or messages: found int"
     assert second.startswith(f"  1 x {source}:21: invalid JSON")
-    assert third.endswith(".out.parts/rejected_rows.jsonl")
-    assert len(_lines(tmp_path / ".out.parts/rejected_rows.jsonl")) == 3
+    assert third == f"all of them: {tmp_path}/.out.partial/rejected_rows.jsonl"
+    rejected = _lines(tmp_path / ".out.partial/rejected_rows.jsonl")
+    assert [row["source"] for row in rejected] == [f"{source}:{number}" for number in (4, 21, 31)]
+    assert sorted(path.name for path in (tmp_path / ".out.partial").iterdir()) == ["lock", "rejected_rows.jsonl"]
     assert not (tmp_path / "out").exists()
-    assert _prepare(source, tmp_path / "out", max_rejected=0.06).counts["pairs"] == 47
-    assert "went on with an interrupted build: 8 of 8 chunks were there" in capsys.readouterr().err
-
-
-def test_parts_of_other_rows_or_settings_are_not_used(tmp_path, capsys):
-    source = _write(tmp_path / "rows.jsonl", [*map(_row, range(20)), "{"])
-    for options in ({}, {"seed": 2}, {"seed": 2, "limit": 21}):
-        with pytest.raises(ValueError, match="cannot be used"):
-            _prepare(source, tmp_path / "out", max_rejected=0, **options)
-    told = capsys.readouterr().err
-    assert "an unfinished build of something else is forgotten:\n  seed: 1234 there, 2 now" in told
-    assert "limit: None there, 21 now" in told
-    _write(source, map(_row, range(100, 121)))
-    _prepare(source, tmp_path / "out", max_rejected=0)
-    assert [row["prompt"] for row in _lines(tmp_path / "out/train.jsonl")] == [
-        _row(n)["prompt"] for n in range(100, 121)
-    ]
-    assert "went on" not in capsys.readouterr().err
+    counts = _prepare(source, tmp_path / "out", max_rejected=0.06).counts  # the duplicate does not count
+    assert (counts["pairs"], counts["rejected"]) == (46, 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "rows.jsonl"]
 
 
 # Time zones that never have the same day.
@@ -175,56 +177,26 @@ def _dates(folder):
     return {re.search("Today Date: (.*)", row["prompt"])[1] for row in _lines(folder / "train.jsonl")}
 
 
-def test_a_build_that_is_resumed_on_another_day_has_the_date_of_the_first(tmp_path, move_to, capsys):
+def test_a_build_that_passes_midnight_has_the_date_of_its_beginning(tmp_path, move_to, monkeypatch, capsys):
     hf = save_tokenizer(tmp_path / "hf", LLAMA_3_2, eos="<|eot_id|>")
-    chat = Prompting(template="chat", tokenizer=hf, template_options={})
-    source = _write(tmp_path / "rows.jsonl", [*map(_row, range(20)), "{"])
+    chat = Prompting(template="chat", tokenizer=hf)
+    source = _write(tmp_path / "rows.jsonl", map(_row, range(20)))
 
-    def prepare(name, *, max_rejected, prompting=chat, **options):
-        return prepare_preference(
-            [str(source)], tmp_path / name, prompting=prompting,
-            options=BuildOptions(max_rejected=max_rejected, workers=1, **options),
-        )  # fmt: skip
+    def prepare(name, prompting=chat):
+        return prepare_preference([str(source)], tmp_path / name, prompting=prompting)
 
+    monkeypatch.setattr(PreferenceRecipe, "begin", lambda recipe, scratch: move_to(_ANOTHER_DAY) or {})
     move_to(_DAY)
-    with pytest.raises(ValueError, match="cannot be used"):
-        prepare("out", max_rejected=0)
-    first = re.search(r"the date, which is (\S+) in all prompts", capsys.readouterr().err)[1]
-    for part in sorted((tmp_path / ".out.parts").glob("*.npz"))[1:]:
-        part.unlink()
-    move_to(_ANOTHER_DAY)
-    manifest = prepare("out", max_rejected=1)
-    told = capsys.readouterr().err
-    assert "went on with an interrupted build: 1 of 3 chunks" in told
-    assert f"prints the date, which is {first} in all prompts" in told
+    manifest = prepare("out")
+    first = re.search(r"prints the date.*(\d{4}-\d\d-\d\d)", capsys.readouterr().err)[1]
     assert manifest.settings["date"] == first
     assert len(_dates(tmp_path / "out")) == 1
 
-    # the controls: begun on this day, it has another date; and with the date as a setting the same bytes
-    other = prepare("other", max_rejected=1)
-    assert other.settings["date"] != first
+    # the controls: begun on the other day, it has another date; and with the date as a setting the same bytes
+    assert prepare("other").settings["date"] != first
     assert _dates(tmp_path / "other") != _dates(tmp_path / "out")
-    prepare("again", max_rejected=1, prompting=replace(chat, date=first))
+    prepare("again", replace(chat, date=first))
     assert _bytes(tmp_path / "again") == _bytes(tmp_path / "out")
-
-
-def test_parts_of_another_date_are_not_used(tmp_path, move_to, capsys):
-    hf = save_tokenizer(tmp_path / "hf", LLAMA_3_2, eos="<|eot_id|>")
-    source = _write(tmp_path / "rows.jsonl", [*map(_row, range(20)), "{"])
-
-    def prepare(*, max_rejected, limit=None, **prompting):
-        return prepare_preference(
-            [str(source)], tmp_path / "out", prompting=Prompting(template="chat", tokenizer=hf, **prompting),
-            options=BuildOptions(max_rejected=max_rejected, limit=limit),
-        )  # fmt: skip
-
-    with pytest.raises(ValueError, match="cannot be used"):
-        prepare(max_rejected=0, date="2020-02-29")
-    with pytest.raises(ValueError, match="cannot be used"):
-        prepare(max_rejected=0, date="2021-03-01")
-    assert "forgotten:\n  date: 2020-02-29 there, 2021-03-01 now" in capsys.readouterr().err
-    # another build altogether does not inherit the date
-    assert prepare(max_rejected=1, limit=21).settings["date"] not in ("2020-02-29", "2021-03-01", None)
 
 
 def test_a_note_shows_its_first_pair(tmp_path, capsys):
@@ -249,43 +221,88 @@ def test_a_note_shows_its_first_pair(tmp_path, capsys):
     assert f"note: {note}" not in manifest.counts
 
 
-def test_a_damaged_part_is_made_again(tmp_path):
-    source = _write(tmp_path / "rows.jsonl", [*map(_row, range(40)), "{"])
-    with pytest.raises(ValueError, match="cannot be used"):
-        _prepare(source, tmp_path / "out", max_rejected=0)
-    parts = sorted((tmp_path / ".out.parts").glob("*.npz"))
-    assert len(parts) == 6
-    parts[1].write_bytes(parts[1].read_bytes()[:-50])
-    parts[2].write_bytes(b"")
-    _prepare(source, tmp_path / "out", max_rejected=0.1)
-    assert len(_lines(tmp_path / "out/train.jsonl")) == 40
+def _killed_at(call, name, *arguments, **options):
+    """Run `_prepare` in a process that is killed at that call of a function of a module."""
+    module, function = name.rsplit(".", 1)
+    real, calls = getattr(sys.modules[module], function), itertools.count(1)
+
+    def killed(*given, **more):
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*given, **more)
+
+    def prepare():
+        setattr(sys.modules[module], function, killed)
+        _prepare(*arguments, workers=1, **options)
+
+    process = multiprocessing.get_context("fork").Process(target=prepare)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
-def test_a_killed_build_goes_on_and_leaves_no_process_behind(tmp_path):
-    rows = 40_000
-    source = _write(tmp_path / "rows.jsonl", [_row(number) for number in range(rows)])
-    command = [sys.executable, "-m", "nemo_minordpo", "prepare", "hf", str(source), "--num-validation", "500"]
-    with subprocess.Popen([*command, str(tmp_path / "out"), "--workers", "2"], stderr=subprocess.DEVNULL) as process:
-        parts = tmp_path / ".out.parts"
-        while len(list(parts.glob("*.npz"))) < 3:
+_ROWS_HALF_WRITTEN = (3, "nemo_minordpo.prepare.workers.make_chunk")
+_FILES_HALF_WRITTEN = (2, "nemo_minordpo.prepare.data_set.rejection_line")
+_NO_MANIFEST = (1, "nemo_minordpo.prepare.data_set.draw_histograms")
+_NOT_RENAMED = (1, "nemo_minordpo.prepare.build._publish")
+
+
+@pytest.mark.parametrize("place", [_ROWS_HALF_WRITTEN, _FILES_HALF_WRITTEN, _NO_MANIFEST, _NOT_RENAMED])
+def test_a_killed_build_leaves_what_was_there_and_the_next_one_clears_up(mixed, tmp_path, place):
+    options = {"num_validation": 20, "max_rejected": 0.1}
+    _killed_at(*place, mixed, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / ".out.partial").exists()
+    _prepare(mixed, tmp_path / "out", **options)
+    before = _bytes(tmp_path / "out")
+    _prepare(mixed, tmp_path / "whole", **options)
+    assert before == _bytes(tmp_path / "whole")
+
+    _killed_at(*place, mixed, tmp_path / "out", seed=2, overwrite=True, **options)
+    assert _bytes(tmp_path / "out") == before
+    _prepare(mixed, tmp_path / "out", seed=2, overwrite=True, **options)
+    assert _bytes(tmp_path / "out") != before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "rows.jsonl", "whole"]
+
+
+def test_a_build_that_is_killed_while_it_replaces_another_loses_neither(mixed, tmp_path):
+    options = {"num_validation": 20, "max_rejected": 0.1}
+    _prepare(mixed, tmp_path / "out", **options)
+    before = _bytes(tmp_path / "out")
+    _killed_at(2, "os.rename", mixed, tmp_path / "out", overwrite=True, **options)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="exists already"):
+        _prepare(mixed, tmp_path / "out", **options)
+    assert _bytes(tmp_path / "out") == before
+    assert not (tmp_path / ".out.partial").exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_build_that_is_stopped_leaves_nothing(mixed, tmp_path, monkeypatch, error):
+    def stopped(*given, **options):
+        raise error
+
+    monkeypatch.setattr(data_set, "draw_histograms", stopped)
+    with pytest.raises(error):
+        _prepare(mixed, tmp_path / "out", max_rejected=0.1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl"]
+
+
+def test_workers_end_with_a_build_that_is_killed(tmp_path):
+    source = _write(tmp_path / "rows.jsonl", map(_row, range(40_000)))
+    command = [sys.executable, "-m", "nemo_minordpo", "prepare", "hf", str(source), str(tmp_path / "out")]
+    with subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.DEVNULL) as process:
+        while not list((tmp_path / ".out.partial").glob("rows-*")):
             assert process.poll() is None
             time.sleep(0.005)
         children = _children(process.pid)
         assert len(children) >= 2
         process.send_signal(signal.SIGKILL)
-    made = {path: path.stat().st_mtime_ns for path in parts.glob("*.npz")}
-    assert 3 <= len(made) < rows // 1000
+    assert not (tmp_path / "out").exists()
     deadline = time.monotonic() + 60
     while any(_runs(pid) for pid in children):
         assert time.monotonic() < deadline, "workers outlive the build"
         time.sleep(0.05)
-    done = subprocess.run([*command, str(tmp_path / "out"), "--workers", "1"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "went on with an interrupted build" in done.stderr
-    whole = subprocess.run([*command, str(tmp_path / "whole"), "--workers", "1"], capture_output=True, text=True)
-    assert whole.returncode == 0, whole.stderr
-    assert _bytes(tmp_path / "out") == _bytes(tmp_path / "whole")
-    assert not parts.exists()
 
 
 def _children(pid):
@@ -303,14 +320,14 @@ def _runs(pid):
 
 def test_a_second_build_of_one_output_is_refused(tmp_path):
     source = _write(tmp_path / "rows.jsonl", map(_row, range(3)))
-    (tmp_path / ".out.parts").mkdir()
-    with FileLock(tmp_path / ".out.parts/lock"), pytest.raises(ValueError, match="another process is building it"):
+    (tmp_path / ".out.partial").mkdir()
+    with FileLock(tmp_path / ".out.partial/lock"), pytest.raises(ValueError, match="another process is building it"):
         _prepare(source, tmp_path / "out")
     assert _prepare(source, tmp_path / "out").counts["pairs"] == 3
 
 
 def _make_or_die(path, rows):
-    if path.name == "000004.npz":
+    if rows[0].number > 28:
         os._exit(1)
     return _real_make_in_worker(path, rows)
 
@@ -318,13 +335,12 @@ def _make_or_die(path, rows):
 _real_make_in_worker = workers._make_in_worker
 
 
-def test_a_dying_worker_is_told_and_what_is_made_is_kept(tmp_path, monkeypatch):
+def test_a_dying_worker_is_reported(tmp_path, monkeypatch):
     source = _write(tmp_path / "rows.jsonl", map(_row, range(70)))
     monkeypatch.setattr(workers, "_make_in_worker", _make_or_die)
     with pytest.raises(ValueError, match="a worker process ended unexpectedly"):
         _prepare(source, tmp_path / "out", workers=2)
-    assert not (tmp_path / "out").exists()
-    assert _prepare(source, tmp_path / "out", workers=1).counts["pairs"] == 70
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl"]
 
 
 def test_what_is_there_is_replaced_only_on_demand_and_only_if_a_build_made_it(tmp_path):

@@ -21,11 +21,11 @@ HELLASWAG = {
 }  # fmt: skip
 
 
-def _prepare(folder, rows, *, prompting=None, seed=1234):
+def _prepare(folder, rows, **settings):
     source = folder / "rows.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = BuildOptions(max_rejected=1, overwrite=True)
-    manifest = prepare_choices([str(source)], folder / "out", prompting=prompting, seed=seed, options=options)
+    manifest = prepare_choices([str(source)], folder / "out", options=options, **settings)
     return [json.loads(line) for line in (folder / "out/train.jsonl").read_text().splitlines()], manifest
 
 

@@ -11,6 +11,7 @@ from nemo_minordpo.core.gsm8k import plain_prompt
 from nemo_minordpo.prepare.build import BuildOptions
 from nemo_minordpo.prepare.chat import Prompting
 from nemo_minordpo.prepare.metamath import prepare_metamath, question_behind_marker
+from nemo_minordpo.prepare.metamathqa import INDEX_NAME
 from tests.unit.prepare.templates import QWEN, save_tokenizer
 
 ORIGINALS = ["Ann has {n} eggs. How many?", "What is\n\n{n} + $\\sqrt{{4}}$?", "Ben walks {n} miles. How far?"]
@@ -50,8 +51,8 @@ def _prepare(
     options = BuildOptions(**{"max_rejected": 1.0} | options)
     given = None if qa is None else [_write(tmp_path / "qa.jsonl", qa)]
     return prepare_metamath(
-        [_write(tmp_path / "rows.jsonl", rows)], tmp_path / name, metamathqa=given, marker=marker, prompting=prompting,
-        seed=seed, keep_few_shot=keep_few_shot, options=options,
+        [_write(tmp_path / "rows.jsonl", rows)], tmp_path / name, metamathqa=given, marker=marker, seed=seed,
+        prompting=prompting or Prompting(), keep_few_shot=keep_few_shot, options=options,
     )  # fmt: skip
 
 
@@ -170,7 +171,7 @@ def test_more_rows_without_a_question_than_allowed_are_refused(tmp_path, qa):
             ValueError, match=rf"1 of 48 rows \(2.1%\) {told}.*\n  1 x .*jsonl:8: the prompt does not end"
         ):
             _prepare(tmp_path, rows, qa=qa, max_rejected=0.02, keep_few_shot=keep)
-        (line,) = (tmp_path / ".out.parts/rejected_rows.jsonl").read_text().splitlines()
+        (line,) = (tmp_path / ".out.partial/rejected_rows.jsonl").read_text().splitlines()
         assert json.loads(line)["source"].endswith("rows.jsonl:8")
 
 
@@ -212,7 +213,7 @@ def test_one_way_must_be_chosen_and_the_marker_must_make_sense(tmp_path, qa):
 
 
 def test_an_index_that_was_interrupted_is_made_again(tmp_path, qa):
-    (tmp_path / ".out.parts").mkdir()
-    with sqlite3.connect(tmp_path / ".out.parts/metamathqa.tmp") as connection:
+    (tmp_path / ".out.partial").mkdir()
+    with sqlite3.connect(tmp_path / ".out.partial" / INDEX_NAME) as connection:
         connection.execute("CREATE TABLE response (digest INTEGER)")
     assert _prepare(tmp_path, [_row(qa[0])], qa=qa).counts["metamathqa_rows"] == 48
