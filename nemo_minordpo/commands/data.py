@@ -5,37 +5,15 @@ from typing import Annotated, Any
 
 import typer
 
-from nemo_minordpo.commands.cli import Date, Overwrite, TemplateOptions, Tokenizer, done
-
-Sources = Annotated[
-    list[str], typer.Argument(help="Files (jsonl, json, also .gz; parquet), globs, folders, or OWNER/NAME on the hub.")
-]
-Output = Annotated[Path, typer.Argument(help="Folder for train.jsonl, validation.jsonl, rejected_rows.jsonl.")]
-Template = Annotated[str, typer.Option(help="plain, or chat: the tokenizer's own chat template.")]
-System = Annotated[str | None, typer.Option(help="System turn where a row has none; not given = the template's own.")]
-Subset = Annotated[str | None, typer.Option(help="Configuration of a data set of the hub.")]
-Split = Annotated[str, typer.Option(help="Of a folder or a data set of the hub.")]
-NumValidation = Annotated[
-    int, typer.Option(min=0, help="Pairs kept apart for validation; no question is on both sides.")
-]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use the first so many rows; not given = all.")]
-MaxRejected = Annotated[
-    float, typer.Option(min=0.0, max=1.0, help="Share of rows that may give no pair; above it nothing is written.")
-]
-OnePerQuestion = Annotated[bool, typer.Option("--one-per-question", help="Keep only the first pair of each question.")]
-IgnoreColumns = Annotated[
-    list[str] | None,
-    typer.Option(help="Columns, and keys of messages, not to read: NAME,NAME; else what carries meaning is refused."),
-]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes; not given = one a core. The pairs are the same.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same pairs.")]
+from nemo_minordpo.commands.cli import Overwrite, done
+from nemo_minordpo.commands.pair_options import SEED, Output, Sources, Split, Subset, pair_options
 
 
 def prepare_arithmetic(
     output: Annotated[Path, typer.Argument(help="Folder for train.jsonl and test.jsonl.")],
     num_train: Annotated[int, typer.Option(min=1, help="Problems in train.jsonl.")] = 2000,
     num_test: Annotated[int, typer.Option(min=1, help="Problems in test.jsonl; none of them is in train.jsonl.")] = 200,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same problems.")] = 1234,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same problems.")] = SEED,
     overwrite: Overwrite = False,
 ) -> None:
     """Generate arithmetic word problems in GSM8K's format.
@@ -49,24 +27,13 @@ def prepare_arithmetic(
     done(write_arithmetic(output, num_train=num_train, num_test=num_test, seed=seed, overwrite=overwrite), output)
 
 
+@pair_options
 def prepare_gsm8k(
     source: Annotated[
         str, typer.Argument(help="GSM8K's train.jsonl, MetaMathQA's or MATH's rows; a file, glob, folder.")
     ],
     output: Output,
-    template: Template = "plain",
-    tokenizer: Tokenizer = None,
-    system: System = None,
-    date: Date = None,
-    template_option: TemplateOptions = None,
-    ignore_columns: IgnoreColumns = None,
-    num_validation: NumValidation = 0,
-    limit: Limit = None,
-    max_rejected: MaxRejected = 0.01,
-    one_per_question: OnePerQuestion = False,
-    workers: Workers = None,
-    seed: Seed = 1234,
-    overwrite: Overwrite = False,
+    **shared: Any,
 ) -> None:
     """Make close preference pairs of worked answers.
 
@@ -78,19 +45,12 @@ def prepare_gsm8k(
       minordpo prepare gsm8k gsm8k/train.jsonl pairs --template chat --tokenizer hf/base --num-validation 100
       minordpo prepare gsm8k MetaMathQA-395K.json pairs --max-rejected 0.2
     """
-    from nemo_minordpo.prepare.build import BuildOptions
     from nemo_minordpo.prepare.gsm8k import prepare_gsm8k
 
-    prepare_gsm8k(
-        source, output, seed=seed, ignore_columns=_names(ignore_columns),
-        prompting=_prompting(template, tokenizer, system=system, date=date, options=template_option),
-        options=BuildOptions(
-            num_validation=num_validation, limit=limit, max_rejected=max_rejected, one_per_question=one_per_question,
-            workers=workers, overwrite=overwrite,
-        ),
-    )  # fmt: skip
+    prepare_gsm8k(source, output, **shared)
 
 
+@pair_options
 def prepare_metamath(
     sources: Sources,
     output: Output,
@@ -105,21 +65,9 @@ def prepare_metamath(
         bool,
         typer.Option("--keep-few-shot", help="Keep prompts whose question is not found, instead of rejecting them."),
     ] = False,
-    template: Template = "plain",
-    tokenizer: Tokenizer = None,
-    system: System = None,
-    date: Date = None,
-    template_option: TemplateOptions = None,
     subset: Subset = None,
     split: Split = "train",
-    ignore_columns: IgnoreColumns = None,
-    num_validation: NumValidation = 0,
-    limit: Limit = None,
-    max_rejected: MaxRejected = 0.01,
-    one_per_question: OnePerQuestion = False,
-    workers: Workers = None,
-    seed: Seed = 1234,
-    overwrite: Overwrite = False,
+    **shared: Any,
 ) -> None:
     r"""Make zero-shot pairs of abacusai/MetaMath_DPO_FewShot, as the MinorDPO paper trained on.
 
@@ -134,20 +82,15 @@ def prepare_metamath(
         --template chat --tokenizer hf/base --num-validation 1000 --overwrite
       minordpo prepare metamath 'data/train-*.parquet' pairs --marker 'Question:'
     """
-    from nemo_minordpo.prepare.build import BuildOptions
     from nemo_minordpo.prepare.metamath import prepare_metamath
 
     prepare_metamath(
-        sources, output, metamathqa=metamathqa, marker=marker, keep_few_shot=keep_few_shot,
-        subset=subset, split=split, seed=seed, ignore_columns=_names(ignore_columns),
-        prompting=_prompting(template, tokenizer, system=system, date=date, options=template_option),
-        options=BuildOptions(
-            num_validation=num_validation, limit=limit, max_rejected=max_rejected, one_per_question=one_per_question,
-            workers=workers, overwrite=overwrite,
-        ),
+        sources, output, metamathqa=metamathqa, marker=marker, keep_few_shot=keep_few_shot, subset=subset, split=split,
+        **shared,
     )  # fmt: skip
 
 
+@pair_options
 def prepare_hf(
     sources: Sources,
     output: Output,
@@ -174,21 +117,9 @@ def prepare_hf(
     rejected_reward_column: Annotated[
         str | None, typer.Option(help="Not given = rejected_reward, score_rejected or rejected_score.")
     ] = None,
-    template: Template = "plain",
-    tokenizer: Tokenizer = None,
-    system: System = None,
-    date: Date = None,
-    template_option: TemplateOptions = None,
     subset: Subset = None,
     split: Split = "train",
-    ignore_columns: IgnoreColumns = None,
-    num_validation: NumValidation = 0,
-    limit: Limit = None,
-    max_rejected: MaxRejected = 0.01,
-    one_per_question: OnePerQuestion = False,
-    workers: Workers = None,
-    seed: Seed = 1234,
-    overwrite: Overwrite = False,
+    **shared: Any,
 ) -> None:
     r"""Make pairs of a published preference set: jsonl, json, parquet, or a data set of the Hugging Face hub.
 
@@ -205,42 +136,24 @@ def prepare_hf(
       minordpo prepare hf 'data/*.jsonl.gz' more.parquet pairs --prompt-column question --num-validation 500
       minordpo prepare hf Anthropic/hh-rlhf pairs
     """
-    from nemo_minordpo.prepare.build import BuildOptions
-    from nemo_minordpo.prepare.preference import Columns, prepare_preference
+    from nemo_minordpo.prepare.columns import Columns
+    from nemo_minordpo.prepare.preference import prepare_preference
 
-    prepare_preference(
-        sources, output, subset=subset, split=split, seed=seed, ignore_columns=_names(ignore_columns),
-        columns=Columns(
-            prompt=prompt_column, chosen=chosen_column, rejected=rejected_column, system=system_column,
-            input=input_column, history=history_column, tools=tools_column,
-            chosen_reward=chosen_reward_column, rejected_reward=rejected_reward_column,
-        ),
-        prompting=_prompting(template, tokenizer, system=system, date=date, options=template_option),
-        options=BuildOptions(
-            num_validation=num_validation, limit=limit, max_rejected=max_rejected, one_per_question=one_per_question,
-            workers=workers, overwrite=overwrite,
-        ),
+    columns = Columns(
+        prompt=prompt_column, chosen=chosen_column, rejected=rejected_column, system=system_column,
+        input=input_column, history=history_column, tools=tools_column,
+        chosen_reward=chosen_reward_column, rejected_reward=rejected_reward_column,
     )  # fmt: skip
+    prepare_preference(sources, output, columns=columns, subset=subset, split=split, **shared)
 
 
+@pair_options
 def prepare_choices(
     sources: Sources,
     output: Output,
-    template: Template = "plain",
-    tokenizer: Tokenizer = None,
-    system: System = None,
-    date: Date = None,
-    template_option: TemplateOptions = None,
     subset: Subset = None,
     split: Split = "train",
-    ignore_columns: IgnoreColumns = None,
-    num_validation: NumValidation = 0,
-    limit: Limit = None,
-    max_rejected: MaxRejected = 0.01,
-    one_per_question: OnePerQuestion = False,
-    workers: Workers = None,
-    seed: Seed = 1234,
-    overwrite: Overwrite = False,
+    **shared: Any,
 ) -> None:
     """Make pairs of multiple choice questions: the right option against a wrong one.
 
@@ -250,33 +163,9 @@ def prepare_choices(
       minordpo prepare choices ARC-Challenge/train.jsonl pairs
       minordpo prepare choices allenai/ai2_arc pairs --subset ARC-Challenge --template chat --tokenizer hf/base
     """
-    from nemo_minordpo.prepare.build import BuildOptions
     from nemo_minordpo.prepare.choices import prepare_choices
 
-    prepare_choices(
-        sources, output, subset=subset, split=split, seed=seed, ignore_columns=_names(ignore_columns),
-        prompting=_prompting(template, tokenizer, system=system, date=date, options=template_option),
-        options=BuildOptions(
-            num_validation=num_validation, limit=limit, max_rejected=max_rejected, one_per_question=one_per_question,
-            workers=workers, overwrite=overwrite,
-        ),
-    )  # fmt: skip
-
-
-def _prompting(
-    template: str, tokenizer: Path | None, *, system: str | None, date: str | None, options: list[str] | None
-) -> Any:
-    from nemo_minordpo.core.chat_template import parse_options
-    from nemo_minordpo.prepare.chat import Prompting
-
-    return Prompting(
-        template=template, tokenizer=tokenizer, system=system, date=date, template_options=parse_options(options or [])
-    )
-
-
-def _names(written: list[str] | None) -> list[str]:
-    """The names in options NAME,NAME."""
-    return [name.strip() for text in written or () for name in text.split(",") if name.strip()]
+    prepare_choices(sources, output, subset=subset, split=split, **shared)
 
 
 def preview(
