@@ -30,8 +30,9 @@ from nemo_minordpo.prepare.data_set import (
     write_data_set,
 )
 from nemo_minordpo.prepare.recipe import Recipe
+from nemo_minordpo.prepare.rows import Row
 from nemo_minordpo.prepare.show import report_of, show
-from nemo_minordpo.prepare.sources import Row, Source
+from nemo_minordpo.prepare.sources import Source
 from nemo_minordpo.prepare.tally import Tally
 from nemo_minordpo.prepare.workers import made_in_order
 from nemo_minordpo.records import Manifest

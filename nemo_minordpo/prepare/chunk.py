@@ -10,7 +10,7 @@ import numpy as np
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import to_json_line
 from nemo_minordpo.prepare.recipe import Made, MakePair, Recipe, reason_kind
-from nemo_minordpo.prepare.sources import Row
+from nemo_minordpo.prepare.rows import Row
 from nemo_minordpo.prepare.statistics import MEASURES, measure
 from nemo_minordpo.prepare.tally import SAMPLES, Tally
 from nemo_minordpo.prepare.tracked_row import TrackedRow

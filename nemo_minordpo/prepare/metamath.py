@@ -19,7 +19,8 @@ from nemo_minordpo.prepare.chat import question_prompts
 from nemo_minordpo.prepare.metamathqa import INDEX_NAME, QuestionIndex, build_index
 from nemo_minordpo.prepare.overlap import squeezed
 from nemo_minordpo.prepare.recipe import Made, MakePair, Recipe
-from nemo_minordpo.prepare.sources import Row, Source, find_sources
+from nemo_minordpo.prepare.rows import Row
+from nemo_minordpo.prepare.sources import Source, find_sources
 from nemo_minordpo.prepare.tracked_row import TrackedRow
 from nemo_minordpo.records import Manifest, PreferencePair
 from nemo_minordpo.terminal import say

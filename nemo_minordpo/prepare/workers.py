@@ -13,7 +13,7 @@ from pathlib import Path
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.chunk import MadeChunk, make_chunk
 from nemo_minordpo.prepare.recipe import MakePair, Recipe
-from nemo_minordpo.prepare.sources import Row
+from nemo_minordpo.prepare.rows import Row
 
 
 def made_in_order(

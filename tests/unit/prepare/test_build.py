@@ -23,7 +23,7 @@ from nemo_minordpo.prepare import data_set, workers
 from nemo_minordpo.prepare.build import BuildOptions
 from nemo_minordpo.prepare.chat import Prompting
 from nemo_minordpo.prepare.preference import PreferenceRecipe, prepare_preference
-from nemo_minordpo.prepare.sources import LocalFile
+from nemo_minordpo.prepare.rows import LocalFile
 from nemo_minordpo.records import Manifest, PreferencePair
 from tests.unit.prepare.templates import LLAMA_3_2, QWEN_3, save_tokenizer
 

@@ -5,7 +5,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from nemo_minordpo.prepare import sources
+from nemo_minordpo.prepare import rows as rows_module
 from nemo_minordpo.prepare.sources import HubSet, find_sources
 
 ROWS = [{"prompt": f"Frage {number}: \u00fc \u4e2d", "n": number, "nested": [{"a": None}]} for number in range(5)]
@@ -55,7 +55,7 @@ def test_every_kind_of_file_gives_its_rows_with_their_places(tmp_path, name, enc
 
 
 def test_parquet_rows_over_several_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_BATCH_ROWS", 2)
+    monkeypatch.setattr(rows_module, "_BATCH_ROWS", 2)
     path = tmp_path / "rows.parquet"
     parquet.write_table(pyarrow.Table.from_pylist(ROWS), path, row_group_size=3)
     assert _read(path) == [(f"{path}:{number}", row) for number, row in enumerate(ROWS, start=1)]
@@ -81,7 +81,7 @@ def test_blank_lines_are_no_rows_and_keep_their_numbers(tmp_path):
     ],
 )
 def test_a_damaged_line_is_a_row_with_a_reason_and_its_neighbours_are_whole(tmp_path, monkeypatch, line, reason):
-    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 1000 if b"xxx" in line else 1 << 20)
+    monkeypatch.setattr(rows_module, "MAX_LINE_BYTES", 1000 if b"xxx" in line else 1 << 20)
     path = _write(tmp_path / "rows.jsonl", b'{"a": 1}\n' + line + b'\n{"a": 3}\n')
     before, (place, told), after = _read(path)
     assert (before, after) == ((f"{path}:1", {"a": 1}), (f"{path}:3", {"a": 3}))
