@@ -7,12 +7,12 @@ import typer
 
 
 def reference(context: typer.Context) -> None:
-    r"""Evaluate the reference of a run once, and stop before its first step.
+    r"""Evaluate a run's reference once, and stop before the first step.
 
-    The same settings as `train`. Log-probabilities of every response under the starting weights are kept beside the
-    run folder (or in model.dpo.reference_cache) and are read by every run with the same weights, tokenizer, pairs,
-    length limit, precision and code, whatever its loss, beta, learning rate or layout. `train` does the same where
-    nothing is kept yet; runs that start together wait for the first of them.
+    Takes the same settings as `train`. The log-probabilities of every response under the starting weights are cached
+    next to the run folder (or in model.dpo.reference_cache) and shared by all runs with the same weights, tokenizer,
+    pairs, length limit, precision and code, whatever their loss, beta, learning rate or layout. `train` does the same
+    if nothing is cached yet; if several runs start together, one evaluates and the others wait.
 
     Example: once, before a sweep
       minordpo reference \
@@ -27,12 +27,12 @@ def reference(context: typer.Context) -> None:
 
 
 def train(context: typer.Context) -> None:
-    r"""Train on one machine, by key=value settings.
+    r"""Train on one machine, configured by key=value settings.
 
-    Everything behind `train` is a Hydra override of conf/train.yaml. On a cluster, torchrun and srun start
-    `python -m nemo_minordpo.train` with the same overrides, rank by rank.
+    Everything after `train` is a Hydra override of conf/train.yaml. On a cluster, start every rank with torchrun or
+    srun as `python -m nemo_minordpo.train`, with the same overrides.
 
-    Example: MinorDPO on 2 processes of one machine
+    Example: MinorDPO on one machine with 2 processes
       minordpo train \
         pretrained_checkpoint.restore_from_path=base.nemo \
         'model.data.data_prefix.train=[pairs/train.jsonl]' \
@@ -40,21 +40,21 @@ def train(context: typer.Context) -> None:
         trainer.devices=2 model.tensor_model_parallel_size=2 \
         exp_manager.explicit_log_dir=runs/minordpo
 
-    What is set most often:
+    Most common settings:
       model.dpo.preference_loss=NAME            minordpo, dpo, dpop, ..., or your own: package.module:function
-      model.dpo.ref_policy_kl_penalty=BETA      > 0: the smaller, the further from the reference
+      model.dpo.ref_policy_kl_penalty=BETA      > 0; smaller values allow a larger distance from the reference
       model.optim.lr=RATE
-      model.global_batch_size=N                 pairs in a step
+      model.global_batch_size=N                 pairs per step
       trainer.dpo.max_steps=N
-      trainer.devices=N trainer.num_nodes=N     processes of a node, nodes
+      trainer.devices=N trainer.num_nodes=N     processes per node, nodes
       model.tensor_model_parallel_size=N        TP
       model.pipeline_model_parallel_size=N      PP
-      model.data.packed_sequence_size=TOKENS    of a row, in which many pairs lie: more = faster, up to the memory
+      model.data.packed_sequence_size=TOKENS    per row of packed pairs; longer rows are faster but need more memory
       model.peft.peft_scheme=lora               train adapters instead of the weights
 
-    Where results go: exp_manager.explicit_log_dir, one folder a run:
-      metrics.jsonl (a line a step), config.yaml, manifest.json, checkpoints, the .nemo.
-    The same command again goes on where a stopped run was.
+    Output: exp_manager.explicit_log_dir, one folder per run, with metrics.jsonl (a line per step), config.yaml,
+      manifest.json, checkpoints and the .nemo.
+    To resume a stopped run, repeat the same command.
     Next: minordpo export-hf runs/minordpo hf/minordpo
     """
     from nemo_minordpo.train.launch import main as launch
@@ -65,19 +65,21 @@ def train(context: typer.Context) -> None:
 def plan(
     context: typer.Context,
     device_memory: Annotated[
-        float | None, typer.Option(min=0.1, help="GiB of a rank's device; not given = this machine's.")
+        float | None, typer.Option(min=0.1, help="Memory per device in GiB; default: this machine's.")
     ] = None,
     device_tflops: Annotated[
-        float | None, typer.Option(min=1e-3, help="Peak of its matrix products; not given = measured here.")
+        float | None, typer.Option(min=1e-3, help="Peak matrix-product TFLOP/s per device; default: measured here.")
     ] = None,
-    efficiency: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of the peak that a step reaches.")] = 0.4,
+    efficiency: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Fraction of the peak that a step reaches.")
+    ] = 0.4,
     launcher: Annotated[bool, typer.Option("--launcher", hidden=True)] = False,
 ) -> None:
-    r"""Check the settings of a run, and say what it needs, before it waits in a queue.
+    r"""Check the settings of a run and estimate what it needs, before it waits in a queue.
 
-    The same settings as `train`; nothing is written. It says the layout, the memory of a rank by what it is for, the
-    operations and the expected time of a step and of the run. A layout that cannot work, or does not fit into the
-    device's memory, is refused, with the nearest ones that do.
+    Takes the same settings as `train` and writes nothing. Prints the layout, the memory per rank by purpose, the
+    operations per step, and the expected time per step and for the run. If the layout cannot work or does not fit in
+    the device's memory, it is rejected, and the nearest ones that do are listed.
 
     Example: a 70B model on 8 nodes of 8 H100
       minordpo plan --device-memory 80 --device-tflops 989 \
@@ -102,9 +104,9 @@ def plan(
 def status(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
 ) -> None:
-    """Say where a run is: last step, rewards, throughput, time left, checkpoints, attempts and what ended them.
+    """Show the state of a run: last step, rewards, throughput, time left, checkpoints, and why each attempt ended.
 
-    Exit code: 0 complete, 1 not complete yet.
+    Exit code: 0 if the run is complete, else 1.
 
     Example:
       minordpo status runs/minordpo

@@ -1,8 +1,8 @@
-"""The training configuration, the only home of defaults and of range checks.
+"""The training configuration: the only place for defaults and range checks.
 
-Names are those of NeMo-Aligner's DPO (`model.dpo.ref_policy_kl_penalty` is beta). Every setting is declared once, in
-sections.py and model_sections.py. The YAML files in conf/ hold what differs from the sections' defaults; Hydra composes
-them with the command line; :func:`load` refuses what no section knows.
+Names follow NeMo-Aligner's DPO (`model.dpo.ref_policy_kl_penalty` is beta). Every setting is declared once, in
+sections.py or model_sections.py. The YAML files in conf/ hold only what differs from these defaults; Hydra composes
+them with the command line, and :func:`load` rejects unknown settings.
 """
 
 from nemo_minordpo.config.checks import unread_notes

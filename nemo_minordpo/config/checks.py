@@ -1,22 +1,22 @@
-"""Combinations of settings that cannot work, and settings that have no effect beside others."""
+"""Combinations of settings that cannot work, and settings that have no effect."""
 
 from nemo_minordpo.config.keys import DECLARED, default_of, reads, value_of
 from nemo_minordpo.config.sections import TrainConfig
 
 
 def combination_problems(config: TrainConfig) -> list[str]:
-    """Every combination that cannot work, each with a message."""
+    """A message for every combination that cannot work."""
     objective, optim, peft = config.model.dpo, config.model.optim, config.model.peft
     return [
         message
         for wrong, message in (
             (
                 objective.preference_loss_weight == 0 and objective.sft_loss_weight == 0,
-                "model.dpo.preference_loss_weight and model.dpo.sft_loss_weight are both 0: there is no loss",
+                "model.dpo.preference_loss_weight and model.dpo.sft_loss_weight are both 0: there is no loss to train",
             ),
             (
                 optim.betas is not None and optim.name == "sgd",
-                "model.optim.betas is Adam's: give model.optim.betas=null with sgd",
+                "model.optim.betas is for Adam: set model.optim.betas=null for sgd",
             ),
             (
                 optim.momentum is not None and optim.name != "sgd",
@@ -28,11 +28,11 @@ def combination_problems(config: TrainConfig) -> list[str]:
             ),
             (
                 peft.peft_scheme == "none" and peft.restore_from_path is not None,
-                "model.peft.restore_from_path is for model.peft.peft_scheme=lora",
+                "model.peft.restore_from_path requires model.peft.peft_scheme=lora",
             ),
             (
                 peft.peft_scheme == "lora" and optim.name == "distributed_fused_adam",
-                "model.optim.name=distributed_fused_adam does not work with LoRA (NeMo): take fused_adam or adamw",
+                "model.optim.name=distributed_fused_adam does not work with LoRA in NeMo: use fused_adam or adamw",
             ),
         )
         if wrong
@@ -40,13 +40,13 @@ def combination_problems(config: TrainConfig) -> list[str]:
 
 
 def unread_notes(config: TrainConfig) -> list[str]:
-    """A line for each setting that was changed and that the loss does not read.
+    """One line for each setting that was changed but that the loss ignores.
 
-    It is no error: the runs of a sweep over losses share their settings.
+    Not an error: the runs of a sweep over losses share their settings.
     """
     loss = config.model.dpo.preference_loss
     return [
-        f"{key}={value_of(config, key)} has no effect: {loss} does not read it, but {', '.join(setting.losses)}"
+        f"{key}={value_of(config, key)} has no effect on {loss}; only used by {', '.join(setting.losses)}"
         for key, setting in DECLARED.items()
         if not reads(loss, key) and value_of(config, key) != default_of(key)
     ]

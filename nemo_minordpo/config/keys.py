@@ -1,4 +1,4 @@
-"""Settings by their dotted keys: which there are, what is declared of each, what a misspelt one was meant to be."""
+"""Settings by dotted key: all of them, their declarations, and the likely meaning of a misspelt one."""
 
 import difflib
 from collections.abc import Iterable
@@ -11,94 +11,94 @@ from nemo_minordpo.config.model_sections import LOSS_NAMES
 from nemo_minordpo.config.sections import TrainConfig
 from nemo_minordpo.config.setting import Setting, setting_of
 
-_WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", list: "a list"}
-# NeMo-Aligner's own that have no counterpart, and why.
+_WORDS = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", list: "a list"}
+# Settings of NeMo-Aligner that have no counterpart here, and why.
 _REFUSED = {
     "preference_average_log_probs": (
-        "log-probabilities are summed over a response, never averaged; leave it out, and divide "
-        "model.dpo.ref_policy_kl_penalty by the tokens of a typical response where an average was meant"
+        "log-probabilities are summed over a response, never averaged; leave it out, and to get the effect of an "
+        "average divide model.dpo.ref_policy_kl_penalty by the number of tokens in a typical response"
     ),
     "sft_average_log_probs": (
-        "log-probabilities are summed over a response, never averaged; leave it out, and divide "
-        "model.dpo.sft_loss_weight by the tokens of a typical response where an average was meant"
+        "log-probabilities are summed over a response, never averaged; leave it out, and to get the effect of an "
+        "average divide model.dpo.sft_loss_weight by the number of tokens in a typical response"
     ),
     "experiment": "`minordpo sweep NAME` runs the experiments of conf/experiment",
 }
 
 
 def _flat(section: type, prefix: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    by_key: dict[str, Any] = {}
     for item in fields(section):
-        found[prefix + item.name] = item
+        by_key[prefix + item.name] = item
         if is_dataclass(item.type):
-            found |= _flat(item.type, f"{prefix}{item.name}.")  # type: ignore[arg-type]
-    return found
+            by_key |= _flat(item.type, f"{prefix}{item.name}.")  # type: ignore[arg-type]
+    return by_key
 
 
 _FIELDS = _flat(TrainConfig, "")
-# Dotted key -> its type, sections included.
+# Dotted key -> type, sections included.
 SETTINGS = {key: item.type for key, item in _FIELDS.items()}
-# Dotted key -> what is declared of it; of settings alone.
+# Dotted key -> declaration, for settings only.
 DECLARED: dict[str, Setting] = {key: setting_of(item) for key, item in _FIELDS.items() if not is_dataclass(item.type)}
-# Names of other trainers -> where they stand here.
+# Name in another trainer -> key here.
 _ELSEWHERE = {alias: key for key, declared in DECLARED.items() for alias in declared.aliases}
 
 
 def declared(key: str) -> Setting | None:
-    """What is declared of a key, or of the open section that it lies in; None: it is not a setting."""
+    """The declaration of a key, or of the open section that contains it; None if it is not a setting."""
     while key and key not in DECLARED:
         key = key.rpartition(".")[0]
     return DECLARED.get(key)
 
 
 def default_of(key: str) -> Any:
-    """The default of a setting; MISSING where it is required."""
+    """The default of a setting; MISSING if it is required."""
     item = _FIELDS[key]
     return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 def value_of(config: TrainConfig, key: str) -> Any:
-    """The value that a configuration has under a dotted key."""
+    """The value of a dotted key in a configuration."""
     return reduce(getattr, key.split("."), config)
 
 
 def reads(loss: str, key: str) -> bool:
-    """Whether a loss reads a setting; of a loss of the user's own nobody knows, and it may."""
+    """Whether a loss reads a setting; a user-defined loss is assumed to read all of them."""
     setting = declared(key)
     return setting is None or not setting.losses or loss in setting.losses or loss not in LOSS_NAMES
 
 
 def short_name(key: str) -> str:
-    """What runs are told apart by: `beta`, `lr`, `dpop_lambda`; empty: the value says enough."""
+    """The label of a setting in run names: `beta`, `lr`, `dpop_lambda`; empty if the value speaks for itself."""
     setting = declared(key)
     return key.rpartition(".")[2] if setting is None or setting.short is None else setting.short
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt name, whatever its case: `; did you mean 'x'?`, or nothing."""
+    """A case-insensitive hint for a misspelt name: `; did you mean 'x'?`, or nothing."""
     match = _nearest(name, known, cutoff=0.6)
     return f"; did you mean {match!r}?" if match else ""
 
 
 def unknown_key(key: str) -> str:
-    """What to say of a dotted key that is no setting."""
+    """The error message for a dotted key that is not a setting."""
     leaf = key.rpartition(".")[2].lower()
     if reason := _REFUSED.get(leaf):
         return f"{key} is not a setting: {reason}"
     hint, plus = _meant(key, leaf), ""
     if key.startswith("model.") and key.count(".") == 1 and not hint:
-        plus = f"; a key of the checkpoint's own model configuration is changed with a plus: +{key}=VALUE"
+        plus = f"; to change a key of the checkpoint's own model configuration, add a plus: +{key}=VALUE"
     return f"{key} is not a setting" + (f"; did you mean {hint}?" if hint else plus)
 
 
 def is_open(key: str) -> bool:
-    """Whether a key lies in a section that takes any, or is one."""
+    """Whether a key is, or lies in, a section that accepts arbitrary keys."""
     parts = key.split(".")
     return any(get_origin(SETTINGS.get(".".join(parts[:end]))) is dict for end in range(1, len(parts) + 1))
 
 
 def kind_of(key: str) -> tuple[Any, Any, bool]:
-    """(str, int, float, bool, list, dict or a section; what a list holds, else None; whether null is allowed)."""
+    """(str, int, float, bool, list, dict or a section; item type of a list, else None; whether null is allowed)."""
     hint = SETTINGS[key]
     may_be_null = isinstance(hint, UnionType)
     if may_be_null:
@@ -107,7 +107,7 @@ def kind_of(key: str) -> tuple[Any, Any, bool]:
 
 
 def expected(key: str) -> str:
-    """What a setting holds, in words."""
+    """The type of a setting, in words."""
     kind, _, may_be_null = kind_of(key)
     if is_dataclass(kind):
         return f"a setting in it, such as {key}.{fields(kind)[0].name},"
@@ -115,7 +115,7 @@ def expected(key: str) -> str:
 
 
 def _meant(key: str, leaf: str) -> str:
-    """The setting that a key stands for; empty: nobody knows."""
+    """The setting that a key was probably meant to be; empty if there is no good guess."""
     if leaf in _ELSEWHERE:
         return _ELSEWHERE[leaf]
     by_leaf: dict[str, list[str]] = {}
@@ -132,7 +132,7 @@ def _meant(key: str, leaf: str) -> str:
 
 
 def _nearest(name: str, known: Iterable[str], *, cutoff: float) -> str:
-    """The known name that is the most like `name`, else the longest that is a part of it; empty: none is."""
+    """The known name most similar to `name`, else the longest one contained in it; empty if there is none."""
     by_lower = {candidate.lower(): candidate for candidate in known}
     given = name.lower()
     if near := difflib.get_close_matches(given, by_lower, n=1, cutoff=cutoff):

@@ -1,4 +1,4 @@
-"""From the command line and a saved file to typed sections; what decides whose run a folder is."""
+"""From the command line or a saved file to typed sections; which settings identify a run."""
 
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -23,7 +23,7 @@ def compose(overrides: list[str]) -> DictConfig:
     """Compose conf/train.yaml with the command line's overrides.
 
     Raises:
-        UserError: overrides that Hydra cannot read, that name no setting, or whose value is of another type.
+        UserError: Hydra cannot read an override, it names no setting, or its value has the wrong type.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -41,13 +41,13 @@ def compose(overrides: list[str]) -> DictConfig:
 
 
 def load(composed: DictConfig) -> TrainConfig:
-    """Typed configuration from a composed one.
+    """Convert a composed configuration to typed sections and check it.
 
     Args:
-        composed: as :func:`compose` or a run folder's `config.yaml` gives it.
+        composed: from :func:`compose` or a run folder's `config.yaml`.
 
     Raises:
-        UserError: every fault that can be seen without opening a file, one a line.
+        UserError: lists every fault that can be found without opening a file, one per line.
     """
     try:
         plain: Any = OmegaConf.to_container(composed, resolve=True)
@@ -64,7 +64,7 @@ def load(composed: DictConfig) -> TrainConfig:
         merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), plain)
         missing = sorted(str(key) for key in OmegaConf.missing_keys(merged))
         if missing:
-            raise UserError("\n".join(f"{key} is required: give {key}=VALUE" for key in missing))
+            raise UserError("\n".join(f"{key} is required: set {key}=VALUE" for key in missing))
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise UserError(_one_message(error)) from error
@@ -78,20 +78,20 @@ def load(composed: DictConfig) -> TrainConfig:
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
-    """Flat settings that decide what a run computes: two runs of one folder must agree in them."""
+    """The flat settings that determine what a run computes; they must not change when a run is resumed."""
     plain: Any = OmegaConf.to_container(OmegaConf.structured(config))
-    # an open section without keys has none to compare
+    # an empty open section has nothing to compare
     return {key: value for key, value in flatten(plain).items() if value != {} and decides(key)}
 
 
 def decides(key: str) -> bool:
-    """Whether a setting decides by its value what a run computes; one that is not known any more may have."""
+    """Whether a setting's value affects what a run computes; true for unknown keys, which old runs may have used."""
     setting = declared(key)
     return setting is None or setting.resume is Resume.SAME
 
 
 def _describe_new_adapters(peft: PeftSection) -> None:
-    """Put defaults where nothing is set; adapters that training starts from bring their own rank and targets."""
+    """Fill in defaults for new adapters; existing adapters bring their own rank and targets."""
     lora = peft.lora_tuning
     lora.target_modules = lora.target_modules or list(DEFAULT_TARGETS)
     lora.adapter_dim = lora.adapter_dim or DEFAULT_RANK
@@ -114,12 +114,12 @@ def _unknown_keys(values: dict[str, Any], section: type, prefix: str) -> list[st
 def _interpolation_message(error: Exception) -> str:
     key = getattr(error, "full_key", None) or "a setting"
     reason = str(error).splitlines()[0] if isinstance(error, OmegaConfBaseException) else "it refers to itself"
-    hint = "; ${NAME} is another setting, ${oc.env:NAME} a variable of the environment" if "not found" in reason else ""
+    hint = "; ${NAME} is another setting, ${oc.env:NAME} an environment variable" if "not found" in reason else ""
     return f"{key}: {reason}{hint}"
 
 
 def _one_message(error: Exception) -> str:
-    """Hydra's message without its search path, and OmegaConf's reason, which Hydra hides in the cause."""
+    """Hydra's message without its search path, plus OmegaConf's reason, which Hydra hides in the cause."""
     lines = str(error).partition("Config search path")[0].strip().splitlines()
     if error.__cause__ is not None:
         lines.insert(1, str(error.__cause__).splitlines()[0])

@@ -7,11 +7,11 @@ from omegaconf import MISSING
 from nemo_minordpo.config.lora import DEFAULT_RANK, DEFAULT_TARGETS, LORA_TARGETS
 from nemo_minordpo.config.setting import Resume, setting
 
-# What core/losses.py has; of these, those that read ground-truth rewards.
+# The losses of core/losses.py, and those that read ground-truth rewards.
 LOSS_NAMES = ("dpo", "dpop", "minordpo", "ipo", "rpo_sq", "rpo_bwd_kl", "rpo_fwd_kl")
 _RPO = ("rpo_sq", "rpo_bwd_kl", "rpo_fwd_kl")
 _CHECKPOINTS = {None: "as in the checkpoint's own configuration"}
-_STARTING_ADAPTERS = "as in the adapters that training starts from; of new ones"
+_STARTING_ADAPTERS = "as in the adapters to start from; for new adapters"
 
 
 @dataclass
@@ -20,26 +20,26 @@ class DPOSection:
 
     ref_policy_kl_penalty: float = setting(
         MISSING, "beta, the strength of the pull towards the reference; the paper tries 0.02 to 0.2",
-        unit="per nat", above=0, why="at 0 nothing is learnt", axis=True, short="beta", aliases=("beta", "kl_penalty"),
+        unit="per nat", above=0, why="0 learns nothing", axis=True, short="beta", aliases=("beta", "kl_penalty"),
     )  # fmt: skip
     preference_loss: str = setting(
-        "minordpo", "the loss; a function of your own is imported from the current folder or from what is installed",
+        "minordpo", "the loss; your own function is imported from the current folder or an installed package",
         choices=LOSS_NAMES, own="package.module:function", axis=True, short="", aliases=("loss", "loss_type"),
     )  # fmt: skip
     dpop_lambda: float = setting(
-        50.0, "lambda, the weight of the penalty on chosen responses below the reference; Pal et al. 2024 take 50",
+        50.0, "lambda, the weight of the penalty on chosen responses below the reference; Pal et al. 2024 use 50",
         minimum=0, losses=("dpop",),
     )  # fmt: skip
     gt_reward_scale: float = setting(1.0, "factor of `chosen_reward - rejected_reward`", losses=_RPO)
     preference_loss_weight: float = setting(1.0, "factor of the preference loss", minimum=0)
     sft_loss_weight: float = setting(0.0, "factor of `-log pi(chosen)`, summed over tokens", minimum=0)
     reference_log_probs: str = setting(
-        "cached", "`cached`: evaluated once, before the first step; `live`: at every step, with a swap of weights",
+        "cached", "`cached`: evaluated once, before the first step; `live`: at every step, by swapping weights",
         choices=("cached", "live"),
     )  # fmt: skip
     reference_cache: str | None = setting(
-        None, "folder of cached log-probabilities of the reference, which all runs may share",
-        special={None: "`reference_cache` beside the run folder"}, resume=Resume.FREE,
+        None, "folder of the reference's cached log-probabilities; any number of runs can share it",
+        special={None: "`reference_cache` next to the run folder"}, resume=Resume.FREE,
     )  # fmt: skip
 
 
@@ -57,36 +57,38 @@ class DataSection:
 
     data_prefix: DataPrefixSection = field(default_factory=DataPrefixSection)
     seq_length: int = setting(
-        1024, "longest prompt and response together; longer pairs are left out and counted",
+        1024, "largest length of a prompt plus a response; longer pairs are left out and counted",
         unit="tokens", minimum=2, reference=True, aliases=("max_length", "max_seq_length", "encoder_seq_length"),
     )  # fmt: skip
     packed_sequence_size: int = setting(
-        4096, "longest row, in which many pairs lie; any one pair must fit",
+        4096, "longest row; a row packs many pairs, and every pair must fit",
         unit="tokens", minimum=2, resume=Resume.FREE,
     )  # fmt: skip
     append_eos: bool = setting(
-        True, "end every response with the tokenizer's end of text, so that the model learns to stop"
+        True, "end every response with the tokenizer's end-of-text token, so that the model learns to stop"
     )
     invalid_pairs: str = setting(
-        "refuse", "pairs that cannot be used: `refuse` to start, or `drop` them", choices=("refuse", "drop")
+        "refuse", "if pairs cannot be used, `refuse` to start or `drop` them", choices=("refuse", "drop")
     )
-    default_chosen_reward: float = setting(1.0, "chosen reward of pairs that have none of their own", losses=_RPO)
-    default_rejected_reward: float = setting(0.0, "rejected reward of pairs that have none of their own", losses=_RPO)
+    default_chosen_reward: float = setting(1.0, "reward of chosen responses that have none in the data", losses=_RPO)
+    default_rejected_reward: float = setting(
+        0.0, "reward of rejected responses that have none in the data", losses=_RPO
+    )
 
 
 @dataclass
 class ScheduleSection:
-    """`model.optim.sched`: the learning rate over the whole run; the first step has a positive one."""
+    """`model.optim.sched`: the learning rate over the whole run; it is positive from the first step."""
 
     name: str = setting(
-        "linear", "from the largest rate to `min_lr` at the end",
+        "linear", "decay from `model.optim.lr` to `min_lr` at the end",
         choices=("linear", "cosine", "constant"), aliases=("lr_scheduler_type",),
     )  # fmt: skip
-    warmup_ratio: float = setting(0.1, "share of the run's steps in which the rate rises", minimum=0, below=1)
+    warmup_ratio: float = setting(0.1, "fraction of the run's steps used for warm-up", minimum=0, below=1)
     warmup_steps: int | None = setting(
-        None, "steps in which the rate rises", unit="steps", minimum=0, special={None: "as `warmup_ratio` says"}
+        None, "warm-up steps", unit="steps", minimum=0, special={None: "use `warmup_ratio`"}
     )
-    min_lr: float = setting(0.0, "the last learning rate; at most `model.optim.lr`", minimum=0)
+    min_lr: float = setting(0.0, "final learning rate; at most `model.optim.lr`", minimum=0)
 
 
 @dataclass
@@ -94,16 +96,16 @@ class OptimSection:
     """`model.optim`: the optimizer, by NeMo's names."""
 
     name: str = setting(
-        "adamw", "`mcore_distributed_optim` and `distributed_fused_adam` share their state among the ranks",
+        "adamw", "`mcore_distributed_optim` and `distributed_fused_adam` split their state over the ranks",
         choices=("adam", "adamw", "sgd", "fused_adam", "mcore_distributed_optim", "distributed_fused_adam"),
     )  # fmt: skip
     lr: float = setting(
-        1e-6, "the largest learning rate; the paper tries 1e-6 and 1e-5", above=0, axis=True, aliases=("learning_rate",)
+        1e-6, "peak learning rate; the paper tries 1e-6 and 1e-5", above=0, axis=True, aliases=("learning_rate",)
     )
-    weight_decay: float = setting(0.0, "share of a weight that a step at learning rate 1 takes away", minimum=0)
+    weight_decay: float = setting(0.0, "each step subtracts this times the learning rate times the weight", minimum=0)
     betas: list[float] | None = setting(
-        [0.9, 0.999], "Adam's decay rates: of the mean of gradients and of their squares",
-        length=2, minimum=0, below=1, special={None: "the optimizer's own, and required with sgd"},
+        [0.9, 0.999], "Adam's decay rates, for the mean of the gradients and of their squares",
+        length=2, minimum=0, below=1, special={None: "the optimizer's default; required with sgd"},
     )  # fmt: skip
     momentum: float | None = setting(None, "momentum of sgd", special={None: "none"})
     sched: ScheduleSection = field(default_factory=ScheduleSection)
@@ -111,10 +113,10 @@ class OptimSection:
 
 @dataclass
 class LoraSection:
-    """`model.peft.lora_tuning`: what the adapters look like."""
+    """`model.peft.lora_tuning`: the adapters."""
 
     target_modules: list[str] | None = setting(
-        None, "which linear layers have adapters", choices=tuple(LORA_TARGETS), nonempty="linear layer",
+        None, "linear layers that get adapters", choices=tuple(LORA_TARGETS), nonempty="linear layer",
         special={None: f"{_STARTING_ADAPTERS}: {', '.join(DEFAULT_TARGETS)}"},
     )  # fmt: skip
     adapter_dim: int | None = setting(
@@ -135,12 +137,12 @@ class LoraSection:
 
 @dataclass
 class PeftSection:
-    """`model.peft`: train adapters instead of the weights; the reference is the model that the run starts from."""
+    """`model.peft`: train adapters instead of the weights; the reference is the model at the start of the run."""
 
     peft_scheme: str = setting("none", "`lora`: train adapters", choices=("none", "lora"))
     restore_from_path: str | None = setting(
         None, "`.nemo` of adapters to start from",
-        special={None: "new ones, which change nothing yet"}, resume=Resume.SAME_CONTENTS,
+        special={None: "new adapters, which initially leave the model unchanged"}, resume=Resume.SAME_CONTENTS,
     )  # fmt: skip
     lora_tuning: LoraSection = field(default_factory=LoraSection)
 
@@ -150,60 +152,67 @@ class ModelSection:
     """`model`: layout, precision, objective."""
 
     micro_batch_size: int = setting(
-        1, "rows; many pairs lie in one, see `model.data.packed_sequence_size`", choices=(1,),
-        why="a micro-batch is one row, in which many pairs are packed; model.data.packed_sequence_size says how many "
-        "tokens it may hold",
+        1, "rows per micro-batch; a row packs many pairs, see `model.data.packed_sequence_size`", choices=(1,),
+        why="a micro-batch is one row of packed pairs; model.data.packed_sequence_size sets how many tokens it holds",
     )  # fmt: skip
     global_batch_size: int = setting(128, "pairs per optimizer step, over all ranks", unit="pairs", minimum=1)
-    tensor_model_parallel_size: int = setting(1, "ranks that share each layer", minimum=1, resume=Resume.FREE)
-    pipeline_model_parallel_size: int = setting(1, "ranks that have some layers each", minimum=1, resume=Resume.FREE)
-    sequence_parallel: bool = setting(
-        False, "split over the tensor-parallel ranks what they all hold", resume=Resume.FREE
+    tensor_model_parallel_size: int = setting(
+        1, "number of ranks that each layer is split over", minimum=1, resume=Resume.FREE
     )
-    megatron_amp_O2: bool = setting(False, "float32 main weights beside those in low precision", reference=True)
+    pipeline_model_parallel_size: int = setting(
+        1, "number of pipeline stages that the layers are split into", minimum=1, resume=Resume.FREE
+    )
+    sequence_parallel: bool = setting(
+        False, "also split the activations that tensor parallelism alone replicates on every rank", resume=Resume.FREE
+    )
+    megatron_amp_O2: bool = setting(
+        False, "keep float32 main weights in addition to those in low precision", reference=True
+    )
     transformer_engine: bool | None = setting(
         None, "use Transformer Engine's layers", special=_CHECKPOINTS, reference=True
     )
     fp8: bool | None = setting(
-        None, "compute the matrix products of Transformer Engine's layers in FP8", special=_CHECKPOINTS, reference=True
+        None, "use FP8 for the matrix products of Transformer Engine's layers", special=_CHECKPOINTS, reference=True
     )
     fp8_hybrid: bool | None = setting(
         None, "E4M3 in the forward pass, E5M2 in the backward pass", special=_CHECKPOINTS, reference=True
     )
     fp8_margin: int | None = setting(
         None,
-        "powers of two that scaled values stay below the largest that FP8 holds",
+        "margin, in powers of two, between the scaled values and the largest FP8 value",
         special=_CHECKPOINTS,
         reference=True,
     )
     fp8_amax_history_len: int | None = setting(
-        None, "steps whose largest values decide a scale", unit="steps", special=_CHECKPOINTS, reference=True
-    )
+        None, "number of past steps whose largest values determine a scale",
+        unit="steps", special=_CHECKPOINTS, reference=True,
+    )  # fmt: skip
     fp8_amax_compute_algo: str | None = setting(
-        None, "which of these values decides: `max` or `most_recent`", special=_CHECKPOINTS, reference=True
+        None, "which of these values determines the scale: `max` or `most_recent`", special=_CHECKPOINTS, reference=True
     )
     apply_rope_fusion: bool | None = setting(
-        None, "fused rotary embeddings, of `fusions=te`; CPUs have a kernel of this project", special=_CHECKPOINTS
+        None, "fused rotary embeddings, set by `fusions=te`; CPUs use this project's own kernel", special=_CHECKPOINTS
     )
     bias_activation_fusion: bool | None = setting(
-        None, "fused bias and activation, of `fusions=te`", special=_CHECKPOINTS
+        None, "fused bias and activation, set by `fusions=te`", special=_CHECKPOINTS
     )
     gradient_accumulation_fusion: bool | None = setting(
-        None, "matrix products add to float32 gradients, of `fusions=te`", special=_CHECKPOINTS
-    )
+        None, "add weight gradients to the float32 main gradients within the matrix product, set by `fusions=te`",
+        special=_CHECKPOINTS,
+    )  # fmt: skip
     activations_checkpoint_granularity: str | None = setting(
-        None, "recompute activations in the backward pass, to save memory; `selective` or `full`",
+        None, "recompute activations in the backward pass to save memory: `selective` or `full`",
         special=_CHECKPOINTS, resume=Resume.FREE,
     )  # fmt: skip
     activations_checkpoint_method: str | None = setting(
         None, "which layers `full` recomputes: `uniform` or `block`", special=_CHECKPOINTS, resume=Resume.FREE
     )
     activations_checkpoint_num_layers: int | None = setting(
-        None, "layers that `full` recomputes together", special=_CHECKPOINTS, resume=Resume.FREE
+        None, "number of layers that `full` recomputes together", special=_CHECKPOINTS, resume=Resume.FREE
     )
     seed: int = setting(
-        1234, "seed of the data order, and of dropout where the checkpoint has any",
-        minimum=1, why="NeMo refuses others", axis=True,
+        1234, "seed of the data order, and of dropout if the checkpoint has any",
+        minimum=1, why="required by NeMo", axis=True,
     )  # fmt: skip
     dpo: DPOSection = field(default_factory=DPOSection)
     data: DataSection = field(default_factory=DataSection)

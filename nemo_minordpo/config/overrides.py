@@ -1,4 +1,4 @@
-"""`KEY=VALUE` in Hydra's grammar: how values are written, and what is wrong with those that users write."""
+"""`KEY=VALUE` in Hydra's grammar: how to write values, and clear messages for overrides that are wrong."""
 
 import os
 import re
@@ -22,15 +22,15 @@ from nemo_minordpo.errors import UserError
 CONF = Path(__file__).parent.parent / "conf"
 _KEY = re.compile(r"(?:\+\+?|~)?([A-Za-z_][\w.-]*)", re.ASCII)
 _PLAIN = re.compile(r"[A-Za-z_/][\w./-]*", re.ASCII)
-_OTHER_TYPES = re.compile(r"null|true|false|nan|inf", re.IGNORECASE)  # what Hydra takes these words for
+_OTHER_TYPES = re.compile(r"null|true|false|nan|inf", re.IGNORECASE)  # Hydra does not read these as strings
 _TAKEN_BY_HYDRA = re.compile(r"[^\w/\\+.$%*@?|: \t-]", re.ASCII)
 
 
 def hydra_value(value: Any) -> str:
-    """A value as Hydra's grammar writes it: parsed and resolved, it is `value` again.
+    """Write a value in Hydra's grammar; parsing and resolving it gives `value` again.
 
     Args:
-        value: None, a bool, a number, a text, or lists and dicts of them.
+        value: None, a bool, a number, a string, or lists and dicts of them.
     """
     if isinstance(value, list):
         return f"[{','.join(map(hydra_value, value))}]"
@@ -45,26 +45,26 @@ def _hydra_text(text: str) -> str:
     if _PLAIN.fullmatch(text) and not _OTHER_TYPES.fullmatch(text):
         return text
     literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # no interpolation; backslashes before one are doubled
-    # in Hydra's quotes a backslash is doubled only where a quote follows
+    # within quotes, Hydra wants a backslash doubled only before a quote
     doubled = re.sub(r"(\\+)('|$)", r"\1\1\2", literal)
     return "'" + doubled.replace("'", "\\'") + "'"
 
 
 def read_override(text: str) -> Override:
-    """One override, parsed.
+    """Parse one override.
 
     Raises:
-        UserError: Hydra cannot read it; with the quoting that cures it, where there is one.
+        UserError: Hydra cannot read it; the message suggests quoting if that helps.
     """
     try:
         return OverridesParser.create().parse_override(text)
-    except (HydraException, ValueError) as error:  # ValueError: a number of thousands of digits
+    except (HydraException, ValueError) as error:  # ValueError: a number with thousands of digits
         raise UserError(_unreadable(text)) from error
 
 
 def compose_problems(overrides: list[str]) -> list[str]:
-    """What is wrong with each override of `conf/train.yaml` by itself."""
-    probe = OmegaConf.structured(TrainConfig)  # takes the values as the run's configuration will
+    """Problems of each override of `conf/train.yaml` on its own."""
+    probe = OmegaConf.structured(TrainConfig)  # accepts the same values as the run's configuration
     problems: list[str] = []
     for text in overrides:
         try:
@@ -75,7 +75,7 @@ def compose_problems(overrides: list[str]) -> list[str]:
 
 
 def with_pluses(text: str) -> str:
-    """An override as Hydra wants it: a setting that is there needs no plus, one of an open section needs it."""
+    """The override with `++`, which Hydra accepts for existing settings and for new keys of open sections."""
     override = read_override(text)
     key = override.key_or_group
     if override.is_delete() or key in _groups() or not (key in SETTINGS or is_open(key)):
@@ -89,7 +89,7 @@ def _unreadable(text: str) -> str:
     if not equals or key is None:
         bare = text.lstrip("-").strip("'\"")
         is_setting = bare.partition("=")[0] in SETTINGS and _is_readable(bare)
-        hint = f"did you mean {bare}?" if is_setting and bare != text else "options of Hydra are not read"
+        hint = f"did you mean {bare}?" if is_setting and bare != text else "Hydra's options are not supported"
         return f"{shortened(text)!r}: settings are written KEY=VALUE, such as model.seed=3; {hint}"
     name = key.group(1)
     if name not in SETTINGS and not (is_open(name) or given.startswith("+model.")):
@@ -97,15 +97,15 @@ def _unreadable(text: str) -> str:
     kind, inner, _ = kind_of(name) if name in SETTINGS else (str, None, True)
     if kind is not str and inner is not str:
         return f"{shortened(text)}: {expected(name)} expected"
-    one = raw.strip("[]").replace(",", "") if inner is str else raw
-    taken = " ".join(dict.fromkeys(_TAKEN_BY_HYDRA.findall(one)))
+    content = raw.strip("[]").replace(",", "") if inner is str else raw
+    taken = " ".join(dict.fromkeys(_TAKEN_BY_HYDRA.findall(content)))
     why = f"Hydra reads {taken} in quotes only" if taken else "Hydra cannot read the value"
     return f"{shortened(text)}: {why}{_quoted(given, raw, is_list=inner is str)}"
 
 
 def _quoted(given: str, raw: str, *, is_list: bool) -> str:
-    """`; quote it: ...` for a shell, where that makes an unreadable value readable."""
-    path = os.path.expanduser(raw)  # a shell leaves ~ alone behind KEY=
+    """`; quote it: ...`, ready for a shell, if quoting makes the value readable; else nothing."""
+    path = os.path.expanduser(raw)  # a shell does not expand ~ after KEY=
     if is_list:
         items = (raw[1:-1] if raw[:1] + raw[-1:] == "[]" else raw).split(",")
         value = hydra_value([item.strip().strip("'\"") for item in items])
@@ -116,12 +116,12 @@ def _quoted(given: str, raw: str, *, is_list: bool) -> str:
 
 
 def for_shell(text: str) -> str:
-    """An argument as it is typed in a shell."""
+    """An argument as typed in a shell."""
     return f'"{text}"' if "'" in text and not re.search(r'["$`!\\](?!\')', text) else shlex.quote(text)
 
 
 def shortened(text: str) -> str:
-    """A text that may be thousands of characters long, for a message."""
+    """A text of any length, cut to fit in a message."""
     return text if len(text) <= 200 else f"{text[:100]}... ({len(text)} characters)"
 
 
@@ -140,16 +140,16 @@ def _problems_of(text: str, override: Override, probe: DictConfig) -> list[str]:
     if key.partition(".")[0] == "hydra":
         return [f"{text}: Hydra's own settings have no effect here; the run folder is exp_manager.explicit_log_dir"]
     if override.is_delete():
-        return [f"{text}: a setting cannot be taken away; without it, its default counts"]
+        return [f"{text}: a setting cannot be removed; leave it out to use its default"]
     if override.is_sweep_override():
         if key not in SETTINGS:
             return [unknown_key(key)]
         kind, inner, _ = kind_of(key)
         cure = _quoted(text.partition("=")[0], raw, is_list=kind is list) if str in (kind, inner) else ""
-        return [f"{text}: {expected(key)} expected, not several values{cure}; `minordpo sweep` makes several runs"]
+        return [f"{text}: {expected(key)} expected, not several values{cure}; `minordpo sweep` starts several runs"]
     added = override.is_add() or override.is_force_add()
     if added and key.startswith("model.") and ".".join(key.split(".")[:2]) not in SETTINGS:
-        return []  # of the checkpoint, which knows whether it has such a key
+        return []  # a key of the checkpoint's configuration, checked once that is read
     if not isinstance(override.value(), dict):
         return _setting_problems(key, override.value(), raw, probe)
     return [
@@ -161,7 +161,7 @@ def _problems_of(text: str, override: Override, probe: DictConfig) -> list[str]:
 
 @cache
 def _groups() -> dict[str, list[str]]:
-    """The groups of `conf/`, and the files of each; experiments are `sweep`'s."""
+    """The groups in `conf/` and their files, without the experiments, which belong to `minordpo sweep`."""
     folders = (folder for folder in CONF.iterdir() if folder.is_dir() and folder.name != "experiment")
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
@@ -169,16 +169,16 @@ def _groups() -> dict[str, list[str]]:
 def _group_problems(text: str, override: Override) -> list[str]:
     key, names = override.key_or_group, _groups()[override.key_or_group]
     if override.package is not None:
-        return [f"{text}: what {key} sets has its place; give {key}=NAME"]
+        return [f"{text}: the group {key} cannot be moved to another section; set {key}=NAME"]
     value = None if override.is_sweep_override() else override.value()
     if value in names or (override.is_delete() and value is None):
         return []
-    more = "; model.dpo.preference_loss takes every loss" if key == "loss" else ""
+    more = "; model.dpo.preference_loss accepts every loss" if key == "loss" else ""
     return [f"{text}: one of {', '.join(names)} expected{closest(str(value), names)}{more}"]
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """A dict that is given for a section, as its settings."""
+    """Split a dict given for a section into its settings."""
     if isinstance(value, dict) and is_dataclass(SETTINGS.get(key)):
         for name, inner in value.items():
             yield from _leaves(f"{key}.{name}", inner)
@@ -187,7 +187,7 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _setting_problems(key: str, value: Any, raw: str, probe: DictConfig) -> list[str]:
-    """Of a setting to which `raw` gives this value."""
+    """Problems with a value, typed as `raw`, for the setting `key`."""
     if key not in SETTINGS:
         return [] if is_open(key) else [unknown_key(key)]
     kind, inner, _ = kind_of(key)
@@ -195,18 +195,18 @@ def _setting_problems(key: str, value: Any, raw: str, probe: DictConfig) -> list
     for item in value if isinstance(value, list) else [value]:
         if str in (kind, inner) and isinstance(item, bool | int | float) and str(item) not in raw:
             cure = _quoted(key, raw, is_list=kind is list)
-            return [f"{shown}: a text expected, and Hydra reads {item!r}{cure}"]
+            return [f"{shown}: a string expected, but Hydra reads {item!r}{cure}"]
     if inner is not None and isinstance(value, list) and any(isinstance(item, list | dict | None) for item in value):
         return [f"{shown}: a list of single values expected"]
     try:
         OmegaConf.update(probe, key, value)
-    except (OmegaConfBaseException, OverflowError):  # OverflowError: a whole number that no float can hold
+    except (OmegaConfBaseException, OverflowError):  # OverflowError: an integer too large for a float
         return [f"{shown}: {expected(key)} expected{_of_that_kind(key, value, raw)}"]
     return []
 
 
 def _of_that_kind(key: str, value: Any, raw: str) -> str:
-    """The same value as the setting wants it, where there is one."""
+    """A suggestion: the same value in the type of the setting; empty if there is none."""
     kind, _, _ = kind_of(key)
     if kind is list and isinstance(value, str | int | float):
         return f", such as {key}=[{shortened(raw)}]"

@@ -1,4 +1,4 @@
-"""`python -m nemo_minordpo.config.page > docs/settings.md`: the page of all settings, from their declarations."""
+"""`python -m nemo_minordpo.config.page > docs/settings.md`: all settings, generated from their declarations."""
 
 import sys
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ _INTRODUCTION = """# Settings of `minordpo train`
 
 <!-- Generated from nemo_minordpo/config: python -m nemo_minordpo.config.page > docs/settings.md -->
 
-Settings are typed as `KEY=VALUE`, in Hydra's grammar. The groups `precision=`, `parallel=`, `fusions=`, `model=` and
-`loss=` set several at once (`nemo_minordpo/conf`). Every value is checked before anything is loaded; a name that is no
-setting is refused, with the nearest one that is.
+Settings are given as `KEY=VALUE`, in Hydra's grammar. The groups `precision=`, `parallel=`, `fusions=`, `model=` and
+`loss=` set several at once (`nemo_minordpo/conf`). Every value is checked before anything is loaded; an unknown name is
+rejected, with the nearest known one as a suggestion.
 
-"May change on resume" says whether a setting may differ when the same run folder is used again: a setting that decides
-what the run computes may not.
+"May change on resume" says whether a setting may differ when a run is resumed in its folder: settings that affect what
+the run computes may not.
 """
 _HEADER = "| setting | default | values | unit | may change on resume | meaning |\n|---|---|---|---|---|---|"
 _WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", dict: "keys and values"}
@@ -34,7 +34,7 @@ def page() -> str:
 
 
 def _sections(section: type, *, prefix: str) -> Iterator[tuple[str, str]]:
-    """Title and rows of a section, and of those in it."""
+    """Title and rows of a section and of its subsections."""
     keys = {f"{prefix}{item.name}": item.type for item in fields(section)}
     title = (section.__doc__ or "").strip().rstrip(".") if prefix else "Outside the sections"
     yield title, "\n".join(_row(key, DECLARED[key]) for key in keys if key in DECLARED)
@@ -60,7 +60,7 @@ def _row(key: str, setting: Setting) -> str:
 
 
 def _values(key: str, setting: Setting) -> str:
-    """What a setting may be: kind, range or choices, and values with a meaning of their own."""
+    """The allowed values: type, range or choices, and special values with their meaning."""
     kind, inner, _ = kind_of(key)
     if setting.choices:
         choices = ", ".join(f"`{choice}`" for choice in setting.choices)

@@ -1,4 +1,4 @@
-"""Values that no combination of other settings could make right: out of range, not finite, an oversight."""
+"""Values that are wrong whatever the other settings are: out of range, not finite, or an oversight."""
 
 import math
 import re
@@ -10,21 +10,21 @@ from nemo_minordpo.config.sections import TrainConfig
 from nemo_minordpo.config.setting import Setting
 from nemo_minordpo.errors import UserError
 
-_LARGEST = 2**31 - 1  # of whole numbers: what the libraries below hold
+_LARGEST = 2**31 - 1  # largest integer that the libraries below accept
 _OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
 
 def range_problems(config: TrainConfig) -> list[str]:
-    """A message for each setting that is not what its declaration allows, and for each value that nothing could use."""
+    """A message for each value that its setting's declaration does not allow, or that is unusable for any setting."""
     out_of_range = [_out_of_range(key, value_of(config, key), setting) for key, setting in DECLARED.items()]
     return [*filter(None, out_of_range), *_unusable_values(config)]
 
 
 def duration_in_seconds(text: str) -> int:
-    """Seconds of a DD:HH:MM:SS time.
+    """Convert a DD:HH:MM:SS duration to seconds.
 
     Raises:
-        UserError: it is not one.
+        UserError: the text has another format.
     """
     if not re.fullmatch(r"\d{1,4}(:\d{1,4}){3}", text, re.ASCII):
         raise UserError(f"{text!r}: DD:HH:MM:SS expected, such as 00:03:50:00")
@@ -33,7 +33,7 @@ def duration_in_seconds(text: str) -> int:
 
 
 def _out_of_range(key: str, value: Any, setting: Setting) -> str:
-    """What is wrong with the value of a setting; empty: nothing."""
+    """Why a value is out of range; empty if it is not."""
     if isinstance(value, list):
         return _wrong_list(key, value, setting)
     if value is None or isinstance(value, dict) or value in setting.special:
@@ -79,15 +79,15 @@ def _wrong_duration(key: str, value: str, setting: Setting) -> str:
 
 
 def _or_special(setting: Setting) -> str:
-    """Special values that are not in the range: `, or null (no limit)`."""
+    """Special values outside the range: `, or null (no limit)`."""
     outside = {key: text for key, text in setting.special.items() if key is None or not setting.allows(key)}
     return "".join(f", or {'null' if key is None else key} ({text})" for key, text in outside.items())
 
 
 def _unusable_values(value: Any, *keys: str) -> list[str]:
-    """A message for each number that is not finite or far too large, and each text that can only be an oversight."""
+    """A message for each number that is not finite or far too large, and each string that must be an oversight."""
     if problem := _unusable(value):
-        # keys of the checkpoint's own configuration are typed beside those of ModelSection
+        # keys of the checkpoint's own configuration are typed as `model.KEY`, like those of ModelSection
         key = ".".join("model" if key == "checkpoint_overrides" else key for key in keys)
         return [f"{key}={problem}"]
     if is_dataclass(value):
@@ -100,13 +100,13 @@ def _unusable_values(value: Any, *keys: str) -> list[str]:
 
 
 def _unusable(value: Any) -> str:
-    """What is wrong with a value, whatever setting it is of; empty: nothing."""
+    """Why a value is unusable for any setting; empty if it is usable."""
     if isinstance(value, float) and not math.isfinite(value):
         return f"{value}: a finite number expected"
     if isinstance(value, int) and abs(value) > _LARGEST:
         return f"{str(value)[:20]}{'...' if abs(value) >= 10**20 else ''}: a number up to {_LARGEST} expected"
     if value == "":
-        return "'': a text expected (was a variable of the shell empty?); null where there is none"
+        return "'': a string expected (was a shell variable empty?); use null for no value"
     if isinstance(value, str) and value.startswith("~/"):
-        return f"{value}: ~ is the shell's, and is not expanded in quotes or behind KEY=; write the folder out"
+        return f"{value}: the shell does not expand ~ in quotes or after KEY=; write the path in full"
     return ""

@@ -1,4 +1,4 @@
-"""The sections around `model`: trainer, run folder, checkpoint to start from; and the whole configuration."""
+"""The sections other than `model` (trainer, run folder, starting checkpoint), and the whole configuration."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,17 +11,18 @@ from nemo_minordpo.config.setting import Resume, setting
 
 @dataclass
 class WatchSection:
-    """`trainer.dpo.watch`: what the model answers while it is trained."""
+    """`trainer.dpo.watch`: the model's answers during training."""
 
     interval: int = setting(
-        0, "steps between two samples of the model's answers; the first is taken before the first step",
+        0, "steps between samples of the model's answers; the first is taken before the first step",
         unit="steps", minimum=0, special={0: "none"}, resume=Resume.FREE,
     )  # fmt: skip
     num_prompts: int = setting(
-        16, "prompts: the first ones of the validation pairs, or of the training pairs where there are none", minimum=1
-    )
+        16, "number of prompts, taken from the start of the validation pairs, or of the training pairs without any",
+        minimum=1,
+    )  # fmt: skip
     max_new_tokens: int = setting(
-        128, "longest answer", unit="tokens", minimum=24, why="shorter answers cannot be seen to repeat"
+        128, "longest answer", unit="tokens", minimum=24, why="repetition cannot be detected in shorter answers"
     )
 
 
@@ -32,24 +33,24 @@ class TrainerDPOSection:
     max_epochs: int = setting(1, "passes over the training pairs", minimum=1, aliases=("num_train_epochs",))
     max_steps: int = setting(
         -1,
-        "most optimizer steps; epochs that have more are cut short",
+        "largest number of optimizer steps; the run ends there even within an epoch",
         unit="steps",
         minimum=1,
         special={-1: "no limit"},
     )
     val_check_interval: int = setting(
-        0, "steps between two validations",
+        0, "steps between validations",
         unit="steps", minimum=0, special={0: "once, at the end"}, resume=Resume.FREE, aliases=("eval_steps",),
     )  # fmt: skip
     limit_val_batches: int | None = setting(
         None, "batches per validation", minimum=1, special={None: "the whole set"}, resume=Resume.FREE
     )
     save_interval: int = setting(
-        0, "steps between two checkpoints",
+        0, "steps between checkpoints",
         unit="steps", minimum=0, special={0: "once, at the end"}, resume=Resume.FREE, aliases=("save_steps",),
     )  # fmt: skip
     gradient_clip_val: float = setting(
-        1.0, "largest norm of the gradient, over all parameters; a larger one is scaled down",
+        1.0, "largest gradient norm, over all parameters; larger gradients are scaled down",
         minimum=0, special={0: "no clipping"}, aliases=("max_grad_norm",),
     )  # fmt: skip
     save_nemo: bool = setting(True, "write `model.nemo` at the end", resume=Resume.FREE)
@@ -58,15 +59,15 @@ class TrainerDPOSection:
 
 @dataclass
 class TrainerSection:
-    """`trainer`: what Lightning's Trainer is built with."""
+    """`trainer`: settings of Lightning's Trainer."""
 
     num_nodes: int = setting(1, "machines", minimum=1, resume=Resume.FREE)
     devices: int = setting(1, "ranks per machine", minimum=1, resume=Resume.FREE)
     accelerator: str = setting(
-        "auto", "`auto`: `gpu` where there is one, else `cpu`", choices=("auto", "cpu", "gpu"), resume=Resume.FREE
+        "auto", "`auto`: `gpu` if there is one, else `cpu`", choices=("auto", "cpu", "gpu"), resume=Resume.FREE
     )
     precision: str = setting(
-        "32-true", "set by the group `precision`, with what belongs to it",
+        "32-true", "set by the group `precision`, together with the settings that go with it",
         choices=("32-true", "bf16-mixed", "16-mixed"), reference=True,
     )  # fmt: skip
     dpo: TrainerDPOSection = field(default_factory=TrainerDPOSection)
@@ -74,21 +75,25 @@ class TrainerSection:
 
 @dataclass
 class CheckpointSection:
-    """`exp_manager.checkpoint_callback_params`: which checkpoints stay on the disk."""
+    """`exp_manager.checkpoint_callback_params`: which checkpoints stay on disk."""
 
     keep_last: int = setting(
-        2, "newest checkpoints; the last but one is there in case the last is damaged", minimum=1, resume=Resume.FREE
+        2, "number of newest checkpoints to keep; with more than one, a damaged checkpoint does not lose the run",
+        minimum=1, resume=Resume.FREE,
+    )  # fmt: skip
+    save_top_k: int = setting(
+        0, "number of best checkpoints, by `monitor`, to keep in addition to the newest", minimum=0, resume=Resume.FREE
     )
-    save_top_k: int = setting(0, "best checkpoints by `monitor`, beside the newest ones", minimum=0, resume=Resume.FREE)
-    monitor: str = setting("loss", "metric of the validation that follows the checkpoint's step", resume=Resume.FREE)
+    monitor: str = setting("loss", "validation metric, at the checkpoint's step", resume=Resume.FREE)
     mode: str = setting(
-        "min", "whether small or large values of `monitor` are the best", choices=("min", "max"), resume=Resume.FREE
-    )
+        "min", "whether the best value of `monitor` is the smallest or the largest",
+        choices=("min", "max"), resume=Resume.FREE,
+    )  # fmt: skip
 
 
 @dataclass
 class RunSection:
-    """`exp_manager`: the run folder, the loggers, and what ends a run early."""
+    """`exp_manager`: the run folder, the loggers, and time limits."""
 
     explicit_log_dir: str = setting(
         MISSING, "the run folder; the same command resumes the run", resume=Resume.FREE, aliases=("output_dir",)
@@ -99,11 +104,11 @@ class RunSection:
         {}, "arguments of `wandb.init`, such as `project` and `name`", resume=Resume.FREE
     )
     max_time_per_run: str | None = setting(
-        None, "longest time of one attempt; then a checkpoint is saved, and the same command resumes the run",
+        None, "time limit of one attempt; a checkpoint is then saved, and the same command resumes the run",
         is_duration=True, special={None: "no limit"}, resume=Resume.FREE, aliases=("max_time",),
     )  # fmt: skip
     max_time_without_progress: str | None = setting(
-        "00:01:00:00", "a rank stops when no step, validation batch or checkpoint is completed for this long",
+        "00:01:00:00", "a rank exits if no step, validation batch or checkpoint is completed for this long",
         is_duration=True, above=0, special={None: "no limit"}, resume=Resume.FREE,
     )  # fmt: skip
     checkpoint_callback_params: CheckpointSection = field(default_factory=CheckpointSection)
@@ -111,7 +116,7 @@ class RunSection:
 
 @dataclass
 class PretrainedSection:
-    """`pretrained_checkpoint`: what training starts from; it is the reference, too."""
+    """`pretrained_checkpoint`: the model to start from, which is also the reference."""
 
     restore_from_path: str = setting(
         MISSING, "`.nemo` file or extracted folder of the model to start from", resume=Resume.SAME_CONTENTS
@@ -127,6 +132,6 @@ class TrainConfig:
     exp_manager: RunSection = field(default_factory=RunSection)
     model: ModelSection = field(default_factory=ModelSection)
     checkpoint_overrides: dict[str, Any] = setting(
-        {}, "keys of the checkpoint's own model configuration that are changed: typed as `+model.KEY=VALUE`",
+        {}, "changes to the checkpoint's own model configuration, given as `+model.KEY=VALUE`",
         reference=True,
     )  # fmt: skip

@@ -1,7 +1,7 @@
-"""How a setting is declared: its default, and beside it everything that other code has to know of it.
+"""How a setting is declared: its default, together with everything that other code needs to know about it.
 
-From the declarations follow the checks of ranges (ranges.py), types and nearest names (keys.py), what belongs to the
-identity of a run (loading.py), the key of the reference cache, the report's axes, and docs/settings.md (page.py).
+The declarations drive range checks (ranges.py), types and suggestions for misspelt names (keys.py), the identity of a
+run (loading.py), the key of the reference cache, the report's axes, and docs/settings.md (page.py).
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ _METADATA = "setting"
 
 
 class Resume(Enum):
-    """Whether a setting may differ when a run is resumed: whether it belongs to the identity of the run."""
+    """Whether a setting may differ when a run is resumed, i.e. is not part of the run's identity."""
 
     SAME = "no"
     SAME_CONTENTS = "the path, not the contents"
@@ -23,23 +23,23 @@ class Resume(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is declared beside a setting's name, type and default.
+    """The declaration of a setting, apart from its name, type and default.
 
     help: what it means.
-    unit: of the value, for messages and the page.
-    minimum, above, below: range of a number (>=, >, <), or of each number of a list.
-    choices: what the value, or each item of a list, may be.
-    own: a form that is allowed beside the choices, in words.
-    length: items that a list has.
-    nonempty: what a list must have at least one of.
-    is_duration: DD:HH:MM:SS; the range is in seconds.
-    special: values with a meaning of their own, null included, whether the range has them or not.
-    why: of the range.
-    losses: which read it; empty = all.
+    unit: unit of the value, for messages and docs/settings.md.
+    minimum, above, below: range (>=, >, <) of a number, or of each number in a list.
+    choices: allowed values, or allowed items of a list.
+    own: a form allowed in addition to the choices, in words.
+    length: number of items in a list.
+    nonempty: what a list must contain at least one of.
+    is_duration: the format is DD:HH:MM:SS; the range is in seconds.
+    special: values, null included, with a special meaning; they may lie outside the range.
+    why: reason for the range.
+    losses: the losses that read it; empty = all.
     resume: whether it may change when a run is resumed.
     reference: the reference's log-probabilities depend on it.
-    axis: runs that differ in it are compared with one another; all other settings name them apart.
-    short: what runs and messages call it; None = its last name.
+    axis: an axis of the report; runs that differ in another setting get different names there.
+    short: its name in run names and messages; None = the last part of its key.
     aliases: its names in other trainers, in lower case.
     """
 
@@ -64,7 +64,7 @@ class Setting:
 
     @property
     def range_in_words(self) -> str:
-        """`in [0, 1)`, `>= 1`, `> 0`; empty: every number is allowed."""
+        """`in [0, 1)`, `>= 1`, `> 0`; empty if every number is allowed."""
         if self.minimum is not None and self.below is not None:
             return f"in [{self.minimum}, {self.below})"
         if self.minimum is not None:
@@ -72,7 +72,7 @@ class Setting:
         return f"> {self.above}" if self.above is not None else ""
 
     def allows(self, number: float) -> bool:
-        """Whether a number is in the range; NaN is in none that has an end."""
+        """Whether a number is in the range; NaN is in no bounded range."""
         return (
             (self.minimum is None or number >= self.minimum)
             and (self.above is None or number > self.above)
@@ -81,7 +81,7 @@ class Setting:
 
 
 def setting(default: Any, help: str, **declared: Any) -> Any:
-    """A field of a section; `declared` are those of :class:`Setting`."""
+    """A field of a section; `declared` are the fields of :class:`Setting`."""
     metadata = {_METADATA: Setting(help=help, **declared)}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: copy(default), metadata=metadata)
@@ -89,5 +89,5 @@ def setting(default: Any, help: str, **declared: Any) -> Any:
 
 
 def setting_of(item: Any) -> Setting:
-    """Of a field that :func:`setting` made."""
+    """The declaration of a field made by :func:`setting`."""
     return item.metadata[_METADATA]

@@ -1,14 +1,14 @@
 """Preference losses: pure functions of a micro-batch's pairs and the objective's options, one value per pair.
 
 A loss is a function ``(Pairs, Options) -> Tensor``. It returns [N], in the dtype of the log-ratios, and a pair's value
-depends on that pair alone. The caller owns masking, the mean over pairs, the data-parallel reduction and logging.
+depends on that pair only. The caller handles masking, the mean over pairs, the data-parallel reduction and logging.
 
-Gradients at a kink are 0: relu, not clamp. Policy equals reference at the first step, so that every pair sits
-exactly there; relu passes gradient 0 at 0, clamp(min=0) passes 1 and maximum 0.5. The papers stop the penalty
+Gradients at a kink are 0: relu, not clamp. In the first step the policy equals the reference, so every pair sits
+exactly on the kink; there relu has gradient 0, clamp(min=0) has 1 and maximum has 0.5. The papers stop the penalty
 where policy <= reference.
 
-Sources: DPO, Rafailov et al. 2023; DPOP, Pal et al. 2024; MinorDPO, Xie et al. 2024 (its equation numbers below);
-IPO, Azar et al. 2023; RPO, Adler et al. 2024 (Nemotron-4) as NeMo-Aligner 0.7.0 has them.
+Sources: DPO, Rafailov et al. 2023; DPOP, Pal et al. 2024; MinorDPO, Xie et al. 2024 (equation numbers below are from
+this paper); IPO, Azar et al. 2023; RPO, Adler et al. 2024 (Nemotron-4), as implemented in NeMo-Aligner 0.7.0.
 """
 
 from collections.abc import Callable
@@ -21,14 +21,14 @@ from torch.nn.functional import logsigmoid, relu
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """What a loss sees of the N pairs of a micro-batch; every field is [N].
+    """The inputs of a loss for the N pairs of a micro-batch; every field is [N].
 
     chosen_log_ratio, rejected_log_ratio: log(policy / reference) of a response, summed over its tokens, in nats;
         float64 in training (small differences of large sums), or float32. For a loss that needs no reference, the
         log-probabilities themselves.
     chosen_log_probs, rejected_log_probs: log(policy) of a response, summed over its tokens, in nats; the same dtype.
-    chosen_num_tokens, rejected_num_tokens: tokens that the sums run over, the end of the response included; int64.
-    reward_margin: ground-truth reward of the chosen response minus that of the rejected one, as the data gives it.
+    chosen_num_tokens, rejected_num_tokens: number of tokens in these sums, including the end of the response; int64.
+    reward_margin: ground-truth reward of the chosen response minus that of the rejected one, as given in the data.
     """
 
     chosen_log_ratio: Tensor
@@ -47,12 +47,12 @@ class Pairs:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The objective's options, checked by the configuration (config/sections.py, `model.dpo`).
+    """The objective's options, checked by the configuration (config/model_sections.py, `model.dpo`).
 
     beta: strength of the pull towards the reference, > 0, per nat.
     dpop_lambda: weight of DPOP's penalty, >= 0.
     gt_reward_scale: factor of the reward margin.
-    preference_loss_weight, sft_loss_weight: of the two parts of :func:`objective`, >= 0.
+    preference_loss_weight, sft_loss_weight: weights of the two parts of :func:`objective`, >= 0.
     """
 
     beta: float
@@ -73,7 +73,7 @@ def dpo(pairs: Pairs, options: Options) -> Tensor:
 def dpop(pairs: Pairs, options: Options) -> Tensor:
     """``-log sigmoid(beta * (chosen - rejected - lambda * max(0, -chosen)))``; Eq. 5.
 
-    The penalty stands inside the sigmoid and is multiplied by beta; ``lambda`` >= 0 has no unit.
+    The penalty is inside the sigmoid and multiplied by beta; ``lambda`` >= 0 is dimensionless.
     """
     penalty = options.dpop_lambda * relu(-pairs.chosen_log_ratio)
     return -logsigmoid(options.beta * (pairs.log_ratio_margin - penalty))
@@ -98,7 +98,7 @@ def rpo_sq(pairs: Pairs, options: Options) -> Tensor:
 
 
 def rpo_bwd_kl(pairs: Pairs, options: Options) -> Tensor:
-    """``KL(a || b)`` of two Bernoullis.
+    """``KL(a || b)`` of two Bernoulli distributions.
 
     ``a = sigmoid(scale * reward_margin)``, ``b = sigmoid(beta * (chosen - rejected))``.
     """
@@ -115,14 +115,14 @@ def _bernoulli_kl(logit_p: Tensor, logit_q: Tensor) -> Tensor:
     return log_p.exp() * (log_p - logsigmoid(logit_q)) + log_not_p.exp() * (log_not_p - logsigmoid(-logit_q))
 
 
-# `model.dpo.preference_loss` -> loss. The configuration knows the same names without torch (config.LOSS_NAMES).
+# `model.dpo.preference_loss` -> loss. config.LOSS_NAMES has the same names, without importing torch.
 LOSSES: dict[str, Loss] = {
     loss.__name__: loss for loss in (dpo, dpop, minordpo, ipo, rpo_sq, rpo_bwd_kl, rpo_fwd_kl)
 }  # fmt: skip
 
 
 def needs_reference(loss: Loss) -> bool:
-    """Whether a loss reads log-ratios; a function that does not says so: ``simpo.needs_reference = False``."""
+    """Whether a loss reads log-ratios; a function that does not declares it: ``simpo.needs_reference = False``."""
     return getattr(loss, "needs_reference", True)
 
 

@@ -1,7 +1,7 @@
-"""What a step reports, from the same numbers as its loss.
+"""The metrics of a step, computed from the same numbers as its loss.
 
-`rewards/*` are beta-free log-ratios in nats, as in the paper (TRL multiplies by beta). The values of every pair are
-handed on, in the order of the step, so that neither layout nor packing changes a mean, and quantiles can be taken.
+`rewards/*` are log-ratios in nats, without beta, as in the paper (TRL multiplies by beta). The value of every pair is
+collected, in the order of the step, so that means do not depend on layout or packing, and quantiles are possible.
 
 N = pairs.
 """
@@ -17,11 +17,11 @@ from nemo_minordpo.core.losses import Options, Pairs, coefficient
 
 @dataclass(frozen=True, kw_only=True)
 class PairMetric:
-    """A number of each pair; what is reported is its mean over the pairs of the step, of all ranks.
+    """A number per pair; the reported value is the mean over the step's pairs on all ranks.
 
     of: pairs, options and the loss of each pair [N] -> [N].
-    formula, unit, reading: for docs/metrics.md; log-ratios are called chosen and rejected.
-    is_decisive: where the decisive metrics of a pair are finite, all of its metrics are.
+    formula, unit, reading: for docs/metrics.md, where the log-ratios are called chosen and rejected.
+    is_decisive: if a pair's decisive metrics are finite, all of its metrics are.
     """
 
     of: Callable[[Pairs, Options, Tensor], Tensor]
@@ -31,46 +31,46 @@ class PairMetric:
     is_decisive: bool = False
 
 
-# Their order is the order of the rows in the table of a step's pairs.
+# In the order of the rows of a step's table.
 PAIR_METRICS = {
     "loss": PairMetric(
         of=lambda pairs, options, loss: loss,
         formula="preference_loss_weight * loss - sft_loss_weight * log pi(chosen)",
         unit="nats",
-        reading="What is minimised. log 2 = 0.693 before the first step of dpo, dpop and minordpo.",
+        reading="The minimised quantity. log 2 = 0.693 before the first step of dpo, dpop and minordpo.",
         is_decisive=True,
     ),
     "rewards/chosen": PairMetric(
         of=lambda pairs, options, loss: pairs.chosen_log_ratio,
         formula="chosen",
         unit="nats",
-        reading="Below 0 the chosen response is less likely than under the reference. 0 before the first step.",
+        reading="Below 0, the chosen response is less likely than under the reference. 0 before the first step.",
         is_decisive=True,
     ),
     "rewards/rejected": PairMetric(
         of=lambda pairs, options, loss: pairs.rejected_log_ratio,
         formula="rejected",
         unit="nats",
-        reading="Below 0 the rejected response is less likely than under the reference; there minordpo stops pushing.",
+        reading="Below 0, the rejected response is less likely than under the reference, and minordpo stops pushing.",
         is_decisive=True,
     ),
     "rewards/margin": PairMetric(
         of=lambda pairs, options, loss: pairs.log_ratio_margin,
         formula="chosen - rejected",
         unit="nats",
-        reading="How far the policy tells the responses apart, beyond what the reference does.",
+        reading="How much better than the reference the policy separates the two responses.",
     ),
     "rewards/accuracy": PairMetric(
         of=lambda pairs, options, loss: (torch.sign(pairs.log_ratio_margin) + 1) / 2,
         formula="1 if chosen > rejected, 1/2 if equal, else 0",
         unit="fraction of pairs",
-        reading="1/2 before the first step, when all pairs tie; a tie says nothing, so it counts one half.",
+        reading="1/2 before the first step, when all pairs tie; a tie carries no information and counts as one half.",
     ),
     "logps/chosen": PairMetric(
         of=lambda pairs, options, loss: pairs.chosen_log_probs,
         formula="log pi(chosen response)",
         unit="nats",
-        reading="Summed over the tokens of the response: long responses have low ones.",
+        reading="Summed over the tokens of the response, so long responses have low values.",
         is_decisive=True,
     ),
     "logps/rejected": PairMetric(
@@ -84,7 +84,7 @@ PAIR_METRICS = {
         of=lambda pairs, options, loss: coefficient(pairs.log_ratio_margin, beta=options.beta),
         formula="beta * sigmoid(-beta * (chosen - rejected)), Eq. 4 of the paper",
         unit="per nat",
-        reading="Weight of a pair in DPO's gradient: beta / 2 before the first step, towards 0 for pairs that are won.",
+        reading="Weight of a pair in DPO's gradient: beta / 2 before the first step, near 0 for pairs already learnt.",
     ),
     "minordpo/rejected_below_reference": PairMetric(
         of=lambda pairs, options, loss: (pairs.rejected_log_ratio <= 0).to(loss.dtype),
@@ -96,14 +96,15 @@ PAIR_METRICS = {
         of=lambda pairs, options, loss: (pairs.chosen_log_ratio < 0).to(loss.dtype),
         formula="1 if chosen < 0, else 0",
         unit="fraction of pairs",
-        reading="Pairs whose penalty is on under dpop.",
+        reading="Pairs for which dpop's penalty is active.",
     ),
 }
 ROWS = {name: row for row, name in enumerate(PAIR_METRICS)}
 DECISIVE = tuple(name for name, metric in PAIR_METRICS.items() if metric.is_decisive)
-# What says more of close pairs than their mean, which a few of them can carry.
+# A few pairs can dominate the mean margin; quantiles show the rest.
 MARGIN_QUANTILES = {"rewards/margin_p10": 0.1, "rewards/margin_p50": 0.5, "rewards/margin_p90": 0.9}
-# On which side of a kink a pair lies decides its gradient; nearer to it than the noise of the reference, chance does.
+# The side of the kink that a pair is on determines its gradient. Pairs closer to the kink than the noise of the
+# reference are on one side or the other by chance.
 UNDECIDED = {"minordpo/rejected_undecided": "rewards/rejected", "dpop/chosen_undecided": "rewards/chosen"}
 METRICS = (*PAIR_METRICS, *MARGIN_QUANTILES, *UNDECIDED)
 
@@ -113,8 +114,8 @@ def pair_metrics(pairs: Pairs, options: Options, loss: Tensor) -> Tensor:
     """Each metric of each pair of a micro-batch.
 
     Args:
-        pairs, options: as the loss got them.
-        loss: [N], nats, of each pair.
+        pairs, options: the arguments of the loss.
+        loss: [N], nats, the loss of each pair.
 
     Returns:
         [len(PAIR_METRICS), N], float64.
@@ -126,14 +127,14 @@ def summary(values: Tensor, *, noise: float = 0.0) -> dict[str, float]:
     """The mean of each metric over pairs, :data:`MARGIN_QUANTILES` and :data:`UNDECIDED`.
 
     Args:
-        values: [len(PAIR_METRICS), N], as :func:`pair_metrics` lays them out, of all pairs.
-        noise: nats; pairs whose log-ratio is no further from 0 are on a side of the kink by chance.
+        values: [len(PAIR_METRICS), N], laid out as by :func:`pair_metrics`, for all pairs.
+        noise: nats; pairs whose log-ratio is at most this far from 0 count as undecided.
 
     Raises:
-        ValueError: there is no pair.
+        ValueError: there are no pairs.
     """
     if not values.shape[1]:
-        raise ValueError("no pair was counted: there is nothing to take a mean of")
+        raise ValueError("no pairs: there is nothing to average")
     levels = values.new_tensor(list(MARGIN_QUANTILES.values()))
     margins = values[ROWS["rewards/margin"]].quantile(levels)
     undecided = (values[[ROWS[name] for name in UNDECIDED.values()]].abs() <= noise).double().mean(dim=1)
@@ -144,10 +145,10 @@ def not_finite(values: Tensor) -> tuple[list[str], list[int]]:
     """Which of :data:`DECISIVE` are not finite for some pair, and for which pairs.
 
     Args:
-        values: [len(PAIR_METRICS), N], as :func:`pair_metrics` lays them out.
+        values: [len(PAIR_METRICS), N], laid out as by :func:`pair_metrics`.
 
     Returns:
-        Names, and columns in ascending order.
+        The metrics' names, and the pairs' columns in ascending order.
     """
     broken = ~values[[ROWS[name] for name in DECISIVE]].isfinite()
     names = [name for name, is_broken in zip(DECISIVE, broken.any(dim=1).tolist(), strict=True) if is_broken]

@@ -95,7 +95,7 @@ def run(place, reference):
         (["trainer.num_nodes=2"], "start one process a rank with srun or torchrun"),
         (["+model.tokenizer.type=/nowhere"], "give +model.tokenizer.type=FOLDER"),
         (["+model.hiden_dropout=0.1"], "did you mean 'hidden_dropout'"),
-        (["model.micro_batch_size=4"], "a micro-batch is one row, in which many pairs are packed"),
+        (["model.micro_batch_size=4"], "a micro-batch is one row of packed pairs"),
         (["model.data.packed_sequence_size=16"], "or more, or a smaller model.data.seq_length"),
         (["+model.position_embedding_type=alibi"], "which only rope and learned_absolute can express"),
         (["model.dpo.reference_log_probs=catched"], "did you mean 'cached'"),

@@ -17,7 +17,7 @@ def load(*overrides, required=REQUIRED):
     return config.load(config.compose([*required, *overrides]))
 
 
-def test_the_papers_setting_is_the_default():
+def test_defaults_are_the_papers_settings():
     loaded = load()
     assert loaded.model.dpo.preference_loss == "minordpo"
     assert loaded.model.dpo.dpop_lambda == 50.0
@@ -30,12 +30,12 @@ def test_the_papers_setting_is_the_default():
 
 
 @pytest.mark.parametrize("pairs", [1, 7, 12])
-def test_the_global_batch_need_not_divide(pairs):
+def test_any_global_batch_size_is_allowed(pairs):
     assert load("trainer.devices=8", f"model.global_batch_size={pairs}").model.global_batch_size == pairs
 
 
 @pytest.mark.parametrize("name", [*config.LOSS_NAMES, "my_losses:simpo", "my.package.losses:simpo"])
-def test_the_loss_is_switched_on_the_command_line(name):
+def test_the_command_line_selects_the_loss(name):
     assert load(f"model.dpo.preference_loss={name}").model.dpo.preference_loss == name
 
 
@@ -53,7 +53,7 @@ def test_every_config_file_composes():
 
 
 @pytest.mark.parametrize("missing", range(len(REQUIRED)))
-def test_what_is_required(missing):
+def test_missing_required_settings_are_reported(missing):
     key = REQUIRED[missing].partition("=")[0]
     with pytest.raises(ValueError, match=f"{key} is required"):
         load(required=[item for item in REQUIRED if not item.startswith(key)])
@@ -79,15 +79,15 @@ def test_what_is_required(missing):
         ("model.optim.lr=0", "model.optim.lr=0.0 must be > 0"),
         ("model.optim.lr=fast", "model.optim.lr=fast: a number expected"),
         ("model.optim.name=adamww", "did you mean 'adamw'"),
-        ("model.optim.name=sgd", "model.optim.betas is Adam's"),
+        ("model.optim.name=sgd", "model.optim.betas is for Adam"),
         ("model.optim.betas=[0.9]", "2 numbers in [0, 1)"),
         ("model.optim.momentum=0.9", "is for model.optim.name=sgd only"),
         ("model.optim.sched.name=cosinus", "did you mean 'cosine'"),
         ("model.optim.sched.warmup_ratio=1.0", "must be in [0, 1)"),
         ("model.optim.sched.min_lr=1", "min_lr=1.0 must be between"),
         ("model.global_batch_size=0", "model.global_batch_size=0 must be >= 1"),
-        ("model.micro_batch_size=2", "model.data.packed_sequence_size says how many tokens it may hold"),
-        ("model.micro_batch_size=0", "a micro-batch is one row, in which many pairs are packed"),
+        ("model.micro_batch_size=2", "model.data.packed_sequence_size sets how many tokens it holds"),
+        ("model.micro_batch_size=0", "a micro-batch is one row of packed pairs"),
         ("model.data.packed_sequence_size=1", "packed_sequence_size=1 must be >= 2 tokens"),
         ("model.dpo.reference_log_probs=cache", "reference_log_probs='cache' is unknown; known: cached, live"),
         ("trainer.precision=fp8", "trainer.precision='fp8' is unknown"),
@@ -113,22 +113,25 @@ def test_what_is_required(missing):
         ("model.dpo.preference_loss='my losses:f'", "or one of your own as package.module:function"),
         ("model.peft.lora_tuning.target_modules=[conv]", "target_modules=['conv']: some of attention_qkv, "),
         ("model.peft.lora_tuning.target_modules=[]", "target_modules=[]: name at least one linear layer"),
-        ("trainer.dpo.watch.max_new_tokens=8", "=8 must be >= 24 tokens (shorter answers cannot be seen to repeat)"),
+        (
+            "trainer.dpo.watch.max_new_tokens=8",
+            ">= 24 tokens (repetition cannot be detected in shorter answers)",
+        ),
         ("model.data.invalid_pairs=ignore", "known: refuse, drop"),
         ("model.data.seq_length=1", "seq_length=1 must be >= 2 tokens"),
-        ("model.seed=0", "model.seed=0 must be >= 1 (NeMo refuses others)"),
+        ("model.seed=0", "model.seed=0 must be >= 1 (required by NeMo)"),
         ("loss=minor", "loss=minor: one of dpo, dpop, minordpo expected; did you mean 'minordpo'"),
         ("model.dpo", "'model.dpo': settings are written KEY=VALUE"),
     ],
 )
-def test_bad_settings_say_what_is_wrong(override, message):
+def test_bad_settings_are_explained(override, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011
         load(override)
     assert message in str(error.value)
 
 
 def number_settings(section=config.TrainConfig, prefix=""):
-    """Every setting that may hold a number with a fraction, and how one is typed."""
+    """Every setting that accepts a float, and a template for writing one."""
     for item in dataclasses.fields(section):
         if dataclasses.is_dataclass(item.type):
             yield from number_settings(item.type, f"{prefix}{item.name}.")
@@ -151,7 +154,7 @@ def test_every_number_must_be_finite(value, shown):
     assert expected == {line for line in str(error.value).splitlines() if line.endswith("a finite number expected")}
 
 
-def test_numbers_are_looked_for_where_they_are():
+def test_numbers_are_checked_wherever_they_occur():
     assert len(NUMBERS) >= 14
     assert {"model.optim.betas", "model.optim.sched.min_lr", "trainer.dpo.gradient_clip_val"} <= NUMBERS.keys()
     with pytest.raises(ValueError, match=r"^model.rope.scale=inf: a finite number expected$"):
@@ -164,23 +167,23 @@ def test_numbers_are_looked_for_where_they_are():
     assert load("+model.rope={scale: 1e300}", "model.optim.lr=1e30").model.optim.lr == 1e30
 
 
-def test_all_faults_are_told_at_once():
+def test_all_faults_are_reported_at_once():
     with pytest.raises(ValueError, match="beta must be > 0") as error:
         load("model.dpo.ref_policy_kl_penalty=0", "model.seed=0", "trainer.dpo.max_epochs=0")
     assert len(str(error.value).splitlines()) == 3
 
 
-def test_keys_of_the_checkpoint_are_kept_apart():
+def test_keys_of_the_checkpoint_are_separated():
     assert load("+model.hidden_dropout=0.1").checkpoint_overrides == {"hidden_dropout": 0.1}
 
 
-def test_a_saved_configuration_loads_as_it_was(tmp_path):
+def test_a_saved_configuration_loads_unchanged(tmp_path):
     loaded = load("+model.hidden_dropout=0.1", "model.optim.sched.warmup_steps=3")
     OmegaConf.save(OmegaConf.structured(loaded), tmp_path / "config.yaml")
     assert config.load(OmegaConf.load(tmp_path / "config.yaml")) == loaded
 
 
-def test_identity_is_what_a_run_computes_not_where():
+def test_identity_covers_what_a_run_computes_not_where():
     base = config.identity(load())
     same = config.identity(
         load(
@@ -210,18 +213,18 @@ def test_durations(text, seconds):
     assert config.duration_in_seconds(text) == seconds
 
 
-def test_a_changed_setting_that_the_loss_does_not_read_is_named():
+def test_changed_settings_that_the_loss_ignores_are_reported():
     unread = ["model.dpo.dpop_lambda=5", "model.dpo.gt_reward_scale=2"]
     assert config.unread_notes(load(*unread)) == [
-        "model.dpo.dpop_lambda=5.0 has no effect: minordpo does not read it, but dpop",
-        "model.dpo.gt_reward_scale=2.0 has no effect: minordpo does not read it, but rpo_sq, rpo_bwd_kl, rpo_fwd_kl",
+        "model.dpo.dpop_lambda=5.0 has no effect on minordpo; only used by dpop",
+        "model.dpo.gt_reward_scale=2.0 has no effect on minordpo; only used by rpo_sq, rpo_bwd_kl, rpo_fwd_kl",
     ]
     assert len(config.unread_notes(load("loss=dpop", *unread))) == 1
     assert config.unread_notes(load("model.dpo.preference_loss=mine:loss", *unread)) == []
     assert config.unread_notes(load()) == []
 
 
-def test_every_default_is_allowed_and_every_range_is_said():
+def test_every_default_is_allowed_and_every_null_is_explained():
     assert len(config.DECLARED) >= 70
     for key, setting in config.DECLARED.items():
         assert setting.help
@@ -231,4 +234,4 @@ def test_every_default_is_allowed_and_every_range_is_said():
         if setting.choices and isinstance(default, str):
             assert default in setting.choices, key
         assert set(setting.losses) <= set(config.LOSS_NAMES)
-        assert default is not None or None in setting.special, f"{key}: what does null mean?"
+        assert default is not None or None in setting.special, f"{key}: the meaning of null is missing"

@@ -1,4 +1,4 @@
-"""Overrides: values that come back through Hydra's own parser, and what is said of those that it cannot read."""
+"""Overrides: values survive a round trip through Hydra's own parser, and unreadable ones get a helpful message."""
 
 import contextlib
 import dataclasses
@@ -24,7 +24,7 @@ REQUIRED = [
     "exp_manager.explicit_log_dir=run",
     "model.dpo.ref_policy_kl_penalty=0.1",
 ]
-# letters that Hydra's or OmegaConf's grammar has a use for, and ordinary ones
+# characters with a meaning in Hydra's or OmegaConf's grammar, and ordinary ones
 TEXTS = st.text(
     st.one_of(
         st.sampled_from(" \t\n\\'\"${}[]():=,~+-./_#%@?|*&;<>!^`0e1nullüß漢😀"),
@@ -62,13 +62,13 @@ def resolved(override):
 @example("\\${x} \\\\${y}\\")
 @example("it's \\' a run\\")
 @example(["a,b", "c]", None, True, 1e-05])
-def test_values_come_back_through_hydras_grammar(value):
-    found = resolved(f"key={config.hydra_value(value)}")
-    assert found == value
-    assert repr(found) == repr(value)  # 1 is not True, and not 1.0
+def test_values_survive_a_round_trip_through_hydras_grammar(value):
+    parsed = resolved(f"key={config.hydra_value(value)}")
+    assert parsed == value
+    assert repr(parsed) == repr(value)  # 1 is neither True nor 1.0
 
 
-def test_a_value_that_is_not_quoted_would_be_another():
+def test_unquoted_values_would_change():
     assert resolved("key=1e-3") != "1e-3"
     with pytest.raises(Exception, match="token recognition error"):
         resolved("key=größe")
@@ -84,12 +84,12 @@ def test_quoted_values_reach_a_composed_configuration(tmp_path):
 
 
 def problem(override):
-    """What is said of the one override that is wrong."""
-    found = compose_problems([*REQUIRED, override])
-    assert len(found) == 1, found
-    for hydras in ("append to your config", "hydra.cc", "Lexer", "add --multirun"):
-        assert hydras not in found[0]
-    return found[0]
+    """The message for a single wrong override."""
+    problems = compose_problems([*REQUIRED, override])
+    assert len(problems) == 1, problems
+    for words_of_hydra in ("append to your config", "hydra.cc", "Lexer", "add --multirun"):
+        assert words_of_hydra not in problems[0]
+    return problems[0]
 
 
 FOLDER = "exp_manager.explicit_log_dir"
@@ -114,25 +114,25 @@ TRAIN = "model.data.data_prefix.train"
         ("exp_manager.wandb_logger_kwargs.name=it's", "'", "it's"),
     ],
 )
-def test_the_quoting_that_is_offered_cures(override, taken, value):
-    said = problem(override)
-    assert said.startswith(override)
+def test_the_suggested_quoting_works(override, taken, value):
+    message = problem(override)
+    assert message.startswith(override)
     if taken:
-        assert f"Hydra reads {taken} in quotes only" in said
-    (typed,) = shlex.split(re.search(r"quote it: (.*?)(; `minordpo|$)", said).group(1))
+        assert f"Hydra reads {taken} in quotes only" in message
+    (typed,) = shlex.split(re.search(r"quote it: (.*?)(; `minordpo|$)", message).group(1))
     assert compose_problems([*REQUIRED, typed]) == []
     assert resolved(typed) == value
 
 
-def test_the_shells_tilde_is_written_out(monkeypatch):
+def test_a_tilde_is_expanded_in_the_suggestion(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert problem(f"{FOLDER}=~/runs/x").endswith(f"quote it: {FOLDER}=/home/me/runs/x")
-    with pytest.raises(ValueError, match="~ is the shell's"):
+    with pytest.raises(ValueError, match="the shell does not expand ~"):
         load(f"{FOLDER}='~/runs/x'")
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected"),
     [
         ("model.dpo.prefrence_loss=dpo", "did you mean model.dpo.preference_loss?"),
         ("++model.dpo.prefrence_loss=dpo", "did you mean model.dpo.preference_loss?"),
@@ -145,21 +145,21 @@ def test_the_shells_tilde_is_written_out(monkeypatch):
         ("model.dpo.beta=1", "did you mean model.dpo.ref_policy_kl_penalty?"),
         ("model.data.max_length=512", "did you mean model.data.seq_length?"),
         ("model.optim.warmup_steps=1", "did you mean model.optim.sched.warmup_steps?"),
-        ("model.hidden_dropout=0.1", "changed with a plus: +model.hidden_dropout=VALUE"),
+        ("model.hidden_dropout=0.1", "add a plus: +model.hidden_dropout=VALUE"),
         (
             "model.dpo.preference_average_log_probs=false",
             "model.dpo.preference_average_log_probs is not a setting: log-",
         ),
-        ("+model.dpo.sft_average_log_probs=true", "divide model.dpo.sft_loss_weight by the tokens"),
+        ("+model.dpo.sft_average_log_probs=true", "divide model.dpo.sft_loss_weight by the number of tokens"),
         ("experiment=demo", "`minordpo sweep NAME`"),
         ("loss=MinorDPO", "did you mean 'minordpo'?"),
-        ("loss@model.optim=dpo", "what loss sets has its place; give loss=NAME"),
+        ("loss@model.optim=dpo", "the group loss cannot be moved to another section; set loss=NAME"),
         ("~loss=[1]", "one of dpo, dpop, minordpo expected"),
         ("hydra.run.dir=x", "the run folder is exp_manager.explicit_log_dir"),
-        ("~model.optim.sched", "a setting cannot be taken away"),
+        ("~model.optim.sched", "a setting cannot be removed"),
         ("--model.seed=3", "did you mean model.seed=3?"),
         ("'model.seed=3'", "did you mean model.seed=3?"),
-        ("--multirun", "options of Hydra are not read"),
+        ("--multirun", "Hydra's options are not supported"),
         ("model.seed 3", "settings are written KEY=VALUE"),
         ("trainer.dpo.max_steps=1e3", "a whole number expected, such as trainer.dpo.max_steps=1000"),
         ("trainer.dpo.max_steps=null", "a whole number expected"),
@@ -170,15 +170,15 @@ def test_the_shells_tilde_is_written_out(monkeypatch):
         (f"{TRAIN}=[null]", "a list of single values expected"),
         ("model.peft.lora_tuning.target_modules=[[]]", "a list of single values expected"),
         ("model.dpo=3", "a setting in it, such as model.dpo.ref_policy_kl_penalty"),
-        (f"{FOLDER}=true", "a text expected, and Hydra reads True"),
+        (f"{FOLDER}=true", "a string expected, but Hydra reads True"),
         ("model.seed=" + "9" * 5000, "a whole number expected"),
         ("model.optim.lr=1" + "0" * 400, "a number expected"),
     ],
 )
-def test_what_is_wrong_is_said_in_our_words(override, said):
-    told = problem(override)
-    assert said in told
-    assert len(told) < 400
+def test_problems_are_explained_in_our_own_words(override, expected):
+    message = problem(override)
+    assert expected in message
+    assert len(message) < 400
 
 
 @pytest.mark.parametrize(
@@ -191,11 +191,11 @@ def test_what_is_wrong_is_said_in_our_words(override, said):
         ("MinorDPO", ["dpo", "minordpo"], "minordpo"),
     ],
 )
-def test_names_are_compared_whatever_their_case(value, known, hint):
+def test_names_are_compared_ignoring_case(value, known, hint):
     assert config.closest(value, known) == f"; did you mean {hint!r}?"
 
 
-def test_nothing_is_guessed_without_a_likeness():
+def test_no_suggestion_without_a_similar_name():
     assert config.closest("sigmoid", ["dpo", "ipo"]) == ""
     assert config.unknown_key("trainer.dpo.zzz") == "trainer.dpo.zzz is not a setting"
 
@@ -205,7 +205,7 @@ def load(*overrides):
 
 
 @pytest.mark.parametrize("plus", ["", "+", "++"])
-def test_a_plus_more_or_less_does_no_harm(plus):
+def test_plus_signs_are_optional(plus):
     loaded = load(
         f"{plus}model.seed=7",
         f"{plus}exp_manager.wandb_logger_kwargs.project=mine",
@@ -216,21 +216,21 @@ def test_a_plus_more_or_less_does_no_harm(plus):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected"),
     [
-        (f"{FOLDER}=", "a text expected"),
-        (f"{TRAIN}=['']", "a text expected"),
-        ("model.dpo.reference_cache=''", "null where there is none"),
+        (f"{FOLDER}=", "a string expected"),
+        (f"{TRAIN}=['']", "a string expected"),
+        ("model.dpo.reference_cache=''", "use null for no value"),
         ("model.seed=99999999999999999999", "a number up to 2147483647 expected"),
-        (f"{FOLDER}=${{HOME}}/x", r"\$\{oc.env:NAME\} a variable of the environment"),
+        (f"{FOLDER}=${{HOME}}/x", r"\$\{oc.env:NAME\} an environment variable"),
         (f"{FOLDER}=${{oc.env:NO_SUCH_VARIABLE}}", "NO_SUCH_VARIABLE"),
         ("model.optim.lr=${model.optim.lr}", "model.optim.lr: Recursive"),
         ("exp_manager.max_time_per_run='00:00:00:²'", "DD:HH:MM:SS expected"),
         ("exp_manager.max_time_per_run=" + "9" * 5000 + ":00:00:00", "DD:HH:MM:SS expected"),
     ],
 )
-def test_values_that_can_only_be_an_oversight(override, said):
-    with pytest.raises(UserError, match=said):
+def test_obvious_oversights_are_rejected(override, expected):
+    with pytest.raises(UserError, match=expected):
         load(override)
 
 
@@ -244,6 +244,6 @@ OVERRIDES = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.one_of(OVERRIDES, TEXTS), min_size=1, max_size=3))
-def test_whatever_is_typed_ends_in_settings_or_in_a_users_error(overrides):
+def test_any_input_gives_settings_or_a_user_error(overrides):
     with contextlib.suppress(UserError):
         assert dataclasses.is_dataclass(load(*overrides))

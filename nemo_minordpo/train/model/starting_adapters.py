@@ -98,7 +98,7 @@ def _as_stored(facts: LoraFacts, file: NemoFile, size: ModelSize) -> LoraFacts:
     }
     unknown = sorted(file.adapters.keys() - expected.keys())
     if unknown:
-        raise UserError(f"{file.path}: {unknown[0]}: only plain LoRA can be read")
+        raise UserError(f"{file.path}: {unknown[0]}: only plain LoRA is supported")
     targets = linear_layers(
         [name for name, place in ADAPTER_PLACES.items() if f"{_LAYERS}{place}{_IN}" in file.adapters]
     )

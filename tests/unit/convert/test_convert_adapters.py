@@ -235,8 +235,8 @@ def other_settings(run: Path, **changes: Any) -> None:
     ("changes", "said"),
     [
         ({"adapter_dim": 4}, "adapters of rank 2, but peft.lora_tuning.adapter_dim=4"),
-        ({"variant": "canonical"}, "peft.lora_tuning.variant='canonical': only plain LoRA can be read"),
-        ({"weight_tying": True}, "peft.lora_tuning.weight_tying=True: only plain LoRA can be read"),
+        ({"variant": "canonical"}, "peft.lora_tuning.variant='canonical': only plain LoRA is supported"),
+        ({"weight_tying": True}, "peft.lora_tuning.weight_tying=True: only plain LoRA is supported"),
     ],
 )
 def test_settings_that_cannot_be_exported(run: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:

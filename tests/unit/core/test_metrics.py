@@ -113,5 +113,5 @@ def test_where_the_decisive_metrics_are_finite_all_are():
 
 
 def test_no_pair_is_an_error():
-    with pytest.raises(ValueError, match="no pair was counted"):
+    with pytest.raises(ValueError, match="no pairs: there is nothing to average"):
         summary(metrics([], []))

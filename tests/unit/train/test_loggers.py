@@ -155,8 +155,8 @@ def test_no_logger_is_opened_unasked(tmp_path):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("{offline: true}", ".offline: not a setting here: give mode=offline"),
-        ("{save_dir: x}", ".save_dir: not a setting here: give dir"),
+        ("{offline: true}", ".offline: not a setting here: use mode=offline"),
+        ("{save_dir: x}", ".save_dir: not a setting here: use dir"),
         ("{log_model: all}", ".log_model: not a setting here: models are not uploaded"),
         ("{resume: must}", ".resume: not a setting here: every attempt at a run continues the same W&B run"),
         ("{projet: x}", ".projet: not a setting; did you mean 'project'?"),
@@ -175,7 +175,7 @@ def test_what_would_have_no_effect_is_refused(override, said):
 
 def test_arguments_of_wandb_without_wandb_are_refused():
     with pytest.raises(
-        UserError, match=r"exp_manager\.create_wandb_logger is not: give exp_manager\.create_wandb_logger=true"
+        UserError, match=r"exp_manager\.create_wandb_logger is not: set exp_manager\.create_wandb_logger=true"
     ):
         config_of(f"+{WANDB}.project=mine")
 

@@ -107,7 +107,7 @@ def test_what_is_set_must_agree(tmp_path):
         (shapes(*SIZES, rank=4), {}, "(4, 4, 64), adapters of rank 3 for this model have (4, 3, 64)"),
         (None, {"num_layers": 2}, "num_layers 2 (here 4)"),
         (None, {"rotary_base": 1e6}, "rotary_base 1000000.0 (here 10000.0)"),
-        ({**shapes(*SIZES), "decoder.layers.x.adapter_layer.y.weight": (4, 3)}, {}, "only plain LoRA can be read"),
+        ({**shapes(*SIZES), "decoder.layers.x.adapter_layer.y.weight": (4, 3)}, {}, "only plain LoRA is supported"),
     ],
     ids=["layers", "rank", "config", "same shapes", "kind"],
 )
@@ -118,12 +118,12 @@ def test_adapters_of_another_model(tmp_path, tensors, other, said):
 @pytest.mark.parametrize(
     ("lora", "said"),
     [
-        ({**LORA, "variant": "canonical"}, "peft.lora_tuning.variant='canonical': only plain LoRA can be read"),
+        ({**LORA, "variant": "canonical"}, "peft.lora_tuning.variant='canonical': only plain LoRA is supported"),
         ({**LORA, "weight_tying": True}, "peft.lora_tuning.weight_tying=True"),
         ({**LORA, "layer_selection": [1]}, "peft.lora_tuning.layer_selection=[1]"),
         ({**LORA, "target_modules": ["conv"]}, "names conv"),
         ({**LORA, "adapter_dim": None}, "adapter_dim=None"),
-        (None, "no peft.lora_tuning, which says how adapters are scaled"),
+        (None, "no peft.lora_tuning section, which has the adapters' scale"),
     ],
 )
 def test_what_is_no_plain_lora(tmp_path, lora, said):
