@@ -47,26 +47,28 @@ def make_chunk(path: Path, rows: list[Row], *, recipe: Recipe, make: MakePair) -
     samples: list[tuple[str, str]] = []
     tally = Tally()
     for row in rows:
+        place = row.place
         fields = made = None
         try:
             fields = TrackedRow(row.fields(), left_out=recipe.ignore_columns)
-            made = make(fields, row.place, row.number)
+            made = make(fields, place, row.number)
             line = _line(made)
         except UserError as error:
             reason = str(error)[:_REASON_CHARACTERS]
-            tally.rejected.count(reason_kind(reason), f"{row.place}: {reason}")
-            records.append(make_record(row.place, rejection_line(row.place, reason)))
+            tally.rejected.count(reason_kind(reason), f"{place}: {reason}")
+            records.append(make_record(place, rejection_line(place, reason)))
             is_pair.append(False)
             continue
-        records.append(make_record(row.place, line, doubt=made.doubt))
+        records.append(make_record(place, line, doubt=made.doubt))
         is_pair.append(True)
         questions.append(question_digest(made.question, seed=recipe.seed))
         texts.append(_texts_digest(made.pair))
         measures.append(measure(made.pair))
-        _count(tally, row.place, made, fields)
+        _count(tally, place, made, fields)
         if made.before:
-            samples.append((_tail(made.before), made.pair.prompt))
-    tally.samples = samples[:: max(1, len(samples) // SAMPLES)][:SAMPLES]
+            samples.append((made.before, made.pair.prompt))
+    shown = samples[:: max(1, len(samples) // SAMPLES)][:SAMPLES]
+    tally.samples = [(_tail(before), after) for before, after in shown]
     path.write_bytes(b"".join(records))
     pairs = np.empty(len(texts), dtype=PAIR)
     if texts:
@@ -95,9 +97,14 @@ def _count(tally: Tally, place: str, made: Made, fields: TrackedRow) -> None:
 def make_record(place: str, line: bytes, *, doubt: str = "") -> bytes:
     r"""What is written of a row: its place, the doubt about its pair, and the line of the pair or of the rejection.
 
-    Tabs are between them; the first two are JSON, which escapes the tabs in them, or nothing.
+    Tabs are between them; those within the first two are escaped, see `read_text`.
     """
-    return f"{json.dumps(place)}\t{json.dumps(doubt) if doubt else ''}\t".encode() + line
+    return b"\t".join((place.encode("unicode_escape"), doubt.encode("unicode_escape"), line))
+
+
+def read_text(escaped: bytes) -> str:
+    """A place or a doubt of a record."""
+    return escaped.decode("unicode_escape")
 
 
 def rejection_line(place: str, reason: str) -> bytes:

@@ -1,6 +1,5 @@
 """The files of a data set, written from all its rows, or why none is."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,7 +10,7 @@ import numpy as np
 
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import whole_file, write_json
-from nemo_minordpo.prepare.chunk import rejection_line
+from nemo_minordpo.prepare.chunk import read_text, rejection_line
 from nemo_minordpo.prepare.split import DUPLICATE, SAME_QUESTION, TRAIN, VALIDATION, decide
 from nemo_minordpo.prepare.statistics import draw_histograms, summarise
 from nemo_minordpo.prepare.tally import Counts, Tally
@@ -43,7 +42,7 @@ class MadeRows:
     tally: Tally
 
     def records(self) -> Iterator[tuple[list[bytes], bool]]:
-        """([JSON of the place, JSON of a doubt or nothing, line], whether it is the line of a pair) of each row."""
+        """([place, doubt, line], whether it is the line of a pair) of each row."""
         is_pair = iter(self.is_pair)
         for path in self.paths:
             with path.open("rb") as records:
@@ -72,7 +71,7 @@ def refuse_unusable(rows: MadeRows, *, max_rejected: float, rejected_file: Path)
     with whole_file(rejected_file, "wb") as out:
         for (place, doubt, line), is_pair in rows.records():
             if doubt or not is_pair:
-                out.write(rejection_line(json.loads(place), json.loads(doubt)) if doubt else line)
+                out.write(rejection_line(read_text(place), read_text(doubt)) if doubt else line)
     if num_pairs:
         kept = " or are kept as they were" if doubted else ""
         told = (
@@ -161,9 +160,9 @@ def _write_lines(rows: MadeRows, folder: Path, *, fate: np.ndarray, first: np.nd
                 continue
             pair, (what, earlier) = next(fates)
             if pair in named:
-                place_of[pair] = json.loads(place)
+                place_of[pair] = read_text(place)
             if what > VALIDATION:
                 reason = _REASON[what].format(place=place_of[earlier])
-                out[DUPLICATE].write(rejection_line(json.loads(place), reason))
+                out[DUPLICATE].write(rejection_line(read_text(place), reason))
             else:
                 out[what].write(line)
