@@ -107,19 +107,19 @@ class LocalFile:
             yield from rows
 
     def _lines(self, raw: IO[bytes], data: IO[bytes]) -> Iterator[Row]:
-        number = 0
+        name, number = self.name, 0
         while line := data.readline(MAX_LINE_BYTES):
             number += 1
             self.read_bytes = raw.tell()
             if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
                 while (rest := data.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
                     pass
-                yield Row(self.name, number, None, f"line too long: more than {MAX_LINE_BYTES >> 20} MiB")
+                yield Row(name, number, None, f"line too long: more than {MAX_LINE_BYTES >> 20} MiB")
                 continue
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line.strip():
-                yield Row(self.name, number, line)
+                yield Row(name, number, line)
 
     def _elements(self, raw: IO[bytes], data: IO[bytes]) -> Iterator[Row]:
         """The elements of one JSON array, decoded one after the other as the text comes in."""
@@ -140,13 +140,13 @@ class LocalFile:
         import pyarrow
         from pyarrow import parquet
 
-        number, size = 0, self.num_bytes
+        name, number, size = self.name, 0, self.num_bytes
         try:
             with parquet.ParquetFile(self.path) as file:
                 for batch in file.iter_batches(_BATCH_ROWS):
                     for value, fault in _batch_values(batch):
                         number += 1
-                        yield Row(self.name, number, value, fault)
+                        yield Row(name, number, value, fault)
                     self.read_bytes = size * number // max(1, file.metadata.num_rows)
                 if number != file.metadata.num_rows:
                     raise UserError(f"{self.path}: {number} rows where the file says {file.metadata.num_rows}")
