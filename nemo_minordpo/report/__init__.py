@@ -1,8 +1,8 @@
-"""From run folders and scores to tables, figures and one page; reads files alone, no torch and no NeMo.
+"""Turn run folders and scores into tables, figures and one page. Reads only files; needs neither torch nor NeMo.
 
-`runs.py` and `run_state.py` read, `axes.py` puts runs in their places, `scores.py`, `summary.py`, `claims.py`,
-`candidates.py` and `health.py` judge, `curves.py` thins, `document.py` holds all of it together, and `figures/`,
-`page.py`, `markdown.py` and `csv_files.py` show it. `status.py` is `minordpo status`.
+`runs.py` and `run_state.py` read, `axes.py` groups runs into settings, `scores.py`, `summary.py`, `claims.py`,
+`candidates.py` and `health.py` judge, `curves.py` thins, `document.py` collects the results, and `figures/`,
+`page.py`, `markdown.py` and `csv_files.py` write them. `status.py` is `minordpo status`.
 """
 
 import re
@@ -26,7 +26,7 @@ from nemo_minordpo.report.table import as_csv, as_rich
 
 __all__ = ["report"]
 
-# So many panels can be seen beside one another.
+# More panels do not fit side by side.
 _MOST_PANELS = 6
 # A longer table is not printed on the terminal.
 _MOST_ROWS = 20
@@ -34,22 +34,21 @@ _FIGURES, _NUMBERS = "figures", "numbers"
 
 
 def report(runs: list[Path], *, base: Path | None, output: Path, overwrite: bool = False) -> None:
-    """Write the report, and print what it says and, unless it is long, the table.
+    """Write the report; print its findings and, unless it is long, the table.
 
-    `report.html` (the page), `report.md`, `report.csv` (a row a run), `rewards.png`, and in figures/ and numbers/ the
-    other figures and all numbers.
+    Writes `report.html` (the page), `report.md`, `report.csv` (one row per run), `rewards.png`, the other figures in
+    figures/, and all numbers in numbers/.
 
     Args:
-        runs: run folders; losses are shown in the order in which they come here. A run's score is
-            `<run>/evaluation/score.json`.
+        runs: run folders; losses are shown in this order. A run's score is `<run>/evaluation/score.json`.
         base: folder with the `score.json` of the model that training started from; None = no such row.
-        output: folder of the report.
-        overwrite: replace an earlier report, its figures/*.png and numbers/*.csv included.
+        output: the report's folder.
+        overwrite: replace an earlier report, including its figures/*.png and numbers/*.csv.
 
     Raises:
-        ValueError: none of the folders is a run folder, `base` has no score, or `output` is not empty. What a run
-            lacks (steps, a score, values that are numbers) is no error, nor is a folder among others that is no run
-            folder yet: the report says it in a note.
+        ValueError: none of the folders is a run folder, `base` has no score, or `output` is not empty. A run without
+            steps, a score or finite values is not an error, nor is one folder that is not a run folder yet: the
+            report mentions these in a note.
     """
     refuse_existing(output, overwrite=overwrite)
     read, left_out = _read(runs)
@@ -67,7 +66,7 @@ def report(runs: list[Path], *, base: Path | None, output: Path, overwrite: bool
 
 
 def _read(folders: list[Path]) -> tuple[list[Run], list[str]]:
-    """The runs that can be read, and why others cannot."""
+    """The readable runs, and why the other folders were skipped."""
     runs, left_out = [], []
     for folder in dict.fromkeys(folders):
         try:
@@ -80,7 +79,7 @@ def _read(folders: list[Path]) -> tuple[list[Run], list[str]]:
 
 
 def _draw(document: Document, output: Path) -> list[Path]:
-    """The paper's figures, as far as there is something to draw."""
+    """Draw those of the paper's figures for which there is data."""
     grid, curves, figures = document.grid, document.curves, output / _FIGURES
     paths = [output / "rewards.png"]
     if len(grid.settings) <= _MOST_PANELS:
@@ -110,7 +109,7 @@ def _write_csv_files(document: Document, output: Path) -> list[Path]:
 
 
 def _remove_others(output: Path, written: list[Path]) -> None:
-    """Figures and numbers of an earlier report that this one does not have would be taken for its own."""
+    """Remove an earlier report's figures and numbers that this report lacks: they would be taken for its own."""
     for path in [*(output / _FIGURES).glob("*.png"), *(output / _NUMBERS).glob("*.csv")]:
         if path not in written:
             path.unlink()

@@ -1,4 +1,4 @@
-"""Runs in their places: a setting is a loss, a beta and a learning rate; its runs differ in the seed."""
+"""Group runs into settings: a setting is a loss, a beta and a learning rate; its runs differ only in the seed."""
 
 import math
 from collections import Counter
@@ -15,15 +15,15 @@ Place = tuple[float | None, float | None]  # learning rate, beta
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """The runs of one loss, beta and learning rate, seed after seed."""
+    """The runs of one loss, beta and learning rate, ordered by seed."""
 
     name: str
-    loss: str  # with what else tells it apart: "dpop (dpop_lambda 5)"
+    loss: str  # with any other setting that distinguishes it: "dpop (dpop_lambda 5)"
     beta: float | None
     learning_rate: float | None
     runs: list[Run]
     score: Rate | None  # strict accuracy over the seeds
-    breaks: list[str]  # how it broke; empty = it did not, as far as it was trained and scored
+    breaks: list[str]  # how it broke; empty = it has not, as far as it was trained and scored
 
     @property
     def place(self) -> Place:
@@ -38,19 +38,19 @@ class Setting:
         return [run.score for run in self.runs if run.score is not None]
 
     def final(self, metric: str) -> float:
-        """Mean over the finished seeds of where a metric ended; NaN when there is none, or one has no number."""
+        """Mean final value of a metric over the finished seeds; NaN if there are none, or one ended at NaN."""
         finals = [run.final(metric) for run in self.runs if run.steps and run.is_finished]
         return sum(finals) / len(finals) if finals else math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Every setting of the report, by loss, learning rate and beta; losses as they were given."""
+    """Every setting of the report, by loss (in the order given), learning rate and beta."""
 
     settings: list[Setting]
     base: Score | None
     notes: list[str]
-    left_out: list[str]  # folders without a run that can be read, each with its reason
+    left_out: list[str]  # folders without a readable run, each with the reason
 
     @property
     def runs(self) -> list[Run]:
@@ -74,21 +74,21 @@ class Grid:
 
     @property
     def is_sweep(self) -> bool:
-        """A loss was trained at more than one setting."""
+        """Whether some loss was trained at more than one setting."""
         return len(self.settings) > len(self.losses)
 
     def of(self, loss: str) -> list[Setting]:
         return [setting for setting in self.settings if setting.loss == loss]
 
     def rows(self) -> dict[tuple[str, float | None], list[Setting]]:
-        """(loss, learning rate) -> its settings by rising beta."""
+        """(loss, learning rate) -> its settings by ascending beta."""
         rows: dict[tuple[str, float | None], list[Setting]] = {}
         for setting in self.settings:
             rows.setdefault((setting.loss, setting.learning_rate), []).append(setting)
         return rows
 
     def scored(self) -> dict[Place, list[Setting]]:
-        """At each learning rate and beta the settings that have a score, the best first."""
+        """The scored settings at each learning rate and beta, best first."""
         places: dict[Place, list[Setting]] = {}
         for setting in self.settings:
             if setting.score is not None:
@@ -99,7 +99,7 @@ class Grid:
 
 
 def arrange(runs: list[Run], base: Score | None, left_out: list[str] | None = None) -> Grid:
-    """Group runs into settings and give both their names; whatever makes a comparison unfair is a note."""
+    """Group runs into settings and name both; anything that makes a comparison unfair becomes a note."""
     notes: list[str] = []
     labels = _labels(runs)
     order = list(dict.fromkeys(labels[id(run)] for run in runs))
@@ -132,7 +132,7 @@ def _setting(name: str, *, loss: str, runs: list[Run], base: Score | None) -> Se
 
 
 def _labels(runs: list[Run]) -> dict[int, str]:
-    """id(run) -> its loss, with the settings besides beta, learning rate and seed in which runs of the loss differ."""
+    """id(run) -> its loss, plus any settings other than beta, learning rate and seed in which its runs differ."""
     labels = {}
     for loss in dict.fromkeys(run.loss for run in runs):
         members = [run for run in runs if run.loss == loss]
@@ -144,7 +144,7 @@ def _labels(runs: list[Run]) -> dict[int, str]:
 
 
 def _differing(runs: list[Run]) -> list[str]:
-    """The settings that tell runs apart and are not the same in all of those whose loss reads them."""
+    """The distinguishing settings that differ between runs whose loss reads them."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     return [
         key
@@ -154,9 +154,9 @@ def _differing(runs: list[Run]) -> list[str]:
 
 
 def _tells_apart(key: str) -> bool:
-    """Whether a setting decides what a run computes, and is no axis of the sweep.
+    """Whether a setting affects what a run computes and is not an axis of the sweep.
 
-    Models and pairs are compared by their paths here: two spellings of one path make names longer and nothing worse.
+    Models and pairs are compared by path: two spellings of one path only make names longer.
     """
     setting = declared(key)
     return setting is None or not (setting.axis or setting.resume is Resume.FREE)
@@ -172,14 +172,14 @@ def _name_runs(name: str, runs: list[Run], notes: list[str]) -> None:
         else:
             run.name = f"{name} ({run.folder})"
     if len(set(seeds)) < len(seeds):
-        notes.append(f"{name}: runs with the same settings and the same seed; each counts as if it had its own")
+        notes.append(f"{name}: several runs have the same settings and the same seed; each counts as a separate seed")
 
 
 def _unlike_settings(labels: dict[int, str], runs: list[Run]) -> list[str]:
-    """Losses are compared as if they differed in nothing else; what differs within a loss is in its label."""
+    """Other settings in which the losses differ; differences within one loss are in its label."""
     named = {key for loss in {run.loss for run in runs} for key in _differing([r for r in runs if r.loss == loss])}
     return [
-        f"the losses differ in {key}, too: "
+        f"the losses also differ in {key}: "
         + ", ".join(dict.fromkeys(f"{labels[id(run)]} {run.settings.get(key)}" for run in runs))
         for key in _differing(runs)
         if key not in named
@@ -195,7 +195,7 @@ def _unlike_questions(runs: list[Run], base: Score | None) -> list[str]:
     if len(asked) < 2:
         return []
     of_each = "; ".join(f"{count} of {questions}: {_some(names)}" for (questions, count), names in asked.items())
-    return [f"scores of different questions are compared: {of_each}"]
+    return [f"the scores are not on the same questions: {of_each}"]
 
 
 def _some(names: list[str]) -> str:

@@ -1,7 +1,7 @@
-"""What the paper says of DPO, DPOP and MinorDPO (sections 3.2, 3.3 and 4), held against the runs of the report.
+"""Check the paper's claims about DPO, DPOP and MinorDPO (sections 3.2, 3.3 and 4) against the report's runs.
 
-seen: the runs show it, with intervals apart where scores are compared; not seen: they show the opposite, or not what
-was claimed; unclear: the intervals overlap; not tested: the runs that could show it are not there.
+seen: the runs show it, and scores that are compared have disjoint intervals; not seen: they do not show it, or show
+the opposite; unclear: the intervals overlap; not tested: the runs that would show it are missing.
 """
 
 import itertools
@@ -24,7 +24,7 @@ class Claim:
 
 
 def claims(grid: Grid) -> list[Claim]:
-    """Every claim with its verdict; none for a report that is no sweep."""
+    """Every claim with its verdict; empty unless the report is of a sweep."""
     if not grid.is_sweep:
         return []
     return [Claim(text=text, verdict=verdict, numbers=said) for text, (verdict, said) in _judged(grid).items()]
@@ -36,15 +36,15 @@ def _judged(grid: Grid) -> dict[str, tuple[str, str]]:
             grid, _DPO, ("rewards/chosen", "rewards/rejected"), lambda end: end < 0
         ),
         "MinorDPO: rewards/chosen ends above zero": _ends(grid, _MINORDPO, ("rewards/chosen",), lambda end: end > 0),
-        "DPO: the higher beta, the lower the margin": _margin_by_beta(grid),
-        "DPO: the higher learning rate has the higher margin": _margin_by_learning_rate(grid),
+        "DPO: the higher the beta, the lower the margin": _margin_by_beta(grid),
+        "DPO: a higher learning rate gives a higher margin": _margin_by_learning_rate(grid),
         "DPO loses at every setting": _loses_everywhere(grid),
         "MinorDPO wins at most settings": _wins_mostly(grid),
         "MinorDPO has the top score at each learning rate": _tops_everywhere(grid),
         "DPO gets worse as beta gets smaller": _worse_with_smaller_beta(grid),
-        "At the highest learning rate DPO degenerates at the smallest beta": _degenerates(grid),
-        "MinorDPO accepts the highest learning rate": _accepts(grid, _MINORDPO),
-        "DPOP accepts the highest learning rate, but not at the smallest beta": _dpop_but_smallest(grid),
+        "DPO degenerates at the highest learning rate and the smallest beta": _degenerates(grid),
+        "MinorDPO tolerates the highest learning rate": _accepts(grid, _MINORDPO),
+        "DPOP tolerates the highest learning rate, except at the smallest beta": _dpop_but_smallest(grid),
     }
 
 
@@ -55,7 +55,7 @@ def _nothing(what: str) -> tuple[str, str]:
 def _ends(grid: Grid, loss: str, metrics: tuple[str, ...], holds: Callable[[float], bool]) -> tuple[str, str]:
     settings = [one for one in grid.of(loss) if not math.isnan(sum(one.final(metric) for metric in metrics))]
     if not settings:
-        return _nothing(f"no run of {loss} with these rewards")
+        return _nothing(f"no {loss} run with these rewards")
     those = [one for one in settings if all(holds(one.final(metric)) for metric in metrics)]
     values = [one.final(metrics[0]) for one in settings]
     said = f"at {len(those)} of {len(settings)} settings; {metrics[0]} {min(values):+.3g} to {max(values):+.3g}"
@@ -63,7 +63,7 @@ def _ends(grid: Grid, loss: str, metrics: tuple[str, ...], holds: Callable[[floa
 
 
 def _margin_by_beta(grid: Grid) -> tuple[str, str]:
-    """At each learning rate the margin falls from every beta to the next."""
+    """At each learning rate, the margin falls with every increase of beta."""
     falls, parts = [], []
     for (loss, rate), settings in grid.rows().items():
         margins = [one.final("rewards/margin") for one in settings]
@@ -90,7 +90,7 @@ def _margin_by_learning_rate(grid: Grid) -> tuple[str, str]:
 
 
 def _compared(grid: Grid, loss: str) -> list[tuple[Setting, Setting]]:
-    """At each beta and learning rate that has more than one loss: this loss and the best of the others."""
+    """This loss and the best of the others, at each beta and learning rate with more than one loss."""
     pairs = []
     for settings in grid.scored().values():
         own = next((one for one in settings if one.loss == loss), None)
@@ -109,8 +109,11 @@ def _loses_everywhere(grid: Grid) -> tuple[str, str]:
     counts = _against(_compared(grid, _DPO))
     total = sum(counts.values())
     if not total:
-        return _nothing("no score of dpo beside another loss's at one setting")
-    said = f"clearly below the best of the others at {counts['lower']} of {total} settings, above at {counts['higher']}"
+        return _nothing("dpo and another loss were not scored at the same setting")
+    said = (
+        f"clearly below the best other loss at {counts['lower']} of {total} settings, "
+        f"clearly above at {counts['higher']}"
+    )
     if counts["lower"] == total:
         return SEEN, said
     return (NOT_SEEN if counts["higher"] else UNCLEAR), said
@@ -119,10 +122,10 @@ def _loses_everywhere(grid: Grid) -> tuple[str, str]:
 def _wins_mostly(grid: Grid) -> tuple[str, str]:
     pairs = _compared(grid, _MINORDPO)
     if not pairs:
-        return _nothing("no score of minordpo beside another loss's at one setting")
+        return _nothing("minordpo and another loss were not scored at the same setting")
     ahead = sum(own.score.value > other.score.value for own, other in pairs if own.score and other.score)
     clear = _against(pairs)["higher"]
-    said = f"best at {ahead} of {len(pairs)} settings, at {clear} with an interval apart from the next"
+    said = f"best at {ahead} of {len(pairs)} settings, clearly best at {clear}"
     if ahead <= len(pairs) / 2:
         return NOT_SEEN, said
     return (SEEN if clear > len(pairs) / 2 else UNCLEAR), said
@@ -136,19 +139,19 @@ def _tops_everywhere(grid: Grid) -> tuple[str, str]:
             continue
         best, second = tops[:2]
         own = next(top for top in tops if top.loss == _MINORDPO)
-        # where two share the top score, either may stand first: their intervals overlap
+        # two that share the top score may come in either order: their intervals overlap
         if best is own:
             verdicts.append(SEEN if is_apart(best, second) else UNCLEAR)
         else:
             verdicts.append(NOT_SEEN if is_apart(best, own) else UNCLEAR)
         parts.append(f"lr {number(rate)}: " + ", ".join(f"{top.loss} {top.score}" for top in tops))
     if not verdicts:
-        return _nothing("no score of minordpo beside another loss's at one learning rate")
+        return _nothing("minordpo and another loss were not scored at the same learning rate")
     return _worst(verdicts), "; ".join(parts)
 
 
 def _worse_with_smaller_beta(grid: Grid) -> tuple[str, str]:
-    """At each learning rate the smallest beta scores clearly below the largest."""
+    """At each learning rate, the smallest beta scores clearly below the largest."""
     verdicts, parts = [], []
     for (loss, rate), settings in grid.rows().items():
         scored = [one for one in settings if one.score is not None]
@@ -161,12 +164,12 @@ def _worse_with_smaller_beta(grid: Grid) -> tuple[str, str]:
         ends = (f"{one.score} at {number(one.beta)}" for one in (smallest, largest))
         parts.append(f"lr {number(rate)}: {', '.join(ends)}")
     if not verdicts:
-        return _nothing("no scores of dpo at two betas of one learning rate")
+        return _nothing("dpo was not scored with two betas at one learning rate")
     return _worst(verdicts), "; ".join(parts)
 
 
 def _at_highest_rate(grid: Grid, loss: str) -> list[Setting]:
-    """The scored settings of a loss at the highest of several learning rates, by rising beta."""
+    """The scored settings of a loss at the highest of several learning rates, by ascending beta."""
     rates = [rate for rate in grid.learning_rates if rate is not None]
     if len(rates) < 2:
         return []
@@ -176,9 +179,9 @@ def _at_highest_rate(grid: Grid, loss: str) -> list[Setting]:
 def _degenerates(grid: Grid) -> tuple[str, str]:
     settings = _at_highest_rate(grid, _DPO)
     if not settings:
-        return _nothing("no score of dpo at the highest of two learning rates")
+        return _nothing("dpo was not scored at the higher of two learning rates")
     parts = [
-        f"{100 * max(score.degenerate_rate for score in one.scores):.1f} % of the answers at {number(one.beta)}"
+        f"{100 * max(score.degenerate_rate for score in one.scores):.1f} % of the answers at beta {number(one.beta)}"
         for one in settings
     ]
     return (SEEN if settings[0].is_degenerate else NOT_SEEN), listed(parts)
@@ -187,14 +190,14 @@ def _degenerates(grid: Grid) -> tuple[str, str]:
 def _accepts(grid: Grid, loss: str) -> tuple[str, str]:
     settings = _at_highest_rate(grid, loss)
     if not settings:
-        return _nothing(f"no score of {loss} at the highest of two learning rates")
+        return _nothing(f"{loss} was not scored at the higher of two learning rates")
     return (NOT_SEEN if any(one.breaks for one in settings) else SEEN), _broken(settings)
 
 
 def _dpop_but_smallest(grid: Grid) -> tuple[str, str]:
     settings = _at_highest_rate(grid, _DPOP)
     if len(settings) < 2:
-        return _nothing("no scores of dpop at two betas of the highest of two learning rates")
+        return _nothing("dpop was not scored with two betas at the higher of two learning rates")
     as_claimed = bool(settings[0].breaks) and not any(one.breaks for one in settings[1:])
     return (SEEN if as_claimed else NOT_SEEN), _broken(settings)
 

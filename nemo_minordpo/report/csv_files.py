@@ -1,4 +1,4 @@
-"""Every number that figures and page show, as CSV; an empty cell = no such value."""
+"""Every number shown in the figures and on the page, as CSV; an empty cell = no such value."""
 
 import math
 from typing import Any
@@ -12,7 +12,7 @@ from nemo_minordpo.report.table import csv_text
 
 
 def csv_files(grid: Grid, curves: Curves, found: list[Relation]) -> dict[str, str]:
-    """File name -> its text."""
+    """File name -> content."""
     return {
         "settings.csv": _settings(grid),
         "curves.csv": _curves(grid, curves),
@@ -24,7 +24,7 @@ def csv_files(grid: Grid, curves: Curves, found: list[Relation]) -> dict[str, st
 
 
 def metrics_of(grid: Grid) -> list[str]:
-    """Every name that a run of the report logged."""
+    """Every metric that any run of the report logged."""
     return list(dict.fromkeys(name for run in grid.runs for name in run.metrics))
 
 

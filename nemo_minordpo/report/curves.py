@@ -1,4 +1,4 @@
-"""Metrics against steps, thin enough to be drawn: of each run, and of each setting over its seeds."""
+"""Metrics against steps, thinned for drawing: per run, and per setting over its seeds."""
 
 import math
 from collections.abc import Sequence
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from nemo_minordpo.report.axes import Grid, Setting
 from nemo_minordpo.report.runs import FINAL_PART, Run
 
-# More points than a panel has pixels cannot be seen.
+# More points than a panel has pixels would be invisible.
 MOST_POINTS = 240
-# What a curve's number is rounded to: the page, the CSV and the figures hold the same ones.
+# Significant digits of a curve's numbers; the page, the CSV and the figures share them.
 _DIGITS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """The places of a curve's points: `width` training steps each, the same for every run of the report."""
+    """The positions of a curve's points: `width` training steps each, the same for every run of the report."""
 
     width: int
     count: int
@@ -32,15 +32,15 @@ class Steps:
         return (place + 1) * self.width
 
     def place(self, step: int) -> int:
-        """What was recorded before the first step stands at it."""
+        """The point that holds `step`; values recorded before the first step belong to the first point."""
         return max(step - 1, 0) // self.width
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A metric at each place of `Steps`; NaN = nothing finite was recorded there.
+    """A metric at each position of `Steps`; NaN = nothing finite was recorded there.
 
-    Of a run `low` and `high` are `mean`; of a setting they are its lowest and its highest seed.
+    For a run, `low` and `high` equal `mean`; for a setting, they are its lowest and highest seed.
     """
 
     mean: list[float]
@@ -58,7 +58,7 @@ class Curves:
         self._of_run: dict[tuple[int, str], Curve] = {}
 
     def run(self, run: Run, metric: str) -> Curve:
-        """The mean of what was recorded in the steps of each place."""
+        """The mean of the values recorded in each position's steps."""
         key = id(run), metric
         if key not in self._of_run:
             recorded: list[list[float]] = [[] for _ in range(self.steps.count)]
@@ -70,7 +70,7 @@ class Curves:
         return self._of_run[key]
 
     def setting(self, setting: Setting, metric: str) -> Curve:
-        """Mean, lowest and highest of the seeds that got to each place."""
+        """Mean, lowest and highest of the seeds that reached each position."""
         means = [self.run(run, metric).mean for run in setting.runs]
         columns = [[value for value in column if not math.isnan(value)] for column in zip(*means, strict=True)]
         return Curve(
@@ -81,7 +81,7 @@ class Curves:
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Centred mean over a tenth of the values, over fewer at the ends; NaN where nothing finite is near."""
+    """Centred mean over a tenth of the values, fewer at the ends; NaN where no finite value is near."""
     reach = int(len(values) * FINAL_PART) // 2
     result = []
     for place in range(len(values)):

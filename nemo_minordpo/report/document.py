@@ -1,4 +1,4 @@
-"""The report's words and tables, once for Markdown and page."""
+"""The report's text and tables, shared by the Markdown file and the page."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from nemo_minordpo.report.table import Row, rows_of
 
 
 class Table(NamedTuple):
-    """Heads of the columns, and rows of as many cells."""
+    """Column heads, and rows with one cell per column."""
 
     heads: list[str]
     rows: list[list[str]]
@@ -23,7 +23,7 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """Everything that a report says of a grid."""
+    """Everything that a report says about a grid."""
 
     grid: Grid
     curves: Curves
@@ -38,27 +38,29 @@ class Document:
     def explanation(self) -> list[str]:
         """What the numbers mean."""
         lines = [
-            "Rewards are log-ratios of policy to reference in nats, without beta; "
-            "mean over the last tenth of the steps.",
-            'Strict accuracy: the number after "the answer is" is right; flexible: a boxed one, else the one after '
-            "####, else the stated one, else the last is. Intervals are 95 % (Wilson) over the questions. Clearly "
-            "lower, higher, apart: the intervals do not touch.",
-            f"Degenerate: the answer repeats itself; a run has degenerated when {100 * DEGENERATE_ABOVE_BASE:.0f} % of "
-            "the answers more do so than of the base model's, with intervals apart.",
+            "Rewards are log-ratios of policy to reference in nats, without beta, averaged over the last tenth of the "
+            "steps.",
+            'Strict accuracy: the number after "the answer is" is correct. Flexible accuracy: the boxed number is '
+            "correct or, without one, the number after ####, else the stated one, else the last one. Intervals are "
+            '95 % (Wilson) over the questions. "Clearly" lower, higher or apart means that the intervals do not '
+            "overlap.",
+            "An answer is degenerate if it repeats itself. A run counts as degenerate if its rate of such answers is "
+            f"at least {100 * DEGENERATE_ABOVE_BASE:.0f} percentage points above the base model's and the intervals do "
+            "not overlap.",
         ]
         if any(len(setting.runs) > 1 for setting in self.grid.settings):
             lines.append(
-                "Seeds answer the same questions, so the interval of their mean is that of one run's questions, "
-                "widened to hold every seed. It says little about other seeds."
+                "All seeds answer the same questions, so the interval of their mean is that of a single run, widened "
+                "to include every seed. It says little about other seeds."
             )
         width = self.curves.steps.width
         if width > 1:
-            lines.append(f"Curves are thinned: each point is the mean of what was recorded in {width} steps.")
+            lines.append(f"Curves are thinned: each point is the mean over {width} steps.")
         return lines
 
     @property
     def best_table(self) -> Table:
-        """At each learning rate and beta where losses can be compared: the best and the next."""
+        """The best and the second-best loss at each learning rate and beta with several scored losses."""
         rows = [
             [
                 number(rate), number(beta), listed([one.loss for one in best_of(settings)]), str(settings[0].score),
@@ -76,7 +78,7 @@ class Document:
 
     @property
     def health_table(self) -> Table:
-        """A line a run."""
+        """One line per run."""
         heads = [
             "run", "state", "steps", "steps with no numbers", "alarm after step", "rejected below reference, %",
             "chosen below reference, %", "gradient norm, median", "gradient norm, largest", "pairs/s, median",
@@ -86,7 +88,7 @@ class Document:
 
     @property
     def relations_table(self) -> Table:
-        """A line a metric, a cell a group of runs, the closest to the score first; no line where none is known."""
+        """One line per metric, one cell per group of runs, best correlation first; empty if none is known."""
         heads = ["metric, where it ended", "all runs (95 % interval)"]
         heads += self.grid.losses if len(self.grid.losses) > 1 else []
         if all(one.correlation is None for one in self.relations):

@@ -1,4 +1,4 @@
-"""Whether a run can be believed: numbers that are none, clamped pairs, gradient norms, speed."""
+"""Whether a run can be trusted: non-finite values, clamped pairs, gradient norms, speed."""
 
 import math
 import statistics
@@ -11,25 +11,26 @@ _WATCHED = ("loss", *REWARDS, "grad_norm")
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """None = the run did not say.
+    """None = the run did not log it.
 
-    rejected_below, chosen_below: the parts of the pairs, at the end of training, whose rejected answer was no likelier
-    and whose chosen answer was less likely than under the reference: where MinorDPO's penalty is off, and DPOP's on.
+    rejected_below: fraction of pairs, at the end of training, whose rejected answer is no likelier than under the
+    reference: there MinorDPO's penalty is off.
+    chosen_below: fraction whose chosen answer is less likely than under the reference: there DPOP's penalty is on.
     """
 
     state: str
     steps: int
     max_steps: int | None
-    not_finite: int  # steps with a value that is no number, in the loss, the rewards or the gradient
+    not_finite: int  # steps at which the loss, a reward or the gradient norm is not finite
     first_not_finite: int | None
-    first_alarm: int | None  # step after which the degeneration watch raised it
+    first_alarm: int | None  # step after which the degeneration watch first raised an alarm
     rejected_below: float | None
     chosen_below: float | None
     grad_norm_median: float | None
     grad_norm_largest: float | None
     pairs_per_s: float | None  # median
     peak_memory_gib: float | None
-    seconds: float | None  # of all steps, those done twice included
+    seconds: float | None  # of all steps, including repeated ones
 
 
 def health_of(run: Run) -> Health:
@@ -55,7 +56,7 @@ def health_of(run: Run) -> Health:
 
 
 def _state(run: Run) -> str:
-    # of a run that was copied without its events only the model says that it is complete
+    # for a run copied without its events, only the model shows that it is complete
     return run.state.word if run.state.is_known or run.state.is_complete else "unknown"
 
 

@@ -5,11 +5,11 @@ from nemo_minordpo.report.table import COLUMNS, headings, markdown_table
 
 
 def as_markdown(document: Document, *, figures: list[str]) -> str:
-    """The whole report; what says nothing about a few runs is left to the page.
+    """The whole report; sections that make sense only for a sweep are left out otherwise.
 
     Args:
-        document: what it says.
-        figures: files to be shown, relative to the report's folder.
+        document: the report's content.
+        figures: image files to show, relative to the report's folder.
     """
     lines = ["# Report", "", *_paragraphs(document.sentences)]
     lines += markdown_table(headings(), ([cell(row) for cell in COLUMNS.values()] for row in document.rows))
@@ -20,7 +20,7 @@ def as_markdown(document: Document, *, figures: list[str]) -> str:
     if document.notes:
         lines += ["## Notes", "", *(f"- {note}" for note in document.notes), ""]
     lines += [
-        "[report.html](report.html) shows the same with curves to explore; numbers/ holds all numbers as CSV.",
+        "[report.html](report.html) shows the same with interactive curves; numbers/ has all numbers as CSV.",
         "",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""One HTML page that holds everything: words, tables, and curves to explore; no network, no other file."""
+"""One self-contained HTML page with text, tables and interactive curves; needs no network and no other file."""
 
 import json
 import math
@@ -25,7 +25,7 @@ _ASSETS = resources.files("nemo_minordpo.report") / "assets"
 
 
 def as_html(document: Document) -> str:
-    """The page. Its curves' numbers are those of numbers/*.csv."""
+    """The page. Its curves show the numbers of numbers/*.csv."""
     grid = document.grid
     parts = {
         "title": escape(_title(grid)),
@@ -64,7 +64,7 @@ def _summary(grid: Grid) -> str:
     scored = sum(run.score is not None for run in grid.runs)
     return (
         f"{len(grid.losses)} losses; beta {', '.join(map(number, grid.betas))}; learning rate "
-        f"{', '.join(map(number, grid.learning_rates))}; runs a setting: {of_each}; with a score: {scored} of "
+        f"{', '.join(map(number, grid.learning_rates))}; runs per setting: {of_each}; scored: {scored} of "
         f"{len(grid.runs)}"
     )
 
@@ -78,9 +78,9 @@ def _list(lines: Sequence[str]) -> str:
 
 
 def _table(table: Table, *, kind: str = "") -> str:
-    """A table that scrolls sideways where the window is narrow.
+    """A table that scrolls sideways in a narrow window.
 
-    kind: "named" = its first column holds long names; "words" = it holds sentences.
+    kind: "named" = the first column has long names; "words" = the cells are sentences.
     """
     if not table.rows:
         return ""
@@ -100,7 +100,7 @@ def _claims(document: Document) -> str:
 
 
 def _runs_table(document: Document) -> str:
-    """The comparison; a box a run shows and hides its curves."""
+    """The comparison table; each run has a checkbox that shows or hides its curves."""
     head = "".join(f"<th scope=col>{escape(one)}</th>" for one in headings())
     lines, place = [], 0
     for row in document.rows:
@@ -114,7 +114,7 @@ def _runs_table(document: Document) -> str:
 
 
 def _json(value: Any) -> str:
-    """JSON that cannot end the script element it stands in; NaN as null."""
+    """JSON that cannot close the enclosing script element; NaN as null."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
@@ -156,7 +156,7 @@ def _setting(
         "score": _rate(setting.score),
         "breaks": setting.breaks,
         "degenerate": setting.is_degenerate,
-        # of a single run the curve is the run's
+        # with a single run, the curve is the run's own
         "curves": {metric: _curve(curves.setting(setting, metric)) for metric in metrics} if several else None,
     }
 

@@ -10,12 +10,12 @@ from nemo_minordpo import file_names
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import Failure, RunEvent
 
-# What a rank says when another one is gone: the consequence, not the cause.
+# Errors of a rank that lost contact with another: the consequence, not the cause.
 _CONSEQUENCES = (
     "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Read error", "nothing moved for",
     "Timed out waiting", "Socket Timeout", "NCCL", "DistNetworkError", "DistStoreError", "Connection refused",
 )  # fmt: skip
-# What the same command meets again, until a person changes something: the program says it as an error of the user's.
+# Errors that recur until someone changes a setting or an input.
 _LASTING = ("NotFiniteError: ", "UserError: ")
 _Timed = TypeVar("_Timed", RunEvent, Failure)
 COMPLETE, STARTED, BEGUN, STOPPED = "complete", "started", "begun", "stopped"
@@ -23,10 +23,10 @@ COMPLETE, STARTED, BEGUN, STOPPED = "complete", "started", "begun", "stopped"
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What happened to the run of a folder.
+    """What happened to a folder's run.
 
-    waiting: what a launcher waits for, and when it said so; empty: it waits for nothing.
-    left_out: what of the files could not be read, a sentence each.
+    waiting: what the launcher is waiting for, and since when; empty: nothing.
+    left_out: one sentence for each part of the files that could not be read.
     """
 
     folder: Path
@@ -37,12 +37,12 @@ class State:
 
     @property
     def is_known(self) -> bool:
-        """Whether anything is written down; a run that was copied may have come without it."""
+        """Whether anything was recorded; a copied run may lack its records."""
         return bool(self.events or self.failures)
 
     @property
     def is_complete(self) -> bool:
-        """The model is put in place last but for the event, before which a rank may be killed."""
+        """Either sign is enough: the event follows the model, and the rank may be killed in between."""
         return (self.folder / file_names.NEMO).exists() or (bool(self.events) and self.events[-1].event == COMPLETE)
 
     @property
@@ -51,7 +51,7 @@ class State:
 
     @property
     def alarms(self) -> list[RunEvent]:
-        """Of the degeneration watch, but for those of steps that were done again."""
+        """The degeneration watch's alarms, except those at steps that were repeated after a resume."""
         alarms: list[RunEvent] = []
         for event in self.events:
             if event.event == STARTED:
@@ -62,12 +62,12 @@ class State:
 
     @property
     def max_steps(self) -> int | None:
-        """Of the whole run; None before the first attempt."""
+        """Length of the whole run; None before the first attempt."""
         return self.starts[-1].max_steps if self.starts else None
 
     @property
     def word(self) -> str:
-        """What became of the last attempt, in a word or a few."""
+        """The outcome of the last attempt, in a word or two."""
         return self._now[0]
 
     def __str__(self) -> str:
@@ -75,7 +75,7 @@ class State:
 
     @property
     def _now(self) -> tuple[str, str, str]:
-        """(what became of the last attempt, why, what comes next)."""
+        """(outcome of the last attempt, why, what comes next)."""
         if self.is_complete:
             return COMPLETE, "", ""
         last = next((event for event in reversed(self.events) if event.event in (BEGUN, STARTED, STOPPED)), None)
@@ -84,32 +84,32 @@ class State:
         failed = [failure for failure in self.failures if last is None or failure.time > last.time]
         lasting = next((failure for failure in failed if failure.error.startswith(_LASTING)), None)
         if lasting is not None:
-            again = "the same command would end there again: change settings or inputs"
+            again = "the same command would fail again: change settings or inputs"
             if lasting.error.startswith("NotFiniteError"):
-                again += ", in a new folder"  # this one belongs to its settings
+                again += ", in a new folder"  # a run folder is bound to its settings
             return "failed", lasting.error.partition(": ")[2], again
         if failed:
             return "failed", "", self.waiting or self._resumed()
         if last is None:
             return "not started", "", self.waiting
         if self.waiting:
-            return "ended without a word", "", self.waiting
-        return f"{'setting up' if last.event == BEGUN else 'running'}, or killed without a word", "", ""
+            return "ended without a message", "", self.waiting
+        return f"{'setting up' if last.event == BEGUN else 'running'}, or killed", "", ""
 
     def _resumed(self) -> str:
         saved = [event.step for event in self.events if event.event == "saved"]
-        return f"the same command resumes it {f'after step {saved[-1]}' if saved else 'at its beginning'}"
+        return f"the same command {f'resumes it after step {saved[-1]}' if saved else 'starts it from the beginning'}"
 
 
 def read_state(folder: Path) -> State:
-    """What the folder holds of events and failures; half-written ones, of a process that was killed, are left out."""
+    """Read a folder's events and failures; those half-written by a killed process are left out."""
     left_out: list[str] = []
     events, failures = _events(folder, left_out), _failures(folder, left_out)
     return State(folder=folder, events=events, failures=failures, waiting=_waiting(folder), left_out=left_out)
 
 
 def first_failure(failures: Sequence[Failure]) -> Failure | None:
-    """The earliest that is no consequence of another one; or the earliest."""
+    """The earliest failure that is not a consequence of another; if all are, the earliest."""
     ordered = sorted(failures, key=lambda failure: failure.time)
     causes = [failure for failure in ordered if not is_consequence(failure)]
     return next(iter(causes or ordered), None)
@@ -142,7 +142,7 @@ def _failures(folder: Path, left_out: list[str]) -> list[Failure]:
 
 
 def _timed(record: _Timed) -> _Timed:
-    """Raises UserError where the record's time is none with its zone."""
+    """Raises UserError unless the record's time is valid and has a time zone."""
     try:
         is_known = datetime.fromisoformat(record.time).tzinfo is not None
     except ValueError:
@@ -153,7 +153,7 @@ def _timed(record: _Timed) -> _Timed:
 
 
 def _waiting(folder: Path) -> str:
-    """What a launcher wrote last; it takes the file away when it starts ranks."""
+    """The launcher's last message; it removes the file when it starts the ranks."""
     path = folder / file_names.LOGS / file_names.WAITING
     try:
         text, written = path.read_text(encoding="utf-8").strip(), path.stat().st_mtime

@@ -1,4 +1,4 @@
-"""Run folders and score folders, as far as they were written."""
+"""Read run folders and score folders, complete or not."""
 
 import json
 import math
@@ -16,26 +16,26 @@ from nemo_minordpo.records import Score, StepMetrics
 from nemo_minordpo.report.run_state import State, read_state
 
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margin")
-# The end of a run is the mean over this part of its steps: one step's mean over a batch is too noisy to compare.
+# A metric's final value is its mean over this fraction of the steps: a single batch is too noisy to compare.
 FINAL_PART = 0.1
 TRAIN = "train"
 
 
 @dataclass
 class Run:
-    """One training run; `notes` says what is missing or strange in it."""
+    """One training run; `notes` lists what is missing or odd."""
 
     folder: Path
     loss: str
     beta: float | None
     learning_rate: float | None
     seed: int | None
-    settings: dict[str, Any]  # the whole config.yaml, flat
-    lines: dict[str, list[StepMetrics]]  # split -> its lines in the order of steps, each step once
-    seconds: float  # that training steps took, those done twice included; NaN when no step says it
+    settings: dict[str, Any]  # the whole config.yaml, flattened
+    lines: dict[str, list[StepMetrics]]  # split -> its lines by step, each step once
+    seconds: float  # duration of all training steps, including repeated ones; NaN if no step logged it
     score: Score | None
     state: State
-    left_out: list[str] = field(default_factory=list)  # what of its files could not be read
+    left_out: list[str] = field(default_factory=list)  # the parts of its files that could not be read
     notes: list[str] = field(default_factory=list)
     name: str = ""
 
@@ -45,12 +45,12 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Trained to its end, as far as its folder says anything of it."""
+        """Whether it was trained to the end; assumed if the folder has no record of its state."""
         return self.state.is_complete or not self.state.is_known
 
     @property
     def metrics(self) -> list[str]:
-        """Every logged name; those of other splits than training as `validation/loss`."""
+        """Every logged name; splits other than training are prefixed: `validation/loss`."""
         names = (
             name if split == TRAIN else f"{split}/{name}"
             for split, lines in self.lines.items()
@@ -67,11 +67,11 @@ class Run:
         return [(line.step, line.values[name]) for line in self.lines.get(split, []) if name in line.values]
 
     def values(self, name: str) -> list[float]:
-        """The value of `name` at each training step; NaN where a step does not have it."""
+        """The value of `name` at each training step; NaN where it is missing."""
         return [float(step.values.get(name, math.nan)) for step in self.steps]
 
     def final(self, metric: str) -> float:
-        """Where the metric ended; NaN when it was not logged there or is no number.
+        """The metric's final value; NaN if it was not logged there or is not a number.
 
         Training: the mean over the last tenth of the steps (at least one); other splits: their last line.
         """
@@ -88,7 +88,7 @@ def read_run(folder: Path) -> Run:
     """Read `config.yaml`, `metrics.jsonl`, `events.jsonl` and `evaluation/score.json` of a run folder.
 
     Raises:
-        ValueError: `folder` holds no `config.yaml` of a training run. Whatever else is damaged or missing is a note.
+        ValueError: `folder` has no `config.yaml` of a training run. Anything else damaged or missing becomes a note.
     """
     settings = flatten(_read_config(folder / file_names.CONFIG))
     notes: list[str] = []
@@ -116,10 +116,10 @@ def read_run(folder: Path) -> Run:
 
 
 def read_score(folder: Path) -> Score | None:
-    """`score.json` of a folder; None when there is none.
+    """A folder's `score.json`; None if there is none.
 
     Raises:
-        ValueError: the file is there, but it is not a score.
+        ValueError: the file exists but is not a score.
     """
     path = folder / file_names.SCORE
     if not path.is_file():
@@ -156,11 +156,11 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path.parent}: not a run folder of `minordpo train`: it has no {path.name}")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        json.dumps(config, default=str, ensure_ascii=False).encode()  # half a surrogate pair cannot be shown
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # not UTF-8, too long a number, too deep
+        json.dumps(config, default=str, ensure_ascii=False).encode()  # half a surrogate pair cannot be printed
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # not UTF-8, number too long, nesting too deep
         raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(config, dict) or not isinstance(flatten(config).get("model.dpo.preference_loss"), str):
-        raise UserError(f"{path}: no model.dpo.preference_loss: not the config of a training run")
+        raise UserError(f"{path}: not the config of a training run: it has no model.dpo.preference_loss")
     return config
 
 
@@ -171,12 +171,12 @@ def _number(settings: dict[str, Any], key: str, notes: list[str]) -> float | Non
         number = math.nan
     if math.isfinite(number):
         return number
-    notes.append(f"{file_names.CONFIG}: {key} is no number, but {settings.get(key)!r}")
+    notes.append(f"{file_names.CONFIG}: {key} is not a number but {settings.get(key)!r}")
     return None
 
 
 def _read_metrics(path: Path, *, notes: list[str], left_out: list[str]) -> tuple[dict[str, list[StepMetrics]], float]:
-    """The lines of each split, of which each step counts once; and the seconds of all training steps."""
+    """The lines of each split, each step once; and the duration of all training steps in seconds."""
     found: dict[str, dict[int, StepMetrics]] = {TRAIN: {}}
     twice, seconds = 0, math.nan
     for number, text in enumerate(path.read_bytes().split(b"\n") if path.is_file() else [], start=1):
@@ -185,28 +185,28 @@ def _read_metrics(path: Path, *, notes: list[str], left_out: list[str]) -> tuple
         try:
             line = _sound(StepMetrics.from_json(text.decode()))
         except (TypeError, ValueError, OverflowError):
-            # A run that was killed while it wrote leaves half a line; the other steps are still worth a report.
+            # A run killed in the middle of a write leaves half a line; the other steps are still worth reporting.
             left_out.append(f"{path}:{number}: not a line of metrics, left out")
             continue
         of_split = found.setdefault(line.split, {})
-        # A run that was stopped and resumed may have written a step twice: what counts is what it went on from.
+        # A run that was stopped and resumed may have written a step twice: training continued from the later one.
         twice += line.split == TRAIN and line.step in of_split
         of_split[line.step] = line
         if line.split == TRAIN and math.isfinite(line.values.get("step_s", math.nan)):
             seconds = line.values["step_s"] + (0 if math.isnan(seconds) else seconds)
     if twice:
-        notes.append(f"{twice} steps were done twice (the run was resumed); the later ones count")
+        notes.append(f"{twice} steps were done twice (the run was resumed); only the later ones count")
     return {split: [lines[step] for step in sorted(lines)] for split, lines in found.items()}, seconds
 
 
 def _sound(line: StepMetrics) -> StepMetrics:
-    """The line with those of its values that are numbers.
+    """The line, reduced to the values that are numbers.
 
     Raises:
-        UserError, OverflowError: it is of no step, or has a number that no float can hold.
+        UserError, OverflowError: its step is invalid, or it has a number that no float can hold.
     """
     values = {name: float(value) for name, value in line.values.items() if isinstance(value, int | float)}
-    first = 0 if line.split == "watch" else 1  # answers are sampled before the first step, too
+    first = 0 if line.split == "watch" else 1  # answers are also sampled before the first step
     if line.step < first:
         raise UserError(f"step {line.step!r}")
     return StepMetrics(

@@ -1,4 +1,4 @@
-"""What scores say of a model: a rate with its interval, whether two of them are apart, and whether a run broke."""
+"""Judge scores: a rate with its interval, whether two rates differ, and whether a run broke."""
 
 import math
 from collections.abc import Sequence
@@ -8,25 +8,25 @@ from nemo_minordpo.core.intervals import wilson_interval
 from nemo_minordpo.records import Score
 from nemo_minordpo.report.runs import REWARDS, Run
 
-# A run has degenerated when so many more of its answers repeat themselves than of the base model's.
+# A run has degenerated if its rate of repetitive answers exceeds the base model's by this much.
 DEGENERATE_ABOVE_BASE = 0.05
 DEGENERATE, NO_NUMBERS, BELOW_BASE = (
     "answers degenerate",
-    "training left the numbers",
-    "accuracy clearly below the base model",
+    "training values not finite",
+    "accuracy clearly below the base model's",
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """A part of the questions, with its 95 % interval."""
+    """A fraction of the questions, with its 95 % interval."""
 
     value: float
     low: float
     high: float
 
     def against(self, other: "Rate") -> str:
-        """Whether the rate is "higher" or "lower", where the intervals do not touch, or they "overlap"."""
+        """ "higher" or "lower" if the intervals are disjoint, else "overlap"."""
         return "higher" if self.low > other.high else "lower" if self.high < other.low else "overlap"
 
     def __str__(self) -> str:
@@ -41,8 +41,8 @@ def strict(score: Score) -> Rate:
 def strict_over_seeds(scores: Sequence[Score]) -> Rate | None:
     """The strict accuracy of a setting; None without scores.
 
-    Seeds answer the same questions, so more seeds are not more questions: the interval of the mean is that of the
-    questions of one run, widened to hold every seed.
+    Seeds answer the same questions, so more seeds are not more questions: the interval of the mean is that of a
+    single run's questions, widened to include every seed.
     """
     if len(scores) < 2:
         return strict(scores[0]) if scores else None
@@ -54,7 +54,7 @@ def strict_over_seeds(scores: Sequence[Score]) -> Rate | None:
 
 
 def is_degenerate(score: Score, base: Score | None) -> bool:
-    """Clearly more answers repeat themselves than of the base model: by five points, and with intervals apart."""
+    """Whether clearly more answers repeat themselves than the base model's: by five points, with disjoint intervals."""
     usual = 0.0 if base is None else base.degenerate_rate
     if score.degenerate_rate - usual < DEGENERATE_ABOVE_BASE:
         return False
@@ -65,7 +65,7 @@ def is_degenerate(score: Score, base: Score | None) -> bool:
 
 
 def broke(run: Run, base: Score | None) -> list[str]:
-    """How a run broke, apart from its accuracy, which is judged over the seeds; empty = it did not."""
+    """How a run broke; empty = it did not. Its accuracy is judged elsewhere, over all seeds."""
     reasons = []
     if run.steps and any(math.isnan(run.final(name)) or math.isinf(run.final(name)) for name in REWARDS):
         reasons.append(NO_NUMBERS)

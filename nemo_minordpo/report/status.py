@@ -1,4 +1,4 @@
-"""Where a run is: its last step, throughput, time left, last checkpoint, attempts and what ended them."""
+"""A run's progress: its last step, throughput, time left, last checkpoint, attempts and what ended them."""
 
 import math
 import statistics
@@ -12,16 +12,16 @@ from nemo_minordpo.records import Failure, RunEvent
 from nemo_minordpo.report.run_state import BEGUN, COMPLETE, STARTED, STOPPED, State, first_failure, is_consequence
 from nemo_minordpo.report.runs import Run, read_run
 
-# Steps whose median says how long the others will take.
+# The remaining time is estimated from the median of this many steps.
 _RECENT = 20
 _RATES = ("pairs_per_s", "tokens_per_s")
 
 
 def print_status(folder: Path) -> bool:
-    """Say where the run of a folder is. Returns whether it is complete.
+    """Print the progress of a folder's run. Returns whether it is complete.
 
     Raises:
-        ValueError: `folder` is no run folder.
+        ValueError: `folder` is not a run folder.
     """
     run = read_run(folder)
     console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -31,7 +31,7 @@ def print_status(folder: Path) -> bool:
 
 
 def _named(failure: Failure) -> str:
-    first = "a rank or node was lost, first noticed by " if is_consequence(failure) else ""
+    first = "a rank or node was lost; first noticed by " if is_consequence(failure) else ""
     return f"{first}rank {failure.rank} on {failure.node}: {failure.error}"
 
 
@@ -60,7 +60,7 @@ def _lines(run: Run, state: State, *, now: datetime) -> list[str]:
 
 
 def _attempts(state: State) -> list[list[RunEvent]]:
-    """How each attempt came to be: its set-up begun, then its steps started; of older runs only the latter is there."""
+    """The start events of each attempt: set-up begun, then steps started; older runs recorded only the latter."""
     events = (event for event in state.events if event.event in (BEGUN, STARTED))
     return [list(own) for _, own in groupby(events, key=lambda event: event.attempt)]
 
@@ -69,7 +69,7 @@ def _in_words(attempt: list[RunEvent], until: str, state: State) -> str:
     first, last = attempt[0], attempt[-1]
     end = _end(first, until, state)
     if last.event == BEGUN:
-        return f"attempt {first.attempt} ({first.job}): in its set-up{end}"
+        return f"attempt {first.attempt} ({first.job}): during set-up{end}"
     return f"attempt {first.attempt} ({first.job}, {last.detail}): from step {last.step}{end}"
 
 
@@ -86,7 +86,7 @@ def _progress(run: Run, max_steps: int) -> list[str]:
         typical = statistics.median(seconds)
         left = _duration(typical * (max_steps - last.step))
         rates = ", ".join(f"{values[n]:.3g} {n.replace('_per_s', '')}/s" for n in _RATES if n in values)
-        lines.append(f"{typical:.3g} s a step, {rates}; left: {left}")
+        lines.append(f"{typical:.3g} s per step, {rates}; left: {left}")
     return lines
 
 
@@ -98,13 +98,13 @@ def _end(start: RunEvent, until: str, state: State) -> str:
     if cause is not None:
         return f", failed: {_named(cause)}"
     followed = any(event.attempt > start.attempt for event in state.events)
-    return ", ended without a word (killed, or its node was lost)" if followed else ""
+    return ", ended without a message (killed, or its node was lost)" if followed else ""
 
 
 def _duration(seconds: float) -> str:
     try:
         return str(timedelta(seconds=round(seconds)))
-    except OverflowError:  # of damaged numbers
+    except OverflowError:  # damaged numbers
         return "unknown"
 
 

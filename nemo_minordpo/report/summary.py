@@ -1,4 +1,4 @@
-"""What the runs say, in plain sentences; each is computed from the grid alone."""
+"""The findings in plain sentences, each computed from the grid alone."""
 
 import math
 from collections import Counter
@@ -10,7 +10,7 @@ _CHANGES = {"lower": "lower", "higher": "higher", "overlap": "no clear differenc
 
 
 def summary(grid: Grid) -> list[str]:
-    """The sentences that the data allow: of what is there, rewards, accuracy, what broke, and what is best."""
+    """The sentences that the data support: completeness, rewards, accuracy, what broke, and what is best."""
     sentences = [
         _of_what_is_there(grid),
         _of_rewards(grid),
@@ -29,14 +29,14 @@ def _of_what_is_there(grid: Grid) -> str:
     if not grid.is_sweep or (complete == scored == len(runs) and not grid.left_out):
         return ""
     states = Counter(run.state.word for run in runs if str(run.state) != COMPLETE)
-    unread = f"; folders without a run that can be read: {len(grid.left_out)}" if grid.left_out else ""
-    others = "".join(f", {count} {state}" for state, count in states.most_common())
-    there = f"of {len(runs)} runs {complete} are complete{others}; with a score: {scored}{unread}"
-    return f"This is not the whole sweep yet: {there}. What follows is of what is there."
+    unread = f"; unreadable folders: {len(grid.left_out)}" if grid.left_out else ""
+    others = "".join(f"; {state}: {count}" for state, count in states.most_common())
+    there = f"{complete} of {len(runs)} runs are complete{others}; scored: {scored}{unread}"
+    return f"The sweep is incomplete: {there}. The findings below cover only the available runs."
 
 
 def _of_rewards(grid: Grid) -> str:
-    sides: dict[str, list[str]] = {"below zero": [], "above zero": [], "at zero": [], "as no number": []}
+    sides: dict[str, list[str]] = {"below zero": [], "above zero": [], "at zero": [], "at a non-finite value": []}
     for loss in grid.losses:
         trained = [one for one in grid.of(loss) if any(run.steps and run.is_finished for run in one.runs)]
         for side, parts in sides.items():
@@ -62,11 +62,11 @@ def _of_accuracy(grid: Grid) -> str:
             parts.append(f"{loss} {', '.join(shown)} of {len(rates)} settings")
     if base is None or not parts:
         return ""
-    return f"Strict accuracy, against {_percent(base.value)} of the base model: {'; '.join(parts)}."
+    return f"Strict accuracy, against the base model's {_percent(base.value)}: {'; '.join(parts)}."
 
 
 def _of_breaks(grid: Grid) -> list[str]:
-    """Where each loss broke; only losses of which something is known."""
+    """Where each loss broke, for losses with a score or a break."""
     sentences, whole = [], []
     for loss in grid.losses:
         settings = grid.of(loss)
@@ -80,14 +80,12 @@ def _of_breaks(grid: Grid) -> list[str]:
             whole.append(loss if len(known) == len(settings) else f"{loss} ({len(known)} of {len(settings)} scored)")
     if whole:
         against = ", and no accuracy is clearly below the base model's" if grid.base else ""
-        sentences.append(
-            f"{listed(whole)} did not break: training stayed within numbers, answers did not degenerate{against}."
-        )
+        sentences.append(f"{listed(whole)} did not break: training stayed finite, answers did not degenerate{against}.")
     return sentences
 
 
 def _places(broken: list[Setting], grid: Grid) -> str:
-    """Settings that broke in the same way at one learning rate are reported together."""
+    """Where and how a loss broke; settings that broke the same way at one learning rate are grouped."""
     if len(grid.of(broken[0].loss)) == 1:
         return ", ".join(broken[0].breaks)
     alike: dict[tuple[str, str], list[str]] = {}
@@ -97,31 +95,31 @@ def _places(broken: list[Setting], grid: Grid) -> str:
 
 
 def _of_the_best(grid: Grid) -> str:
-    """At how many settings each loss is the best, and at how many of them for certain."""
+    """At how many settings each loss is the best, and at how many of them clearly."""
     compared = [settings for settings in grid.scored().values() if len(settings) > 1]
     if not compared:
         return ""
     if len(compared) == 1:
         best, second = compared[0][:2]
         if len(alike := best_of(compared[0])) > 1:
-            return f"{listed([one.loss for one in alike])} are alike, {best.score}."
+            return f"{listed([one.loss for one in alike])} are tied at {best.score}."
         return f"The best is {best.loss}, {best.score}; {_apart(best, second)}."
     wins = Counter(settings[0].loss for settings in compared if len(best_of(settings)) == 1)
     clear = Counter(settings[0].loss for settings in compared if is_apart(settings[0], settings[1]))
     parts = [
-        f"{loss} at {count} of {len(compared)} (at {clear[loss]} with an interval apart from the next one's)"
+        f"{loss} at {count} of {len(compared)} settings (clearly at {clear[loss]})"
         for loss, count in wins.most_common()
     ]
     if alike := len(compared) - wins.total():
-        parts.append(f"none, as the best ones are alike, at {alike}")
+        parts.append(f"a tie at {alike}")
     missing = {loss: sum(loss not in [one.loss for one in settings] for settings in compared) for loss in grid.losses}
     absent = ", ".join(f"{loss} at {count}" for loss, count in missing.items() if count)
     without = f"; without a score: {absent}" if absent else ""
-    return f"The best at the same beta and learning rate is {listed(parts)}{without}."
+    return f"Compared at the same beta and learning rate, the best is {listed(parts)}{without}."
 
 
 def _of_the_top(grid: Grid) -> list[str]:
-    """At each learning rate the best setting of all, against the best of the other losses."""
+    """The best setting at each learning rate, compared with the best of the other losses."""
     sentences = []
     for rate in grid.learning_rates if grid.is_sweep else []:
         tops = tops_of(grid, rate)
@@ -132,26 +130,26 @@ def _of_the_top(grid: Grid) -> list[str]:
                 sentences.append(f"lr {number(rate)}: {those} share the top score, {best.score}.")
                 continue
             sentences.append(
-                f"lr {number(rate)}: the top score is that of {best.loss} at beta {number(best.beta)}, {best.score}; "
+                f"lr {number(rate)}: {best.loss} at beta {number(best.beta)} has the top score, {best.score}; "
                 f"{_apart(best, second, where=f' at beta {number(second.beta)}')}."
             )
     return sentences
 
 
 def tops_of(grid: Grid, learning_rate: float | None) -> list[Setting]:
-    """The best setting of each loss at a learning rate, the best loss first."""
+    """Each loss's best setting at a learning rate, best loss first."""
     scored = [one for one in grid.settings if one.score is not None and one.learning_rate == learning_rate]
     tops = [max((one for one in scored if one.loss == loss), key=_value) for loss in {one.loss for one in scored}]
     return sorted(tops, key=lambda one: (-_value(one), grid.losses.index(one.loss)))
 
 
 def best_of(settings: list[Setting]) -> list[Setting]:
-    """Of settings, the best first: the one that is ahead, or those that share the highest score."""
+    """The leading setting, or all that share the highest score; `settings` must be sorted best first."""
     return [one for one in settings if _value(one) == _value(settings[0])]
 
 
 def is_apart(first: Setting, second: Setting) -> bool:
-    """Whether the intervals of the two scores do not touch."""
+    """Whether the intervals of the two scores are disjoint."""
     return first.score is not None and second.score is not None and first.score.against(second.score) != "overlap"
 
 
@@ -160,8 +158,8 @@ def listed(parts: list[str]) -> str:
 
 
 def _apart(best: Setting, second: Setting, where: str = "") -> str:
-    relation = "stands apart from" if is_apart(best, second) else "overlaps"
-    return f"its interval {relation} that of the next, {second.loss}{where}, {second.score}"
+    relation = "does not overlap" if is_apart(best, second) else "overlaps"
+    return f"its interval {relation} that of the runner-up, {second.loss}{where}, {second.score}"
 
 
 def _value(setting: Setting) -> float:
@@ -170,7 +168,7 @@ def _value(setting: Setting) -> float:
 
 def _side(value: float) -> str:
     if not math.isfinite(value):
-        return "as no number"
+        return "at a non-finite value"
     return "at zero" if value == 0 else "above zero" if value > 0 else "below zero"
 
 

@@ -1,4 +1,4 @@
-"""The comparison in numbers: a row a model, in Markdown, on the terminal and as CSV."""
+"""The comparison in numbers: one row per model, as Markdown, on the terminal and as CSV."""
 
 import csv
 import io
@@ -19,15 +19,15 @@ BASE = "base"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A model of the comparison; None = it has no such value, NaN = training came to a value that is no number."""
+    """A model of the comparison; None = no such value, NaN = training produced a value that is not a number."""
 
     model: str
     score: Score | None
-    health: Health | None = None  # None: it was not trained here
+    health: Health | None = None  # None = not trained here
     beta: float | None = None
     learning_rate: float | None = None
     seed: int | None = None
-    chosen: float | None = None  # nats, mean over the end of training
+    chosen: float | None = None  # nats, mean over the last steps
     rejected: float | None = None
     margin: float | None = None
 
@@ -41,7 +41,7 @@ class Row:
 
 
 def rows_of(grid: Grid) -> list[Row]:
-    """One row a model: the base first when it has a score, then the runs, setting after setting."""
+    """One row per model: first the base, if it has a score, then the runs, setting by setting."""
     return ([Row(model=BASE, score=grid.base)] if grid.base else []) + [_row(run) for run in grid.runs]
 
 
@@ -77,7 +77,7 @@ def _time(row: Row) -> str:
     return "-" if row.seconds is None else f"{int(row.seconds) // 60}:{int(row.seconds) % 60:02d}"
 
 
-# Heading -> cell: the one list of what the table shows, in Markdown and, where 80 columns must do, on the terminal.
+# Heading -> cell: the single definition of the table's columns; line breaks make it fit a terminal of 80 columns.
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "model": lambda row: row.model,
     "strict, %\n(95 % interval)": _strict,
@@ -92,7 +92,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 
 
 def headings() -> list[str]:
-    """The headings of COLUMNS, each in one line."""
+    """The headings of COLUMNS, each on one line."""
     return [name.replace("-\n", "").replace("/\n", "/").strip().replace("\n", " ") for name in COLUMNS]
 
 
@@ -107,7 +107,7 @@ def as_rich(rows: list[Row]) -> Table:
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table: the first column to the left, numbers to the right."""
+    """Lines of a Markdown table: the first column left-aligned, the others right-aligned."""
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
     return lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
 
@@ -122,7 +122,7 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def as_csv(rows: list[Row]) -> str:
-    """The same rows, and what is known of each run's health."""
+    """The same rows, plus each run's health."""
     names = (
         "strict_accuracy", "strict_interval_95", "flexible_accuracy", "flexible_interval_95", "degenerate_rate",
         "no_answer_rate", "unfinished_rate", "num_questions",

@@ -1,1 +1,1 @@
-"""The figures as PNG files, drawn with matplotlib."""
+"""The figures, drawn with matplotlib as PNG files."""

@@ -1,4 +1,4 @@
-"""What the figures share: a canvas without a display, colours, and files that are whole or absent."""
+"""Shared by all figures: a canvas that needs no display, colours, and atomic writes."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from nemo_minordpo.files import whole_file
 
-# Okabe and Ito's palette: told apart with every common colour blindness, and by dashes in black and white.
+# Okabe and Ito's palette: distinct under every common colour blindness; dashes distinguish lines in black and white.
 REWARD_COLORS = {"rewards/chosen": "#0072B2", "rewards/rejected": "#D55E00", "rewards/margin": "#009E73"}
 DASHES = ("-", "--", (0, (4, 1.5, 1, 1.5)), ":")
 _LOSS_COLORS = {"minordpo": "#0072B2", "dpo": "#D55E00", "dpop": "#CC79A7"}
@@ -20,22 +20,22 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def loss_colors(losses: list[str]) -> dict[str, str]:
-    """A colour a loss: the paper's three always have the same, others what is left."""
+    """One colour per loss: fixed for the paper's three, from the remaining colours for others."""
     left = [*_OTHER_COLORS, *(color for name, color in _LOSS_COLORS.items() if name not in losses)]
     others = [loss for loss in losses if loss not in _LOSS_COLORS]
     return {loss: _LOSS_COLORS.get(loss) or left[others.index(loss) % len(left)] for loss in losses}
 
 
 def beta_colors(betas: list[float | None]) -> dict[float | None, str]:
-    """From dark (small) to light, and never so light that a line is lost on white."""
+    """From dark (small beta) to light, but never too light to see on white."""
     last = max(len(betas) - 1, 1)
     return {beta: to_hex(colormaps["plasma"](0.05 + 0.77 * place / last)) for place, beta in enumerate(betas)}
 
 
 def panels(count: int, *, columns: int, sharey: bool = False, width: float = 3.6) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels in rows; those left over in the last row are hidden.
+    """A figure of `count` panels in rows; unused panels of the last row are hidden.
 
-    Figure and canvas directly: pyplot would look for a display and keep the figure for the life of the process.
+    Uses Figure and canvas directly: pyplot would look for a display and hold the figure until the process ends.
     """
     columns = min(count, columns)
     rows = math.ceil(count / columns)

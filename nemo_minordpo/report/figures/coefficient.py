@@ -11,13 +11,13 @@ _REACH = 4.0  # beta * margin at the ends of the smallest beta's curve
 
 def coefficient(beta: float, margin: float) -> float:
     """How hard a pair still pulls: beta * sigmoid(-beta * margin), Eq. 4 of the paper."""
-    # exp of a negative number alone: the other one overflows where beta is large
+    # exp of a negative number only: a positive one overflows for large beta
     small = math.exp(-abs(beta * margin))
     return beta * (small if margin > 0 else 1) / (1 + small)
 
 
 def margins(betas: list[float]) -> list[float]:
-    """As far as the curve of the smallest beta bends, both ways."""
+    """The x axis: as far as the curve of the smallest beta bends, in both directions."""
     reach = _REACH / min(betas)
     return [reach * (2 * place / (_POINTS - 1) - 1) for place in range(_POINTS)]
 

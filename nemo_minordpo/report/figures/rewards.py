@@ -15,7 +15,7 @@ _UNIT = "log(policy / reference), nats"
 
 
 def draw_rewards(settings: Sequence[Setting], titles: Sequence[str], curves: Curves, path: Path) -> None:
-    """Chosen, rejected and margin against steps, a panel a setting, on one scale.
+    """Chosen, rejected and margin against steps, one panel per setting, on one scale.
 
     Faint = each seed as recorded; strong = mean over the seeds and a tenth of the steps; band = lowest to highest.
     """
@@ -31,7 +31,7 @@ def draw_rewards(settings: Sequence[Setting], titles: Sequence[str], curves: Cur
 
 
 def draw_overview(grid: Grid, curves: Curves, path: Path) -> None:
-    """A row a loss and learning rate, a column a reward, a line a beta; seeds as in `draw_rewards`."""
+    """One row per loss and learning rate, one column per reward, one line per beta; seeds as in `draw_rewards`."""
     rows, colors = grid.rows(), beta_colors(grid.betas)
     figure, axes = panels(len(rows) * len(REWARDS), columns=len(REWARDS))
     for row, ((loss, rate), settings) in enumerate(rows.items()):
@@ -53,7 +53,7 @@ def draw_overview(grid: Grid, curves: Curves, path: Path) -> None:
 
 
 def _draw_setting(axes: Axes, setting: Setting, curves: Curves) -> None:
-    # A line through one or two points can hardly be seen.
+    # A line through one or two points is hard to see.
     marker = "o" if curves.steps.count < 3 else ""
     for metric, dash in zip(REWARDS, DASHES, strict=False):
         color, mean = REWARD_COLORS[metric], curves.setting(setting, metric)

@@ -7,16 +7,16 @@ from matplotlib.axes import Axes
 from nemo_minordpo.report.axes import Grid, Setting, number
 from nemo_minordpo.report.figures.canvas import DASHES, MARKERS, legend_above, loss_colors, panels, save
 
-_APART = 0.09  # between the losses at one beta, of the way to the next beta
+_APART = 0.09  # gap between the losses at one beta, as a fraction of the distance to the next beta
 
 
 def place_of(grid: Grid, setting: Setting) -> float:
-    """Where a setting stands on the axis: betas side by side as far as the next, the losses of one a little apart."""
+    """A setting's x position: betas are evenly spaced, and the losses at one beta are slightly offset."""
     return grid.betas.index(setting.beta) + _APART * (grid.losses.index(setting.loss) - (len(grid.losses) - 1) / 2)
 
 
 def draw_score(grid: Grid, path: Path) -> None:
-    """A panel a learning rate, a line a loss; whiskers: 95 % intervals, dots: seeds, crosses: degenerate runs."""
+    """One panel per learning rate, one line per loss; whiskers: 95 % intervals, dots: seeds, crosses: degenerate."""
     rates = [rate for rate in grid.learning_rates if any(s.score and s.learning_rate == rate for s in grid.settings)]
     figure, axes = panels(len(rates), columns=2, sharey=True, width=4.8)
     for panel, rate in zip(axes, rates, strict=True):

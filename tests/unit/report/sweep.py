@@ -1,6 +1,6 @@
 """Run folders that look like a sweep: three losses, four betas, two learning rates, two seeds.
 
-`python -m tests.unit.report.sweep FOLDER` writes them, to be looked at with `minordpo report`.
+`python -m tests.unit.report.sweep FOLDER` writes them; view them with `minordpo report`.
 """
 
 import json
@@ -34,7 +34,7 @@ def write_config(folder, *, loss, beta=0.1, rate=2e-5, seed=1234, **more):
 
 
 def write_score(folder, right, *, questions=QUESTIONS, degenerate=0.0, **changes):
-    """A score of `right` of the questions; keywords replace its fields."""
+    """A score with `right` correct answers; keywords override its fields."""
     folder.mkdir(parents=True, exist_ok=True)
     low, high = wilson_interval(right, questions)
     score = {
@@ -69,7 +69,7 @@ def answers_line(step, degenerate, *, divergence):
 
 
 def _ends(loss, beta, rate):
-    """(chosen, rejected, accuracy, degenerate rate) where a run of the setting ends, roughly as in the paper."""
+    """(chosen, rejected, accuracy, degenerate rate) at the end of such a run, roughly as in the paper."""
     strength = (1.0 if rate < 5e-6 else 5.0) * (0.05 / beta) ** 0.6
     if loss == "dpo":
         ruin = min(strength / 8, 1.0)

@@ -1,4 +1,4 @@
-"""Rank correlations of metrics with the score, and when nothing can be said."""
+"""Rank correlations of metrics with the score, and when they are unknown."""
 
 import random
 
@@ -36,18 +36,18 @@ def test_the_interval_of_a_rank_correlation():
     assert rank_correlation_interval(-1.0, 28) == (-1.0, -1.0)
 
 
-def test_a_metric_that_tells_the_score_is_named():
+def test_a_metric_that_predicts_the_score_is_named():
     grid = arrange(runs_with(lambda n: -float(n)), None)
     found = relations(grid)
     by_metric = {one.metric: one for one in found}
     assert by_metric["watched"].correlation == pytest.approx(-1)
     assert by_metric["rewards/chosen"].correlation is None  # the same in all runs
     assert sentence(grid, found).startswith(
-        "Of 1 training metrics, watched is closest to the score: rank correlation -1.00"
+        "Of 1 training metrics, watched correlates best with the score: rank correlation -1.00"
     )
 
 
-def test_a_metric_that_does_not_tell_it_is_not():
+def test_a_metric_that_does_not_predict_the_score_is_not_named():
     chance = random.Random(3)
     places = chance.sample(range(40), 40)
     found = relations(arrange(runs_with(lambda n: float(places[n]), count=40), None))
@@ -55,31 +55,34 @@ def test_a_metric_that_does_not_tell_it_is_not():
     assert watched.low < 0 < watched.high
 
 
-def test_too_few_runs_are_said():
+def test_too_few_runs_are_reported():
     grid = arrange(runs_with(float, count=FEWEST_RUNS - 1), None)
     found = relations(grid)
     assert all(one.correlation is None for one in found)
-    assert "cannot be said: too few runs have a score (9; 10 are needed)" in sentence(grid, found)
+    assert (
+        "is unknown whether a training metric predicts the score: too few runs have a score (9; 10 are needed)"
+        in sentence(grid, found)
+    )
     grid = arrange(runs_with(float, count=FEWEST_RUNS), None)
-    assert "cannot be said" not in sentence(grid, relations(grid))
+    assert "unknown" not in sentence(grid, relations(grid))
 
 
-def test_runs_whose_metric_is_no_number_do_not_count():
+def test_runs_whose_metric_is_not_a_number_do_not_count():
     made = runs_with(lambda n: float("nan") if n == 0 else float(n))
     (watched,) = [one for one in relations(arrange(made, None)) if one.metric == "watched"]
     assert watched.count == 11
 
 
-def test_losses_are_told_apart_as_they_may_explain_both():
-    """Within each loss the metric falls with the score; over both losses it rises."""
+def test_correlations_are_also_computed_within_each_loss():
+    """Within each loss the metric falls as the score rises; over both losses together it rises."""
     low = runs_with(lambda n: -float(n), score=lambda n: 10 + n)
     high = runs_with(lambda n: 100 - float(n), loss="ipo", score=lambda n: 60 + n)
     grid = arrange(low + high, None)
     found = {one.runs: one for one in relations(grid) if one.metric == "watched"}
     assert found["all"].correlation > 0.4
     assert (found["dpo"].correlation, found["ipo"].correlation) == (pytest.approx(-1), pytest.approx(-1))
-    assert "within a loss: dpo -1.00 (n = 12); ipo -1.00 (n = 12)" in sentence(grid, list(found.values()))
+    assert "within each loss: dpo -1.00 (n = 12); ipo -1.00 (n = 12)" in sentence(grid, list(found.values()))
 
 
-def test_what_is_about_the_machine_is_no_candidate():
+def test_metrics_of_the_machine_are_not_candidates():
     assert "step_s" not in candidate_metrics(arrange(runs_with(float), None))

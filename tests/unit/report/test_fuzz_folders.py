@@ -1,4 +1,4 @@
-"""Damaged run folders: `status` and `report` end with what they can say, or with an error that names the file."""
+"""On damaged run folders, `status` and `report` print what they can, or an error that names the file."""
 
 import copy
 import io
@@ -36,7 +36,7 @@ VALUES = [
 
 
 def make(folder):
-    """A finished run that was resumed once, evaluated."""
+    """A finished and evaluated run that was resumed once."""
     config = {
         "model": {"dpo": {"preference_loss": "dpo", "ref_policy_kl_penalty": 0.1}, "optim": {"lr": 2e-5}, "seed": 1},
         "trainer": {"dpo": {"save_nemo": True}},
@@ -71,7 +71,7 @@ def make(folder):
 
 @st.composite
 def damages(draw):
-    """What happens to one file or two: (name of the file, what is done with its bytes)."""
+    """Damage to one or two files: (name of the file, kind of damage)."""
     names = draw(st.lists(st.sampled_from(FILES[:5] * 3 + FILES[5:]), min_size=1, max_size=2, unique=True))
     return [(name, draw(st.sampled_from(KINDS)), draw(st.randoms(use_true_random=False))) for name in names]
 
@@ -100,7 +100,7 @@ def _lines_changed(data, random):
 
 
 def _values_changed(data, random):
-    """Some values of the JSON or YAML replaced or taken away; more than one line: in some of the lines."""
+    """Replace or remove some values of the JSON or YAML; in a file of several lines, in some of the lines."""
     text = data.decode()
     try:
         values = [json.loads(one) for one in text.splitlines()]
@@ -144,36 +144,36 @@ def damage(path, kind, random):
 
 
 def said_by(call):
-    """(what a command prints, "" or its message of a user's error)."""
-    terminal = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # what cannot be encoded cannot be shown
-    told = ""
+    """(a command's output, the message of its UserError or "")."""
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # text that cannot be encoded cannot be printed
+    refused = ""
     try:
         with redirect_stdout(terminal):
             call()
     except (UserError, OSError) as error:
-        told = refused_by_machine(error) if isinstance(error, OSError) else str(error)
-        if not told:
+        refused = refused_by_machine(error) if isinstance(error, OSError) else str(error)
+        if not refused:
             raise
     terminal.flush()
     said = terminal.buffer.getvalue().decode()
-    assert said or told
-    return said, told
+    assert said or refused
+    return said, refused
 
 
 NOT_FINITE = re.compile(r"(?<![\w.])[-+]?(?:nan|inf)(?![\w])")
 
 
-def check(names, said, told):
-    """What must hold of each command's words."""
-    assert not told or any(name in told for name in names), told
-    # a note may quote the value that it is about, and says where it is; NaN stays NaN in curves and their ends
+def check(names, said, refused):
+    """What must hold for every command's output."""
+    assert not refused or any(name in refused for name in names), refused
+    # a note may quote the value it is about, and says where it is; NaN stays NaN in curves and final values
     shown = [one for one in said.splitlines() if not any(name in one for name in names)]
     if METRICS not in names:
         assert not NOT_FINITE.search("\n".join(shown)), said
 
 
 def has_unreadable_line(path):
-    """Whether a file of JSON lines has one that is no JSON object; white space is no line."""
+    """Whether a JSON lines file has a line that is not a JSON object; blank lines do not count."""
     for text in path.read_bytes().split(b"\n") if path.is_file() else []:
         try:
             if text.strip() and not isinstance(json.loads(text), dict):
@@ -185,7 +185,7 @@ def has_unreadable_line(path):
 
 @pytest.fixture
 def without_figures(monkeypatch):
-    """Drawing takes most of the time, and is tried in a part of the cases only."""
+    """Drawing takes most of the time, so only some of the cases draw."""
     monkeypatch.setenv("COLUMNS", "10000")  # a note is one line
     drawn = report_package._draw
 
@@ -214,12 +214,12 @@ def test_damaged_folders(without_figures):
                 lambda: print_status(folder),
                 lambda: report([folder], base=None, output=root / "out"),
             ):
-                said, told = said_by(command)
-                seen["refused" if told else "reported"] += 1
-                check(names, said, told)
+                said, refused = said_by(command)
+                seen["refused" if refused else "reported"] += 1
+                check(names, said, refused)
                 for name in (EVENTS, METRICS):
                     if has_unreadable_line(folder / name):
-                        assert told or f"{name}:" in said, name
+                        assert refused or f"{name}:" in said, name
             if (root / "out/report.md").exists():
                 seen["written"] += 1
                 for path in (root / "out").rglob("*.*"):

@@ -1,4 +1,4 @@
-"""Runs in their places: names, seeds, what makes a comparison unfair; and curves over steps and seeds."""
+"""Runs grouped into settings: names, seeds, unfair comparisons; and curves over steps and seeds."""
 
 import math
 
@@ -29,7 +29,7 @@ def names(grid):
     return [run.name for run in grid.runs]
 
 
-def test_runs_that_share_a_loss_are_told_apart_and_put_in_order(make):
+def test_runs_that_share_a_loss_get_distinct_names_and_are_sorted(make):
     runs = [
         make("a", loss="minordpo"), make("b", beta=0.2, rate=1e-5), make("c", beta=0.02, rate=1e-5, seed=2),
         make("d", beta=0.02, rate=1e-5, seed=1), make("e", beta=0.2, rate=1e-6),
@@ -50,13 +50,13 @@ def test_the_same_seed_twice_is_a_note(make):
     assert "the same settings and the same seed" in grid.notes[0]
 
 
-def test_what_else_differs_within_a_loss_is_in_its_name_and_is_not_averaged(make):
+def test_other_differences_within_a_loss_are_in_its_name_and_not_averaged(make):
     grid = arrange([make("a", global_batch_size=128), make("b", global_batch_size=256, seed=2)], None)
     assert grid.losses == ["dpo (global_batch_size 128)", "dpo (global_batch_size 256)"]
     assert len(grid.settings) == 2
 
 
-def test_what_decides_nothing_is_no_difference(make):
+def test_settings_without_effect_on_training_make_no_difference(make):
     first, second = make("a", seed=1), make("b", seed=2)
     second.settings |= {"trainer.devices": 8, "model.tensor_model_parallel_size": 4}
     assert arrange([first, second], None).losses == ["dpo"]
@@ -64,11 +64,11 @@ def test_what_decides_nothing_is_no_difference(make):
 
 def test_losses_that_differ_in_more_than_the_loss_are_a_note(make):
     grid = arrange([make("a", loss="dpo", global_batch_size=64), make("b", loss="ipo")], None)
-    assert grid.notes == ["the losses differ in model.global_batch_size, too: dpo 64, ipo 128"]
+    assert grid.notes == ["the losses also differ in model.global_batch_size: dpo 64, ipo 128"]
 
 
 def test_a_setting_counts_only_where_the_loss_reads_it(make):
-    """Control: dpop reads its lambda, and a loss of the user's own may."""
+    """Control: dpop reads its lambda, and a user's own loss may."""
     for loss, labels in (
         ("dpo", ["dpo"]),
         ("dpop", ["dpop (dpop_lambda 5)", "dpop (dpop_lambda 50)"]),
@@ -87,7 +87,7 @@ def test_a_setting_counts_only_where_the_loss_reads_it(make):
     "key",
     ["pretrained_checkpoint.restore_from_path", "model.data.data_prefix.train", "model.peft.restore_from_path"],
 )
-def test_what_runs_start_from_and_learn_from_tells_them_apart(make, key):
+def test_base_model_and_pairs_distinguish_runs(make, key):
     runs = [make(name, seed=seed) for seed, name in enumerate("ab")]
     for run, path in zip(runs, ("one", "other"), strict=True):
         run.settings[key] = path
@@ -98,7 +98,7 @@ def test_what_runs_start_from_and_learn_from_tells_them_apart(make, key):
 def test_scores_of_different_questions_are_a_note(make):
     runs = [make("a", right=50), make("b", loss="ipo", right=30, questions=60)]
     assert arrange(runs, None).notes == [
-        "scores of different questions are compared: 100 of test.jsonl: dpo; 60 of test.jsonl: ipo"
+        "the scores are not on the same questions: 100 of test.jsonl: dpo; 60 of test.jsonl: ipo"
     ]
 
 
@@ -111,7 +111,7 @@ def test_few_steps_are_drawn_as_they_are(make):
     assert math.isnan(mean[1])
 
 
-def test_what_was_recorded_before_the_first_step_stands_at_it(make):
+def test_values_from_before_the_first_step_belong_to_the_first_point(make):
     run = make("a", values=[1.0, 2.0, 3.0])
     run.lines["watch"] = [
         StepMetrics(split="watch", step=step, epoch=0, consumed_pairs=0, values={"kl_reference": float(step)})
@@ -124,7 +124,7 @@ def test_what_was_recorded_before_the_first_step_stands_at_it(make):
     assert Curves(arrange([run], None)).run(run, "watch/kl_reference").mean == [0.0]
 
 
-def test_many_steps_are_means_over_equal_parts_that_all_runs_share(make):
+def test_many_steps_are_averaged_over_equal_intervals_shared_by_all_runs(make):
     steps = 3 * MOST_POINTS
     long, short = make("a", values=[float(n) for n in range(steps)], seed=1), make("b", values=[5.0] * 4, seed=2)
     curves = Curves(arrange([long, short], None))
@@ -135,7 +135,7 @@ def test_many_steps_are_means_over_equal_parts_that_all_runs_share(make):
     assert math.isnan(curves.run(short, "loss").mean[2])
 
 
-def test_seeds_are_averaged_with_the_lowest_and_the_highest_as_far_as_each_got(make):
+def test_seeds_are_averaged_as_far_as_each_got_with_lowest_and_highest(make):
     runs = [make("a", values=[1.0, 2.0], seed=1), make("b", values=[3.0], seed=2)]
     grid = arrange(runs, None)
     curve = Curves(grid).setting(grid.settings[0], "loss")

@@ -1,4 +1,4 @@
-"""A report from made-up run folders: numbers worked by hand, and folders that lack something."""
+"""A report from made-up run folders: numbers computed by hand, and incomplete folders."""
 
 import csv
 import json
@@ -71,7 +71,7 @@ def test_the_last_tenth_is_at_least_one_step(make, num_steps, expected):
     assert run.final("rewards/chosen") == expected
 
 
-def test_the_table_holds_what_the_folders_hold(make, tmp_path, capsys):
+def test_the_table_shows_the_numbers_of_the_folders(make, tmp_path, capsys):
     runs = [
         make("a", [line(1, -1.0, -4.0, step_s=61.0), line(2, -12.34, -20.0, step_s=2.5)], loss="dpo", score={}),
         make("b", [line(1, 0.5, 0.25)], loss="minordpo"),
@@ -131,13 +131,13 @@ def test_an_early_end_is_reported(make, tmp_path):
     assert "not finished" not in notes_of(tmp_path / "c", make("kept_no_nemo", lines, finished=False, save_nemo=False))
 
 
-def test_values_that_are_no_number_are_reported_and_drawn_around(make, tmp_path):
+def test_values_that_are_not_numbers_are_reported_and_skipped_in_figures(make, tmp_path):
     lines = [line(step, 1.0 if step != 3 else math.nan, 0.0) for step in range(1, 6)]
     notes = notes_of(tmp_path, make("run", lines))
     assert "rewards/chosen is missing or not finite at 1 steps, first at step 3" in notes
     assert "rewards/margin is missing" in notes
     assert "rewards/rejected is missing" not in notes
-    assert rows_of_csv(tmp_path / "out")[0]["rewards/chosen"] == "1.0"  # the end is sound
+    assert rows_of_csv(tmp_path / "out")[0]["rewards/chosen"] == "1.0"  # the last tenth is finite
     all_nan = make("nan", [line(step, math.nan, math.nan) for step in range(1, 6)])
     assert "at 5 steps, first at step 1" in notes_of(tmp_path / "nan_out", all_nan)
 
@@ -158,7 +158,7 @@ def test_half_a_line_is_reported_with_its_place(make, tmp_path):
     assert rows_of_csv(tmp_path / "out")[0]["steps"] == "2"
 
 
-def test_of_a_step_done_twice_the_later_counts(make, tmp_path):
+def test_only_the_later_of_a_repeated_step_counts(make, tmp_path):
     lines = [line(1, 1.0, 0.0, step_s=2.0), line(2, 5.0, 0.0, step_s=2.0), line(2, 7.0, 0.0, step_s=2.0)]
     assert "1 steps were done twice" in notes_of(tmp_path, make("run", lines))
     (row,) = rows_of_csv(tmp_path / "out")
@@ -190,7 +190,7 @@ def test_bad_folders_are_named(make, tmp_path):
     assert not out.exists()
 
 
-# one field each: missing, of the wrong kind, outside its interval, outside 0 to 1
+# one field each: missing, of the wrong type, outside its interval, outside 0 to 1
 BAD_SCORES = [
     "{}", "[1", '{"unknown": 1}', "3", "\udcff", json.dumps({**SCORE, "strict_accuracy": "a"}),
     json.dumps({**SCORE, "strict_accuracy": 0.9}), json.dumps({**SCORE, "degenerate_rate": math.nan}),
@@ -234,7 +234,7 @@ def test_damaged_lines_of_every_kind_are_left_out_and_the_others_count(make, tmp
     assert (row["rewards/chosen"], row["steps"]) == ("5.0", "4")
 
 
-def test_values_that_are_no_numbers_at_all_are_missing(make):
+def test_values_of_another_type_count_as_missing(make):
     lines = [line(1, 1.0, 0.0), line(2, 1.0, 0.0)]
     lines[1]["values"] |= {"rewards/chosen": None, "loss": "low"}
     run = read_run(make("run", lines))
@@ -243,17 +243,17 @@ def test_values_that_are_no_numbers_at_all_are_missing(make):
     assert "rewards/chosen is missing or not finite at 1 steps, first at step 2" in run.notes
 
 
-def test_beta_that_is_no_number_is_a_note(make, tmp_path):
+def test_a_beta_that_is_not_a_number_is_a_note(make, tmp_path):
     run = make("run", [line(1, 1.0, 0.0)])
     (run / "config.yaml").write_text(
         "model: {dpo: {preference_loss: dpo, ref_policy_kl_penalty: x}, optim: {lr: 1e-5}}"
     )
-    assert "model.dpo.ref_policy_kl_penalty is no number, but 'x'" in notes_of(tmp_path, run)
+    assert "model.dpo.ref_policy_kl_penalty is not a number but 'x'" in notes_of(tmp_path, run)
     (row,) = rows_of_csv(tmp_path / "out")
-    assert (row["beta"], row["learning_rate"]) == ("", "1e-05")  # YAML 1.1 reads 1e-5 as a text
+    assert (row["beta"], row["learning_rate"]) == ("", "1e-05")  # YAML 1.1 reads 1e-5 as a string
 
 
-def test_an_earlier_report_is_replaced_only_when_told(make, tmp_path):
+def test_an_earlier_report_is_replaced_only_with_overwrite(make, tmp_path):
     run, out = make("run", [line(1, 1.0, 0.0)]), tmp_path / "out"
     report([run], base=None, output=out)
     with pytest.raises(ValueError, match="exists already"):
@@ -263,7 +263,7 @@ def test_an_earlier_report_is_replaced_only_when_told(make, tmp_path):
     assert sorted(item.name for item in out.iterdir()) == names
 
 
-def test_what_an_earlier_report_drew_and_this_one_does_not_is_removed(make, tmp_path):
+def test_outdated_figures_of_an_earlier_report_are_removed(make, tmp_path):
     scored, out = make("scored", [line(1, 1.0, 0.0)], score={}), tmp_path / "out"
     report([scored], base=None, output=out)
     assert (out / "figures/score.png").exists()
@@ -278,7 +278,7 @@ def test_smoothing_is_a_centred_mean_over_a_tenth():
     assert smoothed([1.0, 5.0, 3.0]) == [1.0, 5.0, 3.0]  # too short to be smoothed
     values = [0.0] * 10 + [6.0] + [0.0] * 9  # 20 values: reach 1
     assert smoothed(values)[8:13] == [0.0, 2.0, 2.0, 2.0, 0.0]
-    assert smoothed([6.0] + [0.0] * 19)[0] == 3.0  # at the end two values are near
+    assert smoothed([6.0] + [0.0] * 19)[0] == 3.0  # at the edge, only two values are within reach
     holes = smoothed([math.nan, 4.0] + [math.nan] * 18)
     assert holes[:3] == [4.0, 4.0, 4.0]
     assert math.isnan(holes[3])

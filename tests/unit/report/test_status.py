@@ -1,4 +1,4 @@
-"""What `minordpo status` says of run folders in every state."""
+"""The output of `minordpo status` for run folders in every state."""
 
 import os
 
@@ -15,7 +15,7 @@ CONFIG = "model: {dpo: {preference_loss: minordpo, ref_policy_kl_penalty: 0.1}, 
 
 
 class Folder:
-    """A run folder that is written line by line, one a second."""
+    """A run folder written line by line, one line per second."""
 
     def __init__(self, path):
         self.path, self._second = path, 0
@@ -65,10 +65,10 @@ def test_running(folder, capsys):
     complete, said = folder.status(capsys)
     assert not complete
     assert "step 40 of 100: loss 0.5, rewards/chosen 1.25, rewards/margin 2" in said
-    assert "3 s a step, 42 pairs/s; left: 0:03:00" in said
+    assert "3 s per step, 42 pairs/s; left: 0:03:00" in said
     assert "last checkpoint: step 30, " in said
     assert "attempt 1 (job_7.0, 2 nodes x 2 ranks): from step 0\n" in said
-    assert said.endswith("running, or killed without a word\n")
+    assert said.endswith("running, or killed\n")
 
 
 def test_stopped_and_resumed_and_complete(folder, capsys):
@@ -96,32 +96,32 @@ def test_killed_between_the_model_and_the_event(folder, capsys):
 def test_the_first_failure_is_named_and_not_its_consequences(folder, capsys):
     folder.event("started", max_steps=9)
     folder.failure("RuntimeError: [gloo] Connection closed by peer [10.0.0.2]:1234", rank=0)
-    folder.failure("the process ended without a word: Killed", rank=3, node="node2")
-    assert folder.status(capsys)[1].endswith("failed; the same command resumes it at its beginning\n")
+    folder.failure("the process ended without a message: Killed", rank=3, node="node2")
+    assert folder.status(capsys)[1].endswith("failed; the same command starts it from the beginning\n")
     folder.event("started", attempt=2, max_steps=9)
     said = folder.status(capsys)[1]
-    assert "from step 0, failed: rank 3 on node2: the process ended without a word: Killed\n" in said
-    assert said.endswith("running, or killed without a word\n")
+    assert "from step 0, failed: rank 3 on node2: the process ended without a message: Killed\n" in said
+    assert said.endswith("running, or killed\n")
 
 
-def test_a_lost_node_leaves_no_word(folder, capsys):
+def test_a_lost_node_leaves_no_message(folder, capsys):
     folder.event("started", max_steps=9)
     folder.event("started", attempt=2, step=3, max_steps=9)
     folder.failure("RuntimeError: [gloo] Read error [10.0.0.2]:1234: Connection reset by peer", rank=2)
     folder.event("started", attempt=3, step=3, max_steps=9)
     said = folder.status(capsys)[1]
-    assert "failed: a rank or node was lost, first noticed by rank 2 on node1: RuntimeError" in said
-    assert "ended without a word (killed, or its node was lost)" in said
+    assert "failed: a rank or node was lost; first noticed by rank 2 on node1: RuntimeError" in said
+    assert "ended without a message (killed, or its node was lost)" in said
 
 
 def test_failure_before_the_first_step(folder, capsys):
     folder.failure("ValueError: token id 7 is beyond the vocabulary", rank=1)
     said = folder.status(capsys)[1]
     assert "before the first step: rank 1 on node1: ValueError: token id 7" in said
-    assert said.endswith("failed; the same command resumes it at its beginning\n")
+    assert said.endswith("failed; the same command starts it from the beginning\n")
 
 
-def test_a_value_that_is_not_finite_is_named_and_nobody_is_advised_to_resume(folder, capsys):
+def test_a_non_finite_value_is_reported_without_advice_to_resume(folder, capsys):
     folder.event("started", max_steps=9)
     folder.steps(2)
     reason = "step 3: loss not finite for 2 of 4 pairs: train.jsonl:7, train.jsonl:9"
@@ -131,19 +131,19 @@ def test_a_value_that_is_not_finite_is_named_and_nobody_is_advised_to_resume(fol
     assert not complete
     assert f"from step 0, failed: rank 0 on node1: NotFiniteError: {reason}\n" in said
     assert said.endswith(
-        f"failed; {reason}; the same command would end there again: change settings or inputs, in a new folder\n"
+        f"failed; {reason}; the same command would fail again: change settings or inputs, in a new folder\n"
     )
     run = read_run(folder.path)
     assert any(reason in note for note in run.notes)
     assert health_of(run).state == "failed"
-    # of an earlier attempt it says nothing about the present one
+    # a failure of an earlier attempt says nothing about the current one
     folder.event("started", attempt=2, max_steps=9)
-    assert folder.status(capsys)[1].endswith("running, or killed without a word\n")
+    assert folder.status(capsys)[1].endswith("running, or killed\n")
     folder.failure("RuntimeError: out of memory", rank=0)
-    assert folder.status(capsys)[1].endswith("failed; the same command resumes it at its beginning\n")
+    assert folder.status(capsys)[1].endswith("failed; the same command starts it from the beginning\n")
 
 
-def test_a_reference_that_is_not_finite_is_a_failure_and_no_unknown_end(folder):
+def test_a_non_finite_reference_is_a_failure_not_an_unknown_end(folder):
     reason = "reference of train pairs: log-probabilities not finite for 2 of 4 pairs: train.jsonl:7, train.jsonl:9"
     folder.failure(f"NotFiniteError: {reason}")
     run = read_run(folder.path)
@@ -151,7 +151,7 @@ def test_a_reference_that_is_not_finite_is_a_failure_and_no_unknown_end(folder):
     assert not run.is_finished
     (note,) = (note for note in run.notes if "no training step" in note)
     assert note.endswith(
-        f"; failed; {reason}; the same command would end there again: change settings or inputs, in a new folder"
+        f"; failed; {reason}; the same command would fail again: change settings or inputs, in a new folder"
     )
 
 
@@ -164,20 +164,20 @@ def test_a_run_that_was_copied_without_its_events_is_unknown_and_finished(folder
 
 def test_the_set_up_is_an_attempt_with_its_own_failures(folder, capsys):
     folder.event("begun")
-    assert folder.status(capsys)[1].endswith("setting up, or killed without a word\n")
+    assert folder.status(capsys)[1].endswith("setting up, or killed\n")
     folder.failure("UserError: exp_manager.create_wandb_logger: W&B cannot be opened: no key")
     said = folder.status(capsys)[1]
-    assert "attempt 1 (job_7.0): in its set-up, failed: rank 0 on node1: UserError: exp_manager" in said
+    assert "attempt 1 (job_7.0): during set-up, failed: rank 0 on node1: UserError: exp_manager" in said
     assert said.endswith(
         "failed; exp_manager.create_wandb_logger: W&B cannot be opened: no key; "
-        "the same command would end there again: change settings or inputs\n"
+        "the same command would fail again: change settings or inputs\n"
     )
     folder.event("begun", attempt=2)
     folder.event("started", attempt=2, detail="1 node", max_steps=9)
     said = folder.status(capsys)[1]
-    assert "attempt 1 (job_7.0): in its set-up, failed: " in said
+    assert "attempt 1 (job_7.0): during set-up, failed: " in said
     assert "attempt 2 (job_7.1, 1 node): from step 0\n" in said
-    assert said.endswith("running, or killed without a word\n")
+    assert said.endswith("running, or killed\n")
 
 
 @pytest.mark.parametrize("failed", [True, False])
@@ -189,7 +189,7 @@ def test_what_a_launcher_waits_for_stands_in_place_of_advice(folder, capsys, fai
     write_text(path, "a node does not answer; waiting for Slurm to replace it\n")
     os.utime(path, (1e9, 1e9))
     said = folder.status(capsys)[1]
-    what = "failed" if failed else "ended without a word"
+    what = "failed" if failed else "ended without a message"
     assert said.endswith(
         f"\n{what}; its job at 2001-09-09 01:46:40 UTC: a node does not answer; waiting for Slurm to replace it\n"
     )

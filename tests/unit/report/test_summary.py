@@ -1,4 +1,4 @@
-"""Each sentence and each claim on data that make it so, and on data that do not."""
+"""Each sentence and each claim, on data that support it and on data that do not."""
 
 import math
 from pathlib import Path
@@ -57,7 +57,10 @@ def line_with(sentences, text):
         ({"dpo": -1.0, "dpop": -2.0, "minordpo": 3.0}, "below zero under dpo (-1) and dpop (-2) and above zero"),
         ({"dpo": 1.0, "minordpo": -3.0}, "rewards/chosen ends below zero under minordpo (-3) and above zero under dpo"),
         ({"dpo": 0.0}, "rewards/chosen ends at zero under dpo (+0)."),
-        ({"dpo": math.nan, "dpop": math.inf}, "rewards/chosen ends as no number under dpo (+nan) and dpop (+inf)."),
+        (
+            {"dpo": math.nan, "dpop": math.inf},
+            "rewards/chosen ends at a non-finite value under dpo (+nan) and dpop (+inf).",
+        ),
         ({"a": 1.0, "b": 2.0, "c": 3.0}, "rewards/chosen ends above zero under a (+1), b (+2) and c (+3)."),
     ],
 )
@@ -84,9 +87,9 @@ def test_settings_of_a_loss_are_counted_by_the_side_on_which_they_end():
         (70, "(higher)"),
     ],
 )
-def test_accuracies_differ_only_when_their_intervals_do(right, change):
+def test_accuracies_differ_only_if_their_intervals_are_disjoint(right, change):
     sentence = line_with(said(run("dpo", right), base=score(50)), "Strict accuracy")
-    assert sentence == f"Strict accuracy, against 50.0 % of the base model: dpo {right}.0 % {change}."
+    assert sentence == f"Strict accuracy, against the base model's 50.0 %: dpo {right}.0 % {change}."
 
 
 def test_without_a_base_nothing_is_compared_with_it():
@@ -107,15 +110,15 @@ def test_where_a_loss_broke_and_how():
         base=score(50),
     )  # fmt: skip
     assert line_with(sentences, "dpo broke") == (
-        "dpo broke at 4 of 5 settings: lr 1e-06, beta 0.2 (training left the numbers); "
-        "lr 1e-05, beta 0.02 (answers degenerate, accuracy clearly below the base model); "
-        "lr 1e-05, beta 0.05 and 0.1 (accuracy clearly below the base model)."
+        "dpo broke at 4 of 5 settings: lr 1e-06, beta 0.2 (training values not finite); "
+        "lr 1e-05, beta 0.02 (answers degenerate, accuracy clearly below the base model's); "
+        "lr 1e-05, beta 0.05 and 0.1 (accuracy clearly below the base model's)."
     )
     assert line_with(sentences, "did not break").startswith("minordpo did not break")
-    assert "ipo" not in "".join(line for line in sentences if "br" in line)  # nothing is known of it
+    assert "ipo" not in "".join(line for line in sentences if "br" in line)  # nothing is known about it
 
 
-def test_a_loss_that_is_not_scored_everywhere_did_not_break_as_far_as_is_known():
+def test_a_loss_that_is_scored_only_in_part_did_not_break_there():
     sentences = said(run("minordpo", 50), run("minordpo", None, beta=0.2), base=score(50))
     assert line_with(sentences, "did not break").startswith("minordpo (1 of 2 scored) did not break")
 
@@ -144,11 +147,11 @@ def test_one_degenerate_seed_is_counted():
     assert setting.is_degenerate
 
 
-@pytest.mark.parametrize(("second", "relation"), [(50, "overlaps"), (30, "stands apart from")])
-def test_the_best_and_whether_its_interval_is_apart(second, relation):
+@pytest.mark.parametrize(("second", "relation"), [(50, "overlaps"), (30, "does not overlap")])
+def test_the_best_and_whether_its_interval_overlaps(second, relation):
     sentence = line_with(said(run("dpo", second), run("minordpo", 60)), "The best")
     assert sentence.startswith(
-        f"The best is minordpo, 60.0 % (50.2-69.1); its interval {relation} that of the next, dpo, "
+        f"The best is minordpo, 60.0 % (50.2-69.1); its interval {relation} that of the runner-up, dpo, "
     )
 
 
@@ -156,27 +159,25 @@ def test_the_best_at_each_setting_is_counted():
     runs = [run("dpo", right, beta=beta) for right, beta in ((90, 0.1), (10, 0.2), (50, 0.3), (50, 0.4))]
     runs += [run("minordpo", right, beta=beta) for right, beta in ((20, 0.1), (80, 0.2), (55, 0.3))]
     sentences = said(*runs)
-    assert line_with(sentences, "The best at") == (
-        "The best at the same beta and learning rate is minordpo at 2 of 3 (at 1 with an interval apart from the next "
-        "one's) and dpo at 1 of 3 (at 1 with an interval apart from the next one's)."
+    assert line_with(sentences, "Compared at") == (
+        "Compared at the same beta and learning rate, the best is minordpo at 2 of 3 settings (clearly at 1) "
+        "and dpo at 1 of 3 settings (clearly at 1)."
     )
     without = said(*runs, run("ipo", 10, beta=0.1))
-    assert line_with(without, "The best at").endswith(
-        "(at 1 with an interval apart from the next one's); without a score: ipo at 2."
-    )
+    assert line_with(without, "Compared at").endswith("(clearly at 1); without a score: ipo at 2.")
     assert line_with(sentences, "top score") == (
-        "lr 1e-06: the top score is that of dpo at beta 0.1, 90.0 % (82.6-94.5); "
-        "its interval overlaps that of the next, minordpo at beta 0.2, 80.0 % (71.1-86.7)."
+        "lr 1e-06: dpo at beta 0.1 has the top score, 90.0 % (82.6-94.5); "
+        "its interval overlaps that of the runner-up, minordpo at beta 0.2, 80.0 % (71.1-86.7)."
     )
 
 
 def test_equal_scores_have_no_best():
-    assert "dpo and minordpo are alike, 60.0 % (50.2-69.1)." in said(run("dpo", 60), run("minordpo", 60))
+    assert "dpo and minordpo are tied at 60.0 % (50.2-69.1)." in said(run("dpo", 60), run("minordpo", 60))
     runs = [run("dpo", right, beta=beta) for right, beta in ((60, 0.1), (10, 0.2), (50, 0.3))]
     runs += [run("minordpo", right, beta=beta) for right, beta in ((60, 0.1), (80, 0.2), (50, 0.3))]
-    assert line_with(said(*runs), "The best at") == (
-        "The best at the same beta and learning rate is minordpo at 1 of 3 (at 1 with an interval apart from the next "
-        "one's) and none, as the best ones are alike, at 2."
+    assert line_with(said(*runs), "Compared at") == (
+        "Compared at the same beta and learning rate, the best is minordpo at 1 of 3 settings (clearly at 1) "
+        "and a tie at 2."
     )
     rows = document_of(arrange(runs, None)).best_table.rows
     assert [row[2] for row in rows] == [
@@ -190,19 +191,19 @@ def test_equal_scores_have_no_best():
     )
 
 
-def test_what_is_missing_of_a_sweep_is_said():
+def test_missing_runs_of_a_sweep_are_reported():
     runs = [run("dpo", 50), run("dpo", None, beta=0.2, done=False), run("minordpo", None)]
-    assert line_with(said(*runs), "not the whole sweep") == (
-        "This is not the whole sweep yet: of 3 runs 2 are complete, 1 running, or killed without a word; "
-        "with a score: 1. What follows is of what is there."
+    assert line_with(said(*runs), "is incomplete") == (
+        "The sweep is incomplete: 2 of 3 runs are complete; running, or killed: 1; scored: 1. "
+        "The findings below cover only the available runs."
     )
     whole = [run("dpo", 50), run("dpo", 50, beta=0.2)]
-    assert line_with(said(*whole), "not the whole sweep") == ""
+    assert line_with(said(*whole), "is incomplete") == ""
     (sentence, *_) = summary(arrange(whole, None, ["left out: runs/ipo: not a run folder"]))
-    assert "with a score: 2; folders without a run that can be read: 1." in sentence
+    assert "scored: 2; unreadable folders: 1." in sentence
 
 
-def test_a_run_that_goes_on_has_no_end_yet():
+def test_an_unfinished_run_has_no_final_value():
     going = [run("dpo", chosen=-5.0, done=False), run("dpo", chosen=-9.0, beta=0.2)]
     assert line_with(said(*going), "rewards/chosen ends") == "rewards/chosen ends below zero under dpo (-9)."
     found = {claim.text: claim for claim in claims(arrange(going, None))}
@@ -213,13 +214,13 @@ def test_a_run_that_goes_on_has_no_end_yet():
     assert arrange(seeds, None).settings[0].final("rewards/chosen") == -3.0
 
 
-def test_nothing_is_read_out_of_nothing():
+def test_a_run_without_data_has_no_findings():
     bare = run("dpo")
     bare.lines = {}
     assert said(bare) == []
 
 
-def test_the_interval_of_seeds_is_that_of_one_runs_questions_and_holds_every_seed():
+def test_the_interval_over_seeds_is_that_of_one_run_widened_to_every_seed():
     close = strict_over_seeds([score(50), score(52)])
     assert (close.value, close.low, close.high) == (0.51, *wilson_interval(51, 100))
     far = strict_over_seeds([score(20), score(80)])
@@ -231,15 +232,15 @@ def test_the_interval_of_seeds_is_that_of_one_runs_questions_and_holds_every_see
 
 ENDS = "DPO: rewards/chosen and rewards/rejected both end below zero"
 ABOVE = "MinorDPO: rewards/chosen ends above zero"
-BY_BETA = "DPO: the higher beta, the lower the margin"
-BY_RATE = "DPO: the higher learning rate has the higher margin"
+BY_BETA = "DPO: the higher the beta, the lower the margin"
+BY_RATE = "DPO: a higher learning rate gives a higher margin"
 LOSES = "DPO loses at every setting"
 WINS = "MinorDPO wins at most settings"
 TOP = "MinorDPO has the top score at each learning rate"
 SMALLER = "DPO gets worse as beta gets smaller"
-DEGENERATES = "At the highest learning rate DPO degenerates at the smallest beta"
-ACCEPTS = "MinorDPO accepts the highest learning rate"
-DPOP = "DPOP accepts the highest learning rate, but not at the smallest beta"
+DEGENERATES = "DPO degenerates at the highest learning rate and the smallest beta"
+ACCEPTS = "MinorDPO tolerates the highest learning rate"
+DPOP = "DPOP tolerates the highest learning rate, except at the smallest beta"
 
 
 def at(loss, *rights, rate=1e-6, **more):
@@ -303,7 +304,7 @@ def test_a_claim_and_its_opposite(text, verdict, runs):
     assert found[text].numbers
 
 
-def test_every_claim_was_tried_and_few_runs_are_held_against_none():
+def test_every_claim_is_tested_and_few_runs_refute_none():
     found = claims(arrange(at("dpo", 50, 60), None))
     assert [claim.text for claim in found] == [
         ENDS, ABOVE, BY_BETA, BY_RATE, LOSES, WINS, TOP, SMALLER, DEGENERATES, ACCEPTS, DPOP,

@@ -1,4 +1,4 @@
-"""The report of a generated sweep: its files, equal numbers on the page and in the CSV, and the page in a browser."""
+"""The report of a generated sweep: its files, the same numbers on the page and in the CSV, the page in a browser."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ STEPS = 60
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-    """48 runs, and one that goes on, one that left the numbers, one with a strange name, two unreadable folders."""
+    """48 runs, one unfinished, one with non-finite values, one with a strange name, and two unreadable folders."""
     folder = tmp_path_factory.mktemp("sweep")
     runs, base = write_sweep(folder, steps=STEPS)
     running = write_run(folder / "running", loss="minordpo", beta=0.5, rate=1e-5, seed=1, steps=STEPS, stop=20)
@@ -83,7 +83,7 @@ def test_a_degenerate_setting_is_crossed_in_the_figure_of_scores(sweep, tmp_path
     assert black[1] > black[0] + 50
 
 
-def test_coefficient_is_that_of_the_paper(sweep):
+def test_coefficient_is_the_papers(sweep):
     assert coefficient(0.1, 0.0) == 0.05
     assert coefficient(0.1, -20.0) == pytest.approx(0.1 / (1 + math.exp(-2)))
     assert coefficient(10.0, 400.0) == 0.0
@@ -140,12 +140,12 @@ def test_settings_on_the_page_and_in_the_csv_are_the_same(sweep):
     ]
 
 
-def test_health_says_what_happened(sweep):
+def test_health_table(sweep):
     rows = {row["model"]: row for row in table(sweep / "report.csv")}
     lost, running = rows["dpo, beta 0.5, lr 1e-05"], rows["minordpo, beta 0.5, lr 1e-05"]
     assert (lost["state"], lost["steps"], lost["max_steps"]) == ("complete", str(STEPS), str(STEPS))
     assert (int(lost["first_not_finite"]) > 30, int(lost["not_finite"]) > 20) == (True, True)
-    assert (running["state"], running["steps"]) == ("running, or killed without a word", "20")
+    assert (running["state"], running["steps"]) == ("running, or killed", "20")
     healthy = rows["minordpo, beta 0.1, lr 1e-05, seed 1"]
     assert (healthy["not_finite"], healthy["pairs_per_s"], healthy["peak_memory_gib"]) == ("0", "60.0", "3.5")
     assert float(healthy["rejected_below"]) == pytest.approx(0.95, abs=0.01)
@@ -153,14 +153,14 @@ def test_health_says_what_happened(sweep):
     assert (ruined["first_alarm"], healthy["first_alarm"]) == (str(STEPS // 2), "")
     text = (sweep / "report.md").read_text()
     assert "dpo, beta 0.5, lr 1e-05: rewards/chosen is missing or not finite" in text
-    assert "lr 1e-05, beta 0.5 (training left the numbers" in text
-    assert "folders without a run that can be read: 2" in text
-    assert "metrics.jsonl:26: not a line of metrics, left out" in text  # 20 steps, 2 validations, 3 looks at answers
-    assert "not finished: it has 20 of 60 steps and no model.nemo; running, or killed without a word" in text
+    assert "lr 1e-05, beta 0.5 (training values not finite" in text
+    assert "unreadable folders: 2" in text
+    assert "metrics.jsonl:26: not a line of metrics, left out" in text  # 20 steps, 2 validations, 3 answer checks
+    assert "not finished: it has 20 of 60 steps and no model.nemo; running, or killed" in text
 
 
 class Outside(HTMLParser):
-    """Collects what a page would load from elsewhere, and its elements."""
+    """Collects everything a page would load from elsewhere, and its elements."""
 
     def __init__(self):
         super().__init__()
@@ -182,11 +182,11 @@ def test_the_page_is_one_file_and_names_are_text(sweep):
 
 
 def test_the_page_of_many_long_runs_stays_small(tmp_path):
-    """4 runs of 3000 steps, a twelfth of the 48 of a sweep: a page of 8 MB has 0.66 MB for them."""
+    """4 runs of 3000 steps, a twelfth of a 48-run sweep: their share of an 8 MB page is 0.66 MB."""
     runs, base = write_sweep(tmp_path, steps=3000, losses=("dpo",), betas=(0.1,))
     report(runs, base=base, output=tmp_path / "out")
     assert (tmp_path / "out/report.html").stat().st_size < 660_000
-    assert "each point is the mean of what was recorded in 13 steps" in (tmp_path / "out/report.html").read_text()
+    assert "each point is the mean over 13 steps" in (tmp_path / "out/report.html").read_text()
     assert len(page_data(tmp_path / "out/report.html")["steps"]["x"]) == 231
 
 
@@ -197,7 +197,7 @@ in_a_browser = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome in PATH: the page was not opened"
 )
 
-# Uses the page as a reader would and leaves what it saw in the document.
+# Uses the page as a reader would and stores what it sees in the document.
 VISITOR = """
 <script>
 const seen = {};
@@ -243,7 +243,7 @@ const frame = () => new Promise(done => setTimeout(done, 30));
 
 
 def dump(page, folder):
-    """What the browser's console says of a page, and the document after its scripts."""
+    """The browser's console output for a page, and the document after its scripts have run."""
     done = subprocess.run(
         [
             CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
@@ -256,7 +256,7 @@ def dump(page, folder):
 
 
 def visit(page, folder, *, width):
-    """Opens a copy of the page with the visitor in it, in a frame as narrow as a phone if need be (a window is not)."""
+    """Open a copy of the page with the visitor in it, in a frame: a window cannot be as narrow as a phone."""
     copy, outer = folder / "visited.html", folder / "outer.html"
     copy.write_text(page.read_text().replace("</body>", VISITOR + "</body>"))
     outer.write_text(
@@ -274,7 +274,7 @@ def visit(page, folder, *, width):
 def test_the_page_in_a_browser(sweep, tmp_path, width):
     complaints, seen = visit(sweep / "report.html", tmp_path, width=width)
     assert complaints == []
-    # scores: a panel a learning rate; curves: a panel a loss and learning rate, the strange loss at one rate only
+    # scores: one panel per learning rate; curves: one per loss and learning rate, the strange loss at one rate only
     assert seen["start"] == seen["again"] == {"scores": 2, "curves": 7, "coefficient": 1, "scatter": 1}
     assert seen["inked"] == 11
     assert seen["overflow"] <= 0
@@ -307,7 +307,7 @@ def test_a_page_of_two_runs_in_a_browser(tmp_path):
 
 
 @in_a_browser
-def test_a_mistake_on_the_page_would_be_noticed(sweep, tmp_path):
+def test_a_script_error_on_the_page_would_be_noticed(sweep, tmp_path):
     broken = tmp_path / "broken.html"
     broken.write_text((sweep / "report.html").read_text().replace('"use strict";', '"use strict"; noSuchThing();', 1))
     complaints, _ = visit(broken, tmp_path, width=1400)
