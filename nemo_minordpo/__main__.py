@@ -1,4 +1,4 @@
-"""The command line: one command a stage; a command imports its own stage and nothing else."""
+"""The command line: one command per stage; a command imports only its own stage."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,16 +10,16 @@ from nemo_minordpo.commands.cli import PLAIN, Command, Commands
 
 _FLOW = """Preference training (DPO, DPOP, MinorDPO) on NeMo-Aligner and Megatron-Core, from data to a measured model.
 
-The road in order; each command reads files and writes files:
+The pipeline in order; each command reads and writes files:
   minordpo doctor                                          what this machine has and lacks
   minordpo prepare gsm8k gsm8k/train.jsonl pairs           GSM8K -> preference pairs
   minordpo preview pairs/train.jsonl --tokenizer hf/base   pairs as training will read them
   minordpo import-hf hf/base base.nemo                     Hugging Face -> .nemo
-  minordpo verify hf/base base.nemo                        the two give the same logits
-  minordpo reference KEY=VALUE ...                         what the reference says of the pairs, once for many runs
-  minordpo plan KEY=VALUE ...                              layout, memory, time, before anything waits in a queue
+  minordpo verify hf/base base.nemo                        check that both give the same logits
+  minordpo reference KEY=VALUE ...                         reference log-probabilities, computed once for many runs
+  minordpo plan KEY=VALUE ...                              layout, memory and time, before a job waits in a queue
   minordpo train model.dpo.preference_loss=minordpo ...    .nemo + pairs -> a run folder
-  minordpo status runs/minordpo                            where a run is, and what happened to it
+  minordpo status runs/minordpo                            a run's progress and its failures
   minordpo export-hf runs/minordpo hf/minordpo             run folder -> Hugging Face
   minordpo evaluate hf/minordpo gsm8k/test.jsonl runs/minordpo/evaluation
   minordpo report runs/dpo runs/minordpo --output report   tables, figures, a page
@@ -27,14 +27,14 @@ The road in order; each command reads files and writes files:
 All of it at once, on a small model that needs no download:
   minordpo sweep demo
 
-Nothing that exists is replaced without --overwrite. `minordpo COMMAND --help` explains a command by example.
+Existing files are replaced only with --overwrite. `minordpo COMMAND --help` explains a command by example.
 """
 
-# What follows these commands' names are Hydra overrides.
+# The arguments of these commands are Hydra overrides.
 _OVERRIDES: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 app = typer.Typer(help=_FLOW, cls=Commands, add_completion=False, pretty_exceptions_enable=False, **PLAIN)
-prepare = typer.Typer(help="Make questions, and preference pairs of them.", **PLAIN)
+prepare = typer.Typer(help="Make questions, and preference pairs from them.", **PLAIN)
 
 
 def _add(group: typer.Typer, name: str, function: Callable[..., None], **context_settings: Any) -> None:

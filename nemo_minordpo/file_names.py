@@ -1,33 +1,33 @@
-"""The names of the files that stages find in one another's folders, and what lies in a run folder.
+"""The names of the files that stages share, and the contents of a run folder.
 
-Launchers are shell and write these names again, with a comment that leads here.
+Launchers are shell scripts and repeat these names, with a comment that refers to this module.
 """
 
 import re
 
-MANIFEST = "manifest.json"  # records.Manifest, in what every stage writes
+MANIFEST = "manifest.json"  # records.Manifest, in every stage's output
 
 # A folder of pairs or of questions, as `minordpo prepare` writes it.
 TRAIN = "train.jsonl"
 VALIDATION = "validation.jsonl"
-TEST = "test.jsonl"  # questions alone
+TEST = "test.jsonl"  # only questions
 
 # A run folder, as `minordpo train` writes it.
-CONFIG = "config.yaml"  # the resolved configuration; written last: with it the folder belongs to a run
-DATA = "data"  # of each split: token arrays, left_out_pairs.jsonl, counts.json (train/data/tokens.py)
-METRICS = "metrics.jsonl"  # a line per step (records.StepMetrics)
-EVENTS = "events.jsonl"  # what happened to the run, a line each (records.RunEvent)
-FAILURES = "failures"  # what broke, a file per rank (records.Failure)
-ATTEMPT = "attempt.json"  # which process writes the run (train/folder/attempt.py)
-CHECKPOINTS = "checkpoints"  # what a stopped run resumes from, each a folder (train/folder/checkpoints.py)
+CONFIG = "config.yaml"  # the resolved configuration; written last: it marks the folder as a run's
+DATA = "data"  # for each split: token arrays, left_out_pairs.jsonl, counts.json (train/data/tokens.py)
+METRICS = "metrics.jsonl"  # one line per step (records.StepMetrics)
+EVENTS = "events.jsonl"  # one line per event of the run (records.RunEvent)
+FAILURES = "failures"  # errors, one file per rank (records.Failure)
+ATTEMPT = "attempt.json"  # the process that writes to the folder (train/folder/attempt.py)
+CHECKPOINTS = "checkpoints"  # one folder per checkpoint, to resume from (train/folder/checkpoints.py)
 STEP = re.compile(r"step_(\d+)")
-WATCH = "watch"  # what the model answered while it was trained (train/answers.py)
-LOGS = "logs"  # a launcher's (launchers/common.sh)
-WAITING = "waiting"  # in LOGS: what the launcher waits for
+WATCH = "watch"  # the model's answers during training (train/answers.py)
+LOGS = "logs"  # the launcher's logs (launchers/common.sh)
+WAITING = "waiting"  # in LOGS: what the launcher is waiting for
 TENSORBOARD = "tensorboard"
 WANDB_ID = "wandb_id"
-NEMO = "model.nemo"  # the trained model, at the end; its tokenizer lies beside it (sidecars.tokenizer_folder)
-# What sweeps and launchers add to a run folder.
+NEMO = "model.nemo"  # the trained model, written at the end, next to its tokenizer (sidecars.tokenizer_folder)
+# Added to a run folder by sweeps and launchers.
 HF = "hf"  # the trained model as a Hugging Face folder
 EVALUATION = "evaluation"
 
@@ -35,14 +35,14 @@ EVALUATION = "evaluation"
 PREDICTIONS = "predictions.jsonl"  # records.Prediction
 SCORE = "score.json"  # records.Score
 
-# A .nemo, and of NeMo's names in it what two stages know.
-MODEL_CONFIG = "model_config.yaml"  # the model's own configuration; in a run folder, too, for export-hf
+# NeMo's names inside a .nemo, as far as two stages use them.
+MODEL_CONFIG = "model_config.yaml"  # the model's own configuration; also in a run folder, for export-hf
 NEMO_WEIGHTS = "model_weights"
 NEMO_RANK_WEIGHTS = "model_weights.ckpt"
 
-REPORT = "report.md"  # of the files of `minordpo report` the one by which a sweep knows that it is there
+REPORT = "report.md"  # written by `minordpo report`; a sweep checks this file to see whether the report exists
 
 
 def step_name(step: int) -> str:
-    """Of the checkpoint, and of the watched answers, after so many optimizer steps."""
+    """Name of the checkpoint, and of the sampled answers, after `step` optimizer steps."""
     return f"step_{step:06d}"

@@ -1,4 +1,4 @@
-"""Nested settings under flat keys, and what differs between two sets of them."""
+"""Flatten nested settings, and list the differences between two sets of them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,8 +7,7 @@ from typing import Any
 def flatten(nested: Mapping[str, Any], *, separator: str = ".") -> dict[str, Any]:
     """`{"a": {"b": 1}}` as `{"a.b": 1}`, in the same order; lists stay as they are.
 
-    Of an empty mapping nothing is left. Of two that mean the same key, as in `{"a": {"b": 1}, "a.b": 2}`, the later one
-    counts.
+    Empty mappings disappear. If two entries mean the same key, as in `{"a": {"b": 1}, "a.b": 2}`, the later one wins.
     """
     flat: dict[str, Any] = {}
     for key, value in nested.items():
@@ -21,6 +20,6 @@ def flatten(nested: Mapping[str, Any], *, separator: str = ".") -> dict[str, Any
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """`key: old there, new now` of each flat setting that is not the same, in the order of the keys."""
+    """`key: OLD there, NEW now` for each flat setting that differs, sorted by key."""
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     return [f"  {key}: {before.get(key)} there, {now.get(key)} now" for key in keys]

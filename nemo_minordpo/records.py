@@ -1,6 +1,6 @@
-"""What the stages hand over to one another: records, and the files that hold them.
+"""The records that stages exchange, and the files that hold them.
 
-Stages never import one another; they meet in these files: UTF-8 JSON or JSON lines, written as files.py writes.
+Stages never import one another; they communicate through these files: UTF-8 JSON or JSON lines, written by files.py.
 """
 
 import json
@@ -20,8 +20,8 @@ from nemo_minordpo.files import write_json
 from nemo_minordpo.provenance import installed_versions, source_commit
 
 _R = TypeVar("_R", bound="_Record")
-_AS_JSON = {tuple: list, float: int | float}  # type of a field -> as JSON has it, where that is another
-_MOST_BITS = 63  # of a whole number in a record: more can only be damage
+_AS_JSON = {tuple: list, float: int | float}  # type of a field -> its type in JSON, if different
+_MOST_BITS = 63  # a longer integer in a record can only be damage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +40,10 @@ class PreferencePair:
 
     @classmethod
     def from_json(cls, text: str) -> "PreferencePair":
-        """Read one line of `pairs.jsonl`; other keys of the object are left unread.
+        """Read one line of `pairs.jsonl`; unknown keys are ignored.
 
         Raises:
-            ValueError: the reason, without the place: the caller knows file and line.
+            ValueError: the reason only; the caller adds file and line.
         """
         row = object_with_texts(text, ("prompt", "chosen_response", "rejected_response"))
         for name in ("chosen_reward", "rejected_reward"):
@@ -51,23 +51,23 @@ class PreferencePair:
             if value is not None:
                 checked_number(value, name)
         if row["chosen_response"] == row["rejected_response"]:
-            raise UserError("chosen_response and rejected_response are equal: nothing can be learnt from the pair")
+            raise UserError("chosen_response and rejected_response are equal: the pair teaches nothing")
         names = cls.__dataclass_fields__
         return cls(**{name: row[name] for name in names if name in row})
 
 
 @dataclass(kw_only=True)
 class Manifest:
-    """Where a stage's output came from; `manifest.json` beside it."""
+    """Provenance of a stage's output: the `manifest.json` in its folder."""
 
     stage: str
     command: list[str] = field(default_factory=lambda: list(sys.argv))
     inputs: dict[str, str] = field(default_factory=dict)  # path -> sha256
     settings: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
-    rejected: dict[str, int] = field(default_factory=dict)  # reason -> rows, where rows can be rejected
-    unread: dict[str, int] = field(default_factory=dict)  # column that is in no pair -> rows in which it is not empty
-    prompts: list[dict[str, Any]] = field(default_factory=list)  # of the pairs trained on: see prompts.py
+    rejected: dict[str, int] = field(default_factory=dict)  # reason -> number of rejected rows
+    unread: dict[str, int] = field(default_factory=dict)  # column that no pair uses -> rows in which it is not empty
+    prompts: list[dict[str, Any]] = field(default_factory=list)  # prompt formats of the training pairs: see prompts.py
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     version: str = __version__
     commit: str | None = field(default_factory=source_commit)
@@ -79,7 +79,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """Raises UserError where there is none, or one that is damaged."""
+        """Raises UserError if there is no manifest, or it is damaged."""
         path = folder / MANIFEST
         try:
             return cls(**read_json_object(path))
@@ -88,11 +88,11 @@ class Manifest:
 
 
 class _Record:
-    """A record that is read back as it was written."""
+    """A record that can be read back exactly as it was written."""
 
     @classmethod
     def from_json(cls: type[_R], text: str) -> _R:
-        """Raises ValueError or TypeError where ``text`` is not one, or has a field of another type."""
+        """Raises ValueError or TypeError if ``text`` is not such a record, or a field has the wrong type."""
         record = cls(**parse_json(text))
         for one in fields(cls):  # pyright: ignore[reportArgumentType]  # every record is a dataclass
             _check_type(getattr(record, one.name), one.type, name=one.name)
@@ -103,11 +103,11 @@ class _Record:
 class StepMetrics(_Record):
     """One line of a run's `metrics.jsonl`.
 
-    `values` holds the names of core/metrics.py (rewards are beta-free log-ratios in nats) and the loop's own.
+    `values` has the metrics of core/metrics.py (rewards are beta-free log-ratios in nats) and of the training loop.
     """
 
     split: str  # "train", "validation" or "watch"
-    step: int  # optimizer steps done, 1 = after the first; 0: the answers before it
+    step: int  # optimizer steps done; 0 = answers sampled before the first
     epoch: int
     consumed_pairs: int
     values: dict[str, float]
@@ -123,23 +123,23 @@ class RunEvent(_Record):
     event: str
     step: int  # optimizer steps done
     detail: str = ""
-    max_steps: int = 0  # of the whole run; `started` alone says it
+    max_steps: int = 0  # length of the whole run; set only in `started`
 
 
 @dataclass(frozen=True, kw_only=True)
 class WatchedAnswer(_Record):
-    """What a model in training answered; a line of a run's `watch/step_*.jsonl`."""
+    """An answer of the model during training; a line of a run's `watch/step_*.jsonl`."""
 
     prompt: str
     output: str
-    num_tokens: int  # without the one that ended it
+    num_tokens: int  # without the token that ended it
     finished: bool  # True: the model ended its answer; False: cut at a limit
     degenerate: str | None  # the reason, as core/repetition.py names it; None = healthy
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure(_Record):
-    """What broke on a rank; a file of a run's `failures/`."""
+    """An error on a rank; a file in a run's `failures/`."""
 
     time: str  # UTC
     job: str
@@ -153,20 +153,20 @@ class Failure(_Record):
 class Prediction:
     """One answered question; a line of `predictions.jsonl`. Numbers are strings as core/gsm8k.py normalises them."""
 
-    index: int  # place of the question in the file, from 0
+    index: int  # position of the question in the file, from 0
     question: str
     output: str
     num_tokens: int
     finished: bool  # True: the model ended its answer; False: cut at the token limit
     gold: str
-    strict: str | None  # the number after "the answer is"; None = not found, or not readable
-    flexible: str | None  # a boxed number, else after ####, else the stated one, else the last; None likewise
+    strict: str | None  # the number after "the answer is"; None = not found, or unreadable
+    flexible: str | None  # the boxed number, else the one after ####, else the stated one, else the last; None likewise
     degenerate: str | None  # the reason, as core/repetition.py names it; None = healthy
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score(_Record):
-    """`score.json`: what `evaluate` says of a model on a set of questions. Rates are fractions of `num_questions`."""
+    """`score.json`: a model's result on a set of questions. Rates are fractions of `num_questions`."""
 
     model: str
     questions: str
@@ -182,18 +182,18 @@ class Score(_Record):
 
 
 def _check_type(value: Any, kind: Any, *, name: str) -> None:
-    """Raises UserError where a value of JSON is not of the type of its field, or none that can be shown."""
+    """Raises UserError if a JSON value does not have its field's type, or cannot be printed."""
     kind = kind if isinstance(kind, UnionType) else get_origin(kind) or kind
     if not isinstance(value, _AS_JSON.get(kind, kind)):
-        raise UserError(f"field {name!r} holds a value of another type: {type(value).__name__}")
+        raise UserError(f"field {name!r} has a value of the wrong type: {type(value).__name__}")
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
-        raise UserError(f"field {name!r} holds a whole number of {value.bit_length()} bits")
+        raise UserError(f"field {name!r} has an integer of {value.bit_length()} bits")
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"field {name!r} holds half a surrogate pair: not valid Unicode text") from error
+        raise UserError(f"field {name!r} contains half a surrogate pair: not valid Unicode") from error
 
 
 def utc_now() -> str:
-    """ISO 8601, to the microsecond: texts that sort as times do."""
+    """ISO 8601 with microseconds: strings that sort chronologically."""
     return datetime.now(timezone.utc).isoformat(timespec="microseconds")

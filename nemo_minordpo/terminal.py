@@ -1,4 +1,4 @@
-"""Messages and progress bars, on stderr so that stdout has only a command's output."""
+"""Messages and progress bars, on stderr: stdout is reserved for a command's output."""
 
 from typing import Any
 
@@ -23,11 +23,11 @@ def progress_bar(*more: str, counted: bool = True, console: Console | None = Non
     """A progress bar with elapsed and remaining time; if stderr is not a terminal, only its final state is printed.
 
     Args:
-        more: text columns after the bar, in rich's syntax, such as "{task.fields[state]}".
+        more: text columns after the bar, in rich's syntax, for example "{task.fields[state]}".
         counted: show "3/10"; False = show a percentage, e.g. for bytes.
         console: console to draw on; None = stderr.
-        options: for rich's Progress, such as transient (the bar disappears when done, and prints nothing without a
-            terminal) and disable (for all ranks but the first).
+        options: passed to rich's Progress, for example transient (the bar disappears when done, and prints nothing
+            without a terminal) and disable (on all ranks but the first).
     """
     columns = (
         "{task.description}", BarColumn(), MofNCompleteColumn() if counted else TaskProgressColumn(),

@@ -1,1 +1,1 @@
-"""The commands of `minordpo`, by subject; __main__ puts them in order."""
+"""The commands of `minordpo`, grouped by subject; __main__ registers them."""

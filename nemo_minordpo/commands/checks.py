@@ -1,4 +1,4 @@
-"""Command lines of `minordpo`, checked without running them: what a sweep asks before its first stage."""
+"""Check `minordpo` command lines without running them; a sweep does so before its first stage."""
 
 from pathlib import Path
 from typing import Any
@@ -7,20 +7,20 @@ import typer
 
 from nemo_minordpo.errors import UserError
 
-# click's, or that of the copy of click inside newer versions of typer
+# click's own, or from the copy of click inside newer versions of typer
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 def check_command(root: Any, words: list[str], *, model: Path | None) -> None:
-    """Refuse what the command would refuse of its options and, of `train`, of its settings and their layout.
+    """Raise what the command itself would raise about its options and, for `train`, its settings and layout.
 
     Args:
         root: the group of all commands.
-        words: behind `minordpo`.
-        model: Hugging Face folder that `train` will start from, imported; None = not there yet.
+        words: the arguments of `minordpo`.
+        model: Hugging Face folder from which `train` will start once imported; None = it does not exist yet.
 
     Raises:
-        UserError: as the command itself would say it.
+        UserError: with the command's own message.
     """
     command, rest = root, words
     while hasattr(command, "commands"):

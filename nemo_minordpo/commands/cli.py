@@ -1,4 +1,4 @@
-"""How the commands of `minordpo` look, how they end and how they fail."""
+"""Shared by all commands: option types, help layout, the last line of output, and error handling."""
 
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -13,16 +13,16 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output
 Tokenizer = Annotated[Path | None, typer.Option(help="Folder of the model's tokenizer.", show_default=False)]
 Date = Annotated[
     str | None,
-    typer.Option(help="Day that the chat template shows, such as 2026-11-27; not given = the day on which this began."),
+    typer.Option(help="Date that the chat template shows, for example 2026-11-27; default: the day this started."),
 ]
 TemplateOptions = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="NAME=VALUE", help="What the chat template reads by name, such as enable_thinking=false; any number."
+        metavar="NAME=VALUE", help="Option of the chat template, for example enable_thinking=false; repeatable."
     ),
 ]
 
-# typer puts groups behind commands
+# typer lists groups after commands
 _ORDER = (
     "doctor", "prepare", "preview", "gguf-to-hf", "import-hf", "verify", "reference", "plan", "train", "status",
     "export-hf",
@@ -36,20 +36,20 @@ PLAIN: dict[str, Any] = {
 
 
 def _as_written(command: Any, formatter: Any) -> None:
-    """Help text line by line as it stands in the docstring: examples stay ready to be copied."""
+    """Print the docstring line by line, so that examples can be copied."""
     for line in ["", *command.help.splitlines()]:
         formatter.write(f"  {line}".rstrip() + "\n")
 
 
 class Command(typer.core.TyperCommand):
-    """Shows its help as it is written."""
+    """Shows its help unwrapped."""
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         _as_written(self, formatter)
 
 
 class Commands(typer.core.TyperGroup):
-    """Shows the commands in the order of the pipeline, and what users can mend without a traceback."""
+    """Lists the commands in pipeline order, and prints errors that users can fix without a traceback."""
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         _as_written(self, formatter)
@@ -70,7 +70,7 @@ class Commands(typer.core.TyperGroup):
             if error.name is None or error.name.partition(".")[0] == "nemo_minordpo":
                 raise
             _fail(
-                f"the package {error.name!r} is not installed; `minordpo doctor` says what this machine lacks", code=2
+                f"the package {error.name!r} is not installed; `minordpo doctor` shows what this machine lacks", code=2
             )
         except KeyboardInterrupt:
             raise typer.Exit(130) from None

@@ -1,4 +1,4 @@
-"""Commands about the machine and about the whole road."""
+"""Commands for the machine and for the whole pipeline."""
 
 from functools import partial
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 
 def doctor() -> None:
-    """Say what this machine has and lacks for training.
+    """Show what this machine has and lacks for training.
 
     Example:
       minordpo doctor
@@ -23,16 +23,16 @@ def sweep(
     experiment: Annotated[
         Path, typer.Argument(help="demo, real, paper-small, paper, or a YAML file like those in conf/experiment.")
     ],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value over the YAML.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value on top of the YAML.")] = None,
     slurm: Annotated[
         int | None,
-        typer.Option(min=1, help="Hand the runs to Slurm, so many at a time; not given = run them here, in turn."),
+        typer.Option(min=1, help="Submit the runs to Slurm, this many at a time; default: run them here, in turn."),
     ] = None,
 ) -> None:
-    """Walk the whole road for every run of an experiment, a command a stage.
+    """Run the whole pipeline for every run of an experiment, one command per stage.
 
-    What the runs differ in stands under `sweep`, in the syntax of Hydra's sweeps. Started again, it repeats only what
-    is missing or has changed; a run that fails stops none of the others.
+    List the settings in which runs differ under `sweep`, in Hydra's sweep syntax. Rerunning repeats only missing or
+    changed stages; a failed run does not stop the others.
 
     Examples:
       minordpo sweep demo

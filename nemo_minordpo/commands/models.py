@@ -11,12 +11,12 @@ from nemo_minordpo.errors import UserError
 
 Base = Annotated[
     Path | None,
-    typer.Option(help="Of adapters: the .nemo they were trained on; not given = as the run says.", show_default=False),
+    typer.Option(help="For adapters: the .nemo they were trained on; default: the run's.", show_default=False),
 ]
 
 
 class AdapterForm(str, Enum):
-    """What becomes of LoRA adapters."""
+    """How LoRA adapters are exported."""
 
     merged = "merged"
     peft = "peft"
@@ -27,9 +27,7 @@ def gguf_to_hf(
     output: Annotated[Path, typer.Argument(help="Hugging Face folder to write.")],
     overwrite: Overwrite = False,
 ) -> None:
-    """Convert a GGUF file to a Hugging Face folder.
-
-    import-hf reads the result.
+    """Convert a GGUF file to a Hugging Face folder, as input for import-hf.
 
     Example:
       minordpo gguf-to-hf SmolLM2-135M-Instruct.Q4_1.gguf hf/smollm2
@@ -41,14 +39,14 @@ def gguf_to_hf(
 
 def import_hf(
     source: Annotated[
-        Path, typer.Argument(help="Hugging Face folder: config.json, safetensors, tokenizer; or PEFT's.")
+        Path, typer.Argument(help="Hugging Face folder (config.json, safetensors, tokenizer), or a PEFT folder.")
     ],
     output: Annotated[Path, typer.Argument(help="The .nemo to write.")],
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; not given = as stored.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")] = None,
     base: Annotated[
         Path | None,
         typer.Option(
-            help="Of a PEFT folder: the model under it, Hugging Face folder or .nemo; not given = as it says.",
+            help="For a PEFT folder: its base model, a Hugging Face folder or .nemo; default: the one it names.",
             show_default=False,
         ),
     ] = None,
@@ -56,8 +54,8 @@ def import_hf(
 ) -> None:
     """Convert a Hugging Face model to .nemo.
 
-    Llama (SmolLM2 too), Mistral, Qwen1.5 to Qwen2.5, dense Qwen3; training can load the result at any TP and PP. A PEFT
-    folder that export-hf wrote becomes a .nemo of adapters, for model.peft.restore_from_path.
+    Supports Llama (including SmolLM2), Mistral, Qwen1.5 to Qwen2.5 and dense Qwen3; training can load the result at any
+    TP and PP. A PEFT folder that export-hf wrote becomes a .nemo of adapters, for model.peft.restore_from_path.
 
     Example:
       minordpo import-hf hf/base base.nemo
@@ -70,31 +68,31 @@ def import_hf(
         done(import_peft(source, output, base=base, dtype=dtype, overwrite=overwrite), output)
         return
     if base is not None:
-        raise UserError(f"--base={base} is for PEFT folders, and {source} has no adapter_config.json")
+        raise UserError(f"--base={base} is for PEFT folders, but {source} has no adapter_config.json")
     done(import_hf(source, output, dtype=dtype, overwrite=overwrite), output)
 
 
 def verify(
     hf: Annotated[Path, typer.Argument(help="Hugging Face folder.")],
-    nemo: Annotated[Path, typer.Argument(help=".nemo that was made from it, run folder, or what export-hf takes.")],
-    text: Annotated[list[str] | None, typer.Option(help="A text to compare on; may be repeated.")] = None,
+    nemo: Annotated[Path, typer.Argument(help="The .nemo made from it, or whatever export-hf accepts.")],
+    text: Annotated[list[str] | None, typer.Option(help="A text to compare on; repeatable.")] = None,
     pairs: Annotated[Path | None, typer.Option(help="Pairs (jsonl) to draw further texts from.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="How many pairs are drawn.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of the draw, and of a row of random tokens.")] = 0,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, in which NeMo runs.")] = "float32",
+    samples: Annotated[int, typer.Option(min=1, help="Number of pairs to draw.")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the draw and of a row of random tokens.")] = 0,
+    dtype: Annotated[str, typer.Option(help="Precision in which NeMo runs: float32 or bfloat16.")] = "float32",
     tolerance: Annotated[
         float | None,
         typer.Option(
             min=0.0,
-            help="Largest difference of a logit; not given = 1e-4, in bfloat16 twice that of transformers' rounding.",
+            help="Largest allowed difference of a logit; default: 1e-4, for bfloat16 twice transformers' own rounding.",
         ),
     ] = None,
     base: Base = None,
 ) -> None:
-    """Compare the logits of a model and of its .nemo.
+    """Compare the logits of a model and its .nemo.
 
-    One runs in transformers, the other in NeMo, both in float32. When they differ, so do the weights, settings or
-    tokenizers that are named, and the kinds of modules.
+    One runs in transformers, the other in NeMo, both in float32 by default. If they differ, the weights, settings,
+    tokenizers and kinds of modules that differ are listed.
 
     Example:
       minordpo verify hf/base base.nemo --pairs pairs/validation.jsonl
@@ -116,20 +114,20 @@ def verify(
 
 
 def export_hf(
-    source: Annotated[Path, typer.Argument(help="Run folder, checkpoint folder, .nemo, or NeMo-Aligner's results.")],
+    source: Annotated[Path, typer.Argument(help="Run folder, checkpoint folder, .nemo, or results of NeMo-Aligner.")],
     output: Annotated[Path, typer.Argument(help="Hugging Face folder to write.")],
     tokenizer: Tokenizer = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; not given = as stored.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")] = None,
     adapters: Annotated[
-        AdapterForm, typer.Option(help="LoRA: merged into the weights, or a PEFT folder of adapters alone.")
+        AdapterForm, typer.Option(help="LoRA: merged into the weights, or a PEFT folder with only the adapters.")
     ] = AdapterForm.merged,
     base: Base = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Convert what training wrote to a Hugging Face folder.
+    """Convert a trained model to a Hugging Face folder.
 
-    Run folders of any TP and PP; the tokenizer is the base model's unless another one is named. LoRA adapters are
-    merged into the model that they were trained on.
+    Accepts run folders of any TP and PP. The tokenizer is the base model's unless --tokenizer names another. By
+    default, LoRA adapters are merged into the model that they were trained on.
 
     Example:
       minordpo export-hf runs/minordpo hf/minordpo

@@ -15,20 +15,20 @@ def evaluate(
     template: Annotated[
         str, typer.Option(help="plain, chat (the tokenizer's template), or auto: chat if there is one.")
     ] = "auto",
-    system: Annotated[str | None, typer.Option(help="System turn; not given = the template's own.")] = None,
+    system: Annotated[str | None, typer.Option(help="System turn; default: the template's own.")] = None,
     date: Date = None,
     template_option: TemplateOptions = None,
     prompts_of: Annotated[
         Path | None,
         typer.Option(
-            help="Pairs that `prepare` wrote, or a model trained on such pairs: ask as their prompts are written "
-            "(template, system turn, date, options), but for what is given here.",
+            help="Pairs that `prepare` wrote, or a model trained on such pairs: use their prompt format (template, "
+            "system turn, date, options), except for options given here.",
             show_default=False,
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at a time.")] = 16,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="An answer is cut here.")] = 512,
-    limit: Annotated[int | None, typer.Option(min=1, help="Ask the first so many questions; not given = all.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are cut.")] = 512,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first N questions; default: all.")] = None,
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, float16, or auto: as stored; float32 on a CPU.")
     ] = "auto",
@@ -37,9 +37,9 @@ def evaluate(
 ) -> None:
     """Answer questions and score the answers.
 
-    Greedy, with the paper's prompt; a stopped call goes on where it was.
+    Decodes greedily, with the paper's prompt; rerun an interrupted evaluation to resume it.
 
-    Examples: with the prompts of the training, and as a Qwen3 that does not think
+    Examples: in the training's prompt format, and a Qwen3 without thinking
       minordpo evaluate hf/minordpo gsm8k/test.jsonl runs/minordpo/evaluation --limit 200 --prompts-of hf/minordpo
       minordpo evaluate hf/base gsm8k/test.jsonl evaluation/base --template-option enable_thinking=false
     """
@@ -65,10 +65,10 @@ def report(
     base: Annotated[Path | None, typer.Option(help="Folder with the base model's score.json.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Compare runs, two or a whole sweep: a page to explore, tables, the paper's figures, and what they say.
+    """Compare two runs or a whole sweep: an interactive page, tables, the paper's figures, and the findings in words.
 
-    Runs are grouped by loss, beta and learning rate; those that differ in the seed alone are averaged. Runs that are
-    going on, broken or damaged are shown as far as they got, with a note.
+    Runs are grouped by loss, beta and learning rate; runs that differ only in the seed are averaged. Unfinished, broken
+    or damaged runs are shown as far as they got, with a note.
 
     Examples:
       minordpo report runs/dpo runs/minordpo --base evaluation/base --output report

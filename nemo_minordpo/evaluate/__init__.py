@@ -1,1 +1,1 @@
-"""Stage `evaluate`: a Hugging Face folder and questions in, predictions and a score out."""
+"""Stage `evaluate`: reads a Hugging Face folder and questions, writes predictions and a score."""

@@ -1,4 +1,4 @@
-"""How a model is asked: plainly or through its chat template, as the user says or as the pairs were written."""
+"""The prompt format: plain or through the chat template, chosen by the user or copied from the training pairs."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from nemo_minordpo.prompts import Way, ways_of
 
 @dataclass(frozen=True, kw_only=True)
 class Asking:
-    """What the user says of the prompts; names as in `prepare`, and "auto": "chat" where there is a chat template."""
+    """The user's prompt options, named as in `prepare`; "auto" means "chat" if the tokenizer has a chat template."""
 
     template: str = "auto"
     system: str | None = None
@@ -22,22 +22,22 @@ class Asking:
     template_options: dict[str, Any] = field(default_factory=dict)
 
     def as_in(self, folder: Path) -> "Asking":
-        """With what the manifest in a folder of pairs, or of a trained model, says where the user says nothing.
+        """Fill in options that the user did not give from the manifest of a folder of pairs or of a trained model.
 
         Raises:
-            UserError: it says nothing either, or several things.
+            UserError: the manifest has no prompt format, or several.
         """
         ways = ways_of(folder.parent if folder.is_file() else folder)
         if not ways:
             raise UserError(
-                f"{folder}: no {MANIFEST} there that says how prompts were written: name a folder that "
-                "`minordpo prepare` wrote, or a model that was exported from a run on such pairs"
+                f"{folder}: no {MANIFEST} with a prompt format: name a folder that `minordpo prepare` wrote, or a "
+                "model exported from a run on such pairs"
             )
         if len(ways) > 1:
-            raise UserError(f"{folder}: its prompts were written in {len(ways)} ways: say here which one is meant")
+            raise UserError(f"{folder}: its prompts have {len(ways)} formats: choose one with the options for prompts")
         (way,) = ways
         if self.template not in ("auto", way["template"]):
-            return self  # what goes with another template has no place in this one
+            return self  # the other options belong to the other template
         return Asking(
             template=way["template"],
             system=way["system"] if self.system is None else self.system,
@@ -46,14 +46,14 @@ class Asking:
         )
 
     def prompts(self, tokenizer: Any, *, interrupted_date: str | None) -> "Prompts":
-        """What comes of it with a model's tokenizer.
+        """Apply the options to a model's tokenizer.
 
         Args:
             tokenizer: the model's.
-            interrupted_date: of the evaluation that is to be finished: what its template showed; None = there is none.
+            interrupted_date: the date in the prompts of an interrupted evaluation that is being resumed; None = none.
 
         Raises:
-            UserError: the tokenizer has no chat template, or one that does not fit; or options that do not go together.
+            UserError: the tokenizer has no chat template or an unsuitable one, or options contradict one another.
         """
         if self.template not in ("auto", "plain", "chat"):
             raise UserError(f"template is {self.template!r}: choose 'auto', 'plain' or 'chat'")
@@ -72,20 +72,20 @@ class Asking:
         ):
             if given not in (None, {}):
                 raise UserError(
-                    f"a {name} was given, but a plain prompt has none: leave it out, or use a chat template"
+                    f"a {name} was given, but plain prompts have none: leave it out, or use a chat template"
                 )
         return Prompts(None, self)
 
 
 class Prompts:
-    """Questions as the model reads them."""
+    """Turns questions into the text that the model reads."""
 
     def __init__(self, template: FixedTemplate | None, asking: Asking) -> None:
         self._template, self._asking = template, asking
 
     @property
     def way(self) -> Way:
-        """As manifests have it."""
+        """The prompt format as written to manifests."""
         if self._template is None:
             return {"template": "plain", "system": None, "date": None, "template_options": {}}
         return vars(self._asking) | {"template": "chat", "date": self._template.date}
@@ -102,14 +102,14 @@ class Prompts:
         return self._template.render(turns, add_generation_prompt=True)
 
     def not_as_trained(self, model: Path) -> str:
-        """A line for the user where a model was trained on prompts written otherwise, as far as that is known."""
+        """A warning if the model is known to have been trained on prompts in another format; else empty."""
         trained = ways_of(model)
         if not trained or self.way in trained:
             return ""
         names = ["template"] if self.way["template"] != trained[0]["template"] else list(self.way)
         found = differences(*({name: way[name] for name in names} for way in (trained[0], self.way)))
-        rendered = " (prompts that were rendered before `prepare` count as plain)" if names == ["template"] else ""
+        rendered = " (prompts rendered before `prepare` count as plain)" if names == ["template"] else ""
         return (
-            f"{model} was trained on prompts written otherwise: {'; '.join(map(str.strip, found))}{rendered}. "
-            f"To ask as in training: --prompts-of {model}"
+            f"{model} was trained on prompts in another format: {'; '.join(map(str.strip, found))}{rendered}. "
+            f"To use the format of the training: --prompts-of {model}"
         )

@@ -1,4 +1,4 @@
-"""Greedy generation from a Hugging Face folder: prompts in, token ids and texts out."""
+"""Greedy generation with a model from a Hugging Face folder."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """What a model wrote after one prompt; the token that ended it is in neither field."""
+    """A model's response to one prompt, without the token that ended it."""
 
     token_ids: list[int]
     text: str
@@ -28,17 +28,17 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class Generator:
-    """A model ready for greedy generation; make it with `load_generator`."""
+    """A model ready for greedy generation, as `load_generator` returns it."""
 
     model: Any
     tokenizer: Any
     stop_ids: list[int]
 
     def encode(self, prompt: str) -> list[int]:
-        """Token ids of a prompt, as training makes them.
+        """Token ids of a prompt, the same as in training.
 
-        The beginning-of-text token stands first where the tokenizer puts one before a text of its own accord, once
-        even if the chat template wrote it too; no other special token is added.
+        Starts with one beginning-of-text token if the tokenizer adds it by default, even if the chat template wrote
+        it too. No other special token is added.
         """
         ids = self.tokenizer.encode(prompt, add_special_tokens=False)
         return missing_beginning(ids, beginning_of(self.tokenizer)) + ids
@@ -46,9 +46,9 @@ class Generator:
     def generate(
         self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, on_token: Callable[[], None]
     ) -> list[Generation]:
-        """Continue each prompt greedily until the model ends it or `max_new_tokens` are written.
+        """Continue each prompt greedily until the model ends it or `max_new_tokens` is reached.
 
-        What one prompt gives does not depend on the others of the batch, but for the rounding of its logits.
+        Apart from rounding of the logits, a response does not depend on the rest of the batch.
 
         Args:
             prompts: token ids; padded here, on the left.
@@ -59,11 +59,11 @@ class Generator:
             ValueError: logits are not finite.
         """
         width = max(len(prompt) for prompt in prompts)
-        padding = self.stop_ids[0]  # hidden by the mask: any id of the vocabulary would do
+        padding = self.stop_ids[0]  # masked, so any token id would do
         ids = torch.tensor([[padding] * (width - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        # Nothing of the folder's own generation_config is left: its sampling settings would only warn, but its
-        # repetition penalty (Qwen ships 1.05 and 1.1) would hide the degeneration that is to be counted.
+        # Replaces the folder's own generation_config completely: its sampling settings would only cause warnings, but
+        # its repetition penalty (Qwen ships 1.05 and 1.1) would hide the degeneration that we measure.
         self.model.generation_config = GenerationConfig(
             do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=self.stop_ids, pad_token_id=padding
         )
@@ -78,7 +78,7 @@ class Generator:
         if not logits.all_finite:
             raise UserError(
                 f"the model's logits are not finite in {_name(self.model.dtype)}, though its weights are: "
-                "another dtype may hold them"
+                "try another dtype"
             )
         return [self._generation(row) for row in written[:, width:].tolist()]
 
@@ -101,7 +101,7 @@ class _Tick:
 
 
 class _FiniteLogits:
-    """A processor that changes nothing: it remembers, on the device, whether all logits were finite."""
+    """A processor that changes nothing; it records, on the device, whether all logits were finite."""
 
     def __init__(self, device: torch.device) -> None:
         self._finite = torch.ones((), dtype=torch.bool, device=device)
@@ -116,22 +116,22 @@ class _FiniteLogits:
 
 
 def load_generator(folder: Path, *, dtype: str, device: str) -> Generator:
-    """Load model and tokenizer of an exported Hugging Face folder; nothing is fetched.
+    """Load model and tokenizer from an exported Hugging Face folder; nothing is downloaded.
 
     Args:
-        folder: config.json, weights and tokenizer files.
-        dtype: "float32", "bfloat16", "float16", or "auto": what the weights are stored in; float32 on a CPU.
-        device: a torch device, or "auto": CUDA where there is a GPU, else the CPU.
+        folder: contains config.json, weights and tokenizer files.
+        dtype: "float32", "bfloat16", "float16", or "auto": as stored; float32 on a CPU.
+        device: a torch device, or "auto": CUDA if there is a GPU, else the CPU.
 
     Raises:
-        ValueError: the folder holds no complete causal language model with its tokenizer, or weights that are not
-            finite; or an option is unknown.
+        ValueError: the folder has no complete causal language model with its tokenizer, a weight is not finite, or an
+            option is unknown.
     """
     if dtype not in ("auto", *_DTYPES):
         raise UserError(f"dtype is {dtype!r}: choose auto, {', '.join(_DTYPES)}")
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"{folder}: no config.json there; a Hugging Face folder is needed (minordpo export-hf makes one)"
+            f"{folder}: no config.json there; a Hugging Face folder is needed (minordpo export-hf writes one)"
         )
     place = _device(device)
     torch_dtype = _DTYPES.get(dtype, torch.float32 if place.type == "cpu" else "auto")
@@ -141,7 +141,7 @@ def load_generator(folder: Path, *, dtype: str, device: str) -> Generator:
     model, loading = load_causal_lm(folder, torch_dtype=torch_dtype, output_loading_info=True)
     if loading["missing_keys"]:
         names = sorted(loading["missing_keys"])
-        raise UserError(f"{folder}: {len(names)} weights are missing and would be random, first {names[0]!r}")
+        raise UserError(f"{folder}: {len(names)} weights are missing and would be random, the first is {names[0]!r}")
     stop_ids = _stop_ids(model, tokenizer)
     if not stop_ids:
         raise UserError(f"{folder}: neither generation_config.json nor the tokenizer names an end-of-text token")
@@ -161,7 +161,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: "Torch not compiled with CUDA enabled"
-        raise UserError(f"device {name!r} cannot be used here ({error}); 'auto' takes what there is") from error
+        raise UserError(f"device {name!r} cannot be used here ({error}); 'auto' picks an available one") from error
     return device
 
 

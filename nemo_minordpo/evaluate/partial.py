@@ -1,4 +1,4 @@
-"""Predictions as they come, so that an interrupted evaluation resumes where it was."""
+"""Saves predictions as they arrive, so that an interrupted evaluation can resume."""
 
 import json
 from dataclasses import asdict
@@ -17,30 +17,31 @@ KEY_NAME = "predictions.partial.key.json"
 
 
 def is_interrupted(folder: Path) -> bool:
-    """Whether `folder` holds an evaluation that was not finished."""
+    """Whether `folder` holds an unfinished evaluation."""
     return (folder / KEY_NAME).is_file()
 
 
 def interrupted_date(folder: Path) -> str | None:
-    """What the chat template of an unfinished evaluation shows as the date; None where it shows none."""
+    """The date in the chat template of an unfinished evaluation; None if it shows none."""
     if not is_interrupted(folder):
         return None
     return read_json_object(folder / KEY_NAME).get("settings", {}).get("date")
 
 
 class PartialPredictions:
-    """`predictions.partial.jsonl` in the output folder, and the key of what it belongs to beside it.
+    """`predictions.partial.jsonl` in the output folder, and its key in a second file.
 
-    The key holds everything that a prediction depends on beyond rounding: the sha256 of the model's files and of
-    the questions, and the settings. Batch size is not in it: a run that ran out of memory may resume with less.
+    The key holds everything, apart from rounding, that a prediction depends on: the sha256 of the model's files and
+    of the questions, the settings and the version of the code. The batch size is not part of it: an evaluation that
+    ran out of memory may resume with a smaller one.
     """
 
     def __init__(self, folder: Path, *, key: dict[str, Any], overwrite: bool) -> None:
-        """Begin in `folder`, or resume there.
+        """Start in `folder`, or resume there.
 
         Raises:
-            ValueError: the folder holds a finished evaluation or something else, or an unfinished one of another
-                key, and `overwrite` is False; or what is there cannot be read.
+            ValueError: the unfinished evaluation cannot be read; or, without `overwrite`, it has another key, or the
+                folder holds a finished evaluation or other files.
         """
         self._path, self._key_path = folder / PREDICTIONS_NAME, folder / KEY_NAME
         self.found: dict[int, Prediction] = {}
@@ -55,29 +56,31 @@ class PartialPredictions:
             write_json(self._key_path, key)
 
     def add(self, predictions: list[Prediction]) -> None:
-        """Append; they are on disk when this returns."""
+        """Append to the file; the predictions are written when this returns."""
         with self._path.open("a", encoding="utf-8") as out:
             out.writelines(to_json_line(one) for one in predictions)
         self.found.update({one.index: one for one in predictions})
 
     def remove(self) -> None:
-        """Take the files away once the whole is written; the key goes last, so that this too can be interrupted."""
+        """Delete the files once the evaluation is complete; the key goes last, so that this too may be interrupted."""
         self._path.unlink(missing_ok=True)
         self._key_path.unlink()
 
     def _refuse_other_key(self, key: dict[str, Any]) -> None:
-        # not by dots, which are in the names of files
+        # not dots, which occur in file names
         before, now = (flatten(one, separator="/") for one in (read_json_object(self._key_path), key))
         changes = differences(before, now)
         if changes:
             raise UserError(
-                "\n".join([f"{self._path.parent} holds an unfinished evaluation of something else:", *changes])
-                + "\nchoose another folder, or pass --overwrite to begin anew"
+                "\n".join(
+                    [f"{self._path.parent} holds an unfinished evaluation with other inputs or settings:", *changes]
+                )
+                + "\nchoose another folder, or start over with --overwrite"
             )
 
     def _read(self) -> dict[int, Prediction]:
         text = self._path.read_text(encoding="utf-8", errors="replace") if self._path.is_file() else ""
-        # A run that was killed while it wrote leaves half a line at the end: that question is asked again.
+        # A process killed in the middle of a write leaves half a line at the end: that question is asked again.
         whole, _, half = text.rpartition("\n")
         found = {}
         for number, line in enumerate(whole.split("\n") if whole else [], start=1):
@@ -85,7 +88,7 @@ class PartialPredictions:
                 one = Prediction(**json.loads(line))
             except (ValueError, TypeError) as error:
                 raise UserError(
-                    f"{self._path}:{number}: not a prediction ({error}); begin anew with --overwrite"
+                    f"{self._path}:{number}: not a prediction ({error}); start over with --overwrite"
                 ) from error
             found[one.index] = one
         if half:

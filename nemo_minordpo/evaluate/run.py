@@ -19,7 +19,7 @@ from nemo_minordpo.provenance import code_version
 from nemo_minordpo.records import Manifest, Prediction, Score
 from nemo_minordpo.terminal import progress_bar, say
 
-# What a model's output depends on; checkpoints of an optimizer or a manifest beside it do not count.
+# The files that determine a model's output; optimizer checkpoints and manifests do not.
 _MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
 _NOT_MODEL_FILES = (file_names.MANIFEST,)
 _FAULTS_SHOWN = 5
@@ -42,39 +42,39 @@ def evaluate(
     device: str = "auto",
     overwrite: bool = False,
 ) -> Score:
-    """Answer questions greedily, judge the answers, write `predictions.jsonl`, `score.json` and `manifest.json`.
+    """Answer questions greedily, judge the answers, and write `predictions.jsonl`, `score.json` and `manifest.json`.
 
-    An interrupted evaluation resumes where it was when it is started again with the same model, questions and
-    settings (batch size apart); predictions are written as they come.
+    Predictions are written as they arrive: an interrupted evaluation resumes when it is rerun with the same model,
+    questions and settings (the batch size may differ).
 
     Args:
         model: Hugging Face folder, as `minordpo export-hf` writes it.
         questions: JSON lines with `question` and `answer` (gold number behind `####`).
         output: folder for the results.
-        template: "plain" asks with the paper's prompt as it is, "chat" through the tokenizer's chat template;
-            "auto" takes "chat" when there is one.
-        system: system turn for "chat"; None leaves it to the template.
-        date: what a template shows that asks for the date, ISO 8601; None = today, or the day on which an interrupted
-            evaluation began.
-        template_options: what the template reads by name besides the conversation, such as enable_thinking.
-        prompts_of: folder of prepared pairs, or of a model trained on such pairs: template, system turn, date and
-            options are theirs where they are not given here.
-        batch_size: questions answered at once; changes speed and memory only.
-        max_new_tokens: where an answer is cut.
-        limit: ask only the first questions, that many; None asks all.
-        dtype: "float32", "bfloat16", "float16", or "auto": what the weights are stored in; float32 on a CPU.
-        device: a torch device, or "auto": CUDA where there is a GPU, else the CPU.
-        overwrite: replace what is in `output`, finished or not.
+        template: "plain" uses the paper's prompt as it is, "chat" wraps it in the tokenizer's chat template, "auto"
+            means "chat" if there is one.
+        system: system turn for "chat"; None = the template's default.
+        date: ISO 8601 date for a template that shows one; None = today, or the day on which an interrupted evaluation
+            began.
+        template_options: named options of the chat template, for example enable_thinking.
+        prompts_of: folder of prepared pairs, or of a model trained on such pairs, from which template, system turn,
+            date and options are taken unless given here.
+        batch_size: questions answered at once; affects only speed and memory.
+        max_new_tokens: longer answers are cut.
+        limit: ask only the first `limit` questions; None = all.
+        dtype: "float32", "bfloat16", "float16", or "auto": as stored; float32 on a CPU.
+        device: a torch device, or "auto": CUDA if there is a GPU, else the CPU.
+        overwrite: replace the content of `output`, finished or not.
 
     Raises:
-        ValueError: an option out of range, a bad question (all are read before the model is), a folder that is no
-            model, questions that do not fit the model's context, or an output that exists.
+        ValueError: an option is out of range, a question is bad (all are read before the model is loaded), the folder
+            is not a model, a question does not fit the model's context, or the output exists.
     """
     for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens), ("limit", limit)):
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}: it must be 1 or more")
     if not overwrite and not is_interrupted(output):
-        refuse_existing(output, overwrite=False)  # said before the model is loaded
+        refuse_existing(output, overwrite=False)  # before the model is loaded
     problems = _read_problems(questions, limit=limit)
     generator = load_generator(model, dtype=dtype, device=device)
     prompts_as = _prompts(
@@ -125,16 +125,16 @@ def _read_problems(questions: Path, *, limit: int | None) -> list[Problem]:
             faults.append(f"{questions}:{number}: {error}")
     if faults:
         more = [f"... and {len(faults) - _FAULTS_SHOWN} more"] if len(faults) > _FAULTS_SHOWN else []
-        raise UserError("\n".join(["questions that cannot be scored:", *faults[:_FAULTS_SHOWN], *more]))
+        raise UserError("\n".join(["some questions cannot be scored:", *faults[:_FAULTS_SHOWN], *more]))
     if not problems:
-        raise UserError(f"{questions}: no questions; one JSON object with 'question' and 'answer' a line is expected")
+        raise UserError(f"{questions}: no questions; each line must be a JSON object with 'question' and 'answer'")
     return problems
 
 
 def _prompts(
     asking: Asking, generator: Generator, *, prompts_of: Path | None, model: Path, interrupted_date: str | None
 ) -> Prompts:
-    """How the questions are asked, and on the terminal what is peculiar about it."""
+    """The prompt format; prints the date it shows, and a warning if it differs from the training's."""
     if prompts_of is not None:
         asking = asking.as_in(prompts_of)
     prompts = asking.prompts(generator.tokenizer, interrupted_date=interrupted_date)
@@ -153,14 +153,14 @@ def _check_context(
     if context is not None and longest + max_new_tokens > context:
         room = context - longest
         raise UserError(
-            f"{questions}: the longest prompt has {longest} tokens, and {max_new_tokens} new ones exceed the model's "
+            f"{questions}: the longest prompt has {longest} tokens, and {max_new_tokens} new tokens exceed the model's "
             f"context of {context}: "
             + (f"set max_new_tokens to at most {room}" if room > 0 else "shorten the question")
         )
     largest, size = max(map(max, prompts)), generator.model.get_input_embeddings().num_embeddings
     if largest >= size:
         raise UserError(
-            f"the tokenizer gives token id {largest}, the model has {size} embeddings: they do not belong together"
+            f"the tokenizer produced token id {largest}, but the model has {size} embeddings: they do not match"
         )
 
 
@@ -181,11 +181,11 @@ def _answer(
     batch_size: int,
     max_new_tokens: int,
 ) -> None:
-    """Fill `partial` up, in batches of like length; the longest come first, so that memory runs out early or never."""
+    """Answer the missing questions in batches of similar length, longest first: memory runs out early or never."""
     missing = [index for index in range(len(problems)) if index not in partial.found]
     missing.sort(key=lambda index: len(prompts[index]), reverse=True)
     if partial.found:
-        say(f"resuming: {len(partial.found)} of {len(problems)} questions are answered already")
+        say(f"resuming: {len(partial.found)} of {len(problems)} questions are already answered")
     with progress_bar("{task.fields[state]}") as progress:
         task = progress.add_task("answering", total=len(problems), completed=len(partial.found), state="")
         for start in range(0, len(missing), batch_size):
@@ -210,4 +210,4 @@ def _answer(
 
 def _running(predictions: Iterable[Prediction]) -> str:
     right = [is_strictly_right(one) for one in predictions]
-    return f"{100 * sum(right) / len(right):.1f} % right" if right else "none judged yet"
+    return f"{100 * sum(right) / len(right):.1f} % correct" if right else "none judged yet"

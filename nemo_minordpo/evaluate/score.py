@@ -1,4 +1,4 @@
-"""From what a model wrote to what it is worth: one prediction a question, one score a model."""
+"""Judge a model's outputs: one prediction per question, one score per model."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from nemo_minordpo.records import Prediction, Score
 
 
 def judge(index: int, problem: Problem, *, output: str, token_ids: Sequence[int], finished: bool) -> Prediction:
-    """Read the answers out of a model's output.
+    """Extract the answers from a model's output.
 
     Args:
         index: place of the question in its file, from 0.

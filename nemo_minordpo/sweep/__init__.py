@@ -1,11 +1,11 @@
-"""An experiment, from questions to a report: each stage is a command of `minordpo`, run as its own process.
+"""Run an experiment from questions to a report; each stage is a `minordpo` command in its own process.
 
-All results lie in one work folder. The journal there says which stages ended well; started again, the sweep repeats
-only the stages whose command line has changed, whose output is gone, or that follow such a stage. A run that fails
-stops none of the others.
+All results go into one work folder, whose journal records the completed stages. Rerunning a sweep repeats only the
+stages whose command line has changed, whose output is missing, or that depend on such a stage. A failed run does not
+stop the others.
 
-`config.py` is what a YAML may say, `grid.py` the runs that it asks for, `stages.py` the command lines made of it,
-`journal.py` what is done already, `process.py` runs one, `slurm.py` hands all of it to a cluster.
+`config.py` defines the YAML, `grid.py` expands it into runs, `stages.py` builds the command lines, `journal.py` records
+completed stages, `process.py` runs a command, `slurm.py` submits the runs to a cluster.
 """
 
 import shlex
@@ -33,24 +33,24 @@ __all__ = ["run_sweep"]
 
 
 class Check(Protocol):
-    """Refuses what is wrong with a command line of `minordpo`, by a UserError."""
+    """Raises UserError if a `minordpo` command line is wrong."""
 
     def __call__(self, words: list[str], /, *, model: Path | None) -> None: ...
 
 
 def run_sweep(config: Path, overrides: list[str], *, check: Check, slurm: int | None = None) -> None:
-    """Run the stages that `config` describes, each once, and report on the runs.
+    """Run each stage that `config` describes once, then report on the runs.
 
     Args:
-        config: YAML file, or the name of one that the package ships ("demo", "real", ...).
-        overrides: `key=value` over the file, dots for inner keys.
-        check: refuses a command line of `minordpo` whose options or settings are wrong, given its words and the
-            Hugging Face folder of the model; every stage is asked about before the first one runs.
-        slurm: hand the runs to Slurm, so many at a time; None = run them here, one after the other.
+        config: YAML file, or the name of a shipped experiment ("demo", "real", ...).
+        overrides: `key=value` on top of the file, with dots for nested keys.
+        check: raises UserError if the options or settings of a `minordpo` command line are wrong; gets its words and
+            the model's Hugging Face folder. All stages are checked before the first one runs.
+        slurm: submit the runs to Slurm, this many at a time; None = run them here, one after another.
 
     Raises:
-        UserError: a setting is wrong, an input is missing, a stage that all runs need failed, or some of the runs did
-            (after the others and the report; with the paths of the logs).
+        UserError: a setting is wrong, an input is missing, a stage that all runs need failed, or some runs failed
+            (raised after the other runs and the report, with the paths of the logs).
     """
     settings = load_experiment(config, overrides)
     _check_all(settings, check)
@@ -65,7 +65,7 @@ def run_sweep(config: Path, overrides: list[str], *, check: Check, slurm: int | 
 
 
 def _check_all(settings: Experiment, check: Check) -> None:
-    """Every stage's command line; what is wrong in many of them is said once."""
+    """Check every stage's command line; a complaint about several stages is reported once."""
     model = None if settings.model is None else Path(settings.model)
     wrong: dict[str, list[str]] = defaultdict(list)  # complaint: stages
     for stage in stages_of(settings):
@@ -89,7 +89,9 @@ def _alone(work: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"{work}: another sweep is at work in this folder: wait for it, or give work=FOLDER") from None
+        raise UserError(
+            f"{work}: another sweep is running in this folder: wait until it ends, or set work=FOLDER"
+        ) from None
     try:
         yield
     finally:
@@ -112,12 +114,12 @@ class _Sweep:
             raise UserError("\n".join([count, *self.failures.values()]))
 
     def prepare_for_slurm(self) -> None:
-        """What all runs need, but for what takes a model's time."""
+        """Run the stages that all runs need, except those that run a model."""
         stages = [stage for stage in stages_of(self.settings) if not stage.run and stage.kind not in SUBMITTED]
         self._run_all(stages, total=len(stages))
 
     def _run_all(self, stages: list[Stage], *, total: int) -> None:
-        """But for what follows in a run that has failed."""
+        """Run the stages in order, skipping the rest of a failed run."""
         for number, stage in enumerate(stages, start=1):
             if stage.run not in self.failures:
                 self.console.rule(f"[bold]{number}/{total}  {stage.name}")
@@ -133,14 +135,14 @@ class _Sweep:
             self.console.print(f"{error}\n", style="red", markup=False)
             return
         self.seconds[stage.kind].append(self.journal.seconds(stage))
-        state = "unchanged, it was done before" if seconds is None else f"done in {_duration(seconds)}"
+        state = "unchanged, already done" if seconds is None else f"done in {_duration(seconds)}"
         self.console.print(
             f"[bold]{stage.name}[/bold]: {state}; {_duration(time.monotonic() - self.start)} since the start"
             f"{self._time_left(left)}\n"
         )
 
     def _done_in(self, stage: Stage) -> float | None:
-        """Run a stage unless it is done; seconds, or None when it was done before."""
+        """Run a stage unless it is already done; seconds, or None if it was."""
         if self.journal.is_done(stage):
             return None
         more = self.journal.make_room(stage)
@@ -152,17 +154,17 @@ class _Sweep:
         code = run_and_log(stage.command + more, log)
         if code != 0:
             raise UserError(
-                f"stage {stage.name} failed with exit code {code}; what it said is in {log}. "
-                "Started again, the sweep resumes from this stage"
+                f"stage {stage.name} failed with exit code {code}; its log is {log}. "
+                "Rerun the sweep to resume from this stage"
             )
         if stage.output is not None and not stage.output.exists():
-            raise UserError(f"stage {stage.name} ended without its output {stage.output}; what it said is in {log}")
+            raise UserError(f"stage {stage.name} ended without writing {stage.output}; its log is {log}")
         seconds = time.monotonic() - start
         self.journal.end(stage, seconds=seconds)
         return seconds
 
     def _time_left(self, stages: list[Stage]) -> str:
-        """As far as stages of each kind have been seen, of those that are left and not done."""
+        """Estimate for the remaining stages; empty until each of their kinds has run once."""
         waiting = [stage for stage in stages if stage.run not in self.failures and not self.journal.is_done(stage)]
         kinds = [stage.kind for stage in waiting]
         if not waiting or not all(kind in self.seconds for kind in kinds):
@@ -170,7 +172,7 @@ class _Sweep:
         return f"; about {_duration(sum(median(self.seconds[kind]) for kind in kinds))} left"
 
     def _report(self, number: int) -> None:
-        """On all runs that have started, also on those that failed."""
+        """Report on all runs that have started, including failed ones."""
         names = [run.name for run in runs_of(self.settings.sweep)]
         begun = [name for name in names if (run_folder(self.settings, name) / CONFIG).is_file()]
         if not begun:

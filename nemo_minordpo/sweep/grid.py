@@ -15,7 +15,7 @@ from nemo_minordpo.flat import flatten
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run: its name, unique in the experiment, and the overrides of `train` that are its own."""
+    """One run: its name, unique within the experiment, and its own overrides of `train`."""
 
     name: str
     overrides: tuple[str, ...]
@@ -25,11 +25,11 @@ def runs_of(sweep: dict[str, Any]) -> list[PlannedRun]:
     """Every combination of the values, the last setting changing fastest.
 
     Args:
-        sweep: {setting: values in the syntax of Hydra's sweeps}, such as "dpo,minordpo" or "range(1,4)"; nested keys
-            mean the same as dotted ones, and of two that do the later one counts; a list holds the values themselves.
+        sweep: {setting: values in Hydra's sweep syntax}, for example "dpo,minordpo" or "range(1,4)", or a list of
+            values; nested and dotted keys are equivalent, and the later of two equal keys wins.
 
     Raises:
-        UserError: a value that Hydra's grammar does not have, one that occurs twice, or two runs of one name.
+        UserError: a value is invalid in Hydra's grammar or occurs twice, or two runs have the same name.
     """
     axes = [(key, _values(key, value)) for key, value in flatten(sweep).items()]
     runs = []
@@ -41,12 +41,12 @@ def runs_of(sweep: dict[str, Any]) -> list[PlannedRun]:
     for run in runs:
         if (first := by_name[run.name]) is not run:
             both = f"{' '.join(first.overrides)} and {' '.join(run.overrides)}"
-            raise UserError(f"sweep: the folders of {both} would both be called {run.name}")
+            raise UserError(f"sweep: {both} would share the folder name {run.name}")
     return runs
 
 
 def _values(key: str, value: Any) -> list[str]:
-    """As they stand behind KEY= for Hydra."""
+    """The values as Hydra expects them after KEY=."""
     if isinstance(value, str):
         try:
             override = read_override(f"{key}={value}")
@@ -57,7 +57,7 @@ def _values(key: str, value: Any) -> list[str]:
             )
         except UserError as error:
             raise UserError(f"sweep: {error}") from error
-        except HydraException as error:  # glob and interval, which name no values
+        except HydraException as error:  # glob and interval, which list no values
             raise UserError(f"sweep: {key}={value}: {error}") from error
     else:
         found = [hydra_value(one) for one in (value if isinstance(value, list) else [value])]
@@ -67,7 +67,7 @@ def _values(key: str, value: Any) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a sweep without Hydra's quotes."""
+    """A sweep's value without Hydra's quotes."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, dict):

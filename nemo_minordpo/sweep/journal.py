@@ -1,4 +1,4 @@
-"""What is done already: a file for each stage that began, in the work folder."""
+"""Which stages are done: the work folder has one file per stage that has started."""
 
 import shutil
 import time
@@ -13,14 +13,14 @@ from nemo_minordpo.sweep.stages import Stage
 class Journal:
     """The journal of one work folder.
 
-    An entry, even of a stage that never ended, says that what lies there is the sweep's own.
+    An entry, even of a stage that never ended, marks the stage's output as written by the sweep.
     """
 
     def __init__(self, work: Path) -> None:
         self.work = work
 
     def is_done(self, stage: Stage) -> bool:
-        """Whether it ended well with the same command after the same stages, and its output is still there."""
+        """Whether it succeeded with the same command and the same inputs, and its output still exists."""
         entry = self._read(stage.name)
         there = stage.output is None or stage.output.exists()
         return entry.get("key") == self._key(stage) and "ended" in entry and there
@@ -33,11 +33,11 @@ class Journal:
         write_json(self._path(stage.name), entry)
 
     def seconds(self, stage: Stage) -> float:
-        """How long a stage took that is done."""
+        """How long a completed stage took."""
         return self._read(stage.name)["seconds"]
 
     def make_room(self, stage: Stage) -> list[str]:
-        """Let a stage write where an earlier one of the sweep has written; returns more arguments for it."""
+        """Let a stage replace the sweep's earlier output; returns extra arguments for its command."""
         entry = self._read(stage.name)
         if not entry or (stage.resumes and entry.get("key") == self._key(stage)):
             return []
@@ -48,7 +48,7 @@ class Journal:
         return []
 
     def _key(self, stage: Stage) -> dict[str, Any]:
-        # What a stage reads is known by the moment at which the stage that wrote it ended.
+        # A stage's inputs are identified by the times at which the stages that wrote them ended.
         return {"command": stage.command, "after": {name: self._read(name).get("ended") for name in stage.after}}
 
     def _path(self, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Run one command, show what it says and log it in a file."""
+"""Run one command; show its output and log it to a file."""
 
 import fcntl
 import os
@@ -14,22 +14,22 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
-# How long a stage may take to save and to end after Ctrl-C or SIGTERM before it is killed.
+# After Ctrl-C or SIGTERM, a stage has this long to save and exit before it is killed.
 _GRACE_S = 60
 
 
 def run_and_log(command: list[str], log: Path) -> int:
-    """Run `command`; its output goes to our standard output, as it comes, and to `log`.
+    """Run `command`; its output goes to our standard output as it arrives, and to `log`.
 
-    On a terminal the command sees a terminal as well, so that its progress bars move. Ctrl-C and SIGTERM reach it
-    before they end us, and what it then says is still shown and logged.
+    If we run on a terminal, so does the command, so that its progress bars work. Ctrl-C and SIGTERM are passed to it
+    before they end us; its remaining output is still shown and logged.
 
     Returns:
-        The exit code of the command.
+        The command's exit code.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     ours, theirs = _terminal() if sys.stdout.isatty() else os.pipe()
-    # Without this a Python that writes into a pipe keeps its lines back.
+    # Without this, Python buffers its output to a pipe.
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
@@ -52,7 +52,7 @@ def _pieces(source: int) -> Iterator[bytes]:
     while True:
         try:
             piece = os.read(source, 65536)
-        except OSError:  # how Linux says that nobody holds the other end of a terminal any more
+        except OSError:  # on Linux: the other end of the terminal is closed
             return
         if not piece:
             return
@@ -66,15 +66,15 @@ def _write(target: BinaryIO, piece: bytes) -> None:
 
 @contextmanager
 def _ends_before_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Let the command save and end when we are asked to; end ourselves after it."""
+    """On Ctrl-C or SIGTERM, let the command save and exit, then exit ourselves."""
     received: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        for each, handler in before.items():  # the second time we end at once
+        for each, handler in before.items():  # a second signal ends us at once
             signal.signal(each, handler)
-        if number == signal.SIGTERM:  # Ctrl-C reaches it from the terminal, as it reaches us
+        if number == signal.SIGTERM:  # Ctrl-C reaches the command directly from the terminal
             process.terminate()
         killer = threading.Timer(_GRACE_S, process.kill)
         killer.daemon = True

@@ -1,4 +1,4 @@
-"""A sweep on a cluster: the runs become an array of jobs, with the reference before and the report behind them."""
+"""A sweep on a cluster: the runs become a job array, preceded by the reference and followed by the report."""
 
 import os
 import shlex
@@ -11,24 +11,24 @@ from nemo_minordpo.sweep.config import Experiment
 from nemo_minordpo.sweep.grid import runs_of
 from nemo_minordpo.sweep.stages import base_score, evaluation_arguments, own_overrides, questions_of, shared_overrides
 
-# stages of all runs that are jobs, too, or that the user's own machine need not do
+# shared stages that the submitting machine skips: they become jobs, or are left out
 SUBMITTED = ("verify", "evaluate-base")
 _LAUNCHERS = Path(__file__).parents[2] / "launchers"
 
 
 def submit(settings: Experiment, *, limit: int) -> None:
-    """Write the runs down, one a line, and hand them to launchers/sweep.sh.
+    """Write the runs to a file, one per line, and pass it to launchers/sweep.sh.
 
     Args:
-        settings: of the experiment, whose pairs and .nemo are there.
-        limit: runs at a time.
+        settings: the experiment; its pairs and .nemo must exist.
+        limit: number of simultaneous runs.
 
     Raises:
-        ValueError: no launchers beside the package, or sbatch refuses a job.
+        ValueError: there is no launchers folder next to the package, or sbatch refuses a job.
     """
     script = _LAUNCHERS / "sweep.sh"
     if not script.is_file():
-        raise UserError(f"{script}: no such file: jobs are submitted from a checkout of the project, launchers and all")
+        raise UserError(f"{script}: no such file; submit jobs from a checkout of the project, which has the launchers")
     runs = Path(settings.work) / "runs.txt"
     lines = [shlex.join(own_overrides(settings, run)) for run in runs_of(settings.sweep)]
     write_text(runs, "".join(f"{line}\n" for line in lines))
@@ -42,4 +42,4 @@ def submit(settings: Experiment, *, limit: int) -> None:
     }
     command = [str(script), str(runs), str(limit), str(report), *shared_overrides(settings)]
     if subprocess.run(command, env=environment, check=False).returncode != 0:
-        raise UserError(f"{script} failed; what it submitted before it did is in squeue")
+        raise UserError(f"{script} failed; squeue shows the jobs that it submitted before")

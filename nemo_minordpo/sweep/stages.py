@@ -1,4 +1,4 @@
-"""The stages of an experiment as command lines: what runs, what it leaves, what it reads."""
+"""The stages of an experiment as command lines, each with its inputs and its output."""
 
 import sys
 from dataclasses import dataclass, replace
@@ -20,25 +20,25 @@ class Stage:
 
     name: str
     command: list[str]
-    output: Path | None  # None: it leaves nothing but its log
+    output: Path | None  # None = nothing but its log
     after: tuple[str, ...] = ()  # stages whose output it reads
-    overwrites: bool = False  # knows --overwrite
-    resumes: bool = False  # the same command resumes what an interrupted one left
-    run: str = ""  # which run it belongs to; empty: it is there for all of them
+    overwrites: bool = False  # accepts --overwrite
+    resumes: bool = False  # after an interruption, the same command resumes
+    run: str = ""  # the run it belongs to; empty = shared by all runs
 
     @property
     def words(self) -> list[str]:
-        """Behind `minordpo`, of a command of ours; empty: it is another program's."""
+        """The arguments of `minordpo`; empty if the command is another program."""
         return self.command[len(_OURS) :] if self.command[: len(_OURS)] == _OURS else []
 
     @property
     def kind(self) -> str:
-        """What stages of all runs have in common, such as how long they take."""
+        """The stage's name without its run; stages of one kind take about the same time."""
         return self.name.removesuffix(f"-{self.run}")
 
 
 def stages_of(settings: Experiment) -> list[Stage]:
-    """The stages in the order in which they run, but for the report."""
+    """All stages except the report, in the order in which they run."""
     work = Path(settings.work)
     stages = _model_stages(settings, work) + _data_stages(settings, work)
     model = settings.model or str(work / "model")
@@ -54,7 +54,7 @@ def stages_of(settings: Experiment) -> list[Stage]:
 
 
 def report_of(settings: Experiment, runs: list[str], after: tuple[str, ...]) -> Stage:
-    """The report on these runs; `after` are the stages that it reads."""
+    """The report on these runs; `after` names the stages whose output it reads."""
     folders = [str(run_folder(settings, name)) for name in runs]
     output = Path(settings.work) / "report"
     arguments = [*folders, "--base", str(base_score(settings)), "--output", str(output)]
@@ -62,24 +62,24 @@ def report_of(settings: Experiment, runs: list[str], after: tuple[str, ...]) -> 
 
 
 def run_folder(settings: Experiment, name: str) -> Path:
-    """The folder of a run."""
+    """A run's folder."""
     return Path(settings.work) / "runs" / name
 
 
 def base_score(settings: Experiment) -> Path:
-    """The folder of the score of the model that training starts from."""
+    """The folder with the score of the model that training starts from."""
     return Path(settings.work) / file_names.EVALUATION / "base"
 
 
 def questions_of(settings: Experiment) -> Path:
-    """The questions of the evaluations."""
+    """The questions for all evaluations."""
     return Path(settings.data or Path(settings.work) / "problems") / file_names.TEST
 
 
 def evaluation_arguments(settings: Experiment) -> list[str]:
-    """Options of `minordpo evaluate`, for all models: they are asked as the prompts of the pairs are written.
+    """Options of `minordpo evaluate` for all models, which are prompted in the format of the pairs.
 
-    Texts that `prepare hf` takes as they are may have been rendered before: of them nothing follows.
+    Exception: `prepare hf` without a chat template takes prompts as they are, so their format is unknown.
     """
     options = dict(settings.evaluate)
     if settings.recipe != "hf" or settings.prepare.get("template") == "chat":
@@ -88,7 +88,7 @@ def evaluation_arguments(settings: Experiment) -> list[str]:
 
 
 def shared_overrides(settings: Experiment) -> list[str]:
-    """Of `minordpo train`, for all runs."""
+    """Overrides of `minordpo train` for all runs."""
     work = Path(settings.work)
     files = {"train": file_names.TRAIN}
     if settings.prepare.get("num_validation"):
@@ -102,7 +102,7 @@ def shared_overrides(settings: Experiment) -> list[str]:
 
 
 def own_overrides(settings: Experiment, run: PlannedRun) -> list[str]:
-    """Of `minordpo train`, for one run."""
+    """Overrides of `minordpo train` for one run."""
     return [*run.overrides, f"exp_manager.explicit_log_dir={hydra_value(str(run_folder(settings, run.name)))}"]
 
 
@@ -176,7 +176,7 @@ def _stage(
     after: tuple[str, ...] = (),
     resumes: bool = False,
 ) -> Stage:
-    """A command of ours that replaces its output with --overwrite."""
+    """A `minordpo` command that accepts --overwrite."""
     return Stage(
         name=name or command,
         command=_minordpo(command, *arguments),

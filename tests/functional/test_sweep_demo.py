@@ -61,7 +61,7 @@ def test_a_sweep_that_was_killed_goes_on_where_it_was(first):
     assert (len(starts), starts[0]) == (2, 0)
     assert 0 < starts[1] < STEPS
     assert [event["step"] for event in events if event["event"] == "complete"] == [STEPS]
-    assert result.stdout.count("unchanged, it was done before") >= 5  # questions, pairs, model, its check and its score
+    assert result.stdout.count("unchanged, already done") >= 5  # questions, pairs, model, its check and its score
 
 
 def test_from_questions_to_a_report(first):
@@ -87,5 +87,5 @@ def test_the_second_time_nothing_is_done_again(first):
     written = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
     result = sweep(work)
     assert result.returncode == 0, result.stderr
-    assert "unchanged, it was done before" in result.stdout
+    assert "unchanged, already done" in result.stdout
     assert {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()} == written

@@ -1,23 +1,23 @@
-"""Nested settings under flat keys, and what differs between two sets of them."""
+"""Flattening nested settings, and the differences between two sets of them."""
 
 from nemo_minordpo.flat import differences, flatten
 
 
-def test_nested_settings_stand_under_dotted_keys_in_their_order():
+def test_nested_settings_get_dotted_keys_in_the_same_order():
     nested = {"b": {"y": 1, "x": {"z": None}}, "a": [1, {"not": "flat"}], "c": ""}
     assert list(flatten(nested).items()) == [("b.y", 1), ("b.x.z", None), ("a", [1, {"not": "flat"}]), ("c", "")]
 
 
-def test_empty_mappings_leave_nothing_and_empty_lists_stay():
+def test_empty_mappings_disappear_and_empty_lists_stay():
     assert flatten({"a": {}, "b": {"c": {}}, "d": []}) == {"d": []}
 
 
-def test_of_a_nested_and_a_dotted_key_the_later_one_counts():
+def test_the_later_of_a_nested_and_a_dotted_key_wins():
     assert flatten({"a": {"b": 1}, "a.b": 2}) == {"a.b": 2}
     assert flatten({"a.b": 2, "a": {"b": 1}}) == {"a.b": 1}
 
 
-def test_another_separator_stands_between_all_levels():
+def test_another_separator_is_used_at_all_levels():
     assert flatten({"model": {"a.json": {"sha256": "x"}}}, separator="/") == {"model/a.json/sha256": "x"}
 
 

@@ -1,4 +1,4 @@
-"""The command line, with stages put in place that only write down how they were called."""
+"""The command line, with stand-ins for the stages that only record how they were called."""
 
 import shlex
 import subprocess
@@ -24,18 +24,18 @@ def run():
 
 @pytest.fixture
 def stage(monkeypatch):
-    """Put a function in a stage's place; returns the list of its calls."""
+    """Replace a stage by a stand-in; returns the list of its calls."""
 
     def place(module, function, *, raises=None, returns=None):
         calls = []
 
-        def written_down(*arguments, **keywords):
+        def record(*arguments, **keywords):
             calls.append((arguments, keywords))
             if raises is not None:
                 raise raises
             return returns
 
-        monkeypatch.setitem(sys.modules, f"nemo_minordpo.{module}", SimpleNamespace(**{function: written_down}))
+        monkeypatch.setitem(sys.modules, f"nemo_minordpo.{module}", SimpleNamespace(**{function: record}))
         return calls
 
     return place
@@ -43,7 +43,7 @@ def stage(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def no_adapters(monkeypatch):
-    """`import-hf` looks first whether the folder is PEFT's."""
+    """`import-hf` first checks whether the folder is PEFT's."""
     stand_in = SimpleNamespace(import_peft=None, is_peft_folder=lambda source: False)
     monkeypatch.setitem(sys.modules, "nemo_minordpo.convert.peft_to_nemo", stand_in)
 
@@ -71,11 +71,11 @@ def _examples():
             commands[("minordpo", name, inner)] = command_of_group
     for path, command in commands.items():
         text = command.help.replace("\\\n", " ")
-        # behind two spaces, an example of the road has a remark
+        # two spaces separate an example of the pipeline from its remark
         yield path, [line.strip().split("   ")[0] for line in text.splitlines() if line.strip().startswith("minordpo ")]
 
 
-def test_every_command_shows_an_example_that_it_understands():
+def test_every_command_shows_a_valid_example():
     group = typer.main.get_command(app)
     swept = 0
     for path, examples in _examples():
@@ -85,7 +85,7 @@ def test_every_command_shows_an_example_that_it_understands():
             command, words = group, shlex.split(line)[1:]
             while hasattr(command, "commands"):
                 command, words = command.commands[words[0]], words[1:]
-            command.make_context("example", words)  # raises a usage error for an option that is not there
+            command.make_context("example", words)  # raises a usage error for an unknown option
             swept += 1
     assert swept >= 20
 
@@ -96,7 +96,7 @@ def test_an_example_with_a_wrong_option_would_be_found():
         command.make_context("example", ["runs/dpo", "--out", "report"])
 
 
-def test_every_command_is_listed_in_the_order_of_the_road(run):
+def test_commands_are_listed_in_pipeline_order(run):
     group = typer.main.get_command(app)
     listed = group.list_commands(None)
     assert set(listed) == set(group.commands)
@@ -108,7 +108,7 @@ def test_every_command_is_listed_in_the_order_of_the_road(run):
     assert text.index("  train ") < text.index("  export-hf ") < text.index("  evaluate ")
 
 
-def test_train_hands_overrides_on_unchanged(run, stage):
+def test_train_passes_overrides_on_unchanged(run, stage):
     calls = stage("train.launch", "main")
     overrides = ["a.b=1", "+c='x y'", "~d", "++e=[1,2]", "--cfg", "job", "model.data.data_prefix.train=[a b.jsonl]"]
     assert run("train", *overrides).exit_code == 0
@@ -142,7 +142,7 @@ def test_paths_and_options_reach_the_stage(run, stage):
     assert "8 questions: strict 50.0% (95 % interval 20.0% to 80.0%), flexible 62.5%, degenerate 25.0%" in done.stdout
 
 
-def test_overwrite_is_off_unless_told(run, stage):
+def test_overwrite_is_off_by_default(run, stage):
     calls = stage("convert.hf_to_nemo", "import_hf", returns=SimpleNamespace(counts={"hf_tensors": 1234}))
     assert run("import-hf", "hf", "base.nemo").stdout == "1,234 hf tensors -> base.nemo\n"
     calls.clear()

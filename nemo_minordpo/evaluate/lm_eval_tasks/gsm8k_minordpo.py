@@ -1,4 +1,4 @@
-"""What the YAML files beside this one call."""
+"""Functions that the YAML files in this folder call."""
 
 import os
 from pathlib import Path
@@ -23,11 +23,11 @@ def questions(**_: Any) -> dict[str, datasets.Dataset]:
     """The file that MINORDPO_QUESTIONS names, in GSM8K's format.
 
     Raises:
-        ValueError: no such variable, or a line that is no question.
+        ValueError: the variable is not set, or a line is not a question.
     """
     named = os.environ.get("MINORDPO_QUESTIONS")
     if not named:
-        raise UserError("MINORDPO_QUESTIONS is not set: it names GSM8K's test.jsonl, or any jsonl with its two keys")
+        raise UserError("MINORDPO_QUESTIONS is not set: set it to GSM8K's test.jsonl, or any jsonl with its two keys")
     rows = []
     for number, text in read_lines(Path(named)):
         try:
@@ -47,7 +47,7 @@ def plain_text(row: dict[str, str]) -> str:
 
 
 def judge(row: dict[str, str], results: list[str]) -> dict[str, float]:
-    """As `minordpo evaluate` reads an answer; degeneration is not among it, for which tokens are needed."""
+    """Judge an answer as `minordpo evaluate` does, except for degeneration, which needs tokens."""
     gold, strict = gold_answer(row["answer"]), strict_answer(results[0])
     return {
         "strict": float(same_number(strict, gold)),

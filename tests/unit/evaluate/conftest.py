@@ -10,7 +10,7 @@ END = "<|endoftext|>"
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
-    """A random fp32 Qwen2 with a byte-level tokenizer; its weights are large enough for outputs that differ."""
+    """A random fp32 Qwen2 with a byte-level tokenizer; its weights are large enough to make outputs differ."""
     folder = tmp_path_factory.mktemp("model")
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate([END, *letters])}, merges=[]))

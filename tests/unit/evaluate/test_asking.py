@@ -1,4 +1,4 @@
-"""A model is asked as the user says, or as the pairs were written that it was trained on."""
+"""A model is prompted as the user says, or in the format of its training pairs."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def _text(asking, **settings):
 
 @pytest.fixture
 def pairs(tmp_path):
-    """Makes a folder of pairs, as far as its manifest says how prompts are written."""
+    """Makes a folder of pairs, with only the manifest's prompt format."""
 
     def make(**settings):
         write_json(tmp_path / "pairs/manifest.json", {"stage": "prepare gsm8k", "settings": settings})
@@ -37,7 +37,7 @@ def pairs(tmp_path):
 
 @pytest.fixture
 def trained_on(tmp_path):
-    """Makes a model's folder, as far as it says how the prompts of its training were written."""
+    """Makes a model's folder, with only the prompt formats of its training."""
 
     def make(*ways):
         write_json(tmp_path / "model/manifest.json", {"stage": "export-hf", "settings": {}, "prompts": list(ways)})
@@ -55,19 +55,19 @@ def test_plain_or_chat():
         _text(Asking(system="Hi."), template=NO_SYSTEM)
 
 
-def test_the_way_is_what_manifests_hold():
+def test_the_format_is_as_in_manifests():
     assert _prompts(Asking(date="20240309", template_options={"enable_thinking": False})).way == WAY
     assert _prompts(Asking(template="plain")).way == PLAIN
     assert _prompts(Asking(), template=NO_SYSTEM).way == PLAIN | {"template": "chat"}
 
 
-def test_an_interrupted_evaluation_lends_its_date_where_none_is_given():
+def test_the_date_defaults_to_that_of_the_interrupted_evaluation():
     assert _prompts(Asking(), interrupted_date="2020-02-29").way["date"] == "2020-02-29"
     assert _prompts(Asking(date="2024-03-09"), interrupted_date="2020-02-29").way["date"] == "2024-03-09"
     assert _prompts(Asking(), template=NO_SYSTEM, interrupted_date="2020-02-29").way["date"] is None
 
 
-def test_as_pairs_or_a_models_pairs_were_written(pairs, trained_on):
+def test_the_format_is_taken_from_pairs_or_from_a_models_pairs(pairs, trained_on):
     folder, model = pairs(**WAY, tokenizer="hf", limit=None), trained_on(WAY)
     (folder / "train.jsonl").touch()
     for place in (folder, folder / "train.jsonl", model):
@@ -75,7 +75,7 @@ def test_as_pairs_or_a_models_pairs_were_written(pairs, trained_on):
     assert _text(Asking().as_in(pairs(**PLAIN))) == plain_prompt("Q?")
 
 
-def test_what_is_given_counts_more_than_what_the_pairs_had(pairs):
+def test_given_options_override_those_of_the_pairs(pairs):
     folder = pairs(**WAY)
     assert _text(Asking(date="2020-02-29").as_in(folder)) == ASKED.replace("09 Mar 2024", "29 Feb 2020")
     assert _text(Asking(system="Hi.").as_in(folder)) == ASKED.replace("2024|", "2024|Hi.|")
@@ -85,35 +85,35 @@ def test_what_is_given_counts_more_than_what_the_pairs_had(pairs):
 
 
 @pytest.mark.parametrize(
-    ("ways", "told"),
+    ("ways", "expected"),
     [
         ([WAY], None),
         ([PLAIN, WAY], None),
         ([], None),
-        ([PLAIN], "template: plain there, chat now (prompts that were rendered before `prepare` count as plain)"),
-        ([WAY | {"date": "2020-02-29"}], "date: 2020-02-29 there, 2024-03-09 now. To ask"),
+        ([PLAIN], "template: plain there, chat now (prompts rendered before `prepare` count as plain)"),
+        ([WAY | {"date": "2020-02-29"}], "date: 2020-02-29 there, 2024-03-09 now. To use"),
         (
             [WAY | {"system": "Hi.", "template_options": {}}],
-            "system: Hi. there, None now; template_options: {} there, {'enable_thinking': False} now. To ask",
+            "system: Hi. there, None now; template_options: {} there, {'enable_thinking': False} now. To use",
         ),
     ],
 )  # fmt: skip
-def test_prompts_that_are_not_those_of_the_training_are_told_in_one_line(trained_on, ways, told):
+def test_prompts_unlike_those_of_the_training_are_reported_in_one_line(trained_on, ways, expected):
     model = trained_on(*ways)
     line = _prompts(Asking(date="2024-03-09", template_options={"enable_thinking": False})).not_as_trained(model)
-    if told is None:
+    if expected is None:
         assert line == ""
     else:
-        assert line.startswith(f"{model} was trained on prompts written otherwise: {told}")
+        assert line.startswith(f"{model} was trained on prompts in another format: {expected}")
         assert line.endswith(f"--prompts-of {model}")
         assert "\n" not in line
 
 
-def test_pairs_whose_prompts_are_not_known_cannot_be_followed(tmp_path, pairs, trained_on):
+def test_pairs_with_an_unknown_or_ambiguous_format_are_refused(tmp_path, pairs, trained_on):
     (tmp_path / "nothing").mkdir()
     write_json(tmp_path / "foreign/manifest.json", ["a.bin"])
     for place in (tmp_path / "nothing", tmp_path / "foreign", pairs(), trained_on()):
-        with pytest.raises(ValueError, match=rf"{place}: no manifest.json there that says how prompts were written"):
+        with pytest.raises(ValueError, match=rf"{place}: no manifest.json with a prompt format"):
             Asking().as_in(place)
-    with pytest.raises(ValueError, match="its prompts were written in 2 ways"):
+    with pytest.raises(ValueError, match="its prompts have 2 formats"):
         Asking().as_in(trained_on(WAY, PLAIN))

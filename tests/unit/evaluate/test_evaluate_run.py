@@ -22,7 +22,7 @@ def _predictions(folder):
 
 @pytest.fixture
 def batches(monkeypatch):
-    """The widths and lengths of the batches that are generated; `stop_after` interrupts."""
+    """Records the widths and lengths of generated batches; `stop_after` interrupts."""
     seen = {"batches": [], "stop_after": None}
     original = Generator.generate
 
@@ -73,7 +73,7 @@ def test_manifest_names_inputs_and_settings(model_folder, questions, tmp_path):
 
 
 @pytest.mark.parametrize("half_a_line", ["", '{"index": 9, "question": "An'])
-def test_an_interrupted_run_goes_on(model_folder, questions, tmp_path, batches, half_a_line):
+def test_an_interrupted_run_resumes(model_folder, questions, tmp_path, batches, half_a_line):
     evaluate(model_folder, questions, tmp_path / "whole", **SHORT)
     batches.update(batches=[], stop_after=2)
     with pytest.raises(KeyboardInterrupt):
@@ -112,7 +112,7 @@ def _interrupted(model, questions, output, batches):
     batches.update(stop_after=None)
 
 
-def test_an_interrupted_run_of_something_else_is_refused(model_folder, questions, tmp_path, batches, monkeypatch):
+def test_an_interrupted_run_with_other_inputs_is_refused(model_folder, questions, tmp_path, batches, monkeypatch):
     model = shutil.copytree(model_folder, tmp_path / "model")
     out = tmp_path / "out"
     _interrupted(model, questions, out, batches)
@@ -151,7 +151,7 @@ def test_a_damaged_partial_file_is_refused(model_folder, questions, tmp_path, ba
         evaluate(model_folder, questions, tmp_path / "out", **SHORT)
 
 
-def test_what_exists_is_replaced_only_on_demand(model_folder, questions, tmp_path, batches):
+def test_existing_results_are_replaced_only_on_demand(model_folder, questions, tmp_path, batches):
     evaluate(model_folder, questions, tmp_path / "out", **SHORT)
     batches.update(batches=[])
     with pytest.raises(ValueError, match="exists already"):
@@ -174,7 +174,7 @@ def test_what_exists_is_replaced_only_on_demand(model_folder, questions, tmp_pat
         ({"template_options": {"enable_thinking": False}}, "template option was given"),
     ],
 )
-def test_options_that_cannot_be_met_are_refused(model_folder, questions, tmp_path, options, reason):
+def test_impossible_options_are_refused(model_folder, questions, tmp_path, options, reason):
     with pytest.raises(ValueError, match=reason):
         evaluate(model_folder, questions, tmp_path / "out", **(SHORT | options))
     assert not (tmp_path / "out").exists()
@@ -212,11 +212,11 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(model_folder, questions, 
     vocabulary["Q"] = 999
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
     questions.write_text('{"question": "Q?", "answer": "#### 1"}\n')
-    with pytest.raises(ValueError, match="token id 999, the model has 257 embeddings"):
+    with pytest.raises(ValueError, match="token id 999, but the model has 257 embeddings"):
         evaluate(model, questions, tmp_path / "out", **SHORT)
 
 
-def test_a_chat_template_is_taken_when_there_is_one(model_folder, questions, tmp_path):
+def test_a_chat_template_is_used_if_there_is_one(model_folder, questions, tmp_path):
     model = shutil.copytree(model_folder, tmp_path / "model")
     config = json.loads((model / "tokenizer_config.json").read_text())
     config["chat_template"] = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
@@ -234,7 +234,7 @@ def test_a_chat_template_is_taken_when_there_is_one(model_folder, questions, tmp
 
 @pytest.fixture
 def dated_model(model_folder, tmp_path):
-    """A model whose template shows the date, and an empty thought where none is wanted."""
+    """A model whose template shows the date, and an empty thought if thinking is off."""
     model = shutil.copytree(model_folder, tmp_path / "model")
     config = json.loads((model / "tokenizer_config.json").read_text())
     config["chat_template"] = (
@@ -255,10 +255,10 @@ def test_date_and_options_reach_the_template_and_the_manifest(dated_model, quest
     assert "the chat template prints the date: all prompts say 2024-03-09" in capsys.readouterr().err
 
 
-def test_an_evaluation_that_is_resumed_on_another_day_has_the_date_of_the_first(
+def test_an_evaluation_resumed_on_another_day_uses_the_date_of_the_first(
     dated_model, questions, tmp_path, batches, monkeypatch
 ):
-    # time zones that never have the same day
+    # two time zones whose dates always differ
     monkeypatch.setenv("TZ", "Pacific/Kiritimati")
     time.tzset()
     _interrupted(dated_model, questions, tmp_path / "out", batches)
@@ -271,7 +271,7 @@ def test_an_evaluation_that_is_resumed_on_another_day_has_the_date_of_the_first(
     evaluate(dated_model, questions, tmp_path / "out", **SHORT)
     assert Manifest.read(tmp_path / "out").settings["date"] == first
     assert Manifest.read(tmp_path / "out").counts["taken from an interrupted run"] == 3
-    # the control: begun anew, it has the day's
+    # control: started over, it has the current date
     (tmp_path / "out" / KEY_NAME).write_text(key)
     evaluate(dated_model, questions, tmp_path / "out", overwrite=True, **SHORT)
     assert Manifest.read(tmp_path / "out").settings["date"] != first
@@ -279,10 +279,10 @@ def test_an_evaluation_that_is_resumed_on_another_day_has_the_date_of_the_first(
     time.tzset()
 
 
-def test_the_line_on_prompts_that_are_not_those_of_the_training(dated_model, questions, tmp_path, capsys):
+def test_the_warning_about_prompts_unlike_those_of_the_training(dated_model, questions, tmp_path, capsys):
     trained_on = {"template": "chat", "system": None, "date": "2024-03-09", "template_options": {}}
     write_json(dated_model / "manifest.json", {"stage": "export-hf", "prompts": [trained_on]})
-    line = f"{dated_model} was trained on prompts written otherwise: template: chat there, plain now"
+    line = f"{dated_model} was trained on prompts in another format: template: chat there, plain now"
     for options, told in (({"template": "plain"}, 1), ({"prompts_of": dated_model}, 0)):
         evaluate(dated_model, questions, tmp_path / str(told), limit=1, **SHORT, **options)
         assert capsys.readouterr().err.count(line) == told

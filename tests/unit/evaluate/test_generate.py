@@ -24,7 +24,7 @@ def _prompts(generator):
 
 
 def _naive(generator, prompt, number):
-    """Greedy generation without cache, batch or padding."""
+    """Reference: greedy generation without cache, batch or padding."""
     ids = list(prompt)
     for _ in range(number):
         with torch.inference_mode():
@@ -35,9 +35,9 @@ def _naive(generator, prompt, number):
     return ids[len(prompt) :], False
 
 
-def test_batches_with_padding_give_what_each_prompt_gives_alone(generator):
+def test_a_padded_batch_gives_the_same_as_each_prompt_alone(generator):
     prompts = _prompts(generator)
-    assert len({len(prompt) for prompt in prompts}) == 4, "padding is to be tried"
+    assert len({len(prompt) for prompt in prompts}) == 4, "the test needs padding"
     together = generator.generate(prompts, max_new_tokens=40, on_token=lambda: None)
     alone = [generator.generate([prompt], max_new_tokens=40, on_token=lambda: None)[0] for prompt in prompts]
     assert together == alone
@@ -45,7 +45,7 @@ def test_batches_with_padding_give_what_each_prompt_gives_alone(generator):
     assert len({tuple(one.token_ids) for one in together}) == 4, "a model that ignores its prompt proves nothing"
 
 
-def test_nothing_is_warned_about_and_progress_is_told(generator, caplog):
+def test_no_warnings_and_progress_is_reported(generator, caplog):
     ticks = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -54,10 +54,10 @@ def test_nothing_is_warned_about_and_progress_is_told(generator, caplog):
     assert not caplog.records
 
 
-def test_an_end_of_text_cuts_and_counts_for_its_own_row_only(generator):
+def test_an_end_of_text_ends_only_its_own_row(generator):
     prompts = _prompts(generator)
     free = generator.generate(prompts, max_new_tokens=20, on_token=lambda: None)
-    # The token that the first answer has in place 7 ends answers from now on.
+    # From now on, the token at position 7 of the first answer ends answers.
     stop = free[0].token_ids[7]
     stopping = load_generator_like(generator, [stop])
     for before, after in zip(free, stopping.generate(prompts, max_new_tokens=20, on_token=lambda: None), strict=True):
@@ -90,7 +90,7 @@ def test_weights_that_a_smaller_type_cannot_hold_are_refused(model_folder, tmp_p
 
 
 def test_logits_that_are_not_finite_are_refused(model_folder, tmp_path):
-    """Weights that float32 can hold, and whose products it cannot."""
+    """Weights fit into float32, but their products do not."""
     folder = _copy(model_folder, tmp_path)
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"] *= 1e38
@@ -113,7 +113,7 @@ def _edit(path, **changes):
     path.write_text(json.dumps(value | changes))
 
 
-def test_stops_on_what_any_file_of_the_folder_calls_the_end(model_folder, tmp_path):
+def test_stops_at_every_end_token_that_the_folder_names(model_folder, tmp_path):
     folder = _copy(model_folder, tmp_path)
     _edit(folder / "generation_config.json", eos_token_id=[5, 7])
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -158,7 +158,7 @@ def test_a_prompt_begins_as_in_training(model_folder, tmp_path, bos_token):
     assert generator.encode("<|endoftext|>a") == [0, letter]
 
 
-def test_a_tokenizer_that_adds_no_beginning_gets_none(model_folder, tmp_path):
+def test_a_tokenizer_without_a_beginning_token_gets_none(model_folder, tmp_path):
     folder = _copy(model_folder, tmp_path)
     _edit(folder / "tokenizer_config.json", bos_token="<|endoftext|>")
     assert len(load_generator(folder, dtype="auto", device="cpu").encode("a")) == 1
@@ -173,7 +173,7 @@ def test_dtype(model_folder, tmp_path):
     assert load_generator(folder, dtype="auto", device="cpu").model.dtype == torch.float32
 
 
-def test_what_cannot_be_loaded_is_refused(model_folder, tmp_path):
+def test_an_unloadable_model_is_refused(model_folder, tmp_path):
     with pytest.raises(ValueError, match=r"no config\.json"):
         load_generator(tmp_path / "none", dtype="auto", device="cpu")
     with pytest.raises(ValueError, match="dtype is 'int8'"):

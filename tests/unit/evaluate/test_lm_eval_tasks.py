@@ -1,4 +1,4 @@
-"""What lm-evaluation-harness calls reads answers as `minordpo evaluate` does, and names the same version."""
+"""The tasks for lm-evaluation-harness judge answers as `minordpo evaluate` does, and name the same version."""
 
 import re
 from pathlib import Path
@@ -35,6 +35,6 @@ def test_the_harness_judges_as_evaluate_does(output, strict, flexible, no_answer
     )  # fmt: skip
 
 
-def test_the_tasks_version_is_that_of_the_rules():
+def test_the_tasks_have_the_version_of_the_rules():
     (version,) = re.findall(r"^  version: (\S+)", TASK.read_text(), flags=re.MULTILINE)
     assert version == str(ANSWER_RULES)

@@ -18,7 +18,7 @@ def test_judge_reads_both_answers():
     assert looping.degenerate == "loop"
 
 
-def test_score_worked_by_hand():
+def test_score_against_values_computed_by_hand():
     predictions = [
         _judged("So the answer is: 1,000", num_tokens=10),  # both right
         _judged("So the answer is: 1000\nor \\boxed{5}", num_tokens=20),  # strict right only
