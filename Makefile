@@ -1,25 +1,25 @@
-# Everything runs in environments that these targets make themselves; nothing has to be activated.
+# The targets create the environments they need; nothing has to be activated.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-# The Python that the environments are made of: 3.11 where there is one.
+# The Python from which the environments are created: 3.11 if installed.
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.10 python3; do \
     "$$name" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
     && { echo "$$name"; break; }; done)
-# NeMo 2.1.0 with Megatron-Core 0.10.0; and NeMo 2.2.1 with 0.11.0, what NVIDIA's NeMo 25.02 container carries
+# NeMo 2.1.0 with Megatron-Core 0.10.0; and NeMo 2.2.1 with 0.11.0, as in NVIDIA's NeMo 25.02 container
 VENV := .venv
 VENV_25_02 := .venv-25-02
-# What a bare machine with a GPU has, for the rehearsal: Python 3.12, torch for CUDA (5 GB) and the stack of GPU_KIT
+# For the rehearsal, the software of a bare GPU machine: Python 3.12, torch for CUDA (5 GB) and the stack of GPU_KIT
 VENV_GPU := .venv-gpu
-# Transformer Engine and NeMo for it (docs/gpu.md): site.tar.xz, and boot.sh that puts them on the path
+# A folder with Transformer Engine and NeMo for it (docs/gpu.md): site.tar.xz, and boot.sh, which adds them to the path
 GPU_KIT ?= ../shared/gpu-kit
 PYTHON_3_12 ?= $(firstword $(shell for name in python3.12 "$$HOME"/.pyenv/versions/3.12.*/bin/python3; do \
     "$$name" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo "$$name"; done))
-# TRL as it is now, for the benchmarks: its transformers is newer than NeMo's
+# A current TRL, for the benchmarks: its transformers is newer than NeMo's
 VENV_TRL := .venv-trl
-# A Python that has the stack already, a container's or a bare machine's: make gpu-check PYTHON_OF_STACK=python3
+# A Python that already has the stack, for example a container's: make gpu-check PYTHON_OF_STACK=python3
 PYTHON_OF_STACK ?=
 TESTS ?= tests/unit tests/slurm tests/parallel tests/functional
 PYTEST_ARGS ?=
@@ -33,24 +33,24 @@ REHEARSAL_STACK ?=
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
-demo: $(VENV)/.installed  ## a small model trained with DPO, DPOP and MinorDPO, evaluated and compared
+demo: $(VENV)/.installed  ## train a small model with DPO, DPOP and MinorDPO, evaluate and compare
 	$(VENV)/bin/python -m nemo_minordpo sweep demo
 
 real: $(VENV)/.installed  ## the same pipeline with GSM8K and SmolLM2-135M-Instruct
 	$(VENV)/bin/python -m nemo_minordpo sweep real
 
-paper-small: $(VENV)/.installed  ## the paper's experiment at the size of two cores: 24 runs in about an hour
+paper-small: $(VENV)/.installed  ## the paper's experiment scaled down to two cores: 24 runs in about an hour
 	$(VENV)/bin/python -m nemo_minordpo sweep paper-small
 
-test: $(VENV)/.installed  ## all tests that need no GPU; those of the launchers where Slurm is (PYTEST_ARGS="-k name")
+test: $(VENV)/.installed  ## all tests that need no GPU; launcher tests only with Slurm (PYTEST_ARGS="-k name")
 	$(VENV)/bin/python -m pytest $(TESTS) $(PYTEST_ARGS)
 
-gpu-check: $(if $(PYTHON_OF_STACK),,$(VENV)/.installed)  ## what a GPU's stack computes, and how fast (PYTHON_OF_STACK=python3)
+gpu-check: $(if $(PYTHON_OF_STACK),,$(VENV)/.installed)  ## check a GPU machine's results and speed (PYTHON_OF_STACK=python3)
 	$(or $(PYTHON_OF_STACK),$(VENV)/bin/python) -m tests.gpu $(GPU_CHECK_ARGS)
 
-# without the kit, and in continuous integration: what the CPU stack can play of it (tests/functional/test_rehearsal.py)
+# without the kit, and in continuous integration, the CPU stack rehearses a part (tests/functional/test_rehearsal.py)
 ifneq ($(and $(wildcard $(GPU_KIT)/boot.sh),$(PYTHON_3_12)),)
-gpu-rehearsal: $(VENV_GPU)/.installed $(REHEARSAL_STACK:%=$(VENV_GPU)/stack-%/.installed)  ## gpu-check with a GPU that the CPU plays, then FlexAttention for sm_90 (40 minutes)
+gpu-rehearsal: $(VENV_GPU)/.installed $(REHEARSAL_STACK:%=$(VENV_GPU)/stack-%/.installed)  ## gpu-check on a CPU that imitates a GPU, then FlexAttention for sm_90 (40 minutes)
 	@export PATH="$(abspath $(VENV_GPU))/bin:$$PATH"; root=$$PWD; cd $(GPU_KIT); . ./boot.sh; cd "$$root"; \
 	    export PYTHONPATH=$(REHEARSAL_STACK:%=$(abspath $(VENV_GPU))/stack-%:)$$PYTHONPATH; \
 	    unset PYTHONDONTWRITEBYTECODE; export PYTHONPYCACHEPREFIX=$(abspath $(VENV_GPU))/bytecode; \
@@ -58,18 +58,18 @@ gpu-rehearsal: $(VENV_GPU)/.installed $(REHEARSAL_STACK:%=$(VENV_GPU)/stack-%/.i
 	@PYTHONPATH= $(VENV_GPU)/bin/python -m tests.gpu.sm90 --output runs/gpu-rehearsal-sm90.json
 else
 gpu-rehearsal:
-	@echo "not run: it takes Python 3.12 (PYTHON_3_12=$(or $(PYTHON_3_12),none found)) and a folder with" \
-	    "Transformer Engine for it (GPU_KIT=$(GPU_KIT): $(if $(wildcard $(GPU_KIT)/boot.sh),there,no boot.sh in it))"
+	@echo "not run: it needs Python 3.12 (PYTHON_3_12=$(or $(PYTHON_3_12),none found)) and a folder with Transformer" \
+	    "Engine for it (GPU_KIT=$(GPU_KIT): $(if $(wildcard $(GPU_KIT)/boot.sh),found,no boot.sh there))"
 endif
 
-faults: $(VENV)/.installed  ## 22 jobs on a Slurm of virtual nodes, each hit by one fault; results in docs/ (root, an hour)
+faults: $(VENV)/.installed  ## 22 jobs on virtual Slurm nodes, one injected fault each; results in docs/ (root, an hour)
 	$(VENV)/bin/python -m tests.slurm.faults
 
 test-stacks: $(VENV)/.installed $(VENV_25_02)/.installed  ## the parallel tests on both NeMo and Megatron-Core pairs
 	$(VENV)/bin/python -m pytest tests/parallel $(PYTEST_ARGS)
 	$(VENV_25_02)/bin/python -m pytest tests/parallel $(PYTEST_ARGS)
 
-bench: $(VENV)/.installed $(VENV_TRL)/.installed  ## beside NeMo-Aligner and TRL: about an hour; results in docs/
+bench: $(VENV)/.installed $(VENV_TRL)/.installed  ## compare speed with NeMo-Aligner and TRL: about an hour; results in docs/
 	$(VENV)/bin/python -m tests.benchmarks.run
 	$(VENV)/bin/python -m tests.benchmarks.head
 	$(VENV)/bin/python -m tests.benchmarks.scaling
@@ -78,26 +78,26 @@ bench: $(VENV)/.installed $(VENV_TRL)/.installed  ## beside NeMo-Aligner and TRL
 	$(VENV)/bin/python -m tests.benchmarks.plan
 	$(VENV)/bin/python -m tests.benchmarks.metamath
 
-lint: $(VENV)/.installed  ## style, types and the layers between the modules
+lint: $(VENV)/.installed  ## check style, types and import layers
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 	$(VENV)/bin/lint-imports
 
-docs: $(VENV)/.installed  ## the pages of docs/ as a site in build/site, with settings and tables generated anew
+docs: $(VENV)/.installed  ## regenerate settings and tables of docs/, and build the site in build/site
 	$(VENV)/bin/python -m nemo_minordpo.config.page > docs/settings.md
 	$(VENV)/bin/python -m tests.benchmarks.tables
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
-doctor: $(VENV)/.installed  ## what this machine has and lacks for training
+doctor: $(VENV)/.installed  ## show what this machine has and lacks for training
 	$(VENV)/bin/python -m nemo_minordpo doctor
 
 $(VENV)/.installed: EXTRAS = cpu,dev
 $(VENV_25_02)/.installed: EXTRAS = cpu-25-02,dev
 $(VENV)/.installed $(VENV_25_02)/.installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no python3.10, python3.11 or python3.12 found: install one," \
-	    "or say which: make PYTHON=/path/to/python"; exit 1; }
-	@echo "Setting up $(@D) with $(PYTHON), once: about 2.5 GB, some minutes. What pip says: $(@D)/install.log"
+	    "or choose one: make PYTHON=/path/to/python"; exit 1; }
+	@echo "Setting up $(@D) with $(PYTHON), once: about 2.5 GB, some minutes. Log: $(@D)/install.log"
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip install --progress-bar off --editable '.[$(EXTRAS)]' 2>&1 | tee $(@D)/install.log \
 	    | awk '/^ *(Collecting|Downloading|Building) / && ++count % 25 == 0 { print "  " $$1, $$2; fflush() } \
@@ -106,7 +106,7 @@ $(VENV)/.installed $(VENV_25_02)/.installed: pyproject.toml
 	@touch $@
 
 $(VENV_GPU)/.installed: tests/gpu/rehearsal/requirements.txt
-	@echo "Setting up $(@D) with $(PYTHON_3_12), once: 6 GB, some minutes. What pip says: $(@D)/install.log"
+	@echo "Setting up $(@D) with $(PYTHON_3_12), once: 6 GB, some minutes. Log: $(@D)/install.log"
 	@$(PYTHON_3_12) -m venv $(@D)
 	@$(@D)/bin/python -m pip install --progress-bar off -r $< > $(@D)/install.log 2>&1 \
 	    || { tail -n 20 $(@D)/install.log; exit 1; }
@@ -118,7 +118,7 @@ $(VENV_GPU)/stack-25-02/.installed: $(VENV_GPU)/.installed
 	@touch $@
 
 $(VENV_TRL)/.installed:
-	@echo "Setting up $(@D), once. What pip says: $(@D)/install.log"
+	@echo "Setting up $(@D), once. Log: $(@D)/install.log"
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip install --progress-bar off torch==2.13.0 trl==1.16.0 > $(@D)/install.log 2>&1 \
 	    || { tail -n 20 $(@D)/install.log; exit 1; }

@@ -3,8 +3,8 @@
     python assets/make_demo_model.py --output assets/demo-model --overwrite     half an hour on one CPU thread
     python assets/make_demo_model.py --output assets/demo-model --only-evaluate
 
-It is trained as the demo will use it: `plain_prompt(question)` -> `response_from_answer(answer)` + EOS, with the
-loss on the response. The problems of `write_arithmetic`'s default seed are held out of the training.
+It is trained in the format that the demo uses: `plain_prompt(question)` -> `response_from_answer(answer)` + EOS, with
+the loss on the response. The problems of `write_arithmetic`'s default seed are held out.
 """
 
 import argparse
@@ -29,21 +29,21 @@ from nemo_minordpo.core.gsm8k import PAPER_INSTRUCTION, plain_prompt, response_f
 from nemo_minordpo.files import refuse_existing
 from nemo_minordpo.prepare.arithmetic import Problem, arithmetic_problems
 
-HELD_OUT_SEED = 1234  # write_arithmetic's default: what the demo trains and evaluates on
+HELD_OUT_SEED = 1234  # write_arithmetic's default, on which the demo trains and evaluates
 NUM_HELD_OUT = 10_000
 END = "<|endoftext|>"
 IGNORED = -100
 MAX_NEW_TOKENS = 128
 _CALCULATION = re.compile(r"[0-9]+ [-+*/] [0-9]+ = \$?[0-9]+")
-# A line end is a token of its own, so that a prompt, which ends with one, and a response never share a token;
-# a digit is one too, so that a number of n digits is n tokens.
+# A line end is a separate token, so that a prompt, which ends with one, never shares a token with its response; so is
+# every digit, so that a number of n digits is n tokens.
 _PIECES = Regex(r" ?[A-Za-z]+|[0-9]| ?[^\sA-Za-z0-9]+|\s")
 
-Row = tuple[list[int], int]  # token ids, and how many of them at the start carry no loss
+Row = tuple[list[int], int]  # token ids, and the number of leading tokens without loss
 
 
 def make_tokenizer(problems: list[Problem]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE that knows the words of the problems and of the paper's prompt; any other text is bytes."""
+    """Byte-level BPE with the words of the problems and of the paper's prompt; all other text becomes bytes."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -53,7 +53,7 @@ def make_tokenizer(problems: list[Problem]) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=1024,  # not reached: all words are whole before that
+        vocab_size=1024,  # not reached: by then all words are single tokens
         special_tokens=[END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -70,7 +70,7 @@ def make_tokenizer(problems: list[Problem]) -> PreTrainedTokenizerFast:
 
 
 def make_model(vocabulary: int, end: int) -> Qwen2ForCausalLM:
-    """Heads, key-value heads and layers can be halved: the demo trains at TP=2 or PP=2."""
+    """Numbers of heads, key-value heads and layers are even: the demo trains at TP=2 or PP=2."""
     config = Qwen2Config(
         vocab_size=math.ceil(vocabulary / 128) * 128,
         hidden_size=128,
@@ -89,13 +89,13 @@ def make_model(vocabulary: int, end: int) -> Qwen2ForCausalLM:
 
 
 def training_problems(seed: int) -> Iterator[Problem]:
-    """Problems of another seed, without those that the demo may evaluate on."""
+    """Problems from another seed, without those on which the demo may evaluate."""
     held_out = {problem.question for problem in islice(arithmetic_problems(HELD_OUT_SEED), NUM_HELD_OUT)}
     return (problem for problem in arithmetic_problems(seed + 1) if problem.question not in held_out)
 
 
 def story_row(problem: Problem, tokenizer: PreTrainedTokenizerFast, *, instruction: bool) -> Row:
-    """One problem; without the instruction it is a third shorter, and teaches nearly the same."""
+    """One problem; without the instruction, it is a third shorter and teaches nearly as much."""
     prompt = plain_prompt(problem.question)
     prompt_ids = tokenizer.encode(prompt if instruction else prompt.removeprefix(PAPER_INSTRUCTION))
     response_ids = tokenizer.encode(response_from_answer(problem.answer))
@@ -103,7 +103,7 @@ def story_row(problem: Problem, tokenizer: PreTrainedTokenizerFast, *, instructi
 
 
 def drill_row(problems: list[Problem], tokenizer: PreTrainedTokenizerFast) -> Row:
-    """The calculations of some problems, alone: a third of the tokens for as much arithmetic."""
+    """Only the calculations of some problems: the same arithmetic in a third of the tokens."""
     found = [line for problem in problems for line in _CALCULATION.findall(response_from_answer(problem.answer))]
     return tokenizer.encode(" " + "\n ".join(found) + "\n"), 0
 
@@ -111,7 +111,7 @@ def drill_row(problems: list[Problem], tokenizer: PreTrainedTokenizerFast) -> Ro
 def batches(
     tokenizer: PreTrainedTokenizerFast, *, batch_tokens: int, num_steps: int, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(ids, labels) [B, S] of rows alike in length: drills among the stories first, whole prompts at the end."""
+    """(ids, labels) [B, S] of rows of similar length: at first a mix with drills, at the end whole prompts."""
     problems = training_problems(seed)
     rng = random.Random(seed)
     waiting: list[tuple[Tensor, Tensor]] = []
@@ -143,12 +143,12 @@ def _batched(rows: list[Row], *, batch_tokens: int) -> list[tuple[Tensor, Tensor
 def _padded(rows: list[Row]) -> tuple[Tensor, Tensor]:
     ids = [torch.tensor(ids) for ids, _ in rows]
     labels = [torch.tensor([IGNORED] * start + ids[start:]) for ids, start in rows]
-    # The padding is on the right: a causal model needs no mask for it.
+    # Right padding: a causal model needs no mask for it.
     return pad_sequence(ids, batch_first=True), pad_sequence(labels, batch_first=True, padding_value=IGNORED)
 
 
 def make_optimizers(model: Qwen2ForCausalLM, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers: a loss of 0.39 in a trial of 400 steps, where AdamW alone came to 0.51."""
+    """Muon for the layers' matrices: in a trial of 400 steps, it reached a loss of 0.39, AdamW alone 0.51."""
     matrices = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
     others = [weight for name, weight in model.named_parameters() if weight.ndim != 2 or "embed" in name]
     return [
@@ -158,9 +158,10 @@ def make_optimizers(model: Qwen2ForCausalLM, learning_rate: float) -> list[torch
 
 
 def train(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, arguments: argparse.Namespace) -> None:
-    """A linear warm-up and a linear decay towards zero, cut before its end, in float32.
+    """Linear warm-up and linear decay towards zero, stopped early, in float32.
 
-    The whole schedule would answer nearly all right with certainty, and leave preference training nothing to move.
+    After the whole schedule, the model would be nearly always right and certain, which leaves preference training
+    nothing to improve.
     """
     steps = arguments.steps
     optimizers = make_optimizers(model, arguments.learning_rate)
@@ -186,14 +187,14 @@ def train(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, arguments
 
 
 def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
-    """Weights in bfloat16: half the size; the evaluation reads them back."""
+    """Save the weights in bfloat16, at half the size; the evaluation reads them back."""
     model.to(torch.bfloat16).save_pretrained(output)
     tokenizer.save_pretrained(output)
 
 
 @torch.no_grad()
 def evaluate(folder: Path, *, num_problems: int) -> None:
-    """Greedy answers to held-out problems: right final answers by number of steps, right lines by place."""
+    """Answer held-out problems greedily; print accuracy by number of steps, and by line of the answer."""
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
     problems = list(islice(arithmetic_problems(HELD_OUT_SEED), num_problems))
@@ -209,7 +210,7 @@ def evaluate(folder: Path, *, num_problems: int) -> None:
             for place, line in enumerate(gold.split("\n")[:-1], start=1):
                 lines[place] += 1
                 lines_right[place] += place <= len(written) and written[place - 1] == line
-    show(f"right final answers: {right.total()} of {num_problems} = {right.total() / num_problems:.1%}")
+    show(f"correct final answers: {right.total()} of {num_problems} = {right.total() / num_problems:.1%}")
     for steps in sorted(asked):
         show(f"  problems of {steps} steps: {right[steps]} of {asked[steps]} = {right[steps] / asked[steps]:.1%}")
     for place in sorted(lines):
@@ -227,12 +228,12 @@ def _answers(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, proble
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of the model")
-    parser.add_argument("--overwrite", action="store_true", help="replace a model that is there")
-    parser.add_argument("--only-evaluate", action="store_true", help="evaluate the model that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing model")
+    parser.add_argument("--only-evaluate", action="store_true", help="evaluate the existing model")
     parser.add_argument("--num-problems", type=int, default=500, help="held-out problems to evaluate on")
     parser.add_argument("--steps", type=int, default=3600, help="length of the schedule")
-    parser.add_argument("--stop-after", type=int, default=3000, help="steps that are done of it")
-    parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens a step at first, double at the end")
+    parser.add_argument("--stop-after", type=int, default=3000, help="number of steps to train")
+    parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens per step at first; doubled at the end")
     parser.add_argument("--learning-rate", type=float, default=1e-2)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()

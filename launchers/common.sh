@@ -1,25 +1,25 @@
 # shellcheck shell=bash
-# What the job scripts share; sourced by them, inside a job.
+# Shared by the job scripts, which source it inside a job.
 #
-# Set by the site or the user, through the environment or the file $MINORDPO_SITE (launchers/site.example.sh):
-#   MINORDPO_PYTHON          Python that has nemo_minordpo; default: .venv/bin/python of this checkout, else python3
+# Set by the site or the user, in the environment or in the file $MINORDPO_SITE (launchers/site.example.sh):
+#   MINORDPO_PYTHON          Python with nemo_minordpo; default: .venv/bin/python of this checkout, else python3
 #   MINORDPO_CONTAINER       image for pyxis; then MINORDPO_PYTHON is a command inside it (default: python3)
-#   MINORDPO_MOUNTS          host:container,... for pyxis; this checkout and the working folder are mounted anyway
-#   MINORDPO_PLAN_ARGS       options of `minordpo plan`, such as --device-memory 141, where it guesses wrongly
-#   MINORDPO_SRUN_ARGS       more arguments of srun, separated by spaces
-#   MINORDPO_MAX_CRASHES     ends without a new checkpoint in between, crashes above all, before the job fails (3)
-#   MINORDPO_NODE_WAIT       seconds to wait for a node that does not answer, or for room on a full disk (900)
-#   MINORDPO_REQUEUE         scontrol (default), exit = end with MINORDPO_REQUEUE_EXIT (85), no = end and stay ended
+#   MINORDPO_MOUNTS          host:container,... for pyxis; this checkout and the working folder are always mounted
+#   MINORDPO_PLAN_ARGS       options of `minordpo plan`, for example --device-memory 141 if its guess is wrong
+#   MINORDPO_SRUN_ARGS       extra arguments of srun, separated by spaces
+#   MINORDPO_MAX_CRASHES     crashes or other ends without a new checkpoint in between before the job fails (3)
+#   MINORDPO_NODE_WAIT       seconds to wait for a node that does not answer, or for space on a full disk (900)
+#   MINORDPO_REQUEUE         scontrol (default), exit = end with MINORDPO_REQUEUE_EXIT (85), no = end without requeueing
 set -euo pipefail
 
-# What lies in a run folder goes by the names of nemo_minordpo/file_names.py.
+# The names of files in a run folder are those of nemo_minordpo/file_names.py.
 
 # shellcheck source=launchers/python.sh
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 
 job=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
-received='' # the last signal that reached this script
-tries=0     # steps of this attempt of the job
+received='' # the last signal that this script received
+tries=0     # number of training starts in this attempt of the job
 
 say() {
   printf '%s job %s: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%S.%3NZ)" "$job" "$*"
@@ -33,7 +33,7 @@ trap on_exit EXIT
 trap 'received=USR1' USR1
 trap 'received=TERM' TERM
 
-# Arguments of every srun: the container, where there is one, and what the site wants.
+# Arguments of every srun: the container, if any, and the site's own.
 step_args=(--export=ALL)
 if [ -n "${MINORDPO_CONTAINER:-}" ]; then
   step_args+=(
@@ -45,7 +45,7 @@ fi
 read -ra more_args <<< "${MINORDPO_SRUN_ARGS:-}"
 step_args+=(${more_args[@]+"${more_args[@]}"})
 
-# Python as one process of the first node.
+# Runs Python as a single process on the first node.
 python_here() {
   if [ -n "${MINORDPO_CONTAINER:-}" ]; then
     srun "${step_args[@]}" --nodes=1 --ntasks=1 "$python" "$@"
@@ -66,7 +66,7 @@ report_environment() {
   minordpo doctor 2>&1
 }
 
-# Waits for a process through signals, which only interrupt the waiting; a signal is passed on to all ranks.
+# Waits for a process, even if signals interrupt the wait; a signal is passed on to all ranks.
 wait_for() {
   local pid=$1 passed='' code
   while :; do
@@ -74,7 +74,7 @@ wait_for() {
     wait "$pid" || code=$?
     if [ -n "$received" ] && [ "$received" != "$passed" ]; then
       passed=$received
-      say "SIG$received: the ranks are asked to save and stop"
+      say "SIG$received: asking the ranks to save and stop"
       scancel --signal="$received" "$SLURM_JOB_ID" 2> /dev/null || true
     elif ! kill -0 "$pid" 2> /dev/null; then
       return "$code"
@@ -82,8 +82,8 @@ wait_for() {
   done
 }
 
-# All ranks of a run: srun_ranks RUN RANKS_OF_A_NODE ARGUMENTS_OF_TRAIN...
-# Writes RUN/logs/JOB.TRY/: rank_*.log, and what srun itself says.
+# Starts all ranks of a run: srun_ranks RUN RANKS_PER_NODE ARGUMENTS_OF_TRAIN...
+# Writes to RUN/logs/JOB.TRY/: rank_*.log, and srun.log with srun's own messages.
 srun_ranks() {
   local run=$1 ranks=$2 code=0 pid follower logs
   shift 2
@@ -91,7 +91,7 @@ srun_ranks() {
   logs=$run/logs/job_$job.$tries
   mkdir -p "$logs"
   MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-  # an attempt's own: the one before may still hold its port
+  # a new port for each attempt: the previous one may still hold its own
   MASTER_PORT=$((10000 + (SLURM_JOB_ID * 97 + ${SLURM_RESTART_COUNT:-0} * 13 + tries) % 20000))
   export MASTER_ADDR MASTER_PORT
   say "start $tries: $SLURM_JOB_NUM_NODES x $ranks ranks, $MASTER_ADDR:$MASTER_PORT, logs in $logs"
@@ -113,15 +113,15 @@ srun_ranks() {
   return "$code"
 }
 
-# Whether a rank refused its settings, inputs or values (exit code 2): nothing that another try would change.
+# Whether a rank refused its settings, inputs or values (exit code 2): another try would not help.
 refused() {
   grep -qE '^srun: error: [^ ]+: tasks? [0-9,-]+: Exited with exit code 2$' "$1"
 }
 
-# A rank that is killed writes nothing down; srun says so first: "srun: error: node2: task 3: Killed".
+# A killed rank records nothing itself; srun reports it first: "srun: error: node2: task 3: Killed".
 note_killed_rank() {
   local run=$1 ranks=$2 log=$3 lost first node task what
-  # of a node that was restarted meanwhile; what srun then kills is the consequence
+  # a node was restarted: what srun then kills is only a consequence
   lost=$(sed -n 's/^srun: error: .*missing step on node \([0-9]*\)$/\1/p' "$log" | head -n 1)
   if [ -n "$lost" ]; then
     node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n "$((lost + 1))p")
@@ -135,23 +135,23 @@ note_killed_rank() {
     node=${node# }
     task=${task%%[-,]*}
   fi
-  say "rank $task on $node ended without a word:$what"
-  python_here -m nemo_minordpo.train.folder.attempt "$run" "$node" "$task" "the process ended without a word:$what" || true
+  say "rank $task on $node ended without a message:$what"
+  python_here -m nemo_minordpo.train.folder.attempt "$run" "$node" "$task" "the process ended without a message:$what" || true
 }
 
-# Says what the job waits for, here and in RUN/logs/waiting, where `minordpo status` finds it: waits RUN REASON
+# Reports what the job is waiting for, here and in RUN/logs/waiting for `minordpo status`: waits RUN REASON
 waits() {
   say "$2"
   printf '%s\n' "$2" > "$1/logs/waiting" || true # the disk may be full
 }
 
-# A few seconds that a signal may cut short.
+# Waits a few seconds; a signal cuts this short.
 pause() {
   sleep 5 &
   wait $! || true
 }
 
-# Whether every node of the job still starts processes, beside whatever runs there; a dead one is Slurm's to replace.
+# Whether every node of the job can still start processes, whatever else runs there; Slurm replaces dead nodes.
 nodes_answer() {
   timeout 60 srun --export=ALL --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" \
     --kill-on-bad-exit=1 --wait=10 true 2> /dev/null
@@ -162,10 +162,10 @@ step_runs() {
   scontrol --oneliner show step "$SLURM_JOB_ID" 2> /dev/null | grep -qE '^StepId=[^ ]+\.[0-9]+ .*State=RUNNING'
 }
 
-# Ends this attempt of the job so that the next one resumes the run: requeue RUN REASON
+# Ends this attempt of the job, so that the next one resumes the run: requeue RUN REASON
 requeue() {
   if [ "${MINORDPO_REQUEUE:-scontrol}" = no ]; then
-    say "the end: $2"
+    say "ending: $2"
     rm -f "$1/logs/waiting"
   else
     waits "$1" "requeue: $2"
@@ -178,13 +178,13 @@ requeue() {
     exit) exit "${MINORDPO_REQUEUE_EXIT:-85}" ;;
     no) exit 75 ;;
     *)
-      echo "error: MINORDPO_REQUEUE=$MINORDPO_REQUEUE: scontrol, exit or no expected" >&2
+      echo "error: MINORDPO_REQUEUE=$MINORDPO_REQUEUE: choose scontrol, exit or no" >&2
       exit 2
       ;;
   esac
 }
 
-# Nodes that do not answer are Slurm's: it ends and requeues the job. If it does not, we ask for it.
+# If a node does not answer, Slurm should end and requeue the job. If it does not do so in time, we request it.
 wait_for_nodes() {
   local run=$1 since=$SECONDS
   until nodes_answer; do
@@ -195,8 +195,8 @@ wait_for_nodes() {
   done
 }
 
-# A node that lost power and was back before Slurm missed it has forgotten its part of the last step, which Slurm counts
-# as running for ever: the next step would wait for its room. Another attempt of the job does not.
+# A node that loses power and returns before Slurm notices has forgotten its part of the last job step. Slurm counts that
+# step as running for ever, and the next step would wait for its resources. A new attempt of the job would not.
 leave_lost_step() {
   local run=$1 tries
   for tries in 1 2 3 4; do
@@ -207,7 +207,7 @@ leave_lost_step() {
   requeue "$run" "the last step will not end: one of its nodes was restarted"
 }
 
-# Checks the settings, and sets the caller's `ranks` (of a node) and `run` (its folder).
+# Checks the settings, and sets the caller's `ranks` (per node) and `run` (the run folder).
 read_plan() {
   local plan more
   read -ra more <<< "${MINORDPO_PLAN_ARGS:-}"
@@ -219,8 +219,8 @@ newest_checkpoint() {
   find "$1/checkpoints" -maxdepth 1 -name 'step_*' 2> /dev/null | sort | tail -n 1 || true
 }
 
-# Counts ends without a new checkpoint since the last one, over all attempts; gives up when there are too many. A run
-# whose time limit is too short for a step would be requeued for ever.
+# Counts consecutive ends without a new checkpoint, over all attempts, and gives up if there are too many: a run whose
+# time limit is too short for a single step would be requeued for ever.
 count_end() {
   local run=$1 file=$1/logs/ends newest last='' count=0
   newest=$(newest_checkpoint "$run")
@@ -229,15 +229,15 @@ count_end() {
   count=$((count + 1))
   printf '%s\n%s\n' "$count" "$newest" > "$file" || true # the disk may be full
   if [ "$count" -gt "${MINORDPO_MAX_CRASHES:-3}" ]; then
-    say "$count ends without a new checkpoint ($2): given up; $run/failures and $run/logs say more"
+    say "giving up after $count ends without a new checkpoint ($2); see $run/failures and $run/logs"
     exit 1
   fi
 }
 
-# Whether a checkpoint as large as the newest one fits on the disk; where not, someone has to make room.
+# Waits until a checkpoint as large as the newest one fits on the disk; someone has to free the space.
 wait_for_disk() {
   local run=$1 since=$SECONDS newest needed=1024 free
-  rm -rf "$run"/checkpoints/.step_*.tmp # of the ranks that have just ended
+  rm -rf "$run"/checkpoints/.step_*.tmp # left by the ranks that have just ended
   newest=$(newest_checkpoint "$run")
   if [ -n "$newest" ]; then needed=$(du -sk "$newest" | cut -f 1); fi
   while :; do
@@ -245,20 +245,20 @@ wait_for_disk() {
     if [ "$free" -gt "$needed" ] || [ -n "$received" ]; then return; fi
     if [ $((SECONDS - since)) -gt "${MINORDPO_NODE_WAIT:-900}" ]; then
       rm -f "$run/logs/waiting"
-      say "given up: a checkpoint needs $needed KiB"
+      say "giving up: the disk of $run is full; a checkpoint needs $needed KiB"
       exit 1
     fi
-    waits "$run" "the disk of $run is full: $free KiB are free, a checkpoint needs $needed KiB; waiting"
+    waits "$run" "the disk of $run is full: $free KiB are free, a checkpoint needs $needed KiB; waiting for space"
     pause
   done
 }
 
-# `minordpo train` until it is complete: resume after crashes, requeue before the time limit and on preemption. Sets the
-# caller's `run`, its folder.
+# Runs `minordpo train` until it is complete: resumes after crashes, requeues before the time limit and on preemption.
+# Sets the caller's `run`, the run folder.
 train() {
   local ranks code
   say "start, $# arguments"
-  read_plan "$@" # first: what is wrong with the settings, is said before anything else
+  read_plan "$@" # first, so that wrong settings are reported before anything else
   report_environment
   while :; do
     code=0
@@ -268,7 +268,7 @@ train() {
       return
     fi
     if [ "$code" -eq 2 ]; then
-      say "given up: the same settings and inputs would end there again"
+      say "giving up: the same settings and inputs would fail again"
       exit 2
     fi
     case $received in
@@ -277,7 +277,7 @@ train() {
         requeue "$run" "the time limit is near"
         ;;
       TERM)
-        # of scancel, requeue and time limit the end is decided; another SIGTERM leaves the job running
+        # scancel, requeue and the time limit end the job anyway; after any other SIGTERM it is still running
         if [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then requeue "$run" "SIGTERM"; fi
         exit 143
         ;;
@@ -295,8 +295,7 @@ train() {
   done
 }
 
-# A command of ours that resumes where it was, of the run in `run`: when the job has to end before it does, the job is
-# requeued.
+# Runs a resumable `minordpo` command for the run folder `run`; if the job has to end first, requeues it.
 minordpo_or_requeue() {
   local code=0
   if [ -z "$received" ]; then
@@ -307,7 +306,7 @@ minordpo_or_requeue() {
   requeue "$run" "SIG$received"
 }
 
-# `minordpo reference` on all nodes of the job.
+# Runs `minordpo reference` on all nodes of the job.
 reference() {
   local run ranks
   say "start, $# arguments"

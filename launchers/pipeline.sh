@@ -1,10 +1,10 @@
 #!/bin/bash
-# Submits the whole pipeline as a chain of jobs, each when the one before it has succeeded, and prints it:
+# Submits the whole pipeline as a chain of jobs, each of which starts when the previous one has succeeded:
 #   launchers/pipeline.sh HF QUESTIONS RUN KEY=VALUE ...
 # HF: Hugging Face folder of the base model, imported into RUN.nemo; QUESTIONS: jsonl for the evaluation; RUN: the run
-# folder, with RUN/hf and RUN/evaluation at the end. KEY=VALUE are `minordpo train`'s, the pairs among them.
-# Options of sbatch: SBATCH_* (launchers/site.example.sh), of import and export MINORDPO_CPU_SBATCH_ARGS besides; nodes
-# of the training: MINORDPO_NODES (2).
+# folder, which will contain RUN/hf and RUN/evaluation. KEY=VALUE: overrides of `minordpo train`, including the pairs.
+# Options of sbatch: SBATCH_* (launchers/site.example.sh); for import and export also MINORDPO_CPU_SBATCH_ARGS. Number of
+# training nodes: MINORDPO_NODES (2).
 set -euo pipefail
 if [ $# -lt 4 ]; then
   sed -n '2,7s/^# //p' "$0" >&2
@@ -20,7 +20,7 @@ settings=(
 )
 check_settings "${settings[@]}"
 
-# submit NAME AFTER SBATCH_ARGUMENTS...: prints the job's number, and on stderr what was submitted
+# submit NAME AFTER SBATCH_ARGUMENTS...: prints the job's number, and a description of the job on stderr
 submit() {
   local name=$1 after=$2 job
   shift 2
@@ -41,4 +41,4 @@ before=$(submit export "$before" --job-name=export-hf ${cpu_only[@]+"${cpu_only[
   "$launchers/command.sub" export-hf "$run" "$run/hf")
 before=$(submit evaluate "$before" --job-name=evaluate \
   "$launchers/command.sub" evaluate "$run/hf" "$questions" "$run/evaluation")
-echo "last job: $before; squeue shows the chain, minordpo status $run the training"
+echo "last job: $before; follow the chain with squeue, the training with: minordpo status $run"

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the site wants, and the Python that launchers start, as common.sh says; sourced by them.
+# Reads the site's settings and chooses the Python for the launchers, as described in common.sh; sourced by them.
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 site=${MINORDPO_SITE:-$checkout/launchers/site.sh}
 if [ -e "$site" ]; then

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# What pipeline.sh and sweep.sh share, on the machine that submits; sourced by them.
+# Shared by pipeline.sh and sweep.sh on the submitting machine; sourced by them.
 launchers=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-# Refuses settings that are wrong by themselves: check_settings [--runs RUNS] KEY=VALUE...
-# In a container, or without such a Python on this machine, the job does so, as the first thing that it does.
+# Refuses invalid settings before anything is submitted: check_settings [--runs RUNS] KEY=VALUE...
+# With a container, or without a suitable Python on this machine, the job checks them first thing instead.
 check_settings() {
   local code=0
   (
@@ -15,12 +15,12 @@ check_settings() {
   if [ "$code" -ne 0 ]; then echo "note: this machine cannot check the settings; the job will" >&2; fi
 }
 
-# A text as Hydra reads it in quotes, where a backslash is doubled only where a quote follows: quoted TEXT
+# Quotes a text for Hydra, where only backslashes before a quote are doubled: quoted TEXT
 quoted() {
   sed -E "s/(\\\\+)('|$)/\\1\\1\\2/g; s/'/\\\\'/g; s/.*/'&'/" <<< "$1"
 }
 
-# The other way round, a line a text.
+# The inverse, for one text per line.
 unquoted() {
   sed -E "/^'.*'$/{ s/^'(.*)'$/\\1/; s/(\\\\+)\\1('|$)/\\1\\2/g; s/\\\\'/'/g }"
 }

@@ -1,11 +1,11 @@
 #!/bin/bash
-# Submits a sweep: the reference once, the runs as an array, the report when all of them have ended.
+# Submits a sweep: the reference once, the runs as an array, and the report after all of them.
 #   launchers/sweep.sh RUNS LIMIT OUTPUT KEY=VALUE ...
-# RUNS: a file with a line of overrides a run, exp_manager.explicit_log_dir among them; LIMIT: runs at a time;
-# OUTPUT: folder of the report. KEY=VALUE are for all runs. `minordpo sweep EXPERIMENT --slurm LIMIT` writes all that.
-# With MINORDPO_QUESTIONS every run is exported and evaluated, with the options in MINORDPO_EVALUATE_ARGS, and so is
-# MINORDPO_BASE_MODEL, where there is one, into MINORDPO_BASE_SCORE. Options of sbatch: SBATCH_*
-# (launchers/site.example.sh), of the report MINORDPO_CPU_SBATCH_ARGS besides.
+# RUNS: a file with one line of overrides per run, including exp_manager.explicit_log_dir; LIMIT: simultaneous runs;
+# OUTPUT: the report's folder. KEY=VALUE are for all runs. `minordpo sweep EXPERIMENT --slurm LIMIT` does all this.
+# With MINORDPO_QUESTIONS, every run is exported and evaluated with the options in MINORDPO_EVALUATE_ARGS, and
+# MINORDPO_BASE_MODEL, if set, is evaluated into MINORDPO_BASE_SCORE. Options of sbatch: SBATCH_*
+# (launchers/site.example.sh); for the report also MINORDPO_CPU_SBATCH_ARGS.
 set -euo pipefail
 if [ $# -lt 3 ]; then
   sed -n '2,9s/^# //p' "$0" >&2
@@ -17,7 +17,7 @@ runs=$1 limit=$2 output=$3
 shift 3
 mapfile -t lines < <(grep -v '^ *\(#\|$\)' "$runs")
 if [ "${#lines[@]}" -eq 0 ]; then
-  echo "error: $runs holds no run" >&2
+  echo "error: $runs contains no runs" >&2
   exit 2
 fi
 mapfile -t folders < <(
