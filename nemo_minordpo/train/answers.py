@@ -1,8 +1,8 @@
-"""Degeneration watch: what a model answers, while it is trained, to a few prompts.
+"""Degeneration watch: the model's answers to a few prompts during training.
 
-watch/step_*.jsonl     the greedy answers of each sample (records.WatchedAnswer); those of step 0 are the reference's
-watch/reference.npz    two answers to each prompt, sampled from the reference before the first step, and their
-                       log-probabilities: what the divergence is estimated on
+watch/step_*.jsonl     the greedy answers of each sample (records.WatchedAnswer); step 0 has the reference's answers
+watch/reference.npz    two answers to each prompt, sampled from the reference before the first step, with their
+                       log-probabilities, for estimating the divergence
 """
 
 import time
@@ -26,27 +26,28 @@ from nemo_minordpo.train.folder.attempt import Attempt
 from nemo_minordpo.train.model.generation import GenerationLimits, generate, gumbel_noise
 from nemo_minordpo.train.reference import log_probs_of
 
-# More of the answers than before training, by so much, repeat themselves: an alarm when rewards/chosen has fallen.
+# Increase, since before training, in the fraction of answers that repeat themselves that raises an alarm if
+# rewards/chosen has fallen.
 ALARM_ABOVE = 0.1
 
 
 @dataclass
 class AnswerWatch:
-    """Greedy answers with their measures of repetition, and how far the policy is from the reference.
+    """Greedy answers with measures of their repetition, and the policy's divergence from the reference.
 
-    The divergence is ``KL(reference || policy)``, estimated without bias as the mean over sampled answers ``y`` of the
-    reference of ``log pi_ref(y) - log pi(y)``, in nats per answer (of at most `max_new_tokens`). Its estimate needs no
-    reference weights and no new answers: one forward pass.
+    The divergence is ``KL(reference || policy)``, estimated without bias as the mean of ``log pi_ref(y) - log pi(y)``
+    over answers ``y`` sampled from the reference, in nats per answer (of at most `max_new_tokens`). The estimate takes
+    one forward pass, and needs neither the reference weights nor new answers.
 
     Attributes:
         folder: `watch` in the run folder.
         model: MegatronGPTMinorDPOModel after set-up.
-        prompts: token ids of each.
-        limits: of the answers.
+        prompts: token ids of each prompt.
+        limits: limits on the answers.
         batches_of: makes the batches of this data-parallel rank from pairs.
-        data_parallel: (rank, size): each replica answers its share of the prompts.
-        vocab_size: rows of the embedding.
-        seed: of the samples.
+        data_parallel: (rank, size); each replica answers its share of the prompts.
+        vocab_size: number of rows of the embedding.
+        seed: seed for sampling.
     """
 
     folder: Path
@@ -59,7 +60,7 @@ class AnswerWatch:
     seed: int
 
     def begin(self, attempt: Attempt) -> None:
-        """Before the first step, when the policy is the reference: sample its answers, and keep them; collective."""
+        """Sample and save the reference's answers, before the first step, when it is the policy; collective."""
         twice = [prompt for prompt in self.prompts for _ in range(2)]
         with self.model.evaluating():
             samples = self._answers(twice, noise=gumbel_noise(self.seed, vocab_size=self.vocab_size))
@@ -76,16 +77,16 @@ class AnswerWatch:
                 attempt.check()
 
     def resume(self) -> None:
-        """Resume with what :meth:`begin` saved.
+        """Load what :meth:`begin` saved.
 
         Raises:
-            ValueError: it is not there any more.
+            UserError: it is missing.
         """
         first = self._answers_file(0)
         if not (self._reference_file.is_file() and first.is_file()):
             raise UserError(
-                f"{self.folder}: there are no answers of the reference, from before the first step: the run began "
-                "without the watch, or they were removed; trainer.dpo.watch.interval=0 resumes it without"
+                f"{self.folder} has no answers of the reference, from before the first step: the run began without "
+                "the watch, or they were removed; trainer.dpo.watch.interval=0 resumes the run without the watch"
             )
         arrays, self._reference = read_samples(self._reference_file)
         self._samples = self.batches_of(arrays)
@@ -96,25 +97,25 @@ class AnswerWatch:
 
         Args:
             step: optimizer steps done.
-            attempt: that may write.
+            attempt: the attempt that writes the answers.
             chosen: `rewards/chosen` of this step, nats.
 
         Returns:
-            The metrics on every rank, and a reason for alarm, or nothing.
+            The metrics, on every rank, and the reason for an alarm, or an empty string.
 
-            - `degenerate_rate`: part of the answers that repeat themselves, as core/repetition.py sees it;
-            - `repeated_4grams`: mean over the answers of the share of 4-grams that have been there before;
-            - `unfinished_rate`, `mean_tokens`: of the answers;
-            - `kl_reference`: nats an answer, see the class.
+            - `degenerate_rate`: fraction of answers that repeat themselves, as core/repetition.py defines it;
+            - `repeated_4grams`: fraction of 4-grams that occurred earlier in the same answer, averaged over answers;
+            - `unfinished_rate`, `mean_tokens`: fraction of answers that were cut, and tokens per answer;
+            - `kl_reference`: nats per answer, see the class.
         """
         started = time.perf_counter()
         with self.model.evaluating():
             token_ids = self._answers(self.prompts, noise=None)
             divergence = float((self._reference - log_probs_of(self.model, self._samples)).mean())
-        # without the token that ended it
+        # without the token that ends the answer
         ended = [bool(ids) and ids[-1] in self.limits.stop_ids for ids in token_ids]
         texts = [ids[:-1] if end else ids for ids, end in zip(token_ids, ended, strict=True)]
-        answers = [self._judged(*one) for one in zip(self.prompts, texts, ended, strict=True)]
+        answers = [self._judged(*answer) for answer in zip(self.prompts, texts, ended, strict=True)]
         if _is_first_rank():
             attempt.check()
             write_jsonl(self._answers_file(step), answers)
@@ -132,7 +133,7 @@ class AnswerWatch:
         return values, self._alarm(rate, chosen)
 
     def _alarm(self, rate: float, chosen: float) -> str:
-        if chosen >= 0 or rate - self._usual < ALARM_ABOVE - 1e-9:  # a tenth is not 0.1 to the bit
+        if chosen >= 0 or rate - self._usual < ALARM_ABOVE - 1e-9:  # differences of rates are rounded
             return ""
         return (
             f"rewards/chosen has fallen to {chosen:+.3g} nats and {100 * rate:.0f} % of {len(self.prompts)} answers "
@@ -140,7 +141,7 @@ class AnswerWatch:
         )
 
     def _answers(self, prompts: list[list[int]], *, noise: Any) -> list[list[int]]:
-        """Of all prompts, on every rank; this replica writes its share."""
+        """The answers to all prompts, on every rank; this replica generates its share."""
         rank, size = self.data_parallel
         own = range(rank, len(prompts), size)
         of_own = None if noise is None else lambda number, place: noise(own[number], place)
@@ -170,7 +171,7 @@ class AnswerWatch:
 
 
 def read_samples(file: Path) -> tuple[TokenArrays, np.ndarray]:
-    """The reference's answers, two a prompt as a pair, and their log-probabilities [N, 2], nats."""
+    """The reference's answers, one pair per prompt, and their log-probabilities [N, 2], nats."""
     with np.load(file) as saved:
         arrays = dict(saved)
     log_probs = arrays.pop("log_probs")
@@ -178,7 +179,7 @@ def read_samples(file: Path) -> tuple[TokenArrays, np.ndarray]:
 
 
 def watched_prompts(arrays: TokenArrays, *, count: int, max_length: int) -> list[list[int]]:
-    """The first different prompts of some pairs that leave room for an answer."""
+    """The first distinct prompts that leave room for an answer."""
     prompts: dict[tuple[int, ...], None] = {}
     for pair in range(len(arrays)):
         length = int(arrays.prompt_lengths[pair])
@@ -190,7 +191,7 @@ def watched_prompts(arrays: TokenArrays, *, count: int, max_length: int) -> list
 
 
 def stop_ids_of(tokenizer: Any) -> frozenset[int]:
-    """The tokens that end an answer, of NeMo's tokenizer."""
+    """The tokens that end an answer, from NeMo's tokenizer."""
     return frozenset(end_ids(tokenizer.tokenizer))
 
 

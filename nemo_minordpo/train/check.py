@@ -1,7 +1,7 @@
-"""`python -m nemo_minordpo.train.check [--runs FILE] KEY=VALUE ...`: settings, before a job is submitted with them.
+"""`python -m nemo_minordpo.train.check [--runs FILE] KEY=VALUE ...`: checks settings before a job is submitted.
 
-FILE has a line of overrides a run, quoted as for a shell; those on the command line are for all runs. Opens no other
-file. Exit code 2: a setting is wrong.
+FILE has one line of overrides per run, quoted as for a shell; those on the command line apply to all runs. Opens no
+other file. Exit code 2 if a setting is wrong.
 """
 
 import shlex
@@ -14,20 +14,20 @@ from nemo_minordpo.train.launch import read_settings
 
 
 def problems_of_runs(overrides: list[str], runs: Path | None) -> list[str]:
-    """What is wrong with the settings of each run, and with those of all runs once."""
+    """Problems with the settings of each run; problems that runs share are listed once."""
     if runs is None:
         return _problems(overrides)
-    found: dict[str, str] = {}  # complaint: where it was first found
+    first_seen: dict[str, str] = {}  # problem -> place
     for number, line in read_lines(runs):
         try:
             own = shlex.split(line, comments=True)
         except ValueError as error:
-            found.setdefault(f"{line.strip()}: {error}", f"{runs}:{number}")
+            first_seen.setdefault(f"{line.strip()}: {error}", f"{runs}:{number}")
             continue
         if own:
             for problem in _problems([*overrides, *own]):
-                found.setdefault(problem, f"{runs}:{number}")
-    return [f"{where}: {problem}" for problem, where in found.items()]
+                first_seen.setdefault(problem, f"{runs}:{number}")
+    return [f"{place}: {problem}" for problem, place in first_seen.items()]
 
 
 def _problems(overrides: list[str]) -> list[str]:
@@ -39,7 +39,7 @@ def _problems(overrides: list[str]) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Print what is wrong; the exit code."""
+    """Print the problems; returns the exit code."""
     runs = Path(arguments[1]) if arguments[:1] == ["--runs"] else None
     problems = problems_of_runs(arguments if runs is None else arguments[2:], runs)
     for problem in problems:

@@ -1,4 +1,4 @@
-"""From the command line to running ranks: everything that can fail without NeMo fails here, in seconds."""
+"""From the command line to running ranks. Everything that can be checked without NeMo is checked here, in seconds."""
 
 import os
 import sys
@@ -28,19 +28,22 @@ from nemo_minordpo.train.model.model_config import build_model_config, model_siz
 from nemo_minordpo.train.model.preference_loss import loss_called, require_usable_loss, source_of
 from nemo_minordpo.train.schedule import schedule_notes
 
-# How the ranks that torchrun starts are told to stop before the first step.
+# Tells the ranks that torchrun starts to stop before the first step.
 ONLY_REFERENCE = "--only-reference"
 
 
 def main(overrides: list[str], *, only_reference: bool = False) -> None:
-    """Check, prepare, and run: here for one rank, under torchrun for more; as one rank when started by one.
+    """Check, prepare and run.
+
+    A single rank runs in this process; for several ranks, this process becomes torchrun. A process that torchrun or
+    srun started runs as one rank.
 
     Args:
-        overrides: Hydra's, as typed after `minordpo train`.
+        overrides: Hydra overrides, as typed after `minordpo train`.
         only_reference: evaluate the reference log-probabilities, and stop before the first step.
 
     Raises:
-        UserError: the configuration, the checkpoint or the pairs; before anything is loaded.
+        UserError: the configuration, the checkpoint or the pairs are wrong; raised before anything is loaded.
     """
     config = read_settings(overrides)
     loss = config.model.dpo.preference_loss
@@ -49,7 +52,7 @@ def main(overrides: list[str], *, only_reference: bool = False) -> None:
     started_by_launcher = "WORLD_SIZE" in os.environ or "SLURM_NTASKS" in os.environ
     if config.trainer.num_nodes > 1 and not started_by_launcher:
         raise UserError(
-            f"trainer.num_nodes={config.trainer.num_nodes}: start one process a rank with srun or torchrun: "
+            f"trainer.num_nodes={config.trainer.num_nodes}: start one process per rank with srun or torchrun: "
             "torchrun --nnodes=... --nproc-per-node=... -m nemo_minordpo.train KEY=VALUE ..."
         )
     if rank_of_process() == 0:
@@ -70,11 +73,11 @@ def main(overrides: list[str], *, only_reference: bool = False) -> None:
 
 
 def run_this_rank(config: TrainConfig, *, only_reference: bool = False) -> bool:
-    """Train as one rank, in this process; whatever breaks, from the import of NeMo on, is in the run's `failures/`.
+    """Train as one rank, in this process; any error, from the import of NeMo on, is recorded in the run's `failures/`.
 
     Args:
-        config: of a run that :func:`prepare_run` prepared.
-        only_reference: stop before the first step: the reference log-probabilities are cached then.
+        config: configuration of a run prepared by :func:`prepare_run`.
+        only_reference: stop before the first step, once the reference log-probabilities are cached.
 
     Returns:
         Whether the run is complete.
@@ -83,7 +86,7 @@ def run_this_rank(config: TrainConfig, *, only_reference: bool = False) -> bool:
     limit = config.exp_manager.max_time_per_run
     stop = StopRequest(max_seconds=None if limit is None else duration_in_seconds(limit))
     stop.listen()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the checkpoint writer forks, at which their threads warn
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tokenizers warn about threads when the checkpoint writer forks
     try:
         stand_ins = host.prepare()
         from nemo_minordpo.train.run import run_rank  # imports NeMo
@@ -97,10 +100,10 @@ def run_this_rank(config: TrainConfig, *, only_reference: bool = False) -> bool:
 
 
 def read_settings(overrides: list[str]) -> TrainConfig:
-    """Compose and check the settings of a run, as far as no file is needed.
+    """Compose the settings of a run, and check what can be checked without opening a file.
 
     Raises:
-        UserError: one that is wrong.
+        UserError: a setting is wrong.
     """
     config = load(compose(overrides))
     _check_monitor(config)
@@ -109,7 +112,7 @@ def read_settings(overrides: list[str]) -> TrainConfig:
 
 
 def prepare_run(config: TrainConfig) -> None:
-    """Make the run folder and tokenise the pairs, once; a second call finds it done."""
+    """Make the run folder and tokenise the pairs; does nothing if that is done."""
     checkpoint = Path(config.pretrained_checkpoint.restore_from_path)
     model_config = build_model_config(
         config, read_checkpoint_config(checkpoint), cuda=host.has_cuda(), te=host.has_transformer_engine()
@@ -145,13 +148,13 @@ def prepare_run(config: TrainConfig) -> None:
         },
         make_data=make_data,
     )
-    # for export-hf, which may be asked for a checkpoint of a run that is not finished, on another machine
+    # for export-hf, which can export a checkpoint of an unfinished run, even on another machine
     write_text(folder.path / MODEL_CONFIG, OmegaConf.to_yaml(model_config))
     _copy_tokenizer(tokenizer_path, tokenizer_folder(folder.nemo))
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
-    """Into the run, where it is a folder and not a name on a hub; once."""
+    """Copy the tokenizer into the run folder, once; a tokenizer named on a hub has nothing to copy."""
     if target.exists() or not has_tokenizer(source):
         return
     with staging_folder(target) as folder:
@@ -168,11 +171,11 @@ def _check_monitor(config: TrainConfig) -> None:
         hint = closest(section.monitor, METRICS)
         raise UserError(f"{name}: validation gives {', '.join(METRICS)}{hint}")
     if section.save_top_k and not config.model.data.data_prefix.validation:
-        raise UserError(f"{name}: there are no validation pairs (model.data.data_prefix.validation)")
+        raise UserError(f"{name} needs validation pairs (model.data.data_prefix.validation)")
 
 
 def _weights(config: TrainConfig) -> list[Path]:
-    """What the policy starts from and the reference is: the checkpoint, and adapters where it starts from some."""
+    """Files of the starting weights, which are also the reference: the checkpoint, and adapters if any."""
     adapters = config.model.peft.restore_from_path
     return [Path(config.pretrained_checkpoint.restore_from_path), *([Path(adapters)] if adapters else [])]
 
@@ -182,24 +185,24 @@ def _check_rows(arrays: TokenArrays, split: str, data: DataSection) -> None:
     if longest > data.packed_sequence_size:
         raise UserError(
             f"model.data.packed_sequence_size={data.packed_sequence_size}: the largest of the {split} pairs needs "
-            f"{longest} tokens of a row; give model.data.packed_sequence_size={longest} or more, or a smaller "
+            f"{longest} tokens of a row; set model.data.packed_sequence_size={longest} or more, or a smaller "
             "model.data.seq_length"
         )
 
 
 def _check_tokens(arrays: TokenArrays, split: str, model_config: Any, tokenizer: Any) -> None:
-    """Rows of the embedding beyond the model's own vocabulary pad it to a round number: nothing was learnt there."""
+    """Refuse token ids beyond the model's own vocabulary: those rows of the embedding are untrained padding."""
     size = model_size(model_config, vocab_size=len(tokenizer)).vocab_size
     if (largest := int(arrays.tokens.max())) >= size:
         raise UserError(
             f"token id {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}) of the {split} pairs is beyond the "
-            f"model's vocabulary of {size} tokens; its tokenizer has {len(tokenizer)}: take one that was not added to, "
-            "or a model whose embedding was made larger with it"
+            f"model's vocabulary of {size} tokens; its tokenizer has {len(tokenizer)}: use a tokenizer without added "
+            "tokens, or a model whose embedding was resized for them"
         )
 
 
 def _check_context(arrays: TokenArrays, split: str, model_config: Any) -> None:
-    """Sequences beyond the positions that the model was trained on: learned ones end there, rotary ones only suffer."""
+    """Check for sequences longer than the model's context: an error with learned positions, else only a note."""
     context = model_config.get("max_position_embeddings")
     lengths = np.maximum(*arrays.sequence_lengths)
     if context is None or (longest := int(lengths.max())) <= context:
@@ -217,13 +220,13 @@ def load_tokenizer(path: Path) -> Any:
     """The checkpoint's Hugging Face tokenizer.
 
     Raises:
-        ValueError: it is not there, or has no EOS token.
+        UserError: it is missing, or has no EOS token.
     """
     try:
         return find_tokenizer(str(path), needs_eos=True)
     except UserError as error:
-        moved = "" if path.is_dir() else "; if it moved, give +model.tokenizer.type=FOLDER"
-        raise UserError(f"model.tokenizer.type={path}, as the checkpoint names it: {error}{moved}") from error
+        moved = "" if path.is_dir() else "; if it has moved, set +model.tokenizer.type=FOLDER"
+        raise UserError(f"model.tokenizer.type={path}, from the checkpoint: {error}{moved}") from error
 
 
 def _start_ranks(devices: int, overrides: list[str]) -> None:
@@ -237,5 +240,5 @@ def _start_ranks(devices: int, overrides: list[str]) -> None:
 
 
 def _threads(devices: int) -> str:
-    """Cores of this machine by rank, where ranks compute on cores."""
+    """Cores per rank, for ranks that compute on the CPU."""
     return str(max(1, len(os.sched_getaffinity(0)) // devices))

@@ -1,4 +1,4 @@
-"""What a run needs, from its settings, its model and its pairs alone: layout, memory, operations, time."""
+"""Estimate a run's layout, memory, operations and time from its settings, model config and pairs."""
 
 import os
 from dataclasses import dataclass, replace
@@ -29,16 +29,16 @@ from nemo_minordpo.train.model.model_config import (
 from nemo_minordpo.train.schedule import schedule_notes
 from nemo_minordpo.train.throughput import measure_matmul_peak
 
-# Steps that are laid out: work is their mean, memory is of the longest row.
+# Number of steps to lay out: work is their mean, memory is for their longest row.
 _NUM_STEPS = 16
 _WORK = tuple(StepWork.__dataclass_fields__)
 
 
 @dataclass(frozen=True)
 class Device:
-    """What one rank computes on.
+    """The device of one rank.
 
-    memory: bytes. flops: peak of matrix products, a second. efficiency: the share of it that a step reaches.
+    memory: bytes. flops: peak FLOP/s of matrix products. efficiency: fraction of the peak that a step reaches.
     """
 
     memory: float
@@ -48,7 +48,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Plan:
-    """Of a run at one layout; `work` and `num_rows` of a typical step, `num_rows` of a data-parallel rank."""
+    """The plan of a run at one layout, with the work of a typical step over all ranks."""
 
     size: ModelSize
     model: DictConfig
@@ -66,7 +66,7 @@ class Plan:
     def step_seconds(self, device: Device) -> float:
         """``operations / (ranks * peak * efficiency) * (m + P - 1) / m``.
 
-        A pipeline of P stages idles at both ends of the m rows of a step.
+        A pipeline of P stages idles at the beginning and end of a step's m rows.
         """
         rows = max(self.layout.num_rows, 1)
         bubble = (rows + self.layout.pipeline_parallel - 1) / rows
@@ -81,16 +81,16 @@ def main(
     efficiency: float,
     launcher: bool,
 ) -> None:
-    """Check the settings, and print the plan; for a launcher ranks of a node and run folder alone, a line each.
+    """Check the settings and print the plan.
 
     Args:
-        overrides: as of `minordpo train`.
+        overrides: as for `minordpo train`.
         device_memory_gib, device_tflops: None = this machine's.
-        efficiency: share of the peak that a step reaches.
-        launcher: print what launchers/common.sh reads.
+        efficiency: fraction of the peak that a step reaches.
+        launcher: print only what launchers/common.sh reads: ranks per node, and the run folder, one per line.
 
     Raises:
-        ValueError: the settings cannot work, or the model does not fit; with what would.
+        UserError: the settings cannot work, or the model does not fit; the message says what would.
     """
     config = read_settings(overrides)
     plan = make_plan(config)
@@ -100,7 +100,7 @@ def main(
         _print(plan, config, Device(memory, flops, efficiency))
     if plan.memory.total > memory:
         raise UserError(
-            f"the fullest rank needs about {plan.memory.total / GIB:.1f} GiB, a device has {memory / GIB:.1f} GiB; "
+            f"the fullest rank needs about {plan.memory.total / GIB:.1f} GiB, but a device has {memory / GIB:.1f} GiB; "
             + _what_fits(config, plan, memory)
         )
     if launcher:
@@ -110,14 +110,14 @@ def main(
 
 
 def check_settings(overrides: list[str], *, checkpoint: DictConfig | None) -> None:
-    """Check the settings of a run whose pairs are not there yet, and often not its model.
+    """Check the settings of a run before its pairs, and possibly its model, exist.
 
     Args:
-        overrides: as of `minordpo train`.
-        checkpoint: the configuration of the model that it will start from; None = not known either.
+        overrides: as for `minordpo train`.
+        checkpoint: the configuration of the model to start from; None if not known yet.
 
     Raises:
-        UserError: as `minordpo train` would, before it opens a file.
+        UserError: for the same reasons as `minordpo train` before it opens a file.
     """
     config = read_settings(overrides)
     if checkpoint is not None:
@@ -125,7 +125,7 @@ def check_settings(overrides: list[str], *, checkpoint: DictConfig | None) -> No
 
 
 def _is_for_cuda(config: TrainConfig) -> bool:
-    """Also where there is none: a plan may be made where the run will not be."""
+    """Whether the run is for GPUs; a plan for them can be made on a machine without any."""
     return host.has_cuda() or config.trainer.precision != "32-true"
 
 
@@ -135,10 +135,10 @@ def _planned_model(config: TrainConfig, checkpoint: DictConfig) -> DictConfig:
 
 
 def make_plan(config: TrainConfig) -> Plan:
-    """The plan of a run, its pairs sampled.
+    """Make the plan of a run, from a sample of its pairs.
 
     Raises:
-        ValueError: as `minordpo train` would, before a rank is started.
+        UserError: for the same reasons as `minordpo train` before it starts ranks.
     """
     cuda = _is_for_cuda(config)
     checkpoint = read_checkpoint_config(Path(config.pretrained_checkpoint.restore_from_path))
@@ -194,13 +194,13 @@ def make_plan(config: TrainConfig) -> Plan:
 
 
 def numerics_of(config: TrainConfig, *, data_parallel: int) -> Numerics:
-    """Bytes of a weight and of what belongs to it, by precision and optimizer."""
+    """Bytes per weight, with its gradient and optimizer state, for the run's precision and optimizer."""
     section, low = config.model, config.trainer.precision != "32-true"
     frozen = section.peft.peft_scheme != "none"
     moments = {"sgd": 4 if section.optim.momentum else 0}.get(section.optim.name, 8)
     distributed = section.optim.name in ("mcore_distributed_optim", "distributed_fused_adam")
     masters = 4 if low and (section.megatron_amp_O2 or distributed) else 0
-    # autocast keeps float32 weights, and copies of them in the lower precision
+    # autocast holds float32 weights and copies of them in the lower precision
     weight = (2 if masters else 6) if low else 4
     return Numerics(
         weight=weight,
@@ -211,21 +211,21 @@ def numerics_of(config: TrainConfig, *, data_parallel: int) -> Numerics:
 
 
 def _memory_of_machine(config: TrainConfig) -> float:
-    """Bytes that a rank may have here: a GPU's, or its share of the machine's."""
+    """Bytes available to a rank on this machine: its GPU's memory, or its share of the main memory."""
     if host.has_cuda():
         return float(torch.cuda.get_device_properties(0).total_memory)
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / config.trainer.devices
 
 
 def _peak_of_machine(config: TrainConfig) -> float:
-    """FLOP/s of a rank here: of a GPU, or of its share of the cores."""
+    """FLOP/s of a rank on this machine: its GPU's, or those of its share of the cores."""
     host.prepare()
     peak = measure_matmul_peak(torch.float32 if config.trainer.precision == "32-true" else torch.bfloat16)
     return peak if host.has_cuda() else peak / config.trainer.devices
 
 
 def _what_fits(config: TrainConfig, plan: Plan, device_memory: float) -> str:
-    """The nearest layouts that fit, or what else makes a run smaller."""
+    """The nearest layouts that fit, or other ways to make the run smaller."""
     fitting = []
     now = (plan.layout.tensor_parallel, plan.layout.pipeline_parallel)
     for tensor, pipeline in possible_layouts(plan.model, ranks=plan.ranks, near=now):
@@ -242,7 +242,7 @@ def _what_fits(config: TrainConfig, plan: Plan, device_memory: float) -> str:
     if fitting:
         return f"nearest layouts that fit: {'; '.join(fitting[:3])}"
     return (
-        "no layout of these ranks fits: take more ranks, model.activations_checkpoint_granularity=full, a smaller "
+        "no layout of these ranks fits: use more ranks, model.activations_checkpoint_granularity=full, a smaller "
         "model.data.packed_sequence_size, or model.optim.name=mcore_distributed_optim"
     )
 
@@ -251,20 +251,20 @@ def _print(plan: Plan, config: TrainConfig, device: Device) -> None:
     layout, memory = plan.layout, plan.memory
     console = Console(soft_wrap=True, highlight=False)
     console.print(
-        f"{layout_in_words(config)}; {layout.num_rows} rows of {layout.row_length} places a rank and step; "
+        f"{layout_in_words(config)}; {layout.num_rows} rows of {layout.row_length} tokens per rank and step; "
         f"{memory.parameters:,} weights on the fullest rank"
     )
     table = Table("memory of the fullest rank", "GiB")
     for name in ("weights", "gradients", "optimizer", "activations", "head", "overhead", "total"):
         table.add_row(name, f"{getattr(memory, name) / GIB:.2f}")
-    table.add_row("a device has", f"{device.memory / GIB:.2f}")
+    table.add_row("available", f"{device.memory / GIB:.2f}")
     console.print(table)
     seconds = plan.step_seconds(device)
     console.print(
-        f"{plan.flops / 1e12:.3g} TFLOP a step of {plan.work.pairs} pairs ({plan.work.unique_tokens:,} unique tokens); "
-        f"at {device.efficiency:.0%} of {device.flops / 1e12:.3g} TFLOP/s a rank: {seconds:.3g} s a step, "
+        f"{plan.flops / 1e12:.3g} TFLOP per step of {plan.work.pairs} pairs ({plan.work.unique_tokens:,} unique "
+        f"tokens); at {device.efficiency:.0%} of {device.flops / 1e12:.3g} TFLOP/s per rank: {seconds:.3g} s per step, "
         f"{timedelta(seconds=round(seconds * plan.num_steps))} for {plan.num_steps} steps, "
-        "and the reference once before, about a third of an epoch"
+        "plus the reference once at the start, which takes about a third of an epoch"
     )
     for note in [*unread_notes(config), *schedule_notes(config, num_pairs=plan.num_pairs)]:
         console.print(f"note: {note}", markup=False)

@@ -14,16 +14,16 @@ from nemo_minordpo.train.require_finite import Places, numbers_of, require_finit
 
 
 def evaluate_reference(model: Any, batches: Any, *, title: str, places: Places = numbers_of) -> np.ndarray:
-    """:func:`log_probs_of` under the model's present weights, put into eval mode and back, with a progress bar.
+    """:func:`log_probs_of` with the model temporarily in eval mode, with a progress bar.
 
     Args:
         model: MegatronGPTMinorDPOModel.
         batches: dataset.PairBatches of the split.
-        title: what the progress bar says.
-        places: names pairs, for the error.
+        title: title of the progress bar.
+        places: names pairs in the error message.
 
     Raises:
-        NotFiniteError: on every rank; log-probabilities are not finite.
+        NotFiniteError: on every rank, if log-probabilities are not finite.
     """
     is_first = torch.distributed.get_rank() == 0
     with model.evaluating(), progress_bar(disable=not is_first) as bar:
@@ -51,17 +51,18 @@ def log_probs_of(model: Any, batches: Any, *, on_batch: Callable[[int], None] = 
 
 
 def noise_of_reference(model: Any, batch: StepBatch, *, live: bool) -> float:
-    """How far two evaluations of the reference lie apart: the largest difference of a response, nats; collective.
+    """The largest difference between two evaluations of the reference, per response, in nats; collective.
 
-    Before the first step the policy is the reference. What is evaluated now has other neighbours in its row than what
-    was cached and, in FP8, other scales, as the policy will have after some steps; the live reference has neither.
+    Before the first step the policy is the reference. Compared with the cached evaluation, responses now have other
+    neighbours in their rows and, in FP8, other scales, as they will for the policy after some steps; a live reference
+    differs in neither.
 
-    Infinite where a log-probability is not finite.
+    Infinite if a log-probability is not finite.
 
     Args:
         model: MegatronGPTMinorDPOModel, before its first step.
-        batch: pairs as training packs them, with the reference log-probabilities that it would use.
-        live: they were evaluated live.
+        batch: pairs as packed for training, with the reference log-probabilities that training would use.
+        live: whether these were evaluated live.
     """
     largest = torch.zeros((), dtype=torch.float64, device=torch.cuda.current_device())
     with model.evaluating():
@@ -72,7 +73,7 @@ def noise_of_reference(model: Any, batch: StepBatch, *, live: bool) -> float:
         if log_probs is not None and len(log_probs):
             assert part.reference_log_probs is not None
             largest = largest.maximum((log_probs - part.reference_log_probs.to(log_probs)).abs().max())
-    # a maximum over ranks may leave a NaN out
+    # a maximum over ranks may drop a NaN
     largest.nan_to_num_(nan=math.inf, posinf=math.inf)
     torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
     return largest.item()

@@ -1,8 +1,8 @@
 """Log-probabilities of all responses under the reference, cached in a folder: evaluated once, read by every run.
 
-Two files an entry, named by the digest of its key: `DIGEST.safetensors` with the columns `chosen` and `rejected`
-([N], float64, nats), and beside it `DIGEST.json` with the key in plain words and the checksum of the columns. The
-latter is written last: an entry without it is not there.
+An entry is two files, named by the digest of its key: `DIGEST.safetensors` with the columns `chosen` and `rejected`
+([N], float64, nats), and `DIGEST.json` with the key in plain words and the checksum of the columns. The latter is
+written last; without it, the entry does not exist.
 """
 
 import hashlib
@@ -26,18 +26,18 @@ from nemo_minordpo.provenance import code_version
 from nemo_minordpo.terminal import say
 from nemo_minordpo.train.folder.run_folder import RunFolder
 
-_WAIT_S = 2.0  # between tries for a lock that another run holds
+_WAIT_S = 2.0  # between attempts to get a lock that another run holds
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceKey:
-    """Everything that the log-probabilities depend on, but for rounding (layout, packing).
+    """Everything that the log-probabilities depend on, except rounding (layout, packing).
 
-    weights: sha256 of the checkpoint, and of adapters that training starts from, with their scale.
+    weights: sha256 of the checkpoint, and of any adapters that training starts from, with their scale.
     tokenizer: sha256 of its files.
-    pairs: sha256 of the tokenised pairs, in their order: what the files, the length limit and EOS make of them.
-    settings: by their keys, those that are declared with `reference`; of the model, as it was built.
-    code: digest of our own code, and versions of the packages that compute.
+    pairs: sha256 of the tokenised pairs, in order; covers the files, the length limit and EOS.
+    settings: the settings declared with `reference`, by key; model settings as the model was built.
+    code: digest of our own code, and versions of the packages used in the computation.
     """
 
     weights: str
@@ -48,7 +48,7 @@ class ReferenceKey:
 
     @property
     def in_words(self) -> dict[str, Any]:
-        """Flat, as it is written beside an entry."""
+        """Flat, as written next to an entry."""
         return flatten({name: value for name, value in vars(self).items() if name != "settings"} | self.settings)
 
     @property
@@ -61,9 +61,9 @@ def reference_key(config: TrainConfig, folder: RunFolder, split: str, model_conf
 
     Args:
         config: the run's.
-        folder: after launch.prepare_run: it holds the digests of the inputs and the tokenised pairs.
+        folder: prepared by launch.prepare_run; it has the digests of the inputs, and the tokenised pairs.
         split: train or validation.
-        model_config: what the model was built with.
+        model_config: the configuration that the model was built with.
     """
     digests = folder.input_digests()
     return ReferenceKey(
@@ -80,13 +80,13 @@ def reference_key(config: TrainConfig, folder: RunFolder, split: str, model_conf
 
 
 def reference_folder(config: TrainConfig) -> Path:
-    """Where entries lie: as set, or beside the run folder, where all runs of an experiment find them."""
+    """The folder of the entries: as set, or next to the run folder, where all runs of an experiment find them."""
     chosen = config.model.dpo.reference_cache
     return Path(chosen) if chosen else Path(config.exp_manager.explicit_log_dir).absolute().parent / "reference_cache"
 
 
 class ReferenceCache:
-    """The entries of a folder."""
+    """The cache entries in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -95,13 +95,13 @@ class ReferenceCache:
         return self._description(key).exists()
 
     def read(self, key: ReferenceKey, *, num_pairs: int) -> np.ndarray:
-        """The entry of ``key``, verified: [N, 2], float64, nats, chosen and rejected.
+        """Read and verify the entry of ``key``: [N, 2], float64, nats, chosen and rejected.
 
         Raises:
-            ValueError: the entry is damaged, or is not what its name says.
+            UserError: the entry is damaged, or does not match its name.
         """
         columns = self._columns(key)
-        advice = f"take {columns} and {self._description(key).name} away, and it is evaluated again"
+        advice = f"delete {columns} and {self._description(key).name} to evaluate it again"
         try:
             description = json.loads(self._description(key).read_text(encoding="utf-8"))
             other = differences(description["key"], key.in_words)
@@ -111,7 +111,7 @@ class ReferenceCache:
         if other:
             raise UserError("\n".join([f"{columns} is stale: it was evaluated for another run:", *other, advice]))
         if not columns.is_file() or sha256_of_file(columns) != checksum:
-            raise UserError(f"{columns} is damaged: its checksum is not the one that was written; {advice}")
+            raise UserError(f"{columns} is damaged: its checksum does not match; {advice}")
         loaded = load_file(columns)
         if loaded.keys() != {"chosen", "rejected"}:
             raise UserError(f"{columns}: columns chosen and rejected expected, not {sorted(loaded)}; {advice}")
@@ -121,12 +121,12 @@ class ReferenceCache:
         return values
 
     def write(self, key: ReferenceKey, values: np.ndarray, *, layout: str) -> None:
-        """Write an entry, whole or not at all.
+        """Write an entry, atomically.
 
         Args:
-            key: of the entry.
+            key: key of the entry.
             values: [N, 2], float64, nats.
-            layout: of the ranks that evaluated it, for people.
+            layout: layout of the ranks that evaluated it, for information only.
         """
         columns = self._columns(key)
         chosen, rejected = (np.ascontiguousarray(column) for column in values.T)
@@ -140,22 +140,22 @@ class ReferenceCache:
         )
 
     def lock(self, key: ReferenceKey) -> FileLock:
-        """Held by the run that evaluates an entry; the system lets go of it when that run dies."""
+        """The lock held by the run that evaluates an entry; the system releases it if that run dies."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / f"{key.digest}.lock")
 
     def why_missing(self, key: ReferenceKey) -> str:
-        """For people: what the entry that is most like ``key`` differs in."""
-        found = []
+        """A message that says how the most similar entry differs from ``key``."""
+        others = []
         for path in self.folder.glob("*.json"):
             try:
-                found.append(differences(json.loads(path.read_text(encoding="utf-8"))["key"], key.in_words))
+                others.append(differences(json.loads(path.read_text(encoding="utf-8"))["key"], key.in_words))
             except (OSError, KeyError, TypeError, AttributeError, ValueError):
                 continue  # not an entry; only a hint is lost
-        if not found:
-            return "none is cached yet"
-        names = ", ".join(line.split(":")[0].strip() for line in min(found, key=len))
-        return f"the nearest of {len(found)} cached differs in: {names}"
+        if not others:
+            return "nothing cached yet"
+        names = ", ".join(line.split(":")[0].strip() for line in min(others, key=len))
+        return f"the most similar of {len(others)} cached entries differs in: {names}"
 
     def _columns(self, key: ReferenceKey) -> Path:
         return self.folder / f"{key.digest}.safetensors"
@@ -167,32 +167,33 @@ class ReferenceCache:
 def load_or_evaluate(
     cache: ReferenceCache, key: ReferenceKey, *, num_pairs: int, evaluate: Callable[[], np.ndarray], layout: str
 ) -> np.ndarray:
-    """An entry of the cache; the first run that needs it evaluates it, those that come meanwhile wait.
+    """Read an entry of the cache, or evaluate and write it; other runs that need it meanwhile wait.
 
-    Called by every rank; rank 0 looks, the others follow, so that no rank waits in a collective for long.
+    Called by every rank. Rank 0 checks the cache and the other ranks follow, so that no rank waits in a collective for
+    long.
 
     Args:
         cache, key, num_pairs: as in :meth:`ReferenceCache.read`.
-        evaluate: collective; gives [N, 2] on every rank.
-        layout: for :meth:`ReferenceCache.write`.
+        evaluate: collective; returns [N, 2] on every rank.
+        layout: as in :meth:`ReferenceCache.write`.
     """
     is_first = torch.distributed.get_rank() == 0
     lock = cache.lock(key) if is_first else None
     waiting = False
     while True:
-        has_entry, holds_lock = _agree(*_look(cache, key, lock))
+        has_entry, holds_lock = _agree(*_state_of_entry(cache, key, lock))
         if has_entry:
             values = cache.read(key, num_pairs=num_pairs)
             break
         if holds_lock:
             if is_first:
-                say(f"reference log-probabilities: {cache.why_missing(key)}; {num_pairs} pairs are evaluated")
+                say(f"reference log-probabilities: {cache.why_missing(key)}; evaluating {num_pairs} pairs")
             values = evaluate()
             if is_first:
                 cache.write(key, values, layout=layout)
             break
         if is_first and not waiting:
-            say(f"another run evaluates the reference ({cache.folder / key.digest}.lock): waiting for it")
+            say(f"waiting for another run to evaluate the reference ({cache.folder / key.digest}.lock)")
         waiting = True
         time.sleep(_WAIT_S)
     if lock is not None:
@@ -200,15 +201,15 @@ def load_or_evaluate(
     return values
 
 
-def _look(cache: ReferenceCache, key: ReferenceKey, lock: FileLock | None) -> tuple[bool, bool]:
-    """(the entry is there, we hold the lock); on rank 0, which has the lock."""
+def _state_of_entry(cache: ReferenceCache, key: ReferenceKey, lock: FileLock | None) -> tuple[bool, bool]:
+    """(the entry exists, we hold the lock); (False, False) on ranks other than 0, which have no lock."""
     if lock is None or cache.has(key):
         return lock is not None, False
     try:
         lock.acquire(blocking=False)
     except Timeout:
         return False, False
-    return cache.has(key), True  # it may have been written in between
+    return cache.has(key), True  # another run may have written it in between
 
 
 def _agree(*flags: bool) -> list[bool]:

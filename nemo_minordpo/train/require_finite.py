@@ -1,6 +1,6 @@
-"""What stops a run: a loss, a log-probability, a gradient norm or a weight that is not finite.
+"""Stops a run when a loss, log-probability, gradient norm or weight is not finite.
 
-Every rank decides alike, from values that all of them have: none is left waiting in a collective.
+Every rank decides from values that all ranks have, so they all stop, and none is left waiting in a collective.
 """
 
 import math
@@ -19,54 +19,56 @@ from nemo_minordpo.errors import UserError
 from nemo_minordpo.train.data.tokens import expand_files, places_of
 from nemo_minordpo.train.folder.run_folder import RunFolder
 
-# From the numbers of pairs to what a person finds them by.
+# Numbers of pairs -> names by which a person can find them.
 Places = Callable[[Sequence[int]], list[str]]
 
 
 class NotFiniteError(UserError):
-    """A value of the run is not finite: it stops, and the same settings and inputs would stop it again. One line."""
+    """A value of the run is not finite, and would be again with the same settings and inputs."""
 
 
 def numbers_of(pairs: Sequence[int]) -> list[str]:
-    """Of pairs that are in no file."""
+    """Names for pairs that are not in any file."""
     return [f"pair {number}" for number in pairs]
 
 
 def places_in(config: TrainConfig, split: str) -> Places:
-    """file:line of the pairs of a split (train or validation); their numbers where the files are not what they were."""
+    """Names the pairs of a split (train or validation) by file:line, or by number if the files have changed."""
 
     def places(pairs: Sequence[int]) -> list[str]:
         folder = RunFolder(Path(config.exp_manager.explicit_log_dir)).data(split)
         try:
             return places_of(pairs, files=expand_files(getattr(config.model.data.data_prefix, split)), folder=folder)
-        except (OSError, ValueError):  # what is reported is the value that is not finite
+        except (OSError, ValueError):  # must not hide the value that is not finite
             return numbers_of(pairs)
 
     return places
 
 
 def require_finite(values: dict[str, float], *, when: str) -> None:
-    """Values that every rank has.
+    """Check values that every rank has.
 
     Raises:
         NotFiniteError: one of them is not finite.
     """
-    found = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
-    if found:
-        raise NotFiniteError(f"{when}: {first_of(found)}")
+    bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise NotFiniteError(f"{when}: {first_of(bad)}")
 
 
 def require_finite_pairs(table: Tensor, means: dict[str, float], *, when: str, places: Places) -> None:
-    """The metrics of each pair; the device is read only when the means, which NaN and infinity pass into, say so.
+    """Check the metrics of each pair.
+
+    The table is read from the device only if a mean is not finite; NaN and infinity always show in the means.
 
     Args:
-        table: [len(PAIR_METRICS), N], of all pairs, the same on every rank.
-        means: of the rows of the table, on the host.
-        when: for the message: which step.
-        places: names pairs by their columns.
+        table: [len(PAIR_METRICS), N], for all pairs, the same on every rank.
+        means: means of the table's rows, on the host.
+        when: the step, for the message.
+        places: names pairs, given their columns.
 
     Raises:
-        NotFiniteError: with the metrics and the first pairs.
+        NotFiniteError: names the metrics and the first pairs.
     """
     if all(math.isfinite(means[name]) for name in DECISIVE):
         return
@@ -75,10 +77,10 @@ def require_finite_pairs(table: Tensor, means: dict[str, float], *, when: str, p
 
 
 def require_finite_log_probs(values: np.ndarray, *, what: str, places: Places) -> None:
-    """Log-probabilities [N, 2] of pairs, the same on every rank.
+    """Check log-probabilities [N, 2] of pairs, the same on every rank.
 
     Raises:
-        NotFiniteError: with the first pairs.
+        NotFiniteError: names the first pairs.
     """
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist()
     if bad:
@@ -86,14 +88,14 @@ def require_finite_log_probs(values: np.ndarray, *, what: str, places: Places) -
 
 
 def require_finite_weights(model: Any, *, when: str) -> None:
-    """What is trained, each rank's own part; collective.
+    """Check the trained weights, each rank its own part; collective.
 
     Args:
         model: MegatronGPTMinorDPOModel.
-        when: for the message: which weights.
+        when: the time, for the message.
 
     Raises:
-        NotFiniteError: on every rank, with the first tensors.
+        NotFiniteError: on every rank; names the first tensors.
     """
     own = tensors_not_finite(
         (name, parameter)

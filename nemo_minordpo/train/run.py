@@ -1,6 +1,6 @@
-"""One rank of a training run, from its set-up to `model.nemo`.
+"""One rank of a training run, from set-up to `model.nemo`.
 
-Imports NeMo: `host.prepare()` was called before.
+Imports NeMo, so call `host.prepare()` before importing this module.
 """
 
 import logging
@@ -26,13 +26,13 @@ def run_rank(
 ) -> bool:
     """Set up this rank, train, and write the model at the end. Returns whether the run is complete.
 
-    The run folder and the tokenised pairs are there already (launch.prepare_run).
+    launch.prepare_run must have made the run folder and the tokenised pairs.
 
     Args:
         config, folder: the run's.
-        stop: what may end the run before its last step.
-        stand_ins: what `host.prepare()` gave.
-        only_reference: stop before the first step: the reference log-probabilities are cached then.
+        stop: requests to end the run early.
+        stand_ins: result of `host.prepare()`.
+        only_reference: stop before the first step, once the reference log-probabilities are cached.
     """
     _quiet_nemo()
     own = _begin(folder) if rank_of_process() == 0 and not only_reference else None
@@ -44,7 +44,7 @@ def run_rank(
 
 
 def _begin(folder: RunFolder) -> Attempt:
-    """The run is this attempt's from now on; of the first rank."""
+    """Claim the run for a new attempt; on the first rank only."""
     attempt = Attempt.claim(folder.path)
     attempt.note("begun", step=0)
     return attempt
@@ -58,9 +58,9 @@ def _train(
     log: RunLog,
     stop: StopRequest,
 ) -> str:
-    """From the newest checkpoint to `model.nemo`; why the run was stopped before, empty: it is complete.
+    """Train from the newest checkpoint to `model.nemo`. Returns why the run stopped early; empty if it is complete.
 
-    `own` is the attempt on the first rank.
+    `own` is the attempt on the first rank, None on others.
     """
     attempt = _known_to_all(own, folder)
     limit = config.exp_manager.max_time_without_progress
@@ -86,7 +86,7 @@ def _train(
 
 
 def _known_to_all(own: Attempt | None, folder: RunFolder) -> Attempt:
-    """The first rank's attempt, on every rank."""
+    """Broadcast the first rank's attempt to every rank."""
     if own is not None:
         remove_leftovers(folder.checkpoints, own)
     claimed: list[Any] = [own]
@@ -95,7 +95,7 @@ def _known_to_all(own: Attempt | None, folder: RunFolder) -> Attempt:
 
 
 def _quiet_nemo() -> None:
-    """NeMo and Lightning log hundreds of lines of set-up, on every rank; warnings and errors stay."""
+    """Silence NeMo's and Lightning's hundreds of set-up lines per rank; errors are still shown."""
     nemo_logging.setLevel(logging.ERROR)
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "megatron", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)

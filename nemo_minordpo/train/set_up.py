@@ -1,6 +1,6 @@
-"""What one rank trains with: process groups, model, reference, optimizer and data, in the order they are needed.
+"""Sets up one rank: process groups, model, reference, optimizer and data, in the order they are needed.
 
-Imports NeMo: `host.prepare()` was called before.
+Imports NeMo, so call `host.prepare()` before importing this module.
 """
 
 import math
@@ -37,7 +37,7 @@ from nemo_minordpo.train.trainer import MinorDPOTrainer
 
 
 def set_up(config: TrainConfig, folder: RunFolder) -> MinorDPOTrainer:
-    """Process groups, model, reference, optimizer and data of this rank; the trainer that holds them."""
+    """Set up process groups, model, reference, optimizer and data of this rank, and return the trainer with them."""
     checkpoint = Path(config.pretrained_checkpoint.restore_from_path)
     model_config = build_model_config(
         config, read_checkpoint_config(checkpoint), cuda=host.has_cuda(), te=host.has_transformer_engine()
@@ -58,7 +58,7 @@ def set_up(config: TrainConfig, folder: RunFolder) -> MinorDPOTrainer:
     init_using_ptl(lightning_trainer, model, None, None)
     optimizer, _ = extract_optimizer_scheduler_from_ptl_model(model)
     if fp8.in_use(model):
-        # the first pairs of the file, whatever the seed: the reference, evaluated once for many runs, needs them too
+        # the first pairs of the file, independent of the seed: runs share the reference, which uses these scales
         first = _pair_batches(
             config, model, load_arrays(folder.data("train")), row_capacity=config.model.data.packed_sequence_size
         )
@@ -78,7 +78,7 @@ def set_up(config: TrainConfig, folder: RunFolder) -> MinorDPOTrainer:
 
 
 def _lightning_trainer(config: TrainConfig, model_config: Any) -> Any:
-    """Lightning's Trainer as NeMo builds it; it sets up strategy and precision, and never runs its own loop."""
+    """Lightning's Trainer as NeMo builds it, for strategy and precision; its own loop never runs."""
     trainer = config.trainer
     accelerator = trainer.accelerator
     if accelerator == "auto":
@@ -93,9 +93,9 @@ def _lightning_trainer(config: TrainConfig, model_config: Any) -> Any:
         "use_distributed_sampler": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
-        # of Megatron's distributed optimizer, which compares it with 0; an infinite limit clips nothing
+        # Megatron's distributed optimizer compares it with 0; an infinite limit clips nothing
         "gradient_clip_val": config.trainer.dpo.gradient_clip_val or math.inf,
-        # NeMo compares it with its own schedules, which are not used
+        # only for NeMo's own schedules, which are not used
         "max_steps": 1,
     }
     cfg = OmegaConf.create(
@@ -105,7 +105,7 @@ def _lightning_trainer(config: TrainConfig, model_config: Any) -> Any:
 
 
 def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any) -> Any:
-    """The packed batches of a split, with what the reference says of its pairs where that is kept."""
+    """The packed batches of a split, with the reference's log-probabilities if those are cached."""
     arrays = load_arrays(folder.data(split))
     batches = _pair_batches(config, model, arrays, row_capacity=config.model.data.packed_sequence_size)
     section = config.model
@@ -125,7 +125,7 @@ def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any) -> 
 
 
 def _vocab_size(model: Any) -> int:
-    """Rows of the embedding, over all ranks."""
+    """Number of rows of the embedding, over all ranks."""
     return model.cfg.get("override_vocab_size") or model.padded_vocab_size
 
 
@@ -144,11 +144,11 @@ def _pair_batches(config: TrainConfig, model: Any, arrays: TokenArrays, *, row_c
 
 
 def _answer_watch(config: TrainConfig, folder: RunFolder, model: Any) -> Any:
-    """What looks at the model's answers, to prompts of the validation pairs where there are any."""
+    """The watch on the model's answers, to prompts of the validation pairs or, without any, of the training pairs."""
     settings, data = config.trainer.dpo.watch, config.model.data
 
     def batches_of(pairs: TokenArrays) -> Any:
-        # two answers to a prompt may be a larger pair than those of the files
+        # a pair of sampled answers may be longer than the pairs in the files
         row_capacity = max(data.packed_sequence_size, int(segment_lengths_of(pairs).max()))
         return _pair_batches(config, model, pairs, row_capacity=row_capacity)
 

@@ -1,4 +1,4 @@
-"""What a step takes: seconds by pair, token and floating-point operation, the share of the machine's peak, memory."""
+"""The cost of a step: throughput in pairs, tokens and floating-point operations, fraction of the peak, and memory."""
 
 import resource
 import sys
@@ -9,7 +9,7 @@ import torch
 
 from nemo_minordpo.core.flops import ModelSize, StepWork
 
-# An n x n x n product is as fast as the machine gets, and small enough for a laptop's memory.
+# n x n x n products reach the machine's peak, and fit in a laptop's memory.
 _CPU_N, _CUDA_N, _REPEATS = 2048, 8192, 5
 
 
@@ -17,8 +17,8 @@ _CPU_N, _CUDA_N, _REPEATS = 2048, 8192, 5
 class Throughput:
     """Rates of a step, over all ranks.
 
-    size: of the model.
-    matmul_peak: floating-point operations per second of all ranks' largest matrix products at the same time.
+    size: sizes of the model.
+    matmul_peak: floating-point operations per second of large matrix products, on all ranks at the same time.
     frozen: the weights get no gradient (LoRA).
     """
 
@@ -29,11 +29,11 @@ class Throughput:
     def of(self, work: StepWork, seconds: float) -> dict[str, float]:
         """
         - `step_s`: the whole step: laying out, reference, forward, backward, reduction, optimizer, metrics.
-        - `tokens_per_s`: tokens that were computed; what a pair shares counts once.
+        - `tokens_per_s`: tokens computed; tokens that both responses of a pair share count once.
         - `tokens_per_s_equivalent`: tokens of both sequences of each pair, for comparison with other trainers.
-        - `row_fill`: the part of the rows that is no padding.
+        - `row_fill`: fraction of the rows that is not padding.
         - `model_tflops`: 10^12 floating-point operations per second that the model needs (core/flops.py).
-        - `matmul_peak_fraction`: the same over the measured peak of matrix products.
+        - `matmul_peak_fraction`: the same, divided by the measured peak of matrix products.
         """
         flops = self.size.training_flops(work, frozen=self.frozen) / seconds
         return {
@@ -48,9 +48,9 @@ class Throughput:
 
 
 def peak_memory_gib() -> float:
-    """GiB that the fullest rank has held at most so far: of its GPU, or of its process. Collective, one number.
+    """Peak memory so far of the fullest rank, in GiB: of its GPU, or of its process. Collective, one number.
 
-    On a GPU what torch's allocator reserved, without the CUDA context and NCCL's buffers.
+    On a GPU, this is what torch's allocator reserved, without the CUDA context and NCCL's buffers.
     """
     if torch.cuda.is_available():
         own = float(torch.cuda.max_memory_reserved())
@@ -63,9 +63,9 @@ def peak_memory_gib() -> float:
 
 
 def measure_matmul_peak(dtype: torch.dtype) -> float:
-    """FLOP/s of this rank's matrix products, the best of a few; ranks that share a machine measure together.
+    """FLOP/s of this rank's matrix products, best of a few; ranks that share a machine measure at the same time.
 
-    Of random numbers: a GPU multiplies constant ones with less power, and so up to an eighth faster.
+    The matrices are random: constant ones take a GPU less power, so it runs up to an eighth faster.
     """
     device = torch.device(torch.cuda.current_device())
     n = _CUDA_N if device.type == "cuda" else _CPU_N

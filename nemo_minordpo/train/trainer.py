@@ -1,4 +1,4 @@
-"""The loop: steps, validation, checkpoints, and what stops it."""
+"""The training loop: steps, validation, answers, checkpoints, and when to stop."""
 
 import math
 import time
@@ -36,19 +36,20 @@ from nemo_minordpo.train.throughput import Throughput, peak_memory_gib
 
 @dataclass
 class MinorDPOTrainer:
-    """Trains a model that is set up, on batches that are tokenised.
+    """Trains a model that is set up, on tokenised batches.
 
-    Instead of NeMo-Aligner's DPOTrainer: partial batches, training and validation sets of any size and any interval
-    work; counters live in the checkpoint; `step_s` covers the whole step; nothing is collected or flushed after a step.
+    Replaces NeMo-Aligner's DPOTrainer: partial batches, training and validation sets of any size, and any interval
+    work; counters are in the checkpoint; `step_s` covers the whole step, with no garbage collection or cache flush
+    after it.
 
     Attributes:
         model: MegatronGPTMinorDPOModel after Lightning's set-up.
         optimizer: torch's, or NeMo's wrapper of it.
         strategy: NeMo's; it knows how an optimizer is sharded.
-        train, validation: the splits; validation may be missing.
-        checkpoints: their folder.
-        throughput: what a step's time is measured by.
-        answers: looks at what the model answers; None = it is not asked.
+        train, validation: the splits; validation is optional.
+        checkpoints: folder of the checkpoints.
+        throughput: converts a step's time to rates.
+        answers: the watch on the model's answers; None = no watch.
     """
 
     config: TrainConfig
@@ -72,26 +73,27 @@ class MinorDPOTrainer:
         )
 
     def resume(self, attempt: Attempt) -> Counters:
-        """Go on from the newest checkpoint of the run folder that is intact, if there is one."""
+        """Resume from the newest intact checkpoint of the run folder, if there is one."""
         newest = newest_intact_checkpoint(self.checkpoints, attempt)
         if newest is not None:
             self.progress = load_checkpoint(newest, strategy=self.strategy, model=self.model, optimizer=self.optimizer)
         return self.progress
 
     def fit(self, log: RunLog, *, attempt: Attempt, stop: StopRequest, stalls: StallDetector) -> str:
-        """Train to the end, or until something asks to stop.
+        """Train to the end, or until asked to stop.
 
         Args:
             log: gets each line of metrics, on every rank.
-            attempt: whose checkpoints are written.
-            stop: what may end the run before its last step.
-            stalls: is notified of whatever moves.
+            attempt: the attempt that writes the checkpoints.
+            stop: requests to end the run early.
+            stalls: notified of all progress.
 
         Returns:
-            Why the run was stopped: a checkpoint was saved, the same command resumes it. Empty: it is complete.
+            Why the run stopped early, after saving a checkpoint from which the same command resumes. Empty if the run
+            is complete.
 
         Raises:
-            NotFiniteError: on every rank; checkpoints are those from before the value that is not finite.
+            NotFiniteError: on every rank; every checkpoint is from before the value that is not finite.
         """
         loop = self.config.trainer.dpo
         require_finite_weights(self.model, when=f"before step {self.progress.step + 1}")
@@ -104,9 +106,9 @@ class MinorDPOTrainer:
             log(line)
             done = self.progress.step == self.max_steps
             reason = "" if done else stop.agreed()
-            # a run that is asked to stop has little time: this look is left out
+            # a run that is asked to stop has no time for answers
             if self.answers is not None and not reason and self._is_due(loop.watch.interval, done):
-                self._look_at_answers(log, attempt, stalls, chosen=line.values["rewards/chosen"])
+                self._sample_answers(log, attempt, stalls, chosen=line.values["rewards/chosen"])
             if self.validation is not None and self._is_due(loop.val_check_interval, done):
                 self._validation = self._validate(stalls)
                 log(self._validation)
@@ -118,19 +120,19 @@ class MinorDPOTrainer:
         return ""
 
     def _coming_batches(self) -> Iterator["Future[StepBatch]"]:
-        """The batches of the steps that are left; the next one is laid out while a step computes."""
-        with ThreadPoolExecutor(max_workers=1) as beside:
+        """The batches of the remaining steps; the next one is laid out while a step computes."""
+        with ThreadPoolExecutor(max_workers=1) as executor:
             coming: list[Future[StepBatch]] = []
             for step in range(self.progress.step, self.max_steps):
                 for ahead in range(step + len(coming), min(step + 2, self.max_steps)):
-                    coming.append(beside.submit(self.train.training_step, ahead, seed=self.config.model.seed))
+                    coming.append(executor.submit(self.train.training_step, ahead, seed=self.config.model.seed))
                 yield coming.pop(0)
 
     def _train_step(self, coming: "Future[StepBatch]") -> StepMetrics:
         started = time.perf_counter()
         step = self.progress.step
         batch = self._with_references(coming.result())
-        # Dropout depends on the step alone, so that a resumed run draws what the uninterrupted one drew.
+        # Dropout depends on the step only, so a resumed run draws the same as an uninterrupted one.
         tensor_parallel.model_parallel_cuda_manual_seed(self.config.model.seed + step)
         rate = learning_rate(step, max_steps=self.max_steps, optim=self.config.model.optim)
         for group in self.optimizer.param_groups:
@@ -140,12 +142,13 @@ class MinorDPOTrainer:
         values = self.model.pair_metrics(batch, forward_only=False)
         metrics = self._summary(values, when=f"step {step + 1}", places=self._places_of_step(step))
         self.model.finish_training_step()
-        # an infinite limit clips nothing, and still gives the norm
+        # an infinite limit clips nothing but still returns the norm
         grad_norm = clip_gradients(self.model, self.config.trainer.dpo.gradient_clip_val or math.inf)
         norm = self._finite_norm(grad_norm)
         stepped = self.optimizer.step()
         if self.model.use_mcore_dist_optim:
-            # it clips inside its step, which gives (loss, norm, zeros): such weights are lost, but are not saved
+            # it clips within its step, which returns (loss, norm, zeros); if the norm is not finite, the weights are
+            # already spoilt, but they are not saved
             norm = self._finite_norm(stepped[1])
         self.progress = replace(
             self.progress, step=step + 1, consumed_pairs=self.progress.consumed_pairs + batch.num_global_pairs
@@ -158,13 +161,13 @@ class MinorDPOTrainer:
         return self._line("train", metrics)
 
     def _finite_norm(self, grad_norm: Tensor | float | None) -> dict[str, float]:
-        """The gradient norm as a metric, where the optimizer gives one; the same on every rank."""
+        """The gradient norm as a metric, if the optimizer returns one; the same on every rank."""
         norm = {} if grad_norm is None else {"grad_norm": float(grad_norm)}
         require_finite(norm, when=f"step {self.progress.step + 1}")
         return norm
 
     def _places_of_step(self, step: int) -> Places:
-        """From the columns of a step's table."""
+        """Names the pairs of a step, given their columns in the step's table."""
 
         def places(columns: Sequence[int]) -> list[str]:
             pairs = pairs_of_step(
@@ -178,23 +181,23 @@ class MinorDPOTrainer:
         return places
 
     def _with_references(self, batch: StepBatch) -> StepBatch:
-        """Reference log-probabilities: from the cache they are there; live, they are evaluated now.
+        """The batch with reference log-probabilities: cached ones it already has, live ones are evaluated now.
 
-        Before the first step the policy is the reference, and the model takes its own log-probabilities. Others
-        differ from them by rounding, and the kinks of MinorDPO and DPOP are exactly where policy equals reference.
+        Before the first step the policy is the reference, and the model uses its own log-probabilities. Others would
+        differ by rounding, and the kinks of MinorDPO and DPOP are exactly where policy equals reference.
         """
         if self.progress.step == 0 and not self.model.has_dropout:
             return batch.with_references([None] * len(batch.micro_batches))
-        return self._with_kept_or_live(self.train, batch)
+        return self._with_cached_or_live(self.train, batch)
 
-    def _with_kept_or_live(self, split: PairBatches, batch: StepBatch) -> StepBatch:
+    def _with_cached_or_live(self, split: PairBatches, batch: StepBatch) -> StepBatch:
         if self.model.needs_reference and split.reference_log_probs is None:
             return batch.with_references(self.model.get_ref_policy_logprobs(batch))
         return batch
 
     def _measure_noise(self, stalls: StallDetector) -> None:
         stalls.beat("the noise of the reference")
-        first = self._with_kept_or_live(self.train, self.train.training_step(0, seed=self.config.model.seed))
+        first = self._with_cached_or_live(self.train, self.train.training_step(0, seed=self.config.model.seed))
         live = self.train.reference_log_probs is None
         noise = noise_of_reference(self.model, first, live=live)
         require_finite({"reference_noise": noise}, when="before step 1")
@@ -209,7 +212,7 @@ class MinorDPOTrainer:
         with self.model.evaluating(), torch.no_grad():
             for number, batch in enumerate(batches, start=1):
                 stalls.beat(f"validation batch {number} after step {self.progress.step}")
-                with_references = self._with_kept_or_live(self.validation, batch)
+                with_references = self._with_cached_or_live(self.validation, batch)
                 parts.append(self.model.pair_metrics(with_references, forward_only=True))
         when = f"validation after step {self.progress.step}"
         metrics = self._summary(torch.cat(parts, dim=1), when=when, places=places_in(self.config, "validation"))
@@ -223,9 +226,9 @@ class MinorDPOTrainer:
             return
         stalls.beat("the answers of the reference")
         self.answers.begin(attempt)
-        self._look_at_answers(log, attempt, stalls, chosen=0.0)
+        self._sample_answers(log, attempt, stalls, chosen=0.0)
 
-    def _look_at_answers(self, log: RunLog, attempt: Attempt, stalls: StallDetector, *, chosen: float) -> None:
+    def _sample_answers(self, log: RunLog, attempt: Attempt, stalls: StallDetector, *, chosen: float) -> None:
         assert self.answers is not None
         stalls.beat(f"the answers after step {self.progress.step}")
         values, alarm = self.answers.sample(self.progress.step, attempt, chosen=chosen)
@@ -235,13 +238,13 @@ class MinorDPOTrainer:
             log.alarm(self.progress.step, alarm)
 
     def _require_sound_model(self, batch: StepBatch) -> None:
-        """No weight and no log-probability that is not finite: a step may spoil weights, and no other one follows.
+        """Check that weights and log-probabilities are finite, since no later step would notice a spoilt weight.
 
-        One row of the step's batch is evaluated: weights that float32 just holds give logits that it does not.
+        Evaluates one row of the step's batch: finite weights can be so large that the logits overflow.
         """
         when = f"after step {self.progress.step}"
         require_finite_weights(self.model, when=when)
-        # against itself: only log-probabilities are asked for, and a live reference would be evaluated
+        # against itself, since only log-probabilities are needed, and a live reference would be evaluated
         row = replace(batch, micro_batches=batch.micro_batches[:1]).with_references([None])
         with self.model.evaluating(), torch.no_grad():
             values = self.model.pair_metrics(row, forward_only=True)
@@ -263,7 +266,7 @@ class MinorDPOTrainer:
         )
 
     def _summary(self, values: Tensor, *, when: str, places: Places) -> dict[str, float]:
-        """Of all ranks' values, once they are known to be finite; arguments as train/require_finite.py takes them."""
+        """Means over all ranks' values, which must be finite; arguments as in train/require_finite.py."""
         table = self.model.gathered(values)
         means = summary(table, noise=self.progress.reference_noise)
         require_finite_pairs(table, means, when=when, places=places)

@@ -23,8 +23,8 @@ def test_sixty_runs_evaluate_the_reference_once(workspace):
     spawn(workspace, ranks=1, jobs=jobs, log="sweep")
     assert len(names) == 60
     said = (workspace / "log_sweep_0.txt").read_text()
-    assert said.count("22 pairs are evaluated") == 1
-    assert said.count("5 pairs are evaluated") == 1  # validation
+    assert said.count("evaluating 22 pairs") == 1
+    assert said.count("evaluating 5 pairs") == 1  # validation
     assert len(list((place / "kept").glob("*.safetensors"))) == 2
     second_losses = set()
     for name in names:

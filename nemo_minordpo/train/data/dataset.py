@@ -1,6 +1,6 @@
 """Token arrays -> the packed micro-batches of one optimizer step; a micro-batch is one row of pairs.
 
-Order of the responses of a row of m pairs, owned by core/pair_packing.py: m chosen ones, then m rejected ones.
+The responses of a row of m pairs are in the order that core/pair_packing.py defines: m chosen, then m rejected ones.
 """
 
 import math
@@ -22,11 +22,11 @@ from nemo_minordpo.train.data.tokens import TokenArrays
 class MicroBatch:
     """m pairs in one row.
 
-    pairs: [m], which pairs of the split they are.
-    in_step: [m], which pairs of the step they are.
-    row: their tokens and how they lie; its segments are on the CPU always: attention reads their numbers.
+    pairs: [m], their indices in the split.
+    in_step: [m], their indices in the step.
+    row: their tokens and layout; its segments are always on the CPU, where attention reads them.
     reward_margin: [m], float32, unscaled.
-    reference_log_probs: [2 m], float64, nats; None: the policy is the reference, or they are evaluated live.
+    reference_log_probs: [2 m], float64, nats; None if the policy is the reference, or they are evaluated live.
     """
 
     pairs: np.ndarray
@@ -36,7 +36,7 @@ class MicroBatch:
     reference_log_probs: Tensor | None
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """With everything that the model computes with on ``device``."""
+        """A copy with all inputs of the model on ``device``."""
         segments, reference = self.row.segments, self.reference_log_probs
         return replace(
             self,
@@ -48,11 +48,11 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StepBatch:
-    """What one data-parallel rank does in one step.
+    """One data-parallel rank's share of a step.
 
-    num_global_pairs: over all ranks; what the loss is divided by.
-    work: over all ranks; what throughput is measured by.
-    row_length: S of every micro-batch.
+    num_global_pairs: over all ranks; the loss is divided by it.
+    work: over all ranks; throughput is computed from it.
+    row_length: S, the same for every micro-batch.
     """
 
     micro_batches: list[MicroBatch]
@@ -61,30 +61,30 @@ class StepBatch:
     row_length: int
 
     def with_references(self, references: list[Tensor | None]) -> "StepBatch":
-        """The same with these reference log-probabilities, one entry a micro-batch."""
+        """A copy with these reference log-probabilities, one entry per micro-batch."""
         parts = zip(self.micro_batches, references, strict=True)
         return replace(self, micro_batches=[replace(part, reference_log_probs=value) for part, value in parts])
 
 
 def split_pairs(responses: Tensor) -> tuple[Tensor, Tensor]:
-    """(chosen [m], rejected [m]) of one value a response [2 m]."""
+    """Split one value per response [2 m] into (chosen [m], rejected [m])."""
     chosen, rejected = responses.chunk(2) if len(responses) else (responses, responses)
     return chosen, rejected
 
 
 def steps_per_epoch(num_pairs: int, global_batch_size: int) -> int:
-    """The last batch of an epoch may be a partial one."""
+    """Number of steps per epoch; the last batch may be partial."""
     return math.ceil(num_pairs / global_batch_size)
 
 
 def steps_of_run(loop: TrainerDPOSection, *, num_pairs: int, global_batch_size: int) -> int:
-    """Optimizer steps of a whole run: its epochs, or `max_steps` where that is less."""
+    """Optimizer steps of a whole run: its epochs, or `max_steps` if that is less."""
     steps = loop.max_epochs * steps_per_epoch(num_pairs, global_batch_size)
     return steps if loop.max_steps < 0 else min(steps, loop.max_steps)
 
 
 def pairs_of_step(step: int, *, num_pairs: int, global_batch_size: int, seed: int) -> np.ndarray:
-    """The pairs of optimizer step ``step`` (from 0): they depend on the seed and the epoch, not on the layout."""
+    """The pairs of optimizer step ``step`` (from 0), which depend on the seed and the epoch, not on the layout."""
     epoch, step_in_epoch = divmod(step, steps_per_epoch(num_pairs, global_batch_size))
     order = np.random.default_rng([seed, epoch]).permutation(num_pairs)
     return order[step_in_epoch * global_batch_size : (step_in_epoch + 1) * global_batch_size]
@@ -108,12 +108,12 @@ class PairBatches:
         """
         Args:
             arrays: the pairs.
-            global_batch_size: pairs of a step, over all ranks.
-            row_capacity: most places of a row; no pair takes more.
-            row_multiple: what the length of a row is divisible by.
-            data_parallel_rank, data_parallel_size: this rank's share.
-            pad_id: token id of padding.
-            reference_log_probs: [N, 2], nats, chosen and rejected; None: the model evaluates them live.
+            global_batch_size: pairs per step, over all ranks.
+            row_capacity: maximum length of a row; no pair may be longer.
+            row_multiple: row lengths are multiples of this.
+            data_parallel_rank, data_parallel_size: select this rank's share.
+            pad_id: token id for padding.
+            reference_log_probs: [N, 2], nats, chosen and rejected; None if the model evaluates them live.
         """
         self.arrays = arrays
         self.global_batch_size = global_batch_size
@@ -121,7 +121,7 @@ class PairBatches:
         self._capacity, self._multiple = row_capacity, row_multiple
         self._rank, self._size = data_parallel_rank, data_parallel_size
         self._pad_id = pad_id
-        # of the whole split, once: a step looks its pairs up
+        # computed once for the whole split
         self._sequence_lengths = arrays.sequence_lengths
         self._segment_lengths = segment_lengths_of(arrays)
 
@@ -132,7 +132,7 @@ class PairBatches:
         )
 
     def in_file_order(self, *, limit_batches: int | None = None) -> Iterator[StepBatch]:
-        """Every pair once, or those of the first batches."""
+        """Batches of every pair once, or only the first batches."""
         steps = steps_per_epoch(len(self.arrays), self.global_batch_size)
         for step in range(steps if limit_batches is None else min(steps, limit_batches)):
             start = step * self.global_batch_size
@@ -168,7 +168,7 @@ class PairBatches:
             self.arrays.shared_lengths[pairs].astype(np.int64),
             self.arrays.prompt_lengths[pairs].astype(np.int64),
         )
-        first = np.maximum(chosen - 1, shared)  # places of the shared tokens and the chosen tail
+        first = np.maximum(chosen - 1, shared)  # positions of the shared tokens and the chosen tail
         tail = np.maximum(rejected - 1 - shared, 0)
         return StepWork(
             pairs=len(pairs),
@@ -189,6 +189,6 @@ class PairBatches:
 
 
 def segment_lengths_of(arrays: TokenArrays) -> np.ndarray:
-    """[N], places that each pair takes in a row."""
+    """[N], positions that each pair takes in a row."""
     num_chosen, num_rejected = arrays.sequence_lengths
     return segment_lengths(num_chosen=num_chosen, num_rejected=num_rejected, num_shared=arrays.shared_lengths)

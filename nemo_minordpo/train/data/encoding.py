@@ -1,4 +1,4 @@
-"""A pair as text -> its two token sequences, or the reason for which it cannot be used."""
+"""A pair as text -> its two token sequences, or the reason why it cannot be used."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from nemo_minordpo.core.boundaries import beginning_of, end_ids, end_texts, miss
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import PreferencePair
 
-_LARGEST_REWARD = float(np.finfo(np.float32).max) / 2  # so that the difference of two is finite, too
+_LARGEST_REWARD = float(np.finfo(np.float32).max) / 2  # so that the difference of two rewards is finite
 OVERLONG = "longer than model.data.seq_length"
 
 
@@ -22,7 +22,7 @@ class EncodedPair:
     chosen, rejected: prompt, response and its end.
     prompt_length: tokens.
     reward_margin: ground-truth reward of chosen minus rejected, unscaled.
-    num_cut: of the two responses: how many were written with more behind their end.
+    num_cut: how many of the two responses had text after their end, which was cut.
     """
 
     chosen: list[int]
@@ -33,13 +33,13 @@ class EncodedPair:
 
 
 def encode(pairs: Sequence[PreferencePair], *, tokenizer: Any, data: DataSection) -> Iterator[EncodedPair | str]:
-    """Of each pair its tokens, or why it cannot be used.
+    """Tokenise pairs; yields the tokens of each, or the reason why it cannot be used.
 
-    With `data.append_eos` every response has one end: the one with which it is written, as a chat template prints it,
-    without white space or further ends behind it; or else EOS.
+    With `data.append_eos` every response has exactly one end: its own if the text has one, as chat templates write it,
+    with any white space and further ends after it cut; else EOS.
 
     Args:
-        pairs: encoded at once, over all cores.
+        pairs: encoded in one call, on all cores.
         tokenizer: a fast Hugging Face tokenizer.
         data: length limit, EOS, default rewards.
     """
@@ -66,7 +66,7 @@ def encode(pairs: Sequence[PreferencePair], *, tokenizer: Any, data: DataSection
             rejected=rejected,
             prompt_length=len(start) + len(prompt),
             reward_margin=margin,
-            num_cut=sum(one != other for one, other in zip(written[number], ended[number], strict=True)),
+            num_cut=sum(before != after for before, after in zip(written[number], ended[number], strict=True)),
         )
 
 
@@ -75,16 +75,16 @@ def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 
 def _sequence(prompt: list[int], whole: list[int], start: list[int], *, stops: set[int], eos: int | None) -> list[int]:
-    """``whole`` behind ``start``, and with ``eos`` unless that is None or it ends with one of ``stops``."""
+    """``start`` + ``whole``, + ``eos`` unless that is None or ``whole`` ends with one of ``stops``."""
     if whole[: len(prompt)] != prompt:
         raise UserError(
             "the last tokens of the prompt merge with the first of the response: "
             "end the prompt, or start the response, at a token boundary (such as a line break)"
         )
     if not start and not prompt:
-        raise UserError("the prompt has no token: nothing predicts the first token of the response")
+        raise UserError("the prompt has no tokens: nothing predicts the first token of the response")
     if len(whole) == len(prompt):
-        raise UserError("the response has no token")
+        raise UserError("the response has no tokens")
     return [*start, *whole, *([] if eos is None or whole[-1] in stops else [eos])]
 
 
@@ -96,13 +96,13 @@ def _check(chosen: list[int], rejected: list[int], *, seq_length: int) -> None:
 
 
 def _reward_margin(pair: PreferencePair, data: DataSection) -> float:
-    """Ground-truth reward of chosen minus rejected, which JSON may spell as NaN, Infinity or an integer of any size."""
+    """Ground-truth reward of chosen minus rejected; in JSON, either can be NaN, Infinity or an integer of any size."""
     rewards = {
         "chosen_reward": data.default_chosen_reward if pair.chosen_reward is None else pair.chosen_reward,
         "rejected_reward": data.default_rejected_reward if pair.rejected_reward is None else pair.rejected_reward,
     }
     for name, value in rewards.items():
-        # as it is stored; a NaN is not within anything
+        # `not <=` also catches NaN; rewards are stored in float32
         if not abs(value) <= _LARGEST_REWARD:
-            raise UserError(f"field {name!r} is {str(value)[:20]}: a finite number of float32 is expected")
+            raise UserError(f"field {name!r} is {str(value)[:20]}: a finite float32 number expected")
     return rewards["chosen_reward"] - rewards["rejected_reward"]

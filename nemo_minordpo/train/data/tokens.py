@@ -1,4 +1,4 @@
-"""Pairs as text -> token arrays on disk, once, before training; every fault is found here, with file and line."""
+"""Pairs as text -> token arrays on disk, once, before training. Reports every fault, with file and line."""
 
 import glob
 import json
@@ -18,12 +18,12 @@ from nemo_minordpo.records import PreferencePair
 from nemo_minordpo.terminal import progress_bar, say
 from nemo_minordpo.train.data.encoding import OVERLONG, encode
 
-_CHUNK = 512  # pairs that the tokenizer encodes at once, over all cores
+_CHUNK = 512  # pairs that the tokenizer encodes per call, on all cores
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A pair that training does not see, and why; a line of `left_out_pairs.jsonl`."""
+    """A pair that training leaves out, and why; a line of `left_out_pairs.jsonl`."""
 
     place: str  # file:line
     reason: str
@@ -33,10 +33,10 @@ class LeftOut:
 class TokenArrays:
     """N tokenised pairs; the arrays may be memory-mapped.
 
-    tokens: [total], int32: of pair n, prompt + chosen response, then prompt + rejected response.
+    tokens: [total], int32: for each pair, prompt + chosen response, then prompt + rejected response.
     starts: [2 N + 1], int64: where each of these sequences starts in `tokens`.
     prompt_lengths: [N], int32, tokens.
-    shared_lengths: [N], int32: tokens up to the first in which the two sequences differ.
+    shared_lengths: [N], int32: number of tokens before the first difference between the two sequences.
     reward_margins: [N], float32: ground-truth reward of chosen minus rejected, unscaled.
     """
 
@@ -55,16 +55,16 @@ class TokenArrays:
 
     @property
     def sequence_lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """([N], [N]): tokens of the chosen and of the rejected sequences, prompt included."""
+        """([N], [N]): lengths of the chosen and the rejected sequences, in tokens, including the prompt."""
         lengths = np.diff(self.starts)
         return lengths[0::2], lengths[1::2]
 
 
 def expand_files(patterns: list[str]) -> list[Path]:
-    """The files that names and glob patterns stand for, in order, each once.
+    """The files that match some names and glob patterns, in order, each once.
 
     Raises:
-        ValueError: a pattern matches nothing.
+        UserError: a pattern matches nothing.
     """
     files: dict[Path, None] = {}
     for pattern in patterns:
@@ -78,17 +78,17 @@ def expand_files(patterns: list[str]) -> list[Path]:
 def tokenize_files(files: list[Path], folder: Path, *, tokenizer: Any, data: DataSection, split: str) -> None:
     """Tokenise every pair of ``files`` into ``folder``: arrays, `left_out_pairs.jsonl`, and last `counts.json`.
 
-    A folder with `counts.json` is complete and is left as it is.
+    Does nothing if the folder has a `counts.json`, since it is then complete.
 
     Args:
         files: jsonl files of pairs.
         folder: made if missing.
         tokenizer: a fast Hugging Face tokenizer.
         data: length limit, EOS, default rewards, what to do with invalid pairs.
-        split: for messages: train or validation.
+        split: train or validation, for messages.
 
     Raises:
-        ValueError: pairs are invalid and `model.data.invalid_pairs=refuse`; or none is left.
+        UserError: there are invalid pairs and `model.data.invalid_pairs=refuse`; or no pairs are left.
     """
     if (folder / "counts.json").exists():
         return
@@ -105,11 +105,11 @@ def tokenize_files(files: list[Path], folder: Path, *, tokenizer: Any, data: Dat
         more = f"\n  ... and {len(invalid) - 20} more" if len(invalid) > 20 else ""
         raise UserError(
             f"{len(invalid)} of {len(invalid) + writer.count} {split} pairs cannot be used:\n{shown}{more}\n"
-            "Mend them, or start without them: model.data.invalid_pairs=drop"
+            "Fix them, or leave them out with model.data.invalid_pairs=drop"
         )
     if not writer.count:
         reasons = Counter(item.reason for item in left_out)
-        raise UserError(f"no {split} pair is left to train on; left out: {dict(reasons) or 'none'} in {files}")
+        raise UserError(f"no {split} pairs can be used; left out: {dict(reasons) or 'none'} in {files}")
     counts = Counter({"used": writer.count}) + Counter(item.reason for item in left_out)
     folder.mkdir(parents=True, exist_ok=True)
     writer.save(folder)
@@ -119,10 +119,10 @@ def tokenize_files(files: list[Path], folder: Path, *, tokenizer: Any, data: Dat
 
 
 def sample_pairs(files: list[Path], *, tokenizer: Any, data: DataSection) -> tuple[TokenArrays, int]:
-    """The first pairs that can be used, tokenised, and how many lines all files have; for estimates.
+    """The usable pairs of the first chunk, tokenised, and the number of lines in all files; for estimates.
 
     Raises:
-        ValueError: none of the first pairs can be used.
+        UserError: none of the first pairs can be used.
     """
     writer = ArrayWriter()
     for chunk in _chunks(files, [], advance=lambda size: None):
@@ -134,7 +134,7 @@ def sample_pairs(files: list[Path], *, tokenizer: Any, data: DataSection) -> tup
 
 
 def first_pairs(files: list[Path], *, tokenizer: Any, data: DataSection) -> Iterator[tuple[str, TokenArrays | str]]:
-    """(file:line, the arrays of this one pair, or why training would not see it), for a preview of some pairs."""
+    """(file:line, the arrays of this one pair, or why training would leave it out), for a preview."""
     for file in files:
         for number, line in read_lines(file):
             writer, left_out = ArrayWriter(), []
@@ -153,7 +153,7 @@ def _say_counts(split: str, counts: Counter[str], folder: Path, *, num_cut: int)
     if left_out := [f"{number} {reason}" for reason, number in counts.items() if reason != "used"]:
         text += f"; left out: {', '.join(left_out)} (file and line of each: {folder / 'left_out_pairs.jsonl'})"
     if num_cut:
-        text += f"\n{split}: {num_cut} responses have more behind their end, white space or a second end: cut there"
+        text += f"\n{split}: {num_cut} responses cut at their end, which white space or a second end followed"
     say(text)
 
 
@@ -164,14 +164,14 @@ def load_arrays(folder: Path) -> TokenArrays:
 
 
 def places_of(pairs: Sequence[int], *, files: list[Path], folder: Path) -> list[str]:
-    """file:line of some pairs of :func:`tokenize_files`, by their numbers: the lines of the files but those left out.
+    """file:line of pairs tokenised by :func:`tokenize_files`.
 
     Args:
-        pairs: numbers of tokenised pairs.
-        files, folder: as the pairs were tokenised.
+        pairs: numbers of tokenised pairs, which do not count those left out.
+        files, folder: as given to :func:`tokenize_files`.
 
     Raises:
-        ValueError: the files are not those that were tokenised, or were moved since.
+        UserError: the files have changed since then.
         OSError: they cannot be read.
     """
     left_out = {json.loads(line)["place"] for _, line in read_lines(folder / "left_out_pairs.jsonl")}
@@ -206,7 +206,7 @@ def _encode(
     writer: "ArrayWriter",
     left_out: list[LeftOut],
 ) -> int:
-    """Tokenise a chunk; returns how many responses were written with more behind their end."""
+    """Tokenise a chunk; returns how many responses were cut at their end."""
     num_cut = 0
     encoded = encode([pair for _, pair in chunk], tokenizer=tokenizer, data=data)
     for (place, _), found in zip(chunk, encoded, strict=True):
@@ -230,7 +230,7 @@ class ArrayWriter:
         self._reward_margins: list[float] = []
 
     def add(self, chosen: list[int], rejected: list[int], *, prompt_length: int, reward_margin: float) -> None:
-        """A pair: two sequences that begin with the same prompt, and the ground-truth reward of the first's more."""
+        """Add a pair: two sequences that begin with the same prompt, and their ground-truth reward margin."""
         self.count += 1
         for sequence in (chosen, rejected):
             self._tokens.append(np.asarray(sequence, dtype=np.int32))

@@ -1,1 +1,1 @@
-"""The run folder: what a run keeps on disk, and who may write it."""
+"""The run folder: a run's files on disk, and who may write them."""

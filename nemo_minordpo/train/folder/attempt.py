@@ -1,12 +1,12 @@
-"""Attempts at a run: a job that is started again resumes in the same folder, and the one before it may still be alive.
+"""Attempts at a run: a restarted job resumes in the same folder, while the previous attempt may still be alive.
 
-attempt.json    which attempt writes this run; the next one takes it over
-events.jsonl    what happened to the run, a line each (records.RunEvent)
-failures/       what broke, a file a rank (records.Failure)
+attempt.json    the attempt that may write this run; the next attempt replaces it
+events.jsonl    what happened to the run, one line per event (records.RunEvent)
+failures/       what failed, one file per failed rank (records.Failure)
 
-An attempt that was replaced can still compute: on a node that Slurm has lost, its processes run on until their peers
-are gone. It must not write any more. So the first rank reads attempt.json before it puts anything in place, and
-files that are not yet in place have names of each attempt's own.
+A replaced attempt can still be computing: on a node that Slurm has lost, processes run until their peers are gone. It
+must not write any more. So the first rank reads attempt.json before it moves anything into place, and temporary files
+have the attempt's number in their names.
 """
 
 import os
@@ -29,12 +29,12 @@ class ReplacedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Attempt:
-    """The right to write a run folder; of the first rank, which alone puts files in place.
+    """The right to write a run folder; only the first rank moves files into place.
 
     Attributes:
         folder: the run's.
         number: from 1.
-        token: who this is, for people and for comparison: job, node, process.
+        token: identifies the attempt, for people and for comparison: job, node, process.
     """
 
     folder: Path
@@ -43,28 +43,28 @@ class Attempt:
 
     @classmethod
     def claim(cls, folder: Path) -> "Attempt":
-        """Take the run over; attempts before this one can write no more."""
+        """Take over the run; earlier attempts can no longer write."""
         before = _read(folder)
         attempt = cls(folder, before[0] + 1 if before else 1, f"{job_name()} on {socket.gethostname()}, {os.getpid()}")
         write_json(_file(folder), {"number": attempt.number, "token": attempt.token, "time": utc_now()})
         return attempt
 
     def check(self) -> None:
-        """Called before anything is put in place.
+        """Check that this attempt may still write; called before anything is moved into place.
 
         Raises:
-            ReplacedError: a newer attempt has the run.
+            ReplacedError: a newer attempt has taken over the run.
         """
         now = _read(self.folder)
         if now != (self.number, self.token):
             raise ReplacedError(
                 f"{self.folder}: attempt {self.number} ({self.token}) was replaced by attempt {now[0]} ({now[1]})"
                 if now
-                else f"{_file(self.folder)} is gone: another process took the run folder away"
+                else f"{_file(self.folder)} is gone: another process removed the run folder"
             )
 
     def note(self, event: str, *, step: int, detail: str = "", max_steps: int = 0) -> None:
-        """Add a line to events.jsonl; arguments as records.RunEvent names them."""
+        """Append a line to events.jsonl; arguments as in records.RunEvent."""
         line = RunEvent(
             time=utc_now(), attempt=self.number, job=job_name(), event=event, step=step, detail=detail,
             max_steps=max_steps,
@@ -74,7 +74,7 @@ class Attempt:
 
 
 def record_failure(folder: Path, error: BaseException | str, *, rank: int, node: str | None = None) -> None:
-    """Write down what broke on a rank, for `minordpo status`, which names the first. `node`: None = this one."""
+    """Record a rank's failure for `minordpo status`, which shows the first one. `node`: None = this node."""
     text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     where = "" if isinstance(error, str) else "".join(traceback.format_exception(error))
     failure = Failure(
@@ -84,12 +84,12 @@ def record_failure(folder: Path, error: BaseException | str, *, rank: int, node:
     name = f"{failure.time.replace(':', '')}-{job_name()}-rank_{rank}.json"
     try:
         write_json(folder / file_names.FAILURES / name, vars(failure))
-    except OSError as also:  # a full disk is one of the things that break
-        sys.stderr.write(f"rank {rank} on {failure.node}: {failure.error} (not written down: {also})\n")
+    except OSError as write_error:  # e.g. when a full disk is what failed
+        sys.stderr.write(f"rank {rank} on {failure.node}: {failure.error} (not recorded: {write_error})\n")
 
 
 def job_name() -> str:
-    """`job_<id>.<restarts>` under Slurm, `local` elsewhere; a launcher may say which of its steps it is."""
+    """`job_<id>.<restarts>` under Slurm, else `local`."""
     job = os.environ.get("SLURM_JOB_ID")
     return f"job_{job}.{os.environ.get('SLURM_RESTART_COUNT', '0')}" if job else "local"
 
@@ -105,10 +105,10 @@ def _read(folder: Path) -> tuple[int, str] | None:
     values = read_json_object(path)
     number, token = values.get("number"), values.get("token")
     if not (isinstance(number, int) and isinstance(token, str)):
-        raise UserError(f"{path}: damaged: remove it, once nothing trains in that folder any more")
+        raise UserError(f"{path}: damaged; remove it once nothing is training in that folder")
     return number, token
 
 
-if __name__ == "__main__":  # launchers/common.sh: of a rank that was killed and could not do it itself
+if __name__ == "__main__":  # called by launchers/common.sh for a rank that was killed
     run_folder, node_of_rank, number_of_rank, what = sys.argv[1:]
     record_failure(Path(run_folder), what, rank=int(number_of_rank), node=node_of_rank)

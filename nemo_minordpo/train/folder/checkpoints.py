@@ -1,9 +1,9 @@
-"""Checkpoints of a run: distributed, complete or absent, verified, readable at any layout; and its trained model.
+"""Checkpoints of a run: distributed, atomic, verified, readable at any layout; and the trained model.
 
 `checkpoints/step_000120/` holds model, optimizer and counters in Megatron's torch_dist format. It is written under a
-temporary name with the attempt's number in it, forced to the disk, and renamed by rank 0 when every rank is done.
-`files.json` in it has size and sha256 of every file; what does not match it is set aside when a run is resumed.
-`progress.json` in it has the counters for people, and the monitored metric, by which checkpoints are kept or removed.
+temporary name that includes the attempt's number, synced to disk, and renamed by rank 0 when every rank is done. Its
+`files.json` has the size and sha256 of every file; when a run resumes, a checkpoint that does not match is set aside.
+Its `progress.json` has the counters for people, and the monitored metric that decides which checkpoints stay.
 """
 
 import json
@@ -28,23 +28,23 @@ from nemo_minordpo.train.folder.optimizer_state import load_optimizer_state, sha
 from nemo_minordpo.train.folder.stopping import signals_kept_from_children
 
 _FILES, _COUNTERS = "files.json", "progress.json"
-# What reading or writing a checkpoint raises, torch's, Megatron's and the system's.
+# Errors that torch, Megatron and the system raise when reading or writing a checkpoint.
 _FAULTS = (OSError, EOFError, KeyError, RuntimeError, UnpicklingError, CheckpointException, CheckpointingException)
 
 
 @dataclass(frozen=True)
 class Counters:
-    """How far a run is, from the checkpoint's own content."""
+    """The progress of a run, saved in its checkpoints."""
 
     step: int = 0  # optimizer steps done
     consumed_pairs: int = 0
-    reference_noise: float = 0.0  # nats a response, measured before the first step (reference.noise_of_reference)
+    reference_noise: float = 0.0  # nats per response, measured before the first step (reference.noise_of_reference)
 
 
 def newest_intact_checkpoint(folder: Path, attempt: Attempt) -> Path | None:
-    """The checkpoint with the most steps whose files are what was written; collective.
+    """The latest checkpoint whose files are intact; collective.
 
-    A damaged one is renamed to `damaged_step_*`, noted, and the one before it is looked at.
+    Renames damaged ones to `damaged_step_*` and notes them in events.jsonl.
     """
     while True:
         paths = _all(folder)
@@ -74,18 +74,18 @@ def save_checkpoint(
     keep: CheckpointSection,
     monitored: float | None,
 ) -> Path:
-    """Write a checkpoint with every rank, then remove those that are not to be kept.
+    """Write a checkpoint, every rank its part, then remove those that are no longer needed.
 
     Args:
-        folder: of all checkpoints.
-        strategy, model, optimizer, counters: what is saved.
-        attempt: whose files they are.
-        keep: which of the checkpoints stay.
-        monitored: `keep.monitor` of the last validation, if there was one after this step.
+        folder: folder of all checkpoints.
+        strategy, model, optimizer, counters: what to save.
+        attempt: the attempt that writes it.
+        keep: which checkpoints stay.
+        monitored: `keep.monitor` in the validation after this step, if there was one.
 
     Raises:
-        RuntimeError: it could not be written; those before it are what they were.
-        ReplacedError: another attempt has the run.
+        RuntimeError: it could not be written; earlier checkpoints are unchanged.
+        ReplacedError: another attempt has taken over the run.
     """
     path = folder / file_names.step_name(counters.step)
     temporary = folder / f".{path.name}.attempt_{attempt.number}.tmp"
@@ -102,7 +102,7 @@ def save_checkpoint(
             strategy.unwrapped_checkpoint_io.save_checkpoint(state, str(temporary))
         torch.distributed.barrier()
         if _is_first_rank():
-            # a resumed run takes the counters from inside the checkpoint; `_not_kept` reads the monitored metric here
+            # a resumed run reads the counters from the checkpoint itself; `_obsolete` reads the monitored metric here
             (temporary / _COUNTERS).write_text(json.dumps({**asdict(counters), "monitored": monitored}) + "\n")
         torch.distributed.barrier()
         files = _digests_to_disk(temporary)
@@ -115,10 +115,10 @@ def save_checkpoint(
             temporary.rename(path)
             _to_disk(folder)
             attempt.note("saved", step=counters.step)
-            for old in _not_kept(folder, keep):
+            for old in _obsolete(folder, keep):
                 shutil.rmtree(old)
     except _FAULTS as error:
-        # the other ranks are stopped by whoever started them; none of them can continue without this one
+        # the launcher stops the other ranks, none of which can continue without this one
         intact = [other.name for other in _all(folder) if other != path]
         raise RuntimeError(
             f"{path} cannot be written: {_reason(error)}; intact: {', '.join(intact) or 'none before it'}"
@@ -130,10 +130,10 @@ def save_checkpoint(
 def save_model(path: Path, *, model: Any, attempt: Attempt) -> None:
     """Write the trained model as a .nemo file.
 
-    Through a folder of its own: NeMo stages beside the file and trips over leftovers.
+    It is written in a folder of its own first, because NeMo stages next to the file and fails on leftovers.
 
     Raises:
-        ReplacedError: another attempt has the run.
+        ReplacedError: another attempt has taken over the run.
     """
     staging = path.with_name(f".{path.name}.attempt_{attempt.number}.tmp")
     if _is_first_rank():
@@ -150,17 +150,17 @@ def save_model(path: Path, *, model: Any, attempt: Attempt) -> None:
 
 
 def remove_leftovers(folder: Path, attempt: Attempt) -> None:
-    """Take away what attempts before this one did not finish; of the first rank. They would fill the disk."""
+    """Remove unfinished checkpoints of earlier attempts, which would fill the disk; on the first rank only."""
     attempt.check()
     for path in folder.glob(".step_*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def load_checkpoint(path: Path, *, strategy: Any, model: Any, optimizer: Any) -> Counters:
-    """Restore model and optimizer at the present layout, whatever the one was that wrote the checkpoint.
+    """Restore model and optimizer at the current layout, whatever layout wrote the checkpoint.
 
     Raises:
-        ValueError: the folder cannot be read as a checkpoint of this model.
+        UserError: the folder cannot be read as a checkpoint of this model.
     """
     state, _ = _sharded_state(strategy, model, optimizer, is_loading=True)
     try:
@@ -169,11 +169,11 @@ def load_checkpoint(path: Path, *, strategy: Any, model: Any, optimizer: Any) ->
         counters = Counters(**common["progress"])
     except _FAULTS as error:
         raise UserError(
-            f"{path} is no checkpoint of this run ({type(error).__name__}: {error}); "
-            "take the folder away, and the run resumes from the one before it"
+            f"{path} is not a checkpoint of this run ({type(error).__name__}: {error}); "
+            "remove the folder to resume from the previous checkpoint"
         ) from error
     for module in model.get_model_module_list():
-        # with adapters the checkpoint holds nothing but them
+        # with adapters, the checkpoint contains only those
         weights = {key.removeprefix("model."): value for key, value in loaded["model"].items()}
         missing = module.load_state_dict(weights, strict=not model.use_peft)
         assert not missing.unexpected_keys, missing.unexpected_keys
@@ -182,32 +182,32 @@ def load_checkpoint(path: Path, *, strategy: Any, model: Any, optimizer: Any) ->
 
 
 def _sharded_state(strategy: Any, model: Any, optimizer: Any, *, is_loading: bool) -> tuple[dict[str, Any], int | None]:
-    """Model and optimizer as Megatron's sharded state, and the optimizer's steps where they are no part of it."""
+    """Model and optimizer as Megatron's sharded state, and the optimizer's steps if that does not include them."""
     weights = model.sharded_state_dict()
     of_optimizer, steps = sharded_optimizer_state(strategy, optimizer, weights, is_loading=is_loading)
     return {"model": weights, "optimizer": of_optimizer}, steps
 
 
 def _damage(path: Path) -> str:
-    """What is wrong with this rank's share of the files of a checkpoint; empty: nothing."""
+    """What is wrong with this rank's share of a checkpoint's files; empty if nothing is."""
     try:
         written = json.loads((path / _FILES).read_text(encoding="utf-8"))
-        found = {file.name for file in path.iterdir()} - {_FILES}
-        if found != written.keys():
-            return f"other files than were written: {', '.join(sorted(found ^ written.keys()))}"
+        present = {file.name for file in path.iterdir()} - {_FILES}
+        if present != written.keys():
+            return f"missing or unknown files: {', '.join(sorted(present ^ written.keys()))}"
         for name in _share(sorted(written)):
             size, digest = written[name]
             if (path / name).stat().st_size != size:
                 return f"{name} has {(path / name).stat().st_size} bytes, {size} were written"
             if sha256_of_file(path / name) != digest:
-                return f"{name} is not what was written"
+                return f"the checksum of {name} does not match"
     except (OSError, ValueError, AttributeError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
 
 def _digests_to_disk(path: Path) -> dict[str, tuple[int, str]]:
-    """{file: (bytes, sha256)}; each rank reads its share, and forces it to the disk."""
+    """{file: (bytes, sha256)}; each rank reads its share and syncs it to disk."""
     own = {}
     for name in _share(sorted(file.name for file in path.iterdir())):
         _to_disk(path / name)
@@ -222,7 +222,7 @@ def _share(names: list[str]) -> list[str]:
 
 
 def _to_disk(path: Path) -> None:
-    """Wait until the system has written a file, or the names in a folder, to the disk."""
+    """Sync a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -231,24 +231,24 @@ def _to_disk(path: Path) -> None:
 
 
 def _first_of_ranks(fault: str) -> str:
-    """The first rank's fault that has one; the same on every rank."""
+    """The fault of the lowest rank that has one, on every rank; empty if none has."""
     faults: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(faults, fault)
     return next((text for text in faults if text), "")
 
 
-def _not_kept(folder: Path, keep: CheckpointSection) -> list[Path]:
-    """All but the newest `keep_last` and, by the monitored metric, the best `save_top_k`."""
+def _obsolete(folder: Path, keep: CheckpointSection) -> list[Path]:
+    """All checkpoints but the newest `keep_last` and the best `save_top_k` by the monitored metric."""
     paths = _all(folder)
     values = {path: json.loads((path / _COUNTERS).read_text()).get("monitored") for path in paths}
     sign = 1 if keep.mode == "min" else -1
     ranked = sorted((path for path in paths if values[path] is not None), key=lambda path: sign * values[path])
-    kept = {*paths[-keep.keep_last :], *ranked[: keep.save_top_k]}
-    return [path for path in paths if path not in kept]
+    needed = {*paths[-keep.keep_last :], *ranked[: keep.save_top_k]}
+    return [path for path in paths if path not in needed]
 
 
 def _reason(error: BaseException) -> str:
-    """The system's own words where they are hidden in a chain of exceptions: "No space left on device"."""
+    """The system's message if there is one in the chain of exceptions, such as "No space left on device"."""
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, OSError) and link.strerror:

@@ -1,4 +1,4 @@
-"""TensorBoard and W&B, opened before anything that takes time, by rank 0 alone."""
+"""TensorBoard and W&B, opened by rank 0 only, before anything slow, so that errors show early."""
 
 import os
 import uuid
@@ -14,15 +14,15 @@ from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import write_text
 from nemo_minordpo.terminal import say
 
-# W&B's axis, as Lightning's logger names it, so that runs compare with those of other trainers.
+# W&B's x-axis, named as by Lightning's logger, so that runs can be compared with those of other trainers.
 STEP = "trainer/global_step"
 
 
 class Logger(Protocol):
-    """Takes the numbers of a run."""
+    """Receives the numbers of a run."""
 
     def start(self, step: int) -> None:
-        """The run continues behind this step; what was logged of later ones by an earlier attempt is void."""
+        """The run continues after this step; values of later steps, logged by an earlier attempt, are void."""
         ...
 
     def log(self, values: dict[str, float], step: int) -> None: ...
@@ -31,14 +31,14 @@ class Logger(Protocol):
 
 
 def open_loggers(config: TrainConfig, folder: Path) -> list[Logger]:
-    """Those that the configuration asks for.
+    """Open the loggers that the configuration asks for.
 
     Args:
         config: the run's.
         folder: the run's.
 
     Raises:
-        UserError: one of them cannot be opened; with the setting that asks for it.
+        UserError: a logger cannot be opened; the message names its setting.
     """
     loggers: list[Logger] = []
     if config.exp_manager.create_tensorboard_logger:
@@ -49,7 +49,7 @@ def open_loggers(config: TrainConfig, folder: Path) -> list[Logger]:
 
 
 class TensorBoard:
-    """Event files, a new one each attempt."""
+    """TensorBoard event files, a new one per attempt."""
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -57,13 +57,13 @@ class TensorBoard:
         except ImportError as error:
             raise UserError(
                 f"exp_manager.create_tensorboard_logger: TensorBoard cannot be imported ({error}): install "
-                "tensorboard, or give exp_manager.create_tensorboard_logger=false"
+                "tensorboard, or set exp_manager.create_tensorboard_logger=false"
             ) from error
         self._folder, self._open = folder, SummaryWriter
         self._writer: Any = None
 
     def start(self, step: int) -> None:
-        # hides the steps that an earlier attempt did and this one does again
+        # hides steps of an earlier attempt that this one repeats
         self._writer = self._open(str(self._folder), purge_step=step + 1 if step else 0)
 
     def log(self, values: dict[str, float], step: int) -> None:
@@ -76,14 +76,14 @@ class TensorBoard:
 
 
 class Wandb:
-    """One W&B run, which every attempt continues: its id lies in the run folder."""
+    """One W&B run, continued by every attempt; its id is in the run folder."""
 
     def __init__(self, config: TrainConfig, folder: Path) -> None:
         try:
             import wandb
         except ImportError as error:
             raise UserError(
-                f"exp_manager.create_wandb_logger: W&B cannot be imported ({error}): install wandb, or give "
+                f"exp_manager.create_wandb_logger: W&B cannot be imported ({error}): install wandb, or set "
                 "exp_manager.create_wandb_logger=false"
             ) from error
         arguments = wandb_arguments(config, folder)
@@ -92,15 +92,15 @@ class Wandb:
         except (wandb.Error, TypeError, ValueError) as error:
             raise UserError(
                 f"exp_manager.create_wandb_logger: W&B cannot be opened: {' '.join(str(error).split())}\n"
-                "A key comes from `wandb login` or WANDB_API_KEY; WANDB_MODE=offline in the environment writes to "
-                f"{arguments['dir']} alone, for `wandb sync`; what exp_manager.wandb_logger_kwargs holds goes to "
+                "Set a key with `wandb login` or WANDB_API_KEY; with WANDB_MODE=offline in the environment, W&B only "
+                f"writes to {arguments['dir']}, for `wandb sync`; exp_manager.wandb_logger_kwargs are arguments of "
                 "wandb.init"
             ) from error
         self._run.define_metric(STEP)
         self._run.define_metric("*", step_metric=STEP, step_sync=True)
 
     def start(self, step: int) -> None:
-        """Nothing: W&B takes no logged value back; steps that are done again are drawn twice."""
+        """Does nothing: W&B cannot discard logged values, so repeated steps are plotted twice."""
 
     def log(self, values: dict[str, float], step: int) -> None:
         self._try(lambda: self._run.log({**values, STEP: step}))
@@ -109,23 +109,23 @@ class Wandb:
         self._try(lambda: self._run.finish(exit_code=int(failed)))
 
     def _try(self, action: Callable[[], None]) -> None:
-        """Of a run that computes: what becomes of W&B must not end it.
+        """Call W&B during a run; an error of W&B must not end the run.
 
-        Its service ends at SIGTERM, which Slurm sends to all processes of a job, before the checkpoint that the signal
-        asks for is saved.
+        W&B's service exits on SIGTERM, which Slurm sends to all processes of a job, before the run has saved the
+        checkpoint that the signal asks for.
         """
         if self._run is None:
             return
         try:
             action()
-        except Exception as error:  # W&B documents none
+        except Exception as error:  # W&B documents no exceptions
             self._run = None
-            words = f"W&B takes no more metrics of this attempt ({type(error).__name__}: {error}); metrics.jsonl does"
-            say(words)
+            problem = f"{type(error).__name__}: {error}"
+            say(f"W&B gets no more metrics from this attempt ({problem}); metrics.jsonl still does")
 
 
 def wandb_arguments(config: TrainConfig, folder: Path) -> dict[str, Any]:
-    """Of `wandb.init`: what the user set, there or in W&B's own variables, before what follows from the run."""
+    """The arguments of `wandb.init`: the user's, from the configuration or W&B's own variables, else the run's."""
     given = dict(config.exp_manager.wandb_logger_kwargs)
     own = given.pop("config", None) or {}
     settings: Any = OmegaConf.to_container(OmegaConf.structured(config))
@@ -146,7 +146,7 @@ def wandb_arguments(config: TrainConfig, folder: Path) -> dict[str, Any]:
 
 
 def _lasting_id(path: Path) -> str:
-    """What the first attempt drew. Not from the folder's name: another run may have had it."""
+    """The id that the first attempt drew at random; another run may have had the same folder name."""
     if not path.exists():
         write_text(path, f"{uuid.uuid4().hex[:16]}\n")
     return path.read_text(encoding="utf-8").strip()

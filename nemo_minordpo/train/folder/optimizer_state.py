@@ -1,7 +1,7 @@
 """The optimizer's part of a checkpoint: its state as Megatron's sharded tensors, readable at any layout.
 
-Megatron's distributed optimizer, and Apex's, shard themselves. What is here is for torch's own optimizers, bare or in
-NeMo's wrapper that keeps float32 main weights beside bfloat16 ones (`megatron_amp_O2`).
+Megatron's and Apex's distributed optimizers shard themselves. This module handles torch's own optimizers, bare or in
+NeMo's wrapper, which adds float32 main weights to bfloat16 ones (`megatron_amp_O2`).
 """
 
 from typing import Any
@@ -24,15 +24,15 @@ def sharded_optimizer_state(
 ) -> tuple[dict[str, Any], int | None]:
     """State to save, or to load into, and the number of steps.
 
-    Torch counts steps by parameter, in scalars. NeMo shards them like weights, which fails; left out, Adam's bias
-    correction would start again after a resume. So they are a number of the checkpoint, and None where the optimizer
-    saves its own.
+    Torch counts steps per parameter, in scalars. NeMo shards these like weights, which fails; without them, Adam's bias
+    correction would restart after a resume. So the checkpoint stores a single number of steps; it is None if the
+    optimizer saves its own.
 
     Args:
         strategy: NeMo's.
         optimizer: torch's, or NeMo's wrapper of it.
         weights: the model's sharded state.
-        is_loading: for a load.
+        is_loading: whether the state is to be loaded into.
     """
     inner = _torch_optimizer(optimizer)
     if inner is None:
@@ -54,12 +54,12 @@ def sharded_optimizer_state(
 
 
 def load_optimizer_state(optimizer: Any, state: dict[str, Any], *, steps: int | None) -> None:
-    """Load what was read into :func:`sharded_optimizer_state`.
+    """Load state that was read into the result of :func:`sharded_optimizer_state`.
 
     Args:
         optimizer: as there.
         state: read from a checkpoint.
-        steps: that were saved beside it.
+        steps: the number of steps saved with it.
     """
     inner = _torch_optimizer(optimizer)
     if inner is not None and steps is not None:
@@ -70,13 +70,13 @@ def load_optimizer_state(optimizer: Any, state: dict[str, Any], *, steps: int | 
 
 
 def _torch_optimizer(optimizer: Any) -> Any | None:
-    """Torch's optimizer, taken out of NeMo's wrapper; None where another one steps."""
+    """Torch's optimizer, without NeMo's wrapper; None if it is not one of torch's."""
     inner = optimizer.optimizer if isinstance(optimizer, MainParamsOptimizerWrapper) else optimizer
     return inner if isinstance(inner, _TORCH_OPTIMIZERS) else None
 
 
 def _model_weights(optimizer: Any, inner: Any) -> list[Any]:
-    """The model's own weights in the order of the optimizer's, which has float32 main weights in place of some."""
+    """The model's own weights in the optimizer's order; the optimizer replaces some by float32 main weights."""
     of_main: dict[int, Any] = {}
     if inner is not optimizer:
         groups = zip(optimizer.fp32_from_float16_groups, optimizer.float16_groups, strict=True)
@@ -85,7 +85,7 @@ def _model_weights(optimizer: Any, inner: Any) -> list[Any]:
 
 
 def _sharded_main_weights(optimizer: Any, inner: Any, by_id: dict[int, Any]) -> list[list[Any]]:
-    """The float32 main weights of each group, sharded as the weights that they belong to."""
+    """The float32 main weights of each group, sharded like the weights they belong to."""
     weights = (weight for group in inner.param_groups for weight in group["params"])
     number_of = {id(weight): number for number, weight in enumerate(weights)}
     return [

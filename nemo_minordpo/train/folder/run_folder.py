@@ -1,4 +1,4 @@
-"""The run folder: whose it is, and who may resume in it. file_names.py says what lies in it."""
+"""The run folder: which run it belongs to, and which commands may resume it. file_names.py lists its contents."""
 
 import hashlib
 import json
@@ -52,11 +52,11 @@ class RunFolder:
 
         Args:
             config: the run's configuration.
-            inputs: files by what they are for: `reference`, `tokenizer`, `train`, `validation`.
-            make_data: fills `data/`; when it fails, the folder stays nobody's.
+            inputs: files by purpose: `reference`, `tokenizer`, `train`, `validation`.
+            make_data: fills `data/`; if it fails, the folder belongs to no run yet.
 
         Raises:
-            ValueError: the folder belongs to another run, or holds something else.
+            UserError: the folder belongs to another run, or contains something else.
         """
         hashes = {name: {str(file): sha256_of_file(file) for file in _files(paths)} for name, paths in inputs.items()}
         settings = identity(config) | {f"{_DIGEST_OF}{name}": _digest(files.values()) for name, files in hashes.items()}
@@ -64,11 +64,11 @@ class RunFolder:
             self._refuse_another_run(settings)
             make_data()
             return
-        # of a run that never started
+        # left by a run that never started
         leftovers = {file_names.DATA, file_names.MANIFEST, file_names.LOGS, file_names.FAILURES}
         if self.path.exists() and any(item.name not in leftovers for item in self.path.iterdir()):
             raise UserError(
-                f"exp_manager.explicit_log_dir={self.path} is not empty and holds no run: choose another folder"
+                f"exp_manager.explicit_log_dir={self.path} is not empty and not a run folder: choose another folder"
             )
         shutil.rmtree(self.path / file_names.DATA, ignore_errors=True)
         make_data()
@@ -83,35 +83,35 @@ class RunFolder:
         write_text(self.config, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
     def input_digests(self) -> dict[str, str]:
-        """Of `reference`, `tokenizer`, `train` and `validation`: one sha256 each, as :meth:`prepare` wrote them."""
+        """One sha256 each for `reference`, `tokenizer`, `train` and `validation`, as written by :meth:`prepare`."""
         settings = Manifest.read(self.path).settings
         return {key.removeprefix(_DIGEST_OF): value for key, value in settings.items() if key.startswith(_DIGEST_OF)}
 
     def open_metrics(self, *, after: int) -> TextIO:
-        """`metrics.jsonl` for more lines, without those of steps after ``after``, which a resumed run does again.
+        """Open `metrics.jsonl` for appending, without lines of steps after ``after``, which a resumed run repeats.
 
-        It is a new file in place of the old one: an attempt that was replaced and still runs has the old one open.
+        The file is replaced, not truncated: an earlier attempt that is still running may have the old one open.
         """
         lines = []
         if self.metrics.exists():
-            # a run that begins anew samples the answers before its first step again
+            # a run that starts over samples the answers before its first step again
             lines = [text for _, text in read_lines(self.metrics) if after and _step_of(text, after) <= after]
         write_text(self.metrics, "".join(lines))
         return self.metrics.open("a", encoding="utf-8", buffering=1)
 
     def _refuse_another_run(self, settings: dict[str, Any]) -> None:
-        # a setting that came after the run was started has done what is now its default
+        # for a setting added since the run was started, assume its default
         before = identity(TrainConfig()) | Manifest.read(self.path).settings
         changes = differences(before, json.loads(json.dumps(settings)))
         if changes:
             raise UserError(
                 "\n".join([f"{self.path} belongs to a run with other settings:", *changes])
-                + "\nChoose another exp_manager.explicit_log_dir, or give that run's settings to resume it"
+                + "\nChoose another exp_manager.explicit_log_dir, or use that run's settings to resume it"
             )
 
 
 def _step_of(text: str, limit: int) -> int:
-    """The step of a line; a torn last line, of a process that was killed while writing, counts as beyond `limit`."""
+    """The step of a line; beyond `limit` for a torn last line, left by a process that was killed while writing."""
     try:
         return StepMetrics.from_json(text).step
     except (ValueError, TypeError):
@@ -127,10 +127,10 @@ def _files(paths: list[Path]) -> list[Path]:
 
 
 def _digest(hashes: Iterable[str]) -> str:
-    """One number for the contents of files; their names do not matter, their order does."""
+    """One digest for the contents of files; their order matters, their names do not."""
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def rank_of_process() -> int:
-    """Before torch.distributed is up: torchrun sets RANK, srun SLURM_PROCID."""
+    """The rank before torch.distributed is initialised: torchrun sets RANK, srun SLURM_PROCID."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))

@@ -1,4 +1,4 @@
-"""What a run shows and logs: a progress bar, `metrics.jsonl`, TensorBoard and W&B. Rank 0 only."""
+"""A run's output: progress bar, `metrics.jsonl`, TensorBoard and W&B. Rank 0 only."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from nemo_minordpo.train.folder.run_folder import RunFolder
 
 
 class RunLog:
-    """Takes each line of metrics; does nothing on other ranks than the first."""
+    """Receives each line of metrics; does nothing on ranks other than the first."""
 
     def __init__(
         self, config: TrainConfig, folder: RunFolder, attempt: Attempt | None, *, stand_ins: list[StandIn]
@@ -25,8 +25,8 @@ class RunLog:
         """
         Args:
             config, folder: the run's.
-            attempt: whose lines these are; None = another rank than the first.
-            stand_ins: named once, so that a run without a GPU says so.
+            attempt: the attempt that logs; None on ranks other than the first.
+            stand_ins: mentioned once, so that a run without a GPU says so.
 
         Raises:
             UserError: TensorBoard or W&B cannot be opened.
@@ -49,7 +49,7 @@ class RunLog:
 
     @contextmanager
     def training(self, *, resumed: int, max_steps: int) -> Iterator[None]:
-        """Show progress from where the run starts."""
+        """Show progress, starting at the step where the run resumes."""
         if self._attempt is None:
             yield
             return
@@ -86,16 +86,17 @@ class RunLog:
                 self._say(f"step {line.step}: {shown}")
 
     def alarm(self, step: int, reason: str) -> None:
-        """Say it, and keep it among the events, where `minordpo status` and the report find it."""
+        """Print an alarm, and record it in the events for `minordpo status` and the report."""
         if self._attempt is not None:
             self._attempt.note("alarm", step=step, detail=reason)
             self._console.print(f"alarm after step {step}: {reason}", style="bold red", highlight=False, soft_wrap=True)
 
     def finish(self, *, reason: str) -> None:
-        """Say where things are; `reason` why the run was stopped, empty: it is complete."""
+        """Print the outcome; `reason` is why the run stopped early, empty if it is complete."""
         if self._attempt is not None:
-            where = self._folder.nemo if self._config.trainer.dpo.save_nemo else self._folder.checkpoints
-            self._say(f"{reason}: a checkpoint is saved, the same command resumes it" if reason else f"done: {where}")
+            result = self._folder.nemo if self._config.trainer.dpo.save_nemo else self._folder.checkpoints
+            stopped = f"{reason}: a checkpoint was saved; run the same command to resume"
+            self._say(stopped if reason else f"done: {result}")
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What ends a run before its last step: a signal, the time limit, or ranks that wait for one another for ever."""
+"""Reasons to end a run early: a signal, the time limit, or ranks that hang waiting for each other."""
 
 import faulthandler
 import math
@@ -14,32 +14,32 @@ from types import FrameType
 
 import torch
 
-# In the order of their weight: of several ranks' reasons the last one here counts.
+# In order of priority: if ranks have different reasons, the last one in this list counts.
 REASONS = ("", "time limit reached (exp_manager.max_time_per_run)", "SIGUSR1", "SIGTERM")
 _SIGNALS = {signal.SIGUSR1: REASONS.index("SIGUSR1"), signal.SIGTERM: REASONS.index("SIGTERM")}
 
 
 class StopRequest:
-    """A wish to stop after the step that computes now; from the clock, or from Slurm.
+    """A request, from the clock or from Slurm, to stop after the current step.
 
-    SIGUSR1 is what `sbatch --signal=B:USR1@SECONDS` sends before the time limit, SIGTERM what preemption, `scancel` and
-    `scontrol requeue` send, `KillWait` seconds before they kill.
+    `sbatch --signal=B:USR1@SECONDS` sends SIGUSR1 before the time limit; preemption, `scancel` and `scontrol requeue`
+    send SIGTERM `KillWait` seconds before they kill.
     """
 
     def __init__(self, *, max_seconds: int | None) -> None:
-        """`max_seconds`: from now on; None = no limit."""
+        """`max_seconds`: time limit, from now; None = no limit."""
         self._deadline = math.inf if max_seconds is None else time.monotonic() + max_seconds
         self._reason = 0
 
     def listen(self) -> None:
-        """Take signals as requests, however often they come: Slurm and the launcher may both send one."""
+        """Treat signals as requests, also repeated ones: Slurm and the launcher may both send one."""
         for number in _SIGNALS:
             signal.signal(number, self._on_signal)
 
     def agreed(self) -> str:
-        """Why to stop now, the same on every rank; empty: go on. Ranks that disagreed would wait for ever.
+        """Why to stop now, identical on every rank; empty to continue. Ranks that disagreed would hang.
 
-        Collective, one number a step.
+        Collective, one number per step.
         """
         own = self._reason or int(time.monotonic() > self._deadline)
         reason = torch.tensor([own], dtype=torch.int32, device=torch.cuda.current_device())
@@ -52,11 +52,11 @@ class StopRequest:
 
 @contextmanager
 def signals_kept_from_children() -> Iterator[None]:
-    """Processes that are started inside do not get the signals that Slurm sends to all processes of a job.
+    """Processes started in this context ignore the signals that Slurm sends to all processes of a job.
 
-    Megatron's checkpoint writer starts helpers: the signal that asks for a checkpoint would end them.
+    Megatron's checkpoint writer starts helper processes, which the signal that asks for a checkpoint would kill.
     """
-    resource_tracker.ensure_running()  # its start, which the first helper causes, would unblock SIGTERM
+    resource_tracker.ensure_running()  # the first helper would start it, and that would unblock SIGTERM
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
@@ -65,10 +65,10 @@ def signals_kept_from_children() -> Iterator[None]:
 
 
 class StallDetector:
-    """Ends this process when nothing moves: a rank that is frozen or cut off never answers, and its peers would wait.
+    """Ends this process if there is no progress: a rank that is frozen or cut off would leave its peers waiting.
 
-    Collectives have limits of their own, of half an hour and a group each; this one holds for whatever a rank waits
-    for, a file system included.
+    Collectives have timeouts of their own, half an hour per process group; this limit covers everything a rank can wait
+    for, including a file system.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class StallDetector:
     ) -> None:
         """
         Args:
-            max_seconds: between two beats; longer than the longest step, validation batch, evaluation of answers or
-                checkpoint takes. None: no limit.
-            on_stall: writes the reason down; then the process ends.
-            clock: seconds.
+            max_seconds: longest time between two beats; must exceed the longest step, validation batch, evaluation of
+                answers and checkpoint. None = no limit.
+            on_stall: records the reason; then the process exits.
+            clock: current time in seconds.
         """
         self._limit = math.inf if max_seconds is None else max_seconds
         self._on_stall, self._clock = on_stall, clock
@@ -92,17 +92,17 @@ class StallDetector:
         self._thread = threading.Thread(target=self._wait_for_stall, name="stall detector", daemon=True)
 
     def beat(self, doing: str) -> None:
-        """Something moved; `doing` is what begins now."""
+        """Report progress; `doing` describes what starts now."""
         self._last, self._doing = self._clock(), doing
         if self._limit < math.inf and not self._thread.is_alive():
             self._thread.start()
 
     def rest(self) -> None:
-        """Nothing has to move from now on."""
+        """Expect no more progress from now on."""
         self._last = math.inf
 
     def stalled(self) -> str:
-        """Why this process has to end now; empty: it need not."""
+        """Why this process must exit now; empty if it need not."""
         waited = self._clock() - self._last
         if waited <= self._limit:
             return ""

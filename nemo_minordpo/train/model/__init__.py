@@ -1,1 +1,1 @@
-"""The model in its parallel layout: NeMo-Aligner's DPO model on packed pairs, and what it is built from."""
+"""The model in its parallel layout: NeMo-Aligner's DPO model on packed pairs, and its configuration."""

@@ -1,6 +1,6 @@
-"""LoRA adapters in checkpoints: NeMo 2.1 - 2.4 writes them rank by rank; here they are sharded like the weights.
+"""LoRA adapters in checkpoints: NeMo 2.1 - 2.4 writes one file per rank; here they are sharded like the weights.
 
-So a run with adapters resumes at any tensor- and pipeline-parallel layout, and starts at any from those of another run.
+So a run with adapters can resume, or start from another run's adapters, at any tensor- and pipeline-parallel layout.
 """
 
 from pathlib import Path
@@ -21,19 +21,19 @@ from nemo_minordpo.file_names import NEMO_RANK_WEIGHTS, NEMO_WEIGHTS
 from nemo_minordpo.train.model.nemo_file import unpacked
 
 _PREFIX = "model."
-# what torch, Megatron and the system raise at files that are damaged or hold other tensors
+# errors that torch, Megatron and the system raise for files that are damaged or contain other tensors
 _FAULTS = (OSError, EOFError, KeyError, RuntimeError, UnpicklingError, CheckpointException, CheckpointingException)
 
 
 def load_adapters(model: Any, path: Path) -> None:
-    """Put the adapters of a `.nemo` in the place of new ones; collective.
+    """Replace a model's new adapters by those of a `.nemo`; collective.
 
     Args:
-        model: NeMo's, with adapters of the same rank on the same layers (starting_adapters.py), on any rank.
+        model: NeMo's, with adapters of the same LoRA rank on the same layers (starting_adapters.py).
         path: the `.nemo`, a file or a folder.
 
     Raises:
-        UserError: damaged files, or adapters of another model.
+        UserError: the files are damaged, or the adapters are for another model.
     """
     (module,) = model.get_model_module_list()
     try:
@@ -43,29 +43,29 @@ def load_adapters(model: Any, path: Path) -> None:
             )
         other = sorted(stored.keys() ^ {name for name, _ in module.named_parameters() if ADAPTER in name})
         if other:
-            raise UserError(f"{path}: other adapters than its model config says: {other[0]} ({len(other)} in all)")
+            raise UserError(f"{path}: its adapters do not match its model config: {other[0]} ({len(other)} in all)")
         module.load_state_dict(stored, strict=False)
     except _FAULTS as error:
         raise UserError(f"{path}: its adapters cannot be loaded ({type(error).__name__}: {error})") from error
 
 
 def _distributed(module: Any, folder: Path) -> dict[str, Any]:
-    """By their names in the module, whatever layout they were written at."""
-    # of their weights alone: FP8's scales are found anew
+    """The adapters by their names in the module, whatever layout they were written at."""
+    # only the weights: FP8's scales are computed again
     state = {key: value for key, value in sharded_adapters(module, prefix=_PREFIX).items() if key.endswith(".weight")}
     loaded: Any = dist_checkpointing.load(state, str(folder))
     return {key.removeprefix(_PREFIX): value for key, value in loaded.items()}
 
 
 def _of_rank(folder: Path) -> dict[str, Any]:
-    """NeMo's own file of this rank, which has its layout."""
+    """The adapters in NeMo's own file for this rank, at the current layout."""
     file = inject_model_parallel_rank(str(folder / NEMO_RANK_WEIGHTS))
     loaded = torch.load(file, map_location="cpu", weights_only=True)
     return {key.removeprefix(_PREFIX): value for key, value in loaded.items()}
 
 
 def sharded_adapters(model: Any, *, prefix: str) -> dict[str, Any]:
-    """Megatron's sharded state of the adapters of a GPT model; keys as in its own state_dict, behind ``prefix``."""
+    """Megatron's sharded state of a GPT model's adapters; keys as in its state_dict, prefixed by ``prefix``."""
     layers = f"{prefix}decoder.layers."
     first = model.decoder.layers[0].layer_number
     state: dict[str, Any] = {}
@@ -84,6 +84,6 @@ def sharded_adapters(model: Any, *, prefix: str) -> dict[str, Any]:
 
 
 def _split_gate_and_up(part: dict[str, Any], offsets: tuple[tuple[int, int, int], ...], *, gated: bool) -> None:
-    """A rank holds its part of the gate and then its part of the up projection: two pieces, not one."""
+    """Shard the gate and the up projection separately: each rank has a part of one, followed by a part of the other."""
     for key in [key for key in part if gated and key.endswith("linear_out.weight")]:
         part[key] = apply_swiglu_sharded_factory(part[key], offsets)

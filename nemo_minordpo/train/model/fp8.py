@@ -1,15 +1,16 @@
-"""The scales of FP8: found before anything is evaluated, and changed by training alone.
+"""FP8 scales: computed before anything is evaluated, and changed by training only.
 
-With delayed scaling Transformer Engine multiplies a tensor with a scale before it rounds it to FP8; the scale follows
-from the largest values (amax) that the tensor had in the steps before. From that come two faults that preference
-losses, whose kinks lie where policy and reference agree, do not forgive:
+With delayed scaling, Transformer Engine multiplies a tensor by a scale before rounding it to FP8; the scale comes from
+the tensor's largest values (amax) in previous steps. This causes two problems for preference losses, whose kinks are
+where policy and reference agree:
 
-- Scales start at 1 and move with steps that have gradients only. A reference that is evaluated before the first step
-  is rounded with 1 everywhere, under which weights of 0.02 keep one or two bits; the first gradients underflow.
-- What is evaluated without gradients moves no scale, but leaves its largest values in the history, from which the next
-  training step takes its scales: validation, and a live reference, would change the training.
+- Scales start at 1 and only change in steps with gradients. A reference evaluated before the first step is rounded
+  with scale 1 everywhere, which leaves weights of 0.02 one or two bits; and the first gradients underflow.
+- Evaluation without gradients changes no scale, but adds its largest values to the history, from which the next
+  training step computes its scales: validation and a live reference would affect training.
 
-Read in Transformer Engine 2.9 (`pytorch/quantization.py`, `pytorch/module/base.py`); 1.8 has the same two methods.
+From the source of Transformer Engine 2.9 (`pytorch/quantization.py`, `pytorch/module/base.py`); 1.8 has the same two
+methods.
 """
 
 from collections.abc import Iterator
@@ -18,24 +19,24 @@ from typing import Any
 
 from nemo_minordpo.train.data.dataset import StepBatch
 
-# A layer's scale is right one pass after those that it gets its input, or in the backward pass its gradient, from. The
-# residual stream is not in FP8, so that a chain of layers is two long: in and out of attention, or of the MLP.
+# A layer's scale is right one pass after the scales of the layers that produce its input (or, backward, its gradient).
+# The residual stream is not in FP8, so such chains have only two layers: in and out of attention, or of the MLP.
 _PASSES = 3
 
 
 def in_use(model: Any) -> bool:
-    """Whether the model's matrix products are FP8's."""
+    """Whether the model computes its matrix products in FP8."""
     return bool(model.cfg.get("fp8"))
 
 
 def find_scales(model: Any, optimizer: Any, batch: StepBatch) -> None:
-    """Set the scales by forward and backward passes over some pairs, under weights that stay as they are.
+    """Set the scales by forward and backward passes over some pairs, without changing the weights.
 
-    Policy and reference start from these scales: with the weights, they depend on the pairs and the packing alone.
+    Policy and reference start with these scales, which depend only on the weights, the pairs and their packing.
 
     Args:
         model: MegatronGPTMinorDPOModel, set up.
-        optimizer: whose gradients are thrown away.
+        optimizer: its gradients are discarded.
         batch: the pairs.
     """
     own = batch.with_references([None] * len(batch.micro_batches))
@@ -49,37 +50,37 @@ def find_scales(model: Any, optimizer: Any, batch: StepBatch) -> None:
 
 @contextmanager
 def scales_kept(model: Any) -> Iterator[None]:
-    """What is evaluated within leaves the scales, and the history that they follow from, as they were."""
+    """Restore the scales and their history on exit, so that evaluation does not affect them."""
     layers = _layers(model)
-    kept = [layer.get_fp8_meta_tensors() for layer in layers]
+    saved = [layer.get_fp8_meta_tensors() for layer in layers]
     try:
         yield
     finally:
-        for layer, state in zip(layers, kept, strict=True):
+        for layer, state in zip(layers, saved, strict=True):
             layer.reset_fp8_meta_tensors(state)
 
 
 def move_scales(model: Any) -> None:
-    """Multiply them with 3/4, within :func:`scales_kept`: other roundings, as when training has moved the scales."""
+    """Multiply the scales by 3/4, within :func:`scales_kept`, which changes the rounding as training does."""
     for layer in _layers(model):
         if layer.get_fp8_meta_tensors() is not None:
             layer.fp8_meta["scaling_fwd"].scale.mul_(0.75)
 
 
 def _layers(model: Any) -> list[Any]:
-    """The layers that have scales; there are some exactly where products are FP8's.
+    """The layers that have scales; none without FP8.
 
-    Megatron's distributed optimizer makes the model a plain list, of which the Lightning module that holds it knows
-    nothing: its own `modules()` has none of the layers then.
+    Megatron's distributed optimizer makes the model a plain list, which the Lightning module's own `modules()` does not
+    include.
 
     Raises:
-        RuntimeError: none was found, though the model computes in FP8.
+        RuntimeError: the model computes in FP8 but has no such layers.
     """
     parts = model.get_model_module_list()
     layers = [module for part in parts for module in part.modules() if hasattr(module, "reset_fp8_meta_tensors")]
     if in_use(model) and not layers:
         raise RuntimeError(
-            "model.fp8=true, but none of the model's layers has scales as Transformer Engine's layers do; "
-            "precision=bf16 trains without FP8"
+            "model.fp8=true, but none of the model's layers has FP8 scales like Transformer Engine's layers; "
+            "set precision=bf16 to train without FP8"
         )
     return layers

@@ -1,6 +1,6 @@
-"""Answers of the model that is trained, token by token, through its own tensor- and pipeline-parallel ranks.
+"""Generates answers with the model in training, token by token, on its own tensor- and pipeline-parallel ranks.
 
-n = prompts of a row, V = vocabulary, padded.
+n = prompts in a row, V = vocabulary size, padded.
 """
 
 import math
@@ -18,13 +18,13 @@ from nemo_minordpo.core.pair_packing import pack
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationLimits:
-    """Where answers end, and what a row may hold.
+    """Limits on answers and rows.
 
     stop_ids: tokens that end an answer.
-    max_new_tokens: of an answer.
+    max_new_tokens: tokens per answer.
     max_length: tokens of prompt and answer together.
-    row_capacity: tokens of the prompts that share a row, but for a longer one, which has its own.
-    row_multiple: what the length of a row is divisible by.
+    row_capacity: tokens of all prompts in a row; a longer prompt gets a row of its own.
+    row_multiple: row lengths are multiples of this.
     """
 
     stop_ids: frozenset[int]
@@ -41,17 +41,17 @@ def generate(
     limits: GenerationLimits,
     noise: Callable[[int, int], np.ndarray] | None = None,
 ) -> list[list[int]]:
-    """Answers of a model in eval mode; called by every rank of its replica, which all get them.
+    """Generate answers with a model in eval mode; called by, and returned to, every rank of its replica.
 
     Args:
         model: MegatronGPTMinorDPOModel.
-        prompts: token ids of each, at least one and fewer than `limits.max_length`.
-        limits: of the answers.
-        noise: of (number of the prompt, place in its answer), Gumbel noise [V]: answers are sampled at temperature 1.
-            None: the likeliest tokens.
+        prompts: token ids of each prompt, at least one and fewer than `limits.max_length`.
+        limits: limits on answers and rows.
+        noise: (number of the prompt, position in its answer) -> Gumbel noise [V], to sample at temperature 1.
+            None = greedy.
 
     Returns:
-        Token ids of each answer, with the token that ended it; without one the answer was cut.
+        Token ids of each answer, including the token that ended it, unless the answer was cut.
     """
     lengths = np.asarray([len(prompt) for prompt in prompts])
     answers: list[list[int]] = [[] for _ in prompts]
@@ -65,7 +65,7 @@ def generate(
 
 @dataclass
 class _Row:
-    """Prompts that are answered together."""
+    """Prompts that are answered together, in one row."""
 
     prompts: list[Sequence[int]]
     numbers: list[int]
@@ -90,23 +90,23 @@ class _Row:
                 noise=None if drawn is None else _on_device(drawn),
             ).tolist()  # fmt: skip
             for place, token in enumerate(new):
-                if self._goes_on(place):
+                if self._is_unfinished(place):
                     self.answers[place].append(token)
-            if not any(map(self._goes_on, range(len(new)))):
+            if not any(map(self._is_unfinished, range(len(new)))):
                 break
             cache.advance()
             tokens, places = np.asarray(new), np.arange(len(new))
-            # an answer that has ended goes on unread, and stays within the positions that the model has
+            # finished answers continue, ignored, at positions that the model still has
             positions = np.minimum(lengths + number, self.limits.max_length - 1)
         return self.answers
 
-    def _goes_on(self, place: int) -> bool:
+    def _is_unfinished(self, place: int) -> bool:
         answer = self.answers[place]
         ended = bool(answer) and answer[-1] in self.limits.stop_ids
         return not ended and len(self.prompts[place]) + len(answer) < self.limits.max_length
 
     def _row(self, values: np.ndarray) -> Tensor:
-        """[1, S], filled up with zeros."""
+        """[1, S], padded with zeros."""
         length = math.ceil(len(values) / self.limits.row_multiple) * self.limits.row_multiple
         return _on_device(np.pad(values, (0, length - len(values)))[None])
 
@@ -116,7 +116,7 @@ def _on_device(values: np.ndarray) -> Tensor:
 
 
 def gumbel_noise(seed: int, *, vocab_size: int) -> Callable[[int, int], np.ndarray]:
-    """Standard Gumbel noise of (number of the prompt, place in its answer): [vocab_size], float32, on any layout."""
+    """(number of the prompt, position in its answer) -> Gumbel noise [vocab_size], float32, the same at any layout."""
 
     def noise(prompt: int, place: int) -> np.ndarray:
         return np.random.default_rng([seed, prompt, place]).gumbel(size=vocab_size).astype(np.float32)

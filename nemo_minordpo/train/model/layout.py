@@ -1,17 +1,17 @@
-"""Which layouts a model can be split into, and which are the nearest to one that it cannot."""
+"""Layouts that a model can be split into, and the nearest ones to a layout that is impossible."""
 
 import math
 from typing import Any
 
 from nemo_minordpo.config import TrainConfig
 
-# Sizes that a layer is split by.
+# Sizes that tensor parallelism divides.
 _SPLIT_BY_TENSOR_PARALLEL = ("num_attention_heads", "num_query_groups", "ffn_hidden_size", "override_vocab_size")
 _NUM_HINTS = 3
 
 
 def layout_in_words(config: TrainConfig) -> str:
-    """Such as "2 nodes x 8 ranks: TP=8 x PP=2 x DP=1"."""
+    """For example "2 nodes x 8 ranks: TP=8 x PP=2 x DP=1"."""
     trainer, model = config.trainer, config.model
     return (
         f"{trainer.num_nodes} nodes x {trainer.devices} ranks: TP={model.tensor_model_parallel_size} x "
@@ -20,18 +20,18 @@ def layout_in_words(config: TrainConfig) -> str:
 
 
 def data_parallel_size(config: TrainConfig) -> int:
-    """What is left of the ranks; at least 1, also where the layout does not divide them."""
+    """Ranks / (TP x PP), rounded down, at least 1."""
     model = config.model
     ranks = config.trainer.num_nodes * config.trainer.devices
     return max(ranks // (model.tensor_model_parallel_size * model.pipeline_model_parallel_size), 1)
 
 
 def layout_problems(model: Any, *, num_nodes: int, devices: int) -> list[str]:
-    """What TP x PP x DP does not divide, and the nearest layouts that work; empty: nothing.
+    """What the layout does not divide, and the nearest layouts that work; empty if the layout works.
 
     Args:
-        model: a model configuration, with the layout in it.
-        num_nodes, devices: nodes, and ranks of a node.
+        model: a model configuration, including the layout.
+        num_nodes, devices: number of nodes, and of ranks per node.
     """
     tensor, pipeline = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
     ranks = num_nodes * devices
@@ -59,8 +59,8 @@ def layout_problems(model: Any, *, num_nodes: int, devices: int) -> list[str]:
 
 
 def possible_layouts(model: Any, *, ranks: int, near: tuple[int, int]) -> list[tuple[int, int]]:
-    """Every (TP, PP) that divides model and ranks, those first that differ least from ``near``, in factors."""
-    found = [
+    """Every (TP, PP) that divides model and ranks, sorted by the factors in which they differ from ``near``."""
+    possible = [
         (tensor, pipeline)
         for tensor in _divisors(ranks)
         if all(not model.get(key) or model[key] % tensor == 0 for key in _SPLIT_BY_TENSOR_PARALLEL)
@@ -71,7 +71,7 @@ def possible_layouts(model: Any, *, ranks: int, near: tuple[int, int]) -> list[t
     def distance(layout: tuple[int, int]) -> float:
         return sum(abs(math.log2(size / wanted)) for size, wanted in zip(layout, near, strict=True))
 
-    return sorted(found, key=lambda layout: (distance(layout), -layout[0]))
+    return sorted(possible, key=lambda layout: (distance(layout), -layout[0]))
 
 
 def _divisors(number: int) -> list[int]:

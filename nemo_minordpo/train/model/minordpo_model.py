@@ -1,4 +1,4 @@
-"""The model: packed pairs, their loss and metrics, and the reference."""
+"""The model on packed pairs, with loss, metrics and reference."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,20 +22,20 @@ from nemo_minordpo.train.model.preference_loss import loss_called, options_of, p
 class MegatronGPTMinorDPOModel(PackedRowsModel):
     """DPO, DPOP, MinorDPO and upstream's losses, tensor- and pipeline-parallel.
 
-    Overrides of NeMo-Aligner 0.7.0's MegatronGPTDPOModel beside those of :class:`PackedRowsModel`, and why:
+    Overrides of NeMo-Aligner 0.7.0's MegatronGPTDPOModel, in addition to those of :class:`PackedRowsModel`, and why:
 
     - `__init__`: beta has no default; the loss is one of core/losses.py, or the user's own.
-    - `get_forward_output_and_loss_func`: packed pairs that compute what they share once; sums per response of
-      response-only log-probabilities; no collective in a micro-batch but the head's (upstream: four).
+    - `get_forward_output_and_loss_func`: packed pairs whose shared tokens are computed once; log-probabilities of
+      response tokens only, summed per response; no collective per micro-batch except in the head (upstream: four).
     - `get_loss_and_metrics`: the mean over the pairs of the whole global batch (upstream averages the means of
       micro-batches); one collective per step (upstream: eight broadcasts and as many `.item()`).
     - `get_logprob_batch`, `get_ref_policy_logprobs`: one number per response, evaluated in eval mode (upstream: one
-      per token, with dropout where the checkpoint has any). Training reads them from a cache (reference_cache.py);
-      upstream swaps whole weights for them at every step.
+      per token, with dropout if the checkpoint has any). Training reads them from a cache (reference_cache.py);
+      upstream swaps all weights at every step to compute them.
     """
 
     def __init__(self, cfg: DictConfig, trainer: Trainer) -> None:
-        """Args as NeMo passes them; `cfg.dpo` holds the objective (config.DPOSection)."""
+        """Arguments as passed by NeMo; `cfg.dpo` is the objective (config.DPOSection)."""
         super().__init__(cfg, trainer=trainer)
         section = DPOSection(**cfg.dpo)
         self.loss_function = loss_called(section.preference_loss)
@@ -52,7 +52,7 @@ class MegatronGPTMinorDPOModel(PackedRowsModel):
         return metrics["loss"], metrics
 
     def pair_metrics(self, batch: StepBatch, *, forward_only: bool) -> Tensor:
-        """This rank's part of the metrics of a step's pairs; :meth:`gathered` puts the parts together.
+        """This rank's part of the metrics of a step's pairs; :meth:`gathered` combines the parts.
 
         Returns:
             [len(PAIR_METRICS), batch.num_global_pairs], float64; zero for the pairs of other ranks.
@@ -66,7 +66,7 @@ class MegatronGPTMinorDPOModel(PackedRowsModel):
             row_length=batch.row_length,
             forward_only=forward_only,
         )
-        # off the pipeline's last stage there are no results
+        # only the last pipeline stage has results
         for part, values in zip(batch.micro_batches, results, strict=False):
             table[:, part.in_step] = values
         return table
@@ -78,8 +78,8 @@ class MegatronGPTMinorDPOModel(PackedRowsModel):
 
         Args:
             validation_step: unused; upstream's signature.
-            logprobs_only: give sequence log-probabilities instead of a loss.
-            batch: the step that the micro-batches belong to; needed for the loss.
+            logprobs_only: return sequence log-probabilities instead of a loss.
+            batch: the step of the micro-batches; needed for the loss.
         """
 
         def forward_step(micro_batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Callable[..., Any]]:
@@ -100,7 +100,7 @@ class MegatronGPTMinorDPOModel(PackedRowsModel):
 
     @torch.no_grad()
     def get_logprob_batch(self, batch: StepBatch) -> list[Tensor | None]:
-        """Sequence log-probabilities [2 m] of each micro-batch under the present weights; None off the last stage."""
+        """Sequence log-probabilities [2 m] of each micro-batch under the current weights; None on earlier stages."""
         results = self.run_schedule(
             self.get_forward_output_and_loss_func(logprobs_only=True),
             batch.micro_batches,
@@ -113,10 +113,10 @@ class MegatronGPTMinorDPOModel(PackedRowsModel):
     @torch.no_grad()
     def get_ref_policy_logprobs(self, batch: StepBatch) -> list[Tensor | None]:
         """As :meth:`get_logprob_batch`, under the reference weights, in eval mode."""
-        # of the layers: where the model is a list, as Megatron's distributed optimizer wants it, the flag of this
-        # module, which holds it, never changes
+        # the layers' flag: if the model is a list, as Megatron's distributed optimizer requires, this module's own
+        # flag never changes
         training = self.get_model_module_list()[0].training
-        # The scales of FP8 are the policy's: where both have the same weights, both round to the same numbers.
+        # The reference uses the policy's FP8 scales, so that equal weights are rounded to equal numbers.
         with (
             cpu_weight_swap(self, self.ref_policy_state_dict, megatron_amp_O2=self.megatron_amp_O2),
             fp8.scales_kept(self),
@@ -134,7 +134,7 @@ class MegatronGPTMinorDPOModel(PackedRowsModel):
         pairs = pairs_of(log_probs, micro_batch, needs_reference=self.needs_reference)
         loss = objective(self.loss_function, pairs, self.options)
         metrics = pair_metrics(pairs, self.options, loss)
-        # The schedule divides by the number of micro-batches and the gradient reduction by the data-parallel size;
-        # what is left is the mean over the global batch.
+        # The schedule divides by the number of micro-batches, and the gradient reduction by the data-parallel size;
+        # undoing both leaves the mean over the global batch.
         scale = len(batch.micro_batches) * self.data_parallel[1] / batch.num_global_pairs
         return loss.sum() * scale, metrics

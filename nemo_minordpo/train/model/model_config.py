@@ -1,4 +1,4 @@
-"""The configuration that NeMo builds the model from: the checkpoint's own, our sections, this machine's limits."""
+"""The configuration from which NeMo builds the model: the checkpoint's own, our settings, and this machine's limits."""
 
 import math
 from dataclasses import asdict, is_dataclass, replace
@@ -18,7 +18,7 @@ from nemo_minordpo.train.model import starting_adapters
 from nemo_minordpo.train.model.layout import data_parallel_size, layout_problems
 from nemo_minordpo.train.model.nemo_file import read_nemo
 
-# Kernels that need CUDA; and weights are made where they stay.
+# Turns off kernels that need CUDA, and initialises weights on the CPU.
 _WITHOUT_CUDA = {
     "use_cpu_initialization": True,
     "bias_dropout_add_fusion": False,
@@ -27,60 +27,58 @@ _WITHOUT_CUDA = {
     "persist_layer_norm": False,
     "apply_rope_fusion": False,
 }
-# What NeMo's DPO model reads of `model.data`, though our own dataset takes its place.
+# Keys of `model.data` that NeMo's DPO model reads although our own dataset replaces NeMo's.
 _UNUSED_DATA = {"data_impl": "jsonl", "splits_string": None, "index_mapping_dir": None, "skip_warmup": True}
-# Without them there is no model.
+# Required to build a model.
 _SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "encoder_seq_length")
 
 
 def read_checkpoint_config(path: Path) -> DictConfig:
-    """`model_config.yaml` of the .nemo file or extracted folder to start from, its tokenizer where it is now.
+    """`model_config.yaml` of the .nemo file or extracted folder to start from, with the tokenizer's current path.
 
     Raises:
-        UserError: it is missing, or what is there is no checkpoint of a whole model.
+        UserError: it is missing, or is not a checkpoint of a whole model.
     """
     setting = "pretrained_checkpoint.restore_from_path"
     file = read_nemo(path, setting=setting)
     config = file.config
     if lost := [key for key in _SIZES if not isinstance(config.get(key), int)]:
-        raise UserError(
-            f"{setting}={path}: its {MODEL_CONFIG} has no whole number {', '.join(lost)}: is the file whole?"
-        )
+        raise UserError(f"{setting}={path}: its {MODEL_CONFIG} has no integer {', '.join(lost)}: is the file complete?")
     scheme = (config.get("peft") or {}).get("peft_scheme") or "none"
     of_rank_files = file.has_rank_files and not file.tensors and scheme != "none"
     if of_rank_files or (file.tensors and file.tensors.keys() == file.adapters.keys()):
         raise UserError(
-            f"{setting}={path} holds adapters alone: name here the model that they were trained on, and them in "
+            f"{setting}={path} contains only adapters: give the model they were trained on here, and the adapters in "
             f"{starting_adapters.SETTING} (with model.peft.peft_scheme=lora)"
         )
     if file.adapters:
         raise UserError(
-            f"{setting}={path} has adapters beside its weights: minordpo export-hf merges them, and minordpo import-hf "
-            "makes a model to start from of what it writes"
+            f"{setting}={path} has adapters in addition to its weights: merge them with minordpo export-hf, then "
+            "convert the result to a model to start from with minordpo import-hf"
         )
-    beside = tokenizer_folder(path)
-    if beside.is_dir() and "tokenizer" in config:
-        config.tokenizer.type = str(beside.absolute())  # moved with the checkpoint
+    tokenizer = tokenizer_folder(path)
+    if tokenizer.is_dir() and "tokenizer" in config:
+        config.tokenizer.type = str(tokenizer.absolute())  # moved with the checkpoint
     return config
 
 
 def build_model_config(config: TrainConfig, checkpoint: DictConfig, *, cuda: bool, te: bool) -> DictConfig:
-    """What MegatronGPTMinorDPOModel is built with.
+    """The configuration from which MegatronGPTMinorDPOModel is built.
 
     Args:
         config: the run's configuration.
-        checkpoint: :func:`read_checkpoint_config`.
+        checkpoint: from :func:`read_checkpoint_config`.
         cuda, te: whether this machine has a CUDA device, and Transformer Engine.
 
     Raises:
-        UserError: keys that the checkpoint does not know, a layout that does not divide the model, or adapters to
+        UserError: keys that the checkpoint does not have, a layout that does not divide the model, or adapters to
             start from that do not fit it.
     """
     model: Any = OmegaConf.create(OmegaConf.to_container(checkpoint, resolve=True))
     unknown = [key for key in config.checkpoint_overrides if key not in model]
     if unknown:
         hints = "; ".join(f"model.{key}{closest(key, [str(k) for k in model])}" for key in unknown)
-        raise UserError(f"neither a setting nor in the checkpoint's {MODEL_CONFIG}: {hints}")
+        raise UserError(f"neither a setting nor a key of the checkpoint's {MODEL_CONFIG}: {hints}")
     with open_dict(model):
         for name in ("target", "nemo_version"):
             model.pop(name, None)
@@ -90,7 +88,7 @@ def build_model_config(config: TrainConfig, checkpoint: DictConfig, *, cuda: boo
         model.precision = config.trainer.precision
         model.data = {**_UNUSED_DATA, "seq_length": config.model.data.seq_length}
         model.dpo = asdict(config.model.dpo)
-        # NeMo's counter of micro-batches, which packing does not use, wants a multiple of the data-parallel size
+        # NeMo's micro-batch counter, which packing does not use, requires a multiple of the data-parallel size
         data_parallel = data_parallel_size(config)
         model.global_batch_size = math.ceil(config.model.global_batch_size / data_parallel) * data_parallel
         model.optim = _optimizer_settings(config)
@@ -99,7 +97,7 @@ def build_model_config(config: TrainConfig, checkpoint: DictConfig, *, cuda: boo
             model.transformer_engine = False
             model.fp8 = False
         if not cuda:
-            # SwiGLU has a kernel for CPUs of this project (host/fused.py)
+            # for SwiGLU on CPUs this project has its own kernel (host/fused.py)
             model.update({**_WITHOUT_CUDA, "bias_activation_fusion": model.get("activation") == "fast-swiglu"})
         model.setdefault("gradient_as_bucket_view", True)
         if _window(model) >= config.model.data.seq_length:
@@ -110,7 +108,7 @@ def build_model_config(config: TrainConfig, checkpoint: DictConfig, *, cuda: boo
 
 
 def row_multiple_of(model: Any) -> int:
-    """What the length of a row is divisible by, for a configuration of :func:`build_model_config`."""
+    """The number that row lengths must be multiples of, for a configuration from :func:`build_model_config`."""
     return row_multiple(
         tensor_parallel=model.tensor_model_parallel_size,
         sequence_parallel=model.sequence_parallel,
@@ -119,11 +117,11 @@ def row_multiple_of(model: Any) -> int:
 
 
 def model_size(model: Any, *, vocab_size: int) -> ModelSize:
-    """Sizes that operations and memory are counted from.
+    """The sizes that determine operations and memory.
 
     Args:
-        model: a model configuration as :func:`build_model_config` gives it.
-        vocab_size: of the tokenizer, for a configuration that names none itself.
+        model: a model configuration from :func:`build_model_config`.
+        vocab_size: the tokenizer's, used if the configuration has none.
     """
     return ModelSize(
         num_layers=model.num_layers,
@@ -138,12 +136,12 @@ def model_size(model: Any, *, vocab_size: int) -> ModelSize:
 
 
 def _adapters(config: TrainConfig, model: DictConfig) -> LoraFacts:
-    """Those that training starts from (adapters.py loads them), or new ones."""
+    """The adapters to start from (loaded by adapters.py), or new ones."""
     lora = config.model.peft.lora_tuning
     if config.model.peft.restore_from_path is not None:
         facts = starting_adapters.read_starting_adapters(config, model, model_size(model, vocab_size=0))
         return facts if lora.adapter_dropout is None else replace(facts, dropout=lora.adapter_dropout)
-    assert lora.target_modules is not None  # of new ones config/loading.py puts defaults
+    assert lora.target_modules is not None  # config/loading.py fills in defaults for new adapters
     assert lora.adapter_dim is not None
     return LoraFacts(
         rank=lora.adapter_dim,
@@ -154,21 +152,21 @@ def _adapters(config: TrainConfig, model: DictConfig) -> LoraFacts:
 
 
 def _window(model: DictConfig) -> int:
-    """Tokens that a sliding window shows a token; 0 where there is none."""
+    """Size of the attention's sliding window, in tokens; 0 if there is none."""
     window = model.get("window_size")
     return window[0] if window else 0
 
 
 def _own_settings(section: ModelSection | OptimSection) -> dict[str, Any]:
-    """Those that are set, without the sections in it."""
+    """The settings of a section that are set, without its subsections."""
     return {key: value for key, value in vars(section).items() if value is not None and not is_dataclass(value)}
 
 
 def _optimizer_settings(config: TrainConfig) -> dict[str, Any]:
-    """NeMo hands every key to the optimizer; the schedule is ours (schedule.py)."""
+    """The optimizer's arguments, without a schedule: NeMo passes on every key, and the schedule is in schedule.py."""
     settings = _own_settings(config.model.optim)
     if config.model.optim.name in ("adam", "adamw"):
-        settings["fused"] = True  # torch's own; one pass over the weights instead of about ten
+        settings["fused"] = True  # torch's own kernel: one pass over the weights instead of about ten
     return settings
 
 
@@ -177,7 +175,7 @@ def _check(config: TrainConfig, model: DictConfig, *, cuda: bool, te: bool) -> N
     if model.tokenizer.library != "huggingface":
         problems.append(f"model.tokenizer.library={model.tokenizer.library}: huggingface expected")
     if not cuda and config.trainer.precision != "32-true":
-        problems.append(f"trainer.precision={config.trainer.precision} needs a GPU; on this machine: precision=fp32")
+        problems.append(f"trainer.precision={config.trainer.precision} needs a GPU; use precision=fp32 on this machine")
     if not cuda and config.trainer.accelerator == "gpu":
         problems.append("trainer.accelerator=gpu: this machine has no CUDA device")
     adapters = config.model.peft.peft_scheme != "none"
@@ -188,8 +186,8 @@ def _check(config: TrainConfig, model: DictConfig, *, cuda: bool, te: bool) -> N
         )
     if recomputed["granularity"] == "full" and None in recomputed.values():
         problems.append(
-            "model.activations_checkpoint_granularity=full: say of which layers, such as all of them, one by one: "
-            "model.activations_checkpoint_method=uniform model.activations_checkpoint_num_layers=1"
+            "model.activations_checkpoint_granularity=full also needs a method and a number of layers; for all layers, "
+            "one by one: model.activations_checkpoint_method=uniform model.activations_checkpoint_num_layers=1"
         )
     if not te and config.model.sequence_parallel and adapters:
         problems.append(
@@ -198,7 +196,7 @@ def _check(config: TrainConfig, model: DictConfig, *, cuda: bool, te: bool) -> N
     if adapters and model.get("qk_layernorm") and config.model.optim.name == "mcore_distributed_optim":
         problems.append(
             "model.optim.name=mcore_distributed_optim with model.peft.peft_scheme=lora: Megatron-Core would sum "
-            "gradients of the model's query and key norms, which are frozen; give model.optim.name=adamw"
+            "gradients of the model's query and key norms, which are frozen; use model.optim.name=adamw"
         )
     problems += _fp8_problems(model) if model.get("fp8") else []
     problems += _fusion_problems(model, te=te)
@@ -208,16 +206,16 @@ def _check(config: TrainConfig, model: DictConfig, *, cuda: bool, te: bool) -> N
 
 
 def _fp8_problems(model: DictConfig) -> list[str]:
-    """FP8's matrix products take weights whose sides are multiples of 16, on each rank."""
+    """FP8 matrix products require the sides of each rank's weights to be multiples of 16."""
     tensor = model.tensor_model_parallel_size
     attended = (model.get("kv_channels") or model.hidden_size // model.num_attention_heads) * model.num_attention_heads
     sides = {"hidden_size": model.hidden_size, "ffn_hidden_size / TP": model.ffn_hidden_size // tensor,
              "heads x head size / TP": attended // tensor}  # fmt: skip
-    return [f"model.fp8: {name} = {size} is no multiple of 16" for name, size in sides.items() if size % 16]
+    return [f"model.fp8: {name} = {size} is not a multiple of 16" for name, size in sides.items() if size % 16]
 
 
 def _fusion_problems(model: DictConfig, *, te: bool) -> list[str]:
-    """What NeMo would turn off with a line in a log, or Megatron-Core would fail at after loading."""
+    """Fusions that NeMo would turn off with only a log line, or that would fail in Megatron-Core after loading."""
     if model.get("gradient_accumulation_fusion") and not (te and model.megatron_amp_O2):
         return [
             "model.gradient_accumulation_fusion=true (fusions=te) needs Transformer Engine, and bfloat16 with float32 "
@@ -227,7 +225,7 @@ def _fusion_problems(model: DictConfig, *, te: bool) -> list[str]:
 
 
 def _packing_problems(config: TrainConfig, model: DictConfig, *, cuda: bool) -> list[str]:
-    """What cannot work when pairs share rows, with the reason."""
+    """Settings that cannot work when pairs share rows, with the reason."""
     window = _window(model)
     embedding = model.get("position_embedding_type", "learned_absolute")
     return [
@@ -239,22 +237,22 @@ def _packing_problems(config: TrainConfig, model: DictConfig, *, cuda: bool) -> 
             ),
             (
                 model.get("virtual_pipeline_model_parallel_size") is not None,
-                "model.virtual_pipeline_model_parallel_size: interleaved stages want a number of micro-batches that "
-                "packing does not give",
+                "model.virtual_pipeline_model_parallel_size: interleaved stages require a number of micro-batches that "
+                "packing cannot guarantee",
             ),
             (
                 embedding not in ("rope", "learned_absolute", "none"),
-                f"model.position_embedding_type={embedding}: positions start again inside a row of packed pairs, "
-                "which only rope and learned_absolute can express",
+                f"model.position_embedding_type={embedding}: positions restart within a row of packed pairs, "
+                "which only rope and learned_absolute support",
             ),
             (
                 bool(window),
                 f"model.window_size: the sliding window of {window} tokens is shorter than "
-                f"model.data.seq_length={config.model.data.seq_length}; give model.data.seq_length={window}",
+                f"model.data.seq_length={config.model.data.seq_length}; set model.data.seq_length={window}",
             ),
             (
                 bool(model.get("attention_dropout")),
-                "model.attention_dropout: the attention of packed pairs has none; give +model.attention_dropout=0",
+                "model.attention_dropout: not supported for packed pairs; set +model.attention_dropout=0",
             ),
             (
                 bool(model.get("enable_cuda_graph")),

@@ -1,4 +1,4 @@
-"""What lies in a `.nemo`, a tar archive or the folder that it was unpacked into: model config and names of tensors."""
+"""The contents of a `.nemo`, a tar archive or a folder it was unpacked into: model config and tensor names."""
 
 import pickle
 import shutil
@@ -26,8 +26,8 @@ class NemoFile:
     """Contents of a `.nemo`.
 
     config: `model_config.yaml`.
-    tensors: name, without `model.`, -> shape, layers first, of the distributed checkpoint in it; {} without one.
-    has_rank_files: weights as NeMo writes those of adapters, a file a rank.
+    tensors: name, without `model.`, -> shape, layers first, in its distributed checkpoint; {} if it has none.
+    has_rank_files: it has one file of weights per rank, as NeMo writes adapters.
     """
 
     path: Path
@@ -37,19 +37,19 @@ class NemoFile:
 
     @property
     def adapters(self) -> dict[str, tuple[int, ...]]:
-        """Those of `tensors` that are adapters'."""
+        """The `tensors` of adapters."""
         return {name: shape for name, shape in self.tensors.items() if ADAPTER in name}
 
 
 def read_nemo(path: Path, *, setting: str) -> NemoFile:
-    """Open a `.nemo`; no weights are read.
+    """Open a `.nemo`, without reading weights.
 
     Args:
-        path: the file, or a folder that it was unpacked into.
-        setting: that names it, for errors.
+        path: the file, or a folder it was unpacked into.
+        setting: the setting that names it, for error messages.
 
     Raises:
-        UserError: it is missing or damaged, or what is there is no `.nemo`.
+        UserError: it is missing, damaged, or not a `.nemo`.
     """
     if path.is_dir():
         names = [str(file.relative_to(path)) for file in path.iterdir() if file.is_file()]
@@ -74,7 +74,7 @@ def read_nemo(path: Path, *, setting: str) -> NemoFile:
 
 @contextmanager
 def unpacked(path: Path) -> Iterator[Path]:
-    """The folder of a `.nemo`; that of a file is a temporary one. For adapters, which are small."""
+    """The folder of a `.nemo`; a file is unpacked into a temporary one. Only for adapters, which are small."""
     if path.is_dir():
         yield path
         return
@@ -92,10 +92,9 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 def _nemo_file(path: Path, names: list[str], read: Callable[[str], bytes]) -> NemoFile:
     if MODEL_CONFIG not in names:
-        words = "has no" if path.is_dir() else "holds no"
-        raise UserError(f"{path} {words} {MODEL_CONFIG}: a .nemo file or an extracted one was expected")
+        raise UserError(f"{path} has no {MODEL_CONFIG}: a .nemo file, or a folder it was extracted to, expected")
     if path.is_dir() and (path / file_names.CHECKPOINTS).is_dir():
-        raise UserError(f"{path} is the folder of a run: name the model in it, {path / file_names.NEMO}")
+        raise UserError(f"{path} is a run folder: give the model in it, {path / file_names.NEMO}")
     metadata = f"{NEMO_WEIGHTS}/.metadata"
     return NemoFile(
         path=path,
@@ -111,7 +110,7 @@ def _config(content: bytes, path: Path) -> DictConfig:
     except Exception as error:  # yaml's and omegaconf's errors share no base
         raise UserError(f"{path}: {MODEL_CONFIG} cannot be read ({type(error).__name__}: {error})") from error
     if not isinstance(loaded, DictConfig):
-        raise UserError(f"{path}: {MODEL_CONFIG} does not hold settings by name")
+        raise UserError(f"{path}: {MODEL_CONFIG} is not a mapping of settings")
     return loaded
 
 

@@ -1,4 +1,4 @@
-"""Megatron's GPT model on rows of packed pairs, or on sequences that are written token by token."""
+"""Megatron's GPT model on rows of packed pairs, or on sequences that are generated token by token."""
 
 import torch
 from megatron.core.models.gpt import GPTModel as MCoreGPTModel
@@ -10,8 +10,8 @@ from nemo_minordpo.core.attention import KeyValueCache
 class PackedPairsGPTModel(MCoreGPTModel):
     """Megatron's GPT model on a row of packed pairs, without its head.
 
-    Megatron derives rotary embeddings from the length of the row and knows one causal mask a row; here positions
-    start again in every pair and in its rejected tail. The loss applies the head itself, to response positions only.
+    Megatron derives rotary embeddings from the length of the row, and has one causal mask per row; here, positions
+    restart in every pair and in its rejected tail. The loss applies the head itself, to response positions only.
     """
 
     def forward(  # type: ignore[override]
@@ -21,14 +21,14 @@ class PackedPairsGPTModel(MCoreGPTModel):
 
         Args:
             tokens, positions: [1, S].
-            segments: [m, 4], as core.pair_packing lays pairs out, or what sequences that are being written have seen;
-                travels to the attention in the mask's place, and so also through activation recomputation.
+            segments: [m, 4], as core.pair_packing lays pairs out, or the cache of sequences that are being generated;
+                passed to the attention as the mask, and so also through activation recomputation.
         """
         embedded = None
         if self.pre_process:
             embedded = self.embedding(input_ids=tokens, position_ids=positions)
             if torch.is_grad_enabled():
-                # Recomputed layers pass gradients on only where their input asks for one; a frozen embedding does not.
+                # Recomputed layers only propagate gradients if their input requires one; a frozen embedding does not.
                 embedded.requires_grad_()
         rotary = None
         if self.position_embedding_type == "rope":

@@ -1,6 +1,6 @@
 """NeMo-Aligner's DPO model on rows of packed sequences: its layers, its head, and Megatron's schedule over rows.
 
-The only module that reads Megatron's `parallel_state`; the mathematics lives in core/ and gets groups as arguments.
+The only module that reads Megatron's `parallel_state`; the maths is in core/ and gets process groups as arguments.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,37 +32,38 @@ from nemo_minordpo.train.model.packed_gpt import PackedPairsGPTModel
 
 
 class PackedRowsModel(MegatronGPTDPOModel):
-    """How a row of packed sequences goes through a model that is split over ranks.
+    """Runs rows of packed sequences through a model that is split over ranks.
 
     Overrides of NeMo-Aligner 0.7.0's MegatronGPTDPOModel, and why:
 
-    - `model_provider_func`: attention that knows pairs, in whatever layer spec the machine has; the pipeline's last
+    - `model_provider_func`: attention for packed pairs, in whatever layer spec the machine has; the last pipeline
       stage returns hidden states, so that the head runs in float32 (upstream casts the logits of a bf16 head: about
-      0.14 nats of noise per response), skips the prompt and never holds the logits.
+      0.14 nats of noise per response), skips the prompt and never stores the logits.
     - `finish_training_step`: gradients of query and key norms are summed over the tensor-parallel ranks, each of which
-      knows those of its own heads (upstream: only under sequence parallelism or Megatron's distributed optimizer).
-    - `sharded_state_dict`: adapters are sharded, too (NeMo: one file per rank, for one layout).
-    - `next_tokens` in place of NeMo's generation, which needs a padded batch of its own and knows no packed rows.
+      has those of its own heads (upstream: only under sequence parallelism or Megatron's distributed optimizer).
+    - `sharded_state_dict`: adapters are sharded too (NeMo: one file per rank, for one layout).
+    - `next_tokens` replaces NeMo's generation, which needs a padded batch of its own and does not support packed rows.
     """
 
     def model_provider_func(self, pre_process: bool, post_process: bool) -> MCoreGPTModel:
-        """NeMo's own GPT model with our attention in its layer spec; its forward is another one, too."""
+        """NeMo's GPT model, with our attention in its layer spec and our forward."""
         self.spec_name = PACKED_PAIRS + self.spec_name.removeprefix(PACKED_PAIRS)
         model: Any = super().model_provider_func(pre_process, post_process)
         model.__class__ = PackedPairsGPTModel
         for name, parameter in model.named_parameters():
             if name.endswith(("q_layernorm.weight", "k_layernorm.weight")):
-                # what NeMo and Megatron call a weight whose gradient is a sum over the tensor-parallel ranks
+                # the attribute by which NeMo and Megatron mark weights whose gradients are summed over the
+                # tensor-parallel ranks
                 parameter.sequence_parallel = True
         return model
 
     def finish_training_step(self) -> None:
-        """Reduce the gradients over the ranks that have a part of them."""
+        """Reduce the gradients over the ranks."""
         section = self.cfg
         if (
             section.get("qk_layernorm", False)
             and section.tensor_model_parallel_size > 1
-            # in these two cases upstream does it
+            # upstream handles these two cases
             and not section.get("sequence_parallel", False)
             and not self.use_mcore_dist_optim
         ):
@@ -71,7 +72,7 @@ class PackedRowsModel(MegatronGPTDPOModel):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """In eval mode, and back into training; what is evaluated within does not change what is trained after."""
+        """Eval mode within the context; evaluation there does not affect later training."""
         self.prepare_for_validation_step()
         with fp8.scales_kept(self):
             yield
@@ -81,13 +82,13 @@ class PackedRowsModel(MegatronGPTDPOModel):
     def next_tokens(
         self, tokens: Tensor, positions: Tensor, cache: KeyValueCache, *, places: Tensor, noise: Tensor | None
     ) -> Tensor:
-        """The token after each of some places of a row, on every rank of this model's replica.
+        """The next token after each of some places in a row, on every rank of this model's replica.
 
         Args:
             tokens, positions: [1, S].
-            cache: of the sequences in the row.
-            places: [n], in the row.
-            noise: [n, V]; None = the likeliest token (core.logprobs.vocab_parallel_argmax).
+            cache: cache of the sequences in the row.
+            places: [n], indices in the row.
+            noise: [n, V]; None = greedy (core.logprobs.vocab_parallel_argmax).
 
         Returns:
             [n], token ids.
@@ -109,7 +110,7 @@ class PackedRowsModel(MegatronGPTDPOModel):
         return chosen
 
     def sharded_state_dict(self, prefix: str = "") -> dict[str, Any]:
-        """Megatron's sharded state of what training changes: the weights, or adapters and the scales of FP8."""
+        """Megatron's sharded state of everything that training changes: the weights, or adapters and FP8 scales."""
         if not self.use_peft:
             return super().sharded_state_dict(prefix=prefix) or {}
         (model,) = self.get_model_module_list()
@@ -120,9 +121,9 @@ class PackedRowsModel(MegatronGPTDPOModel):
         return state
 
     def gathered(self, values: Tensor) -> Tensor:
-        """Values that each data-parallel rank's last pipeline stage has a part of, and zeros elsewhere: on every rank.
+        """Sum values over ranks: each data-parallel rank's last pipeline stage has a part, and zeros elsewhere.
 
-        The tensor-parallel ranks of a stage have the same ones, of which one counts.
+        Tensor-parallel ranks have identical values, so only the first one's are counted.
         """
         if parallel_state.get_tensor_model_parallel_rank() != 0:
             values = torch.zeros_like(values)
@@ -136,13 +137,13 @@ class PackedRowsModel(MegatronGPTDPOModel):
 
     @property
     def has_dropout(self) -> bool:
-        """Whether the policy in training differs from the same weights in evaluation."""
+        """Whether the policy's outputs differ between training and evaluation."""
         own = any(self.cfg.get(key) for key in ("hidden_dropout", "ffn_dropout"))
         return own or (self.use_peft and self.cfg.peft.lora_tuning.adapter_dropout > 0)
 
     @property
     def size(self) -> ModelSize:
-        """What the model's floating-point operations are counted from."""
+        """The sizes that determine the model's floating-point operations."""
         return model_size(self.cfg, vocab_size=self.padded_vocab_size)
 
     def run_schedule(
@@ -154,7 +155,7 @@ class PackedRowsModel(MegatronGPTDPOModel):
         forward_only: bool,
         collects_values: bool = False,
     ) -> list[Tensor]:
-        """Megatron's schedule over rows; what the last stage's function gave for each, nothing on other stages."""
+        """Run Megatron's schedule over rows; returns the last stage's result for each row, and [] on other stages."""
         set_sync_funcs(self, forward_only)
         model: Any = self.model
         return get_forward_backward_func()(
@@ -174,14 +175,14 @@ class PackedRowsModel(MegatronGPTDPOModel):
         return sequence_log_probs(token_log_probs, row.credits)
 
     def _through_head(self, function: Callable[..., Tensor], hidden: Tensor, places: Tensor, *more: Any) -> Tensor:
-        """`function` (core/logprobs.py) of the last stage's hidden states at some places, and of the head's weight."""
+        """Call `function` (core/logprobs.py) on the last stage's hidden states at some places and the head's weight."""
         if self.cfg.get("sequence_parallel", False):
             at_places = tensor_parallel.gather_from_sequence_parallel_region(hidden)[places, 0]
         else:
             at_places = tensor_parallel.copy_to_tensor_model_parallel_region(hidden[places, 0])
         tensor_parallel_group: Any = parallel_state.get_tensor_model_parallel_group()
         weight = self._head_weight()
-        # NeMo autocasts where it keeps no low-precision weights; the head must not be.
+        # NeMo uses autocast if it has no low-precision weights; the head must not.
         with torch.autocast(hidden.device.type, enabled=False):
             return function(
                 at_places.to(weight.dtype),

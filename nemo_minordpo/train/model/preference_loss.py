@@ -1,7 +1,7 @@
-"""The loss of a run: one of core/losses.py or a function of the user's own, and what it is given.
+"""The loss of a run, one of core/losses.py or a user-defined function, and its inputs.
 
-A loss of the user's own is named `package.module:function`. It is imported from the current folder or from what is
-installed, and tried on two pairs before anything is loaded or written.
+A user-defined loss is named `package.module:function`. It is imported from the current folder or an installed package,
+and tried on two pairs before anything is loaded or written.
 """
 
 import importlib
@@ -26,36 +26,36 @@ _KEY = "model.dpo.preference_loss"
 
 
 def loss_called(name: str) -> Loss:
-    """The loss that `model.dpo.preference_loss` names.
+    """The loss with a given name in `model.dpo.preference_loss`.
 
     Raises:
-        UserError: there is no such function of the user's own.
+        UserError: the user-defined function does not exist or cannot be imported.
     """
     return LOSSES[name] if name in LOSSES else _own_loss(name)
 
 
 def source_of(section: DPOSection) -> dict[str, list[Path]]:
-    """The file of a loss of the user's own, as an input of the run: what is in it belongs to the run's identity."""
+    """The file of a user-defined loss, as an input of the run: its contents are part of the run's identity."""
     if section.preference_loss in LOSSES:
         return {}
     file = _module_of(section.preference_loss).__file__
-    assert file is not None  # the loss was found in it
+    assert file is not None  # the module defines the loss
     return {"loss": [Path(file)]}
 
 
 def options_of(section: DPOSection) -> Options:
-    """The options of an objective; beta has another name in the configuration."""
+    """The options of the objective; in the configuration, beta has another name."""
     named = {item.name: getattr(section, item.name) for item in fields(Options) if item.name != "beta"}
     return Options(beta=section.ref_policy_kl_penalty, **named)
 
 
 def pairs_of(log_probs: Tensor, micro_batch: MicroBatch, *, needs_reference: bool) -> Pairs:
-    """What the loss sees of a micro-batch.
+    """The inputs of the loss for a micro-batch.
 
     Args:
-        log_probs: [2 m], float64, nats, of the policy.
-        micro_batch: the m pairs; without reference log-probabilities the policy is the reference.
-        needs_reference: False = log-probabilities stand in the place of log-ratios.
+        log_probs: [2 m], float64, nats, under the policy.
+        micro_batch: the m pairs; without reference log-probabilities, the policy is the reference.
+        needs_reference: False = use log-probabilities in place of log-ratios.
     """
     log_ratios = log_probs
     if needs_reference:
@@ -77,10 +77,10 @@ def pairs_of(log_probs: Tensor, micro_batch: MicroBatch, *, needs_reference: boo
 
 
 def require_usable_loss(section: DPOSection) -> None:
-    """Try a loss of the user's own on two pairs, on each of them alone, and on none (rows may be empty).
+    """Try a user-defined loss on two pairs, on each of them alone, and on none (rows can be empty).
 
     Raises:
-        UserError: what is wrong with it.
+        UserError: the loss cannot be used; the message says why.
     """
     name = section.preference_loss
     if name in LOSSES:
@@ -91,12 +91,12 @@ def require_usable_loss(section: DPOSection) -> None:
     log_ratios = log_probs - reference if needs_reference(loss) else log_probs
     together = _tried(loss, name, options, log_probs, log_ratios, pairs=slice(0, 2))
     if not together.isfinite().all():
-        raise UserError(f"{_KEY}={name}: two plain pairs give {together.tolist()}; finite numbers expected")
+        raise UserError(f"{_KEY}={name} returns {together.tolist()} for two ordinary pairs; finite numbers expected")
     alone = [_tried(loss, name, options, log_probs, log_ratios, pairs=slice(pair, pair + 1)) for pair in range(2)]
     if not torch.allclose(torch.cat(alone), together):
         raise UserError(
-            f"{_KEY}={name}: two pairs give {together.tolist()}, each alone {torch.cat(alone).tolist()}; the value of "
-            "a pair must not depend on other pairs: which ones share a row is chance"
+            f"{_KEY}={name} returns {together.tolist()} for two pairs, but {torch.cat(alone).tolist()} for each alone; "
+            "the value of a pair must not depend on other pairs, because packing decides which pairs share a row"
         )
     _require_gradient(together, log_probs, name)
     _tried(loss, name, options, log_probs, log_ratios, pairs=slice(0, 0))
@@ -110,9 +110,9 @@ def _module_of(name: str) -> ModuleType:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
-            reason = f"there is no module {error.name!r}, in the current folder {here} or among what is installed"
+            reason = f"no module {error.name!r} in the current folder {here} or among the installed packages"
         else:
-            reason = f"{module_name} imports {error.name!r}, which is not there"
+            reason = f"{module_name} imports {error.name!r}, which is not installed"
         raise UserError(f"{_KEY}={name}: {reason}") from error
     except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise UserError(f"{_KEY}={name}: {module_name} cannot be imported: {_in_words(error)}") from error
@@ -129,7 +129,7 @@ def _own_loss(name: str) -> Any:
 
 
 def _tried(loss: Loss, name: str, options: Options, log_probs: Tensor, log_ratios: Tensor, *, pairs: slice) -> Tensor:
-    """The loss of some of two pairs, chosen responses first: [N], float64."""
+    """The loss of a slice of two pairs: [N], float64; the inputs have the chosen responses first."""
     chosen, rejected = slice(0, 2), slice(2, 4)
     some = Pairs(
         chosen_log_ratio=log_ratios[chosen][pairs],
@@ -144,7 +144,9 @@ def _tried(loss: Loss, name: str, options: Options, log_probs: Tensor, log_ratio
         values: Any = loss(some, options)
     except Exception as error:  # whatever the user's code raises
         count = len(some.reward_margin)
-        raise UserError(f"{_KEY}={name} fails at {count} pairs, given (pairs, options): {_in_words(error)}") from error
+        raise UserError(
+            f"{_KEY}={name} fails for {count} pairs, called as (pairs, options): {_in_words(error)}"
+        ) from error
     expected = f"a tensor {list(some.chosen_log_ratio.shape)} of float64, one value per pair, expected"
     if not isinstance(values, Tensor):
         raise UserError(f"{_KEY}={name} returns {type(values).__name__}; {expected}")
@@ -159,13 +161,15 @@ def _require_gradient(values: Tensor, inputs: Tensor, name: str) -> None:
     if values.requires_grad:
         (gradient,) = torch.autograd.grad(values.sum(), inputs, allow_unused=True)
     if gradient is None or not gradient.any():
-        raise UserError(f"{_KEY}={name}: its values have no gradient by log-ratios or log-probabilities")
+        raise UserError(f"{_KEY}={name}: its values have no gradient with respect to log-ratios or log-probabilities")
     if not gradient.isfinite().all():
-        raise UserError(f"{_KEY}={name}: two plain pairs give the gradient {gradient.tolist()}; finite expected")
+        raise UserError(
+            f"{_KEY}={name} has the gradient {gradient.tolist()} for two ordinary pairs; finite numbers expected"
+        )
 
 
 def _in_words(error: BaseException) -> str:
-    """In one line, with the last place in the user's code where there is one."""
+    """An error in one line, with the last place in the user's code if there is one."""
     ours = (__file__, importlib.__file__, "<frozen importlib")
     frames = traceback.extract_tb(error.__traceback__)
     places = [f" ({frame.filename}:{frame.lineno})" for frame in frames if not frame.filename.startswith(ours)]

@@ -1,4 +1,4 @@
-"""LoRA adapters that training starts from: what they are is read from them, and what is set otherwise is refused."""
+"""LoRA adapters to start from: their description is read from their files, and contradicting settings are rejected."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ from nemo_minordpo.train.model.nemo_file import NemoFile, read_nemo
 SETTING = "model.peft.restore_from_path"
 _LAYERS = "decoder.layers."
 _IN, _OUT = ".linear_in.weight", ".linear_out.weight"
-# in what models can differ whose adapters have the same shapes
+# properties in which models can differ even if their adapters have the same shapes
 _ARCHITECTURE = (
     "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
     "normalization", "layernorm_epsilon", "bias", "qkv_bias", "qk_layernorm", "activation", "position_embedding_type",
@@ -25,29 +25,28 @@ _ARCHITECTURE = (
 
 
 def read_starting_adapters(config: TrainConfig, model: Mapping[str, Any], size: ModelSize) -> LoraFacts:
-    """What the adapters are that a run starts from.
+    """Read the description of the adapters that a run starts from.
 
     Args:
-        config: the run's, which names some.
-        model: the configuration of the model that they are put on.
-        size: of that model.
+        config: the run's configuration, with adapters to start from.
+        model: the configuration of the model that gets the adapters.
+        size: the sizes of that model.
 
     Raises:
-        UserError: they cannot be read, are made for another model or saved for another layout, or settings
-            contradict them.
+        UserError: they cannot be read, are for another model, were saved for another layout, or contradict the
+            settings.
     """
     assert config.model.peft.restore_from_path is not None
     path = Path(config.model.peft.restore_from_path)
     if (path / "adapter_config.json").is_file():
         raise UserError(
-            f"{SETTING}={path} is a PEFT folder; training starts from a .nemo of it: "
-            f"minordpo import-hf {path} adapters.nemo"
+            f"{SETTING}={path} is a PEFT folder; convert it to a .nemo first: minordpo import-hf {path} adapters.nemo"
         )
     file = read_nemo(path, setting=SETTING)
     plain: Any = OmegaConf.to_container(file.config, resolve=True)
     if not file.adapters and not (file.has_rank_files and not file.tensors):
         raise UserError(
-            f"{SETTING}={path} has no adapters in it; a model to start from is named in "
+            f"{SETTING}={path} contains no adapters; give a model to start from in "
             "pretrained_checkpoint.restore_from_path"
         )
     facts = lora_facts(plain, where=str(path))
@@ -63,11 +62,11 @@ def read_starting_adapters(config: TrainConfig, model: Mapping[str, Any], size: 
 
 
 def in_words(model_config: Any, path: Path) -> str:
-    """What a run starts from and compares itself with, for people.
+    """A sentence that describes the adapters a run starts from, and its reference.
 
     Args:
-        model_config: as model_config.build_model_config made it.
-        path: of the adapters.
+        model_config: from model_config.build_model_config.
+        path: path of the adapters.
     """
     lora = model_config.peft.lora_tuning
     dropout = f", dropout {lora.adapter_dropout:g}" if lora.adapter_dropout else ""
@@ -78,19 +77,19 @@ def in_words(model_config: Any, path: Path) -> str:
 
 
 def _require_same_model(path: Path, trained_on: Mapping[str, Any], model: Mapping[str, Any]) -> None:
-    """What only one of the two model configs spells out is not compared."""
+    """Compare the two models by the keys that both configs have."""
     pairs = {key: (trained_on.get(key), value) for key, value in model.items()}
     other = [f"{key} {of_adapters} (here {here})" for key, (of_adapters, here) in pairs.items()
              if None not in (of_adapters, here) and of_adapters != here]  # fmt: skip
     if other:
         raise UserError(
-            f"{SETTING}={path}: these adapters were trained on another model than "
-            f"pretrained_checkpoint.restore_from_path names: {', '.join(other)}"
+            f"{SETTING}={path}: these adapters were trained on a different model from "
+            f"pretrained_checkpoint.restore_from_path: {', '.join(other)}"
         )
 
 
 def _as_stored(facts: LoraFacts, file: NemoFile, size: ModelSize) -> LoraFacts:
-    """Facts of which the targets are those that there are adapters of; shapes are held against the model's."""
+    """The facts with the targets that the file has adapters for, after checking their shapes against the model."""
     expected = {
         f"{_LAYERS}{ADAPTER_PLACES[name]}{part}": (size.num_layers, *shape)
         for name in ADAPTER_PLACES
@@ -105,17 +104,17 @@ def _as_stored(facts: LoraFacts, file: NemoFile, size: ModelSize) -> LoraFacts:
     for name in targets:
         for part in (_IN, _OUT):
             tensor = f"{_LAYERS}{ADAPTER_PLACES[name]}{part}"
-            found = file.adapters.get(tensor)
-            if found != expected[tensor]:
+            shape = file.adapters.get(tensor)
+            if shape != expected[tensor]:
                 raise UserError(
-                    f"{SETTING}={file.path}: {tensor} has shape {found}, adapters of rank {facts.rank} for this model "
-                    f"have {expected[tensor]} (layers first): were they trained on another model?"
+                    f"{SETTING}={file.path}: {tensor} has shape {shape}, but adapters of rank {facts.rank} for this "
+                    f"model have {expected[tensor]} (layers first): were they trained on another model?"
                 )
     return LoraFacts(rank=facts.rank, alpha=facts.alpha, dropout=facts.dropout, targets=targets)
 
 
 def _shapes(name: str, *, rank: int, size: ModelSize) -> dict[str, tuple[int, int]]:
-    """{A: [rank, inputs], B: [outputs, rank]} of a linear layer."""
+    """{A: [rank, inputs], B: [outputs, rank]} for a linear layer."""
     attended = size.num_heads * size.head_size
     inputs, outputs = {
         "attention_qkv": (size.hidden_size, attended + 2 * size.num_query_groups * size.head_size),
@@ -127,13 +126,13 @@ def _shapes(name: str, *, rank: int, size: ModelSize) -> dict[str, tuple[int, in
 
 
 def _require_layout(config: TrainConfig, path: Path, *, saved: dict[str, Any]) -> None:
-    """NeMo writes adapters one file per rank, which only ranks of the same layout can read."""
+    """NeMo writes adapters as one file per rank, which can only be read at the same layout."""
     sizes = ("tensor_model_parallel_size", "pipeline_model_parallel_size")
     other = [f"model.{key}={saved.get(key) or 1}" for key in sizes if (saved.get(key) or 1) != vars(config.model)[key]]
     if other:
         raise UserError(
-            f"{SETTING}={path} holds one file per rank, for {' '.join(other)}: set that, or make it a .nemo for any "
-            f"layout: minordpo export-hf {path} peft --adapters peft --base BASE.nemo, then "
+            f"{SETTING}={path} contains one file per rank, for {' '.join(other)}: set that, or convert it to a .nemo "
+            f"for any layout: minordpo export-hf {path} peft --adapters peft --base BASE.nemo, then "
             "minordpo import-hf peft adapters.nemo"
         )
 

@@ -143,7 +143,7 @@ def test_answers_that_are_gone_are_named(watch, gone):
     watch, _, make, attempt = watch
     watch.sample(0, attempt, chosen=0.0)
     (watch.folder / gone).unlink()
-    with pytest.raises(ValueError, match=r"trainer.dpo.watch.interval=0 resumes it without"):
+    with pytest.raises(ValueError, match=r"trainer.dpo.watch.interval=0 resumes the run without"):
         make().resume()
 
 

@@ -27,7 +27,7 @@ def test_an_attempt_that_was_replaced_is_told_by_which(tmp_path, monkeypatch):
 def test_a_folder_that_was_taken_away(tmp_path):
     attempt = Attempt.claim(tmp_path)
     (tmp_path / "attempt.json").unlink()
-    with pytest.raises(ReplacedError, match="another process took the run folder away"):
+    with pytest.raises(ReplacedError, match="another process removed the run folder"):
         attempt.check()
 
 
@@ -66,4 +66,4 @@ def test_a_failure_has_its_traceback(tmp_path):
 def test_a_failure_that_cannot_be_written_is_said(tmp_path, capsys):
     (tmp_path / "failures").write_text("in the way")
     record_failure(tmp_path, "out of space", rank=1, node="node7")
-    assert "rank 1 on node7: out of space (not written down" in capsys.readouterr().err
+    assert "rank 1 on node7: out of space (not recorded" in capsys.readouterr().err

@@ -47,7 +47,7 @@ def test_every_layer_with_scales_is_found(as_list):
 
 
 def test_finding_none_is_an_error_where_products_are_fp8s():
-    with pytest.raises(RuntimeError, match=r"model\.fp8=true, but none of the model's layers has scales"):
+    with pytest.raises(RuntimeError, match=r"model\.fp8=true, but none of the model's layers has FP8 scales"):
         fp8._layers(Model(torch.nn.Linear(2, 2), as_list=True))
     assert fp8._layers(Model(torch.nn.Linear(2, 2), as_list=True, fp8=False)) == []
 

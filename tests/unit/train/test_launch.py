@@ -49,7 +49,7 @@ def test_a_row_must_hold_the_largest_pair(prepare, tmp_path):
             continue
         with pytest.raises(ValueError, match="the largest of the train pairs needs") as error:
             prepare(run, f"model.data.packed_sequence_size={size}")
-        assert f"needs {longest} tokens of a row; give model.data.packed_sequence_size={longest}" in str(error.value)
+        assert f"needs {longest} tokens of a row; set model.data.packed_sequence_size={longest}" in str(error.value)
         assert not (tmp_path / f"run_{size}/config.yaml").exists()
 
 
@@ -135,7 +135,7 @@ def test_pairs_beyond_the_models_context(prepare, tmp_path, capsys, embedding):
     ("settings", "message"),
     [
         (["monitor=rewards/accurcy"], r"did you mean 'rewards/accuracy'"),
-        (["save_top_k=1"], r"there are no validation pairs"),
+        (["save_top_k=1"], r"needs validation pairs"),
     ],
 )
 def test_checkpoints_by_a_metric_that_validation_does_not_give(prepare, settings, message):

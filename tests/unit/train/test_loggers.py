@@ -102,7 +102,7 @@ def test_every_attempt_continues_one_wandb_run_which_lives_through_usr1(tmp_path
     for step in ("0", "4"):
         said = attempt(tmp_path / "run", step, "SIGUSR1")
         assert "You can sync this run" in said
-        assert "W&B takes no more metrics" not in said
+        assert "W&B gets no more metrics" not in said
     attempts = sorted((tmp_path / "run/wandb").glob("offline-run-*"))
     assert len(attempts) == 2
     (run,) = {path.name.rpartition("-")[2] for path in attempts}
@@ -111,7 +111,7 @@ def test_every_attempt_continues_one_wandb_run_which_lives_through_usr1(tmp_path
 
 def test_the_end_of_wandb_is_not_the_end_of_the_run(tmp_path):
     said = attempt(tmp_path / "run", "0", "SIGKILL")
-    assert said.count("W&B takes no more metrics of this attempt (") == 1
+    assert said.count("W&B gets no more metrics from this attempt (") == 1
 
 
 def test_without_a_key_the_setting_is_named(tmp_path, monkeypatch):
@@ -132,7 +132,7 @@ def test_a_package_that_is_missing_is_named_with_its_setting(tmp_path, monkeypat
         f"exp_manager.create_wandb_logger={'true' if name == 'wandb' else 'false'}",
         f"exp_manager.create_tensorboard_logger={'false' if name == 'wandb' else 'true'}",
     )
-    with pytest.raises(UserError, match=rf"^exp_manager.create_{name}_logger: .*: install {name}, or give "):
+    with pytest.raises(UserError, match=rf"^exp_manager.create_{name}_logger: .*: install {name}, or set "):
         open_loggers(config, tmp_path)
 
 

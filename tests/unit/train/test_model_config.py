@@ -77,10 +77,10 @@ def test_one_key_of_a_nested_setting():
         (["trainer.accelerator=gpu"], "no CUDA device"),
         (["+model.tokenizer.library=sentencepiece"], "huggingface expected"),
         (["model.activations_checkpoint_granularity=some"], "granularity=some: null, selective or full expected"),
-        (["model.activations_checkpoint_granularity=full"], "granularity=full: say of which layers"),
+        (["model.activations_checkpoint_granularity=full"], "granularity=full also needs a method and a number"),
         (
             ["model.activations_checkpoint_granularity=full", "model.activations_checkpoint_method=uniform"],
-            "granularity=full: say of which layers",
+            "granularity=full also needs a method and a number",
         ),
     ],
 )
@@ -95,9 +95,9 @@ def test_what_cannot_work_is_refused(overrides, message):
     [
         ({"context_parallel_size": 2}, "model.context_parallel_size > 1: a row of packed pairs cannot be split"),
         ({"virtual_pipeline_model_parallel_size": 2}, "model.virtual_pipeline_model_parallel_size: interleaved"),
-        ({"position_embedding_type": "alibi"}, "model.position_embedding_type=alibi: positions start again"),
-        ({"position_embedding_type": "relative"}, "model.position_embedding_type=relative: positions start again"),
-        ({"window_size": [64, 0]}, "is shorter than model.data.seq_length=1024; give model.data.seq_length=64"),
+        ({"position_embedding_type": "alibi"}, "model.position_embedding_type=alibi: positions restart within"),
+        ({"position_embedding_type": "relative"}, "model.position_embedding_type=relative: positions restart within"),
+        ({"window_size": [64, 0]}, "is shorter than model.data.seq_length=1024; set model.data.seq_length=64"),
         ({"enable_cuda_graph": True}, "model.enable_cuda_graph: rows of packed pairs differ"),
         ({"num_moe_experts": 8}, "model.num_moe_experts: mixture-of-experts"),
     ],
@@ -145,7 +145,7 @@ def test_what_works_with_packed_pairs(settings, cuda):
 
 def test_attention_dropout():
     dropout = {**CHECKPOINT, "attention_dropout": 0.1}
-    with pytest.raises(ValueError, match=r"attention of packed pairs has none; give \+model.attention_dropout=0"):
+    with pytest.raises(ValueError, match=r"not supported for packed pairs; set \+model.attention_dropout=0"):
         build(checkpoint=dropout)
     assert build("+model.attention_dropout=0", checkpoint=dropout).attention_dropout == 0
 
@@ -195,9 +195,9 @@ def test_checkpoints_that_are_none(tmp_path):
     for name, message in (
         ("missing.nemo", "no such file or folder"),
         ("text.nemo", "is not a .nemo checkpoint"),
-        ("empty.nemo", "holds no model_config.yaml"),
+        ("empty.nemo", "has no model_config.yaml"),
         ("folder", "has no model_config.yaml"),
-        ("torn", "has no whole number num_layers: is the file whole"),
+        ("torn", "has no integer num_layers: is the file complete"),
     ):
         with pytest.raises(ValueError, match=message):
             read_checkpoint_config(tmp_path / name)

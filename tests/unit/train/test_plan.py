@@ -71,9 +71,9 @@ def test_what_is_said(overrides, capsys):
     run(overrides)
     said = capsys.readouterr().out
     assert "1 nodes x 1 ranks: TP=1 x PP=1 x DP=1; 1 rows of" in said
-    assert "TFLOP a step of 8 pairs" in said
+    assert "TFLOP per step of 8 pairs" in said
     assert "for 7 steps" in said
-    for name in ("weights", "gradients", "optimizer", "activations", "head", "overhead", "total", "a device has"):
+    for name in ("weights", "gradients", "optimizer", "activations", "head", "overhead", "total", "available"):
         assert name in said
 
 
@@ -86,7 +86,7 @@ def test_for_the_launcher(overrides, tmp_path, capsys):
 @pytest.mark.parametrize("launcher", [False, True])
 def test_too_large_for_the_device(overrides, launcher):
     with pytest.raises(
-        ValueError, match=r"needs about \d\.\d GiB, a device has 0.5 GiB; no layout of these ranks fits"
+        ValueError, match=r"needs about \d\.\d GiB, but a device has 0.5 GiB; no layout of these ranks fits"
     ):
         run(overrides, memory=0.5, launcher=launcher)
 

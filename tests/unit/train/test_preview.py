@@ -43,7 +43,7 @@ def test_counts_boundary_and_eos_are_those_of_training(shown, tmp_path):
     arrays = load_arrays(tmp_path / "tokens")
     prompt, shared = arrays.prompt_lengths[0], arrays.shared_lengths[0] - arrays.prompt_lengths[0]
     assert (prompt, shared) == (24 - 1, 6)
-    assert f"pairs.jsonl:1: {prompt} tokens of prompt, {shared} that both responses share" in text
+    assert f"pairs.jsonl:1: {prompt} prompt tokens; the responses share their first {shared}" in text
     lengths = [int(length[0]) - int(prompt) for length in arrays.sequence_lengths]
     assert (
         f"chosen response, which is learnt: {lengths[0]} tokens, ends with EOS '<|im_end|>'\nIt is blue.<|im_end|>"
@@ -118,7 +118,7 @@ def test_leading_spaces_and_the_bounds_of_words_are_shown_as_they_are(tmp_path, 
 def test_pairs_that_training_leaves_out_are_shown_with_the_reason(shown):
     text = shown({"prompt": "P"}, PAIR, PAIR | {"chosen_response": "x" * 300}, PAIR, number=3)
     assert "pairs.jsonl:1: training leaves it out: missing field 'chosen_response'" in text
-    assert "pairs.jsonl:2: 23 tokens of prompt" in text
+    assert "pairs.jsonl:2: 23 prompt tokens" in text
     assert "pairs.jsonl:3: training leaves it out: longer than model.data.seq_length" in text
     assert "pairs.jsonl:4" not in text
 

@@ -133,7 +133,7 @@ def test_damaged_columns_are_refused(filled, damage):
     with pytest.raises(ValueError, match="is damaged") as error:
         filled.read(KEY, num_pairs=3)
     assert str(columns_of(filled)) in str(error.value)
-    assert "and it is evaluated again" in str(error.value)
+    assert "to evaluate it again" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_description_that_cannot_be_read_is_refused(filled, content):
     with pytest.raises(ValueError, match="cannot be read") as error:
         filled.read(KEY, num_pairs=3)
     assert str(description_of(filled)) in str(error.value)
-    assert "and it is evaluated again" in str(error.value)
+    assert "to evaluate it again" in str(error.value)
 
 
 @pytest.mark.parametrize("field", KEY.in_words)
@@ -188,16 +188,17 @@ def test_values_that_are_not_finite_are_refused(cache, value, place):
 
 
 def test_why_an_entry_is_missing(cache):
-    assert cache.why_missing(KEY) == "none is cached yet"
+    assert cache.why_missing(KEY) == "nothing cached yet"
     cache.write(dataclasses.replace(KEY, weights="w", pairs="p", code="c"), VALUES, layout="TP=1")
-    assert cache.why_missing(KEY) == "the nearest of 1 cached differs in: code, pairs, weights"
+    assert cache.why_missing(KEY) == "the most similar of 1 cached entries differs in: code, pairs, weights"
     other = {"model.data.seq_length": 64, "trainer.precision": "bf16-mixed"}
     cache.write(dataclasses.replace(KEY, settings=other), VALUES, layout="TP=1")
     other = {**other, "checkpoint_overrides": {"rotary_base": 1000}}
     cache.write(dataclasses.replace(KEY, pairs="p", settings=other), VALUES, layout="TP=1")
     (cache.folder / "notes.json").write_text("not an entry")
     (cache.folder / "list.json").write_text("[]")
-    assert cache.why_missing(KEY) == "the nearest of 3 cached differs in: model.data.seq_length, trainer.precision"
+    differing = "model.data.seq_length, trainer.precision"
+    assert cache.why_missing(KEY) == f"the most similar of 3 cached entries differs in: {differing}"
 
 
 BASE = [

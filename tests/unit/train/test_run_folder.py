@@ -101,7 +101,7 @@ def test_the_same_contents_under_another_name_are_the_same(folder, inputs, tmp_p
 def test_a_folder_with_something_else_is_left_alone(folder, inputs):
     folder.path.mkdir()
     (folder.path / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is not empty and holds no run"):
+    with pytest.raises(ValueError, match="is not empty and not a run folder"):
         prepare(folder, settings(), inputs)
     assert [path.name for path in folder.path.iterdir()] == ["thesis.txt"]
 

@@ -51,18 +51,18 @@ def notes(*, num_pairs=7, max_steps=-1, max_epochs=1, warmup_steps=None):
     return schedule_notes(config, num_pairs=num_pairs)
 
 
-def test_an_epoch_that_ends_a_run_before_max_steps_is_said():
+def test_a_run_that_ends_before_max_steps_is_noted():
     """7 pairs are 2 steps of 4; 500 epochs of them are 1000 steps."""
     (note,) = notes(max_steps=1000)
-    assert note.startswith("the run has 2 steps, not trainer.dpo.max_steps=1000: its 7 pairs")
-    assert note.endswith("trainer.dpo.max_epochs=500 does")
+    assert note.startswith("the run has 2 steps, not trainer.dpo.max_steps=1000: that is all its 7 pairs")
+    assert note.endswith("set trainer.dpo.max_epochs=500 for more")
     assert notes(max_steps=1000, max_epochs=500) == []
     assert len(notes(max_steps=1000, max_epochs=499)) == 1
     assert notes(max_steps=2) == notes(max_steps=1) == notes() == []
 
 
-def test_a_warmup_that_outlasts_the_run_is_said():
+def test_a_warmup_that_outlasts_the_run_is_noted():
     (note,) = notes(warmup_steps=2)
-    assert "warmup_steps=2 is not over when the run ends, after 2 steps: the learning rate ends at 6.67e-05" in note
+    assert "after 2 steps, before model.optim.sched.warmup_steps=2 are over: the learning rate ends at 6.67e-05" in note
     assert notes(warmup_steps=1) == []
     assert len(notes(max_steps=1000, warmup_steps=100)) == 2

@@ -138,7 +138,7 @@ def test_what_one_and_two_gpus_are_for():
 def test_fp8_wants_sides_of_sixteen():
     config = composed("precision=fp8_hybrid")
     odd = {**SMALL, "intermediate_size": 8968}
-    with pytest.raises(ValueError, match=r"model.fp8: ffn_hidden_size / TP = 8968 is no multiple of 16"):
+    with pytest.raises(ValueError, match=r"model.fp8: ffn_hidden_size / TP = 8968 is not a multiple of 16"):
         built(config, odd)
     assert built(config, SMALL).fp8_amax_history_len == 1024
     assert built(config, SMALL).fp8_margin == 0

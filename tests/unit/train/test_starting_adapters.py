@@ -103,8 +103,8 @@ def test_what_is_set_must_agree(tmp_path):
 @pytest.mark.parametrize(
     ("tensors", "other", "said"),
     [
-        (shapes(*SIZES, layers=2), {}, "(2, 3, 64), adapters of rank 3 for this model have (4, 3, 64)"),
-        (shapes(*SIZES, rank=4), {}, "(4, 4, 64), adapters of rank 3 for this model have (4, 3, 64)"),
+        (shapes(*SIZES, layers=2), {}, "(2, 3, 64), but adapters of rank 3 for this model have (4, 3, 64)"),
+        (shapes(*SIZES, rank=4), {}, "(4, 4, 64), but adapters of rank 3 for this model have (4, 3, 64)"),
         (None, {"num_layers": 2}, "num_layers 2 (here 4)"),
         (None, {"rotary_base": 1e6}, "rotary_base 1000000.0 (here 10000.0)"),
         ({**shapes(*SIZES), "decoder.layers.x.adapter_layer.y.weight": (4, 3)}, {}, "only plain LoRA is supported"),
@@ -140,19 +140,19 @@ def test_a_file_a_rank_is_for_its_layout(tmp_path):
     at_two = ["model.tensor_model_parallel_size=2", "trainer.devices=2"]
     assert len(start(path, *at_two).peft.lora_tuning.target_modules) == 4
     said = refused(path)
-    assert "holds one file per rank, for model.tensor_model_parallel_size=2: set that" in said
+    assert "contains one file per rank, for model.tensor_model_parallel_size=2: set that" in said
     assert f"minordpo export-hf {path} peft --adapters peft" in said
 
 
 def test_what_is_no_adapters(tmp_path):
     whole = {"embedding.word_embeddings.weight": (8, 4)}
-    assert "has no adapters in it" in refused(write(tmp_path / "base", whole, scheme="none", lora=None))
+    assert "contains no adapters" in refused(write(tmp_path / "base", whole, scheme="none", lora=None))
     run = write(tmp_path / "run")
     (run / "checkpoints").mkdir()
-    assert f"{run} is the folder of a run: name the model in it, {run}/model.nemo" in refused(run)
+    assert f"{run} is a run folder: give the model in it, {run}/model.nemo" in refused(run)
     (tmp_path / "peft").mkdir()
     (tmp_path / "peft/adapter_config.json").write_text("{}")
-    assert f"is a PEFT folder; training starts from a .nemo of it: minordpo import-hf {tmp_path}/peft" in refused(
+    assert f"is a PEFT folder; convert it to a .nemo first: minordpo import-hf {tmp_path}/peft" in refused(
         tmp_path / "peft"
     )
     assert f"{PATH}={tmp_path}/nothing: no such file or folder" in refused(tmp_path / "nothing")
@@ -164,12 +164,14 @@ def test_what_is_no_adapters(tmp_path):
 def test_adapters_are_no_model_to_start_from(tmp_path):
     whole = {"embedding.word_embeddings.weight": (8, 4)}
     assert read_checkpoint_config(write(tmp_path / "base", whole, scheme="none", lora=None)).num_layers == 4
-    with pytest.raises(ValueError, match=r"holds adapters alone: .* and them in model\.peft\.restore_from_path"):
+    with pytest.raises(
+        ValueError, match=r"contains only adapters: .* and the adapters in model\.peft\.restore_from_path"
+    ):
         read_checkpoint_config(write(tmp_path / "adapters"))
-    with pytest.raises(ValueError, match="has adapters beside its weights: minordpo export-hf merges them"):
+    with pytest.raises(ValueError, match="has adapters in addition to its weights: merge them with minordpo export-hf"):
         read_checkpoint_config(write(tmp_path / "both", {**whole, **shapes(*SIZES)}))
     by_rank = write(tmp_path / "by_rank")
     (by_rank / "model_weights/.metadata").unlink()
     torch.save({}, by_rank / "model_weights.ckpt")
-    with pytest.raises(ValueError, match="holds adapters alone"):
+    with pytest.raises(ValueError, match="contains only adapters"):
         read_checkpoint_config(by_rank)

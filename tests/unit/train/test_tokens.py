@@ -51,7 +51,7 @@ def test_a_response_that_is_written_with_its_end_has_one(write, tmp_path, capsys
         for rejected in (False, True)
     ]
     assert texts == ["4<|im_end|>", "5 <|im_end|> 5\n<|im_end|>", f"4\n{eos}", f"5{eos}"]
-    told = "train: 2 responses have more behind their end, white space or a second end: cut there"
+    told = "train: 2 responses cut at their end, which white space or a second end followed"
     assert capsys.readouterr().err.count(told) == (end != "<|im_end|>")
     without = tokenize([write(*rows)], tmp_path / "without", chatml, append_eos=False)
     assert chatml.decode(without.sequence(0, rejected=False)).endswith(f"4{end}")
@@ -120,7 +120,7 @@ FAULTS = {
     "field 'chosen_reward' must be a finite number, not nan": pair(chosen_reward=math.nan),
     "field 'rejected_reward' must be a finite number, not inf": pair(rejected_reward=math.inf),
     "field 'rejected_reward' must be a finite number, not -inf": pair(chosen_reward=2, rejected_reward=-math.inf),
-    "field 'chosen_reward' is 1e+39: a finite number of float32": pair(chosen_reward=1e39),
+    "field 'chosen_reward' is 1e+39: a finite float32 number": pair(chosen_reward=1e39),
     "field 'chosen_reward' must be a finite number, not 1000000000000": pair(chosen_reward=10**400),
 }
 
@@ -147,7 +147,7 @@ def test_overlong_pairs_are_left_out_and_counted(write, tmp_path, tokenizer, cap
     arrays = tokenize([path], tmp_path / "data", tokenizer, seq_length=fits)
     assert len(arrays) == 1
     assert "1 longer than model.data.seq_length" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="no train pair is left"):
+    with pytest.raises(ValueError, match="no train pairs can be used"):
         tokenize([path], tmp_path / "less", tokenizer, seq_length=fits - 1)
 
 
@@ -161,7 +161,7 @@ def test_blank_lines_are_skipped_and_lines_keep_their_numbers(write, tmp_path, t
 def test_files_that_hold_nothing(tmp_path, tokenizer, content):
     path = tmp_path / "empty.jsonl"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"no train pair is left|not UTF-8"):
+    with pytest.raises(ValueError, match=r"no train pairs can be used|not UTF-8"):
         tokenize([path], tmp_path / "data", tokenizer)
 
 
