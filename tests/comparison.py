@@ -1,4 +1,4 @@
-"""What two runs that computed the same agree in."""
+"""Comparing two runs that should compute the same."""
 
 from nemo_minordpo.records import StepMetrics
 
@@ -9,5 +9,5 @@ MEASURED = (
 
 
 def without_measured(line: StepMetrics) -> dict[str, float]:
-    """The values but for time and memory."""
+    """The values except time and memory."""
     return {name: value for name, value in line.values.items() if name not in MEASURED}

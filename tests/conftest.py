@@ -10,7 +10,7 @@ settings.load_profile("project")
 
 @pytest.fixture
 def move_to(monkeypatch):
-    """A function that puts this process into a time zone, such as one with another day."""
+    """A function that sets this process's time zone, for example to one with another date."""
 
     def to(zone):
         monkeypatch.setenv("TZ", zone)

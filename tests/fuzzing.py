@@ -1,4 +1,4 @@
-"""How many mutated inputs the tests of that kind try: MINORDPO_FUZZ_EXAMPLES, a few unless it is set."""
+"""The number of mutated inputs that fuzz tests try: MINORDPO_FUZZ_EXAMPLES; by default a few."""
 
 import os
 
@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 
 _FEW = 40
 NUM_EXAMPLES = int(os.environ.get("MINORDPO_FUZZ_EXAMPLES", _FEW))
-# The few are the same in every run: a pull request does not fail by what it did not change.
+# By default they are the same in every run, so that a pull request fails only because of its own changes.
 FUZZ = settings(
     max_examples=NUM_EXAMPLES,
     derandomize=NUM_EXAMPLES <= _FEW,

@@ -1,4 +1,4 @@
-"""Pairs and options of a loss, made from what a test is about."""
+"""Pairs and options for loss tests; a test sets only what it is about."""
 
 import torch
 
@@ -6,7 +6,7 @@ from nemo_minordpo.core.losses import Options, Pairs
 
 
 def pairs_with(chosen, rejected, *, log_probs=(-3.0, -4.0), num_tokens=(2, 3), reward_margin=0.0):
-    """Of log-ratios [N]; the rest is the same for every pair, (chosen, rejected) where there are two."""
+    """Pairs with log-ratios [N]; the other values are the same for every pair, as (chosen, rejected)."""
     return Pairs(
         chosen_log_ratio=chosen,
         rejected_log_ratio=rejected,

@@ -1,4 +1,4 @@
-"""A tiny Qwen2 or Qwen3 model with a tokenizer of its own, as a Hugging Face folder; and pairs for it."""
+"""A tiny Qwen2 or Qwen3 model with its own tokenizer, as a Hugging Face folder; and pairs for it."""
 
 import json
 import random
@@ -32,12 +32,12 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def write_model(folder: Path, *, tied: bool = False, seed: int = 0, qwen3: bool = False, **sizes: int) -> None:
-    """Grouped-query attention, biases and norms that are not 0 and 1, an odd vocabulary: what conversions get wrong.
+    """With all that conversions get wrong: grouped-query attention, biases not 0, norms not 1, an odd vocabulary size.
 
-    Qwen3 has norms of queries and keys in place of biases, and heads whose size does not follow from the hidden size.
+    Qwen3 has query and key norms instead of biases, and a head size that does not follow from the hidden size.
     """
     torch.manual_seed(seed)
-    # by name: transformers before 4.51, which a GPU machine may have, knows no Qwen3
+    # by name: a GPU machine may have transformers before 4.51, which has no Qwen3
     config_class = getattr(transformers, "Qwen3Config" if qwen3 else "Qwen2Config")
     model = AutoModelForCausalLM.from_config(
         config_class(
@@ -56,7 +56,7 @@ def write_model(folder: Path, *, tied: bool = False, seed: int = 0, qwen3: bool 
 
 
 def write_pairs(path: Path, *, count: int, seed: int) -> None:
-    """Pairs of different lengths; 22 of them make two whole batches of 8 and a partial one."""
+    """Pairs of different lengths; 22 pairs make two whole batches of 8 and a partial one."""
     draw = random.Random(seed)
     rows = []
     for _ in range(count):

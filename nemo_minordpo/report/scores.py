@@ -26,7 +26,7 @@ class Rate:
     high: float
 
     def against(self, other: "Rate") -> str:
-        """ "higher" or "lower" if the intervals are disjoint, else "overlap"."""
+        """Returns "higher" or "lower" if the intervals are disjoint, else "overlap"."""
         return "higher" if self.low > other.high else "lower" if self.high < other.low else "overlap"
 
     def __str__(self) -> str:

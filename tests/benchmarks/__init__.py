@@ -1,12 +1,12 @@
-"""Benchmarks: whole optimizer steps of other trainers beside ours, on the same pairs, one process each.
+"""Benchmarks: whole optimizer steps of other trainers and of ours, on the same pairs, one process each.
 
-What the workers of competitors have in common, in the standard library alone: they run in different environments.
+Shared by the workers, which run in different environments; uses only the standard library.
 
-A worker is started as ``python -m tests.benchmarks.NAME SETTINGS.json`` from the root of the repository. It loads what
-it needs, prints a line ``{"ready": true, ...}`` and waits. For every line ``step`` that it reads it does one whole
+A worker is started as ``python -m tests.benchmarks.NAME SETTINGS.json`` from the root of the repository. It loads its
+model, prints a line ``{"ready": true, ...}`` and waits. For every line ``step`` that it reads, it does one whole
 optimizer step on the next pairs of the file and prints ``{"seconds": ..., "cpu_seconds": ..., "pairs": ...,
-"loss": ..., "rss_peak_gib": ...}``; at ``quit``, at the end of its input or after `steps` steps it ends.
-`cpu_seconds` is the processor time of all threads: near seconds x threads, unless others used the processors, too.
+"loss": ..., "rss_peak_gib": ...}``; it ends at ``quit``, at the end of its input, or after `steps` steps.
+`cpu_seconds` is the CPU time of all threads: close to seconds x threads, unless other processes use the CPUs too.
 """
 
 import json
@@ -22,47 +22,47 @@ _PAIR_KEYS = ("prompt", "chosen_response", "rejected_response")
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a worker."""
+    """A worker's settings."""
 
     hf: str  # folder of the model
     nemo: str  # .nemo of the same weights
-    pairs: str  # jsonl with the exact texts, in the order in which they are trained on
+    pairs: str  # jsonl with the exact texts, in training order
     global_batch_size: int  # pairs
     micro_batch_size: int  # pairs
     seq_length: int  # tokens, no pair is longer
     beta: float
     lr: float
     tensor_parallel: int
-    threads: int  # of each process
+    threads: int  # per process
     steps: int  # at most
-    onednn: bool = False  # float32 matrix products as host/matmul.py has them on AMD's processors; ours only
-    work: str | None = None  # empty folder for what a worker writes
+    onednn: bool = False  # float32 matrix products as in host/matmul.py on AMD processors; ours only
+    work: str | None = None  # empty folder for a worker's files
 
     @classmethod
     def from_arguments(cls) -> "Settings":
-        """From the file that the command line names; what it holds for other workers is left out."""
+        """Read the file that the command line names; settings for other workers are ignored."""
         given = json.loads(Path(sys.argv[1]).read_text())
         return cls(**{field.name: given[field.name] for field in fields(cls) if field.name in given})
 
     def read_pairs(self) -> list[dict[str, str]]:
-        """The texts of all steps, and nothing but the texts.
+        """The texts of all steps, without other fields.
 
         Raises:
-            ValueError: the file holds fewer pairs than the steps need.
+            ValueError: the file has fewer pairs than the steps need.
         """
         needed = self.steps * self.global_batch_size
         with open(self.pairs, encoding="utf-8") as file:
             rows = [json.loads(line) for _, line in zip(range(needed), file, strict=False)]
         if len(rows) < needed:
-            raise ValueError(f"{self.pairs} holds {len(rows)} pairs, {self.steps} steps need {needed}")
+            raise ValueError(f"{self.pairs} has {len(rows)} pairs, but {self.steps} steps need {needed}")
         return [{key: row[key] for key in _PAIR_KEYS} for row in rows]
 
 
 class Conversation:
-    """The lines of a worker: its own stdout becomes stderr, whatever a library prints."""
+    """A worker's end of the protocol; anything else printed to stdout goes to stderr."""
 
     def __init__(self, *, pairs: int, silent: bool = False) -> None:
-        """`pairs` of a step; a `silent` rank takes part and says nothing."""
+        """`pairs`: number per step; a `silent` rank takes part but prints nothing."""
         self._pairs = pairs
         self._silent = silent
         self._answers: TextIO = os.fdopen(os.dup(1), "w")
@@ -73,7 +73,7 @@ class Conversation:
         self._say(ready=True, rss_peak_gib=peak_rss_gib(), **more)
 
     def wait_for_step(self) -> bool:
-        """Sleep until the next step is asked for and start its clock; False: there is none."""
+        """Wait until the next step is requested and start its clock; False = no more steps."""
         asked = sys.stdin.readline().strip() == "step"
         self._start, self._cpu_start = time.perf_counter(), time.process_time()
         return asked
@@ -89,27 +89,27 @@ class Conversation:
 
 
 def be_the_only_rank() -> None:
-    """What torchrun would have set for a process alone."""
+    """Set the variables that torchrun would set for a single process."""
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "benchmark"}
 
 
 def peak_rss_gib() -> float:
-    """Peak memory of this process so far. Not `ru_maxrss`: that one starts at the size of the parent process."""
+    """Peak memory of this process so far. Not `ru_maxrss`, which starts at the parent's size."""
     lines = Path("/proc/self/status").read_text().splitlines()
     kib = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     return kib / 2**20
 
 
 def keep_torch_matmul() -> None:
-    """Before host.prepare(): matrix products stay torch's own."""
+    """Call before host.prepare(): matrix products stay torch's own."""
     from nemo_minordpo.host import matmul
 
     matmul.install = list
 
 
 def keep_torch() -> None:
-    """Before host.prepare(): matrix products and memory stay torch's own, as other trainers have them."""
+    """Call before host.prepare(): matrix products and memory stay torch's own, as in other trainers."""
     from nemo_minordpo.host import heap
 
     keep_torch_matmul()

@@ -1,27 +1,27 @@
-"""One optimizer step of NeMo-Aligner 0.7.0's DPO after another (protocol: tests/benchmarks/__init__.py).
+"""Optimizer steps of NeMo-Aligner 0.7.0's DPO (protocol: tests/benchmarks/__init__.py).
 
 Runs in our environment. Model, forward step, head, loss, dataset, collation, loop and metrics are Aligner's own; the
 wiring follows its `examples/nlp/gpt/train_gpt_dpo.py` with the values of `gpt_dpo.yaml`. The steps are those of
-`DPOTrainer.fit()` itself: it asks its run timer once at the end of each iteration, and the timer given to it waits
-there. So a step is timed from the demand to that question: collation, weight swap and reference pass, forward and
+`DPOTrainer.fit()` itself: it queries its run timer once at the end of each iteration, and ours waits there. A step is
+therefore timed from the request to that query: collation, weight swap and reference pass, forward and
 backward, gradient reduction, clipping, optimizer, `clear_memory()`, metrics, logger. Validation and checkpoints are
 off by Aligner's own settings (intervals of 0).
 
-On a GPU it is Aligner's own in every part: bfloat16 weights with float32 main weights, Transformer Engine's layers and
-attention where they are; its optimizer is Megatron-Core's distributed one, which needs no Apex. It has not run there.
+On a GPU every part is Aligner's own: bfloat16 weights with float32 main weights, Transformer Engine's layers and
+attention if installed; the optimizer is Megatron-Core's distributed one, which needs no Apex. Not run on a GPU yet.
 
-What had to be mended to run it on CPUs, and why:
+Changes needed to run it on CPUs, and why:
 
-- `host.prepare()`: there is no CUDA, Apex or Transformer Engine (`stand_ins` of the ready line). Matrix products
+- `host.prepare()`: there is no CUDA, Apex or Transformer Engine (see `stand_ins` in the ready line). Matrix products
   and memory stay torch's own.
-- `_drop_the_mask`: Aligner hands a dense S x S mask to the attention, and ours reads that argument as the structure of
-  a packed row. The mask is still built for every step, but not used: padding is at the end, where causal attention
-  shows it to no token of a pair. Megatron-Core's own attention, which builds S x S scores, would be slower.
-- Fusions that need CUDA are off. Apex's `distributed_fused_adam` is torch's AdamW, fused as well, without a schedule.
-- float32, and so without `megatron_amp_O2`, which is for bf16 weights.
-- Pairs are written again with their texts alone: a reward that is there but null fails in the collation.
-- No shuffling, so that every competitor sees the same pairs in a step; EOS appended (`append_eod`), as ours.
-- NeMo's log level is raised to errors: Aligner warns, once a pair and access, that prompts are strings.
+- `_drop_the_mask`: Aligner passes a dense S x S mask to the attention, but ours reads that argument as the structure of
+  a packed row. The mask is still built in every step, but not used: padding is at the end, where causal attention
+  hides it from the tokens of a pair. Megatron-Core's own attention, which builds S x S scores, would be slower.
+- Fusions that need CUDA are off. Apex's `distributed_fused_adam` becomes torch's fused AdamW, without a schedule.
+- float32, hence without `megatron_amp_O2`, which is for bf16 weights.
+- Pairs are rewritten with only their texts: a null reward fails in the collation.
+- No shuffling, so that every competitor sees the same pairs in a step; EOS appended (`append_eod`), as in ours.
+- NeMo logs only errors: Aligner warns for every access to a pair that prompts are strings.
 """
 
 import functools
@@ -37,7 +37,7 @@ from typing import Any
 from nemo_minordpo import host
 from tests.benchmarks import Conversation, Settings, keep_torch
 
-# What Aligner's script reads of its gpt_dpo.yaml. The model's part goes over the checkpoint's own configuration.
+# The part of gpt_dpo.yaml that Aligner's script reads. The model section overrides the checkpoint's configuration.
 _CONFIGURATION = """
 trainer:
   num_nodes: 1
@@ -109,7 +109,7 @@ def main() -> None:
 
 
 def configuration(settings: Settings, pairs: Path) -> Any:
-    """What Aligner's script would get, but for the checkpoint's own configuration of the model."""
+    """The configuration of Aligner's script, without the checkpoint's configuration of the model."""
     from omegaconf import OmegaConf
 
     given = {"settings": asdict(settings), "file": str(pairs), "device": _device()}
@@ -120,7 +120,7 @@ def configuration(settings: Settings, pairs: Path) -> Any:
 
 
 def build_trainer(settings: Settings, pairs: Path) -> Any:
-    """Aligner's DPOTrainer, wired as Aligner's own script does it; timer and logger are still to come."""
+    """Aligner's DPOTrainer, wired as in Aligner's own script; timer and logger are set later."""
     from nemo_aligner.algorithms.dpo import DPOTrainer, dpo_custom_collate
     from nemo_aligner.data.nlp import builders
     from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
@@ -167,7 +167,7 @@ def build_trainer(settings: Settings, pairs: Path) -> Any:
 
 
 def _device() -> dict[str, Any]:
-    """What the configuration says of this machine."""
+    """The settings that depend on this machine."""
     if host.has_cuda():
         return {
             "accelerator": "gpu", "precision": "bf16-mixed", "main_weights": True, "use_cpu_initialization": False,
@@ -180,7 +180,7 @@ def _device() -> dict[str, Any]:
 
 
 def _drop_the_mask() -> None:
-    """The layer spec of `host`, with an attention that takes Aligner's dense mask for what it says: causal."""
+    """The layer spec of `host`, with an attention that replaces Aligner's dense mask by its meaning: causal."""
     import nemo.collections.nlp.models.language_modeling.megatron_gpt_model as nemo_gpt
 
     from nemo_minordpo.layers.pair_attention import PairAttention
@@ -200,7 +200,7 @@ def _drop_the_mask() -> None:
 
 
 def _step_by_step(conversation: Conversation) -> tuple[Any, Any]:
-    """(run timer, logger) for `DPOTrainer.fit()`: one waits for the next step, the other one keeps the loss."""
+    """(run timer, logger) for `DPOTrainer.fit()`: the timer waits for the next step, the logger stores the loss."""
     from nemo_aligner.utils.distributed import Timer
     from nemo_aligner.utils.train_script_utils import CustomLoggerWrapper
 
@@ -214,7 +214,7 @@ def _step_by_step(conversation: Conversation) -> tuple[Any, Any]:
 
     class WaitingTimer(Timer):
         def is_finished(self) -> bool:
-            finished = super().is_finished()  # asks rank 0, as every run does
+            finished = super().is_finished()  # queries rank 0, as in every run
             conversation.step_done(loss=losses.last)
             return finished or not conversation.wait_for_step()
 

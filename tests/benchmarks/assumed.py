@@ -1,12 +1,12 @@
-"""What is assumed of GPUs, kernels and models in docs/step-time.md, which names the sources."""
+"""Assumptions about GPUs, kernels and models for docs/step-time.md, which names the sources."""
 
 from dataclasses import replace
 
 from nemo_minordpo.core.flops import ModelSize
 from nemo_minordpo.core.step_time import Device, HeadKernels, Software
 
-PEAK = 989.4e12  # of both GPUs in bfloat16: what model FLOP utilisation is measured against
-_SUSTAINED = 0.8  # of the best shape's speed: chosen to agree with PUBLISHED
+PEAK = 989.4e12  # both GPUs in bfloat16; the reference for model FLOP utilisation
+_SUSTAINED = 0.8  # fraction of the best shape's speed; chosen to agree with PUBLISHED
 H100 = Device(
     bf16_peak=PEAK, fp8_peak=2 * PEAK, memory=3.35e12, nvlink=450e9, network=50e9,
     bf16_efficiency=_SUSTAINED * 0.803, fp8_efficiency=_SUSTAINED * 0.709, memory_efficiency=0.92,
@@ -15,8 +15,8 @@ H100 = Device(
 H200 = replace(H100, memory=4.8e12, fp8_efficiency=_SUSTAINED * 0.734)
 DEVICES = {"H100": H100, "H200": H200}
 
-# Passes over float32 logits: 7 forward and 7.5 backward, as it was; one each, as it is (core/logits.py); none, but
-# slower products and fewer of them.
+# Passes over float32 logits: formerly 7 forward and 7.5 backward; now one each (core/logits.py); with cut
+# cross-entropy none, but slower products and fewer of them.
 HEADS = {
     "single operations": HeadKernels(products=4, efficiency=None, bytes_of_logit=58, bytes_of_weight=16),
     "one pass per block": HeadKernels(products=4, efficiency=None, bytes_of_logit=10, bytes_of_weight=16),
@@ -30,7 +30,7 @@ SINGLE = Software(
     attention_backward=220e12, head=HEADS["one pass per block"], exposed_tensor=1.0, exposed_data=1.0,
     virtual_stages=1, linear_launch=60e-6, other_launches=56, launch=6e-6, row_launch=5e-3,
 )  # fmt: skip
-# What fusions=te turns on, one after another
+# What fusions=te turns on, one by one
 FUSIONS = {
     "SwiGLU fused (`bias_activation_fusion`)": {"fused_swiglu": True, "other_launches": 50},
     "rotary embedding fused (`apply_rope_fusion`)": {"fused_rope": True, "other_launches": 36},

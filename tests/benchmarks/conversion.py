@@ -1,11 +1,11 @@
-"""Time and memory of an import and an export of a generated bfloat16 model of 1.5 thousand million parameters.
+"""Time and memory to import and export a generated bfloat16 model of 1.5 billion parameters.
 
     python -m tests.benchmarks.conversion               # writes docs/results/conversion.json; needs 14 GB of disk
-    python -m tests.benchmarks.conversion --verify      # and verifies, which holds a float32 model in memory
+    python -m tests.benchmarks.conversion --verify      # also verifies, with a float32 model in memory
 
-The sizes are Qwen2.5-1.5B's, the weights random, in shards of 1 GB. Each stage runs in a process of its own. Memory is
-what it had at its peak beyond what it had when its modules were imported, in units of the model's own parts: `resident`
-counts pages of files that the kernel keeps mapped for the process and drops when memory is needed, `own` does not.
+The sizes are Qwen2.5-1.5B's; the weights are random, in shards of 1 GB. Each stage runs in its own process. Memory is
+the peak minus the memory after importing the modules, in units of the model's parts: `resident` includes file pages
+that the kernel maps for the process and drops when memory is needed, `own` does not.
 """
 
 import argparse
@@ -45,7 +45,7 @@ CONFIG = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a stage; memory in bytes."""
+    """Cost of a stage; memory in bytes."""
 
     seconds: float
     resident: int
@@ -54,8 +54,8 @@ class Cost:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, help="folder for a temporary folder; not given = the system's")
-    parser.add_argument("--output", type=Path, default=Path("docs/results/conversion.json"), help="file of the results")
+    parser.add_argument("--work", type=Path, help="parent of the temporary folder; default: the system's")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/conversion.json"), help="results file")
     parser.add_argument("--verify", action="store_true")
     given = parser.parse_args()
     facts = facts_from_config(CONFIG, where="the benchmark's config")
@@ -74,7 +74,7 @@ def main() -> None:
 
 def generate(folder: Path, config: dict[str, Any]) -> None:
     """A Hugging Face folder of random weights in shards of 1 GB."""
-    from tests.tiny import write_tokenizer  # with transformers, which the stages' processes do without
+    from tests.tiny import write_tokenizer  # imports transformers, which the stages' processes do not need
 
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
@@ -97,13 +97,13 @@ def generate(folder: Path, config: dict[str, Any]) -> None:
 
 
 def in_process(stage: Callable[..., object], *paths: Path) -> Cost:
-    """Of a stage in a new process, whose memory no other stage has been in."""
+    """Cost of a stage in a new process, whose memory no other stage has touched."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(measure, stage, *paths).result()
 
 
 def measure(stage: Callable[..., object], *paths: Path) -> Cost:
-    """The peak of resident memory is the kernel's own record; its own share is sampled every 5 ms."""
+    """Peak resident memory is recorded by the kernel; the process's own share is sampled every 5 ms."""
     before, own = _status(), [0]
     done = threading.Event()
 
@@ -130,7 +130,7 @@ def _status() -> dict[str, int]:
 
 
 def sizes(facts: ModelFacts) -> dict[str, int]:
-    """Bytes of the weights in bfloat16, and of the parts that memory is counted in."""
+    """Bytes of the weights in bfloat16, and of the parts that serve as units."""
     tensors = [(2 * math.prod(row.shape(facts)), row) for row in mapping_table(facts)]
     layer = sum(size for size, row in tensors if row.per_layer)
     embedding = next(size for size, row in tensors if row.megatron == "embedding.word_embeddings.weight")
@@ -149,12 +149,12 @@ def require_same_bits(one: Path, other: Path) -> None:
         for folder in (one, other)
     ]
     if places[0].keys() != places[1].keys():
-        raise AssertionError("the export has other tensors than the import")
+        raise AssertionError("export and import have different tensors")
     for name in places[0]:
         first, second = (safe_open(place[name], "pt").get_tensor(name) for place in places)
         if first.dtype != second.dtype or not torch.equal(first, second):
             raise AssertionError(f"{name} differs")
-    print(f"{len(places[0])} tensors, every bit as before", file=sys.stderr)
+    print(f"{len(places[0])} tensors, bit-identical", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""The loss head alone: ours beside NeMo-Aligner's DistributedLogprob, time and peak memory.
+"""The loss head alone: time and peak memory of ours and of NeMo-Aligner's DistributedLogprob.
 
     python -m tests.benchmarks.head               # writes docs/results/head.json and fills the pages
 
-A sequence of S = 4096 places of which half are prompt, a vocabulary of V = 152,064 rows (Qwen's), hidden size 1024,
-float32, forward and backward to hidden states and weight; over one rank with all cores, and over two with half of them
-each. Aligner's head is what its DPO model does: logits of every place, then DistributedLogprob. Ours gets the places
-that predict a response. Each measurement is a process of its own, in turn; peak memory is what the process needed
-beyond its inputs, the gradients of hidden states and weight (0.6 GB at TP=1) included.
+A sequence of S = 4096 positions, half of them prompt, a vocabulary of V = 152,064 rows (Qwen's), hidden size 1024,
+float32, forward and backward to hidden states and weight; on one rank with all cores, and on two with half of them
+each. Aligner's head does what its DPO model does: logits of every position, then DistributedLogprob. Ours gets the
+positions that predict a response. Each measurement runs in its own process; peak memory is what the process needed
+beyond its inputs, including the gradients of hidden states and weight (0.6 GB at TP=1).
 """
 
 import argparse
@@ -102,8 +102,8 @@ def run(name: str, ranks: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("docs/results/head.json"), help="file of the results")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/head.json"), help="results file")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements per head")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:

@@ -1,4 +1,4 @@
-"""Models and pairs of the benchmarks, made once."""
+"""Models and pairs for the benchmarks, created once."""
 
 import json
 import random
@@ -17,7 +17,7 @@ _NUM_SHOTS = 8
 
 @dataclass(frozen=True)
 class Inputs:
-    """Files by name of the model, and by kind of the pairs."""
+    """Files by model name and by kind of pairs."""
 
     hf: dict[str, Path]
     nemo: dict[str, Path]
@@ -27,11 +27,11 @@ class Inputs:
 def make_inputs(data: Path, work: Path) -> Inputs:
     """SmolLM2-135M, random models with its tokenizer (28M; 134M for TP=2, which 135M's nine heads rule out), pairs.
 
-    The pairs are GSM8K's, without and with eight shots.
+    The pairs are from GSM8K, without and with eight examples in the prompt.
 
     Args:
         data: folder of GSM8K's train.jsonl.
-        work: what is there already is used again.
+        work: files that exist there are reused.
     """
     inputs = Inputs(
         hf={name: work / f"hf_{name}" for name in ("135M", *_RANDOM_MODELS)},
@@ -68,7 +68,7 @@ def _make_random_model(tokenizer: Path, folder: Path, **sizes: int) -> None:
 
 
 def _write_few_shot(source: Path, target: Path) -> None:
-    """Other solved questions of the same file before each prompt, drawn for each pair anew, as in MetaMath's set."""
+    """Put other solved questions of the same file before each prompt, drawn per pair, as in MetaMath's set."""
     rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
     draw = random.Random(0)
     with target.open("w", encoding="utf-8") as out:

@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.metamath               # writes docs/results/prepare.json and fills the pages
 
-394,000 rows of about 3.1 kB in three parquet files, as the data set has; MetaMathQA as one JSON array. The questions
-are generated, 26 rewrites of each; four solved ones stand before the one that is asked. Memory is the sum of what all
-processes of the command hold (PSS), sampled five times a second.
+394,000 rows of about 3.1 kB in three parquet files, like the data set; MetaMathQA as one JSON array. The questions are
+generated, with 26 rewrites each; every prompt has four solved questions before the actual one. Memory is the sum over
+all processes of the command (PSS), sampled five times per second.
 """
 
 import argparse
@@ -41,9 +41,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--work", type=Path, default=Path("runs/bench/metamath"), help="folder for data and pairs")
-    parser.add_argument("--output", type=Path, default=Path("docs/results/prepare.json"), help="file of the results")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/prepare.json"), help="results file")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--only", nargs="*", help="names of cases; not given = all")
+    parser.add_argument("--only", nargs="*", help="names of cases; default: all")
     given = parser.parse_args()
     generate(given.work, given.rows)
     join = ["--metamathqa", str(given.work / "MetaMathQA-395K.json")]
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def generate(work: Path, rows: int) -> None:
-    """The two data sets; files with the same number of rows are used again."""
+    """The two data sets; files with the same number of rows are reused."""
     done = work / f"{rows}.done"
     if done.exists():
         return
@@ -113,7 +113,7 @@ def _rows(count: int) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
 
 
 def run(work: Path, options: list[str], *, workers: int) -> dict[str, Any]:
-    """Run the command once; seconds, peak memory in MiB and what the manifest counts."""
+    """Run the command once; returns seconds, peak memory in MiB and the manifest's counts."""
     output = work / "pairs"
     shutil.rmtree(output, ignore_errors=True)
     command = [
@@ -137,13 +137,13 @@ def run(work: Path, options: list[str], *, workers: int) -> dict[str, Any]:
 
 
 def _cpu_seconds() -> float:
-    """Of the commands that have ended, their workers included."""
+    """CPU time of the commands that have ended, including their workers."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def _memory(pid: int) -> int:
-    """PSS of a process and those it started; 0 for one that has just ended."""
+    """PSS of a process and its descendants; 0 if it has just ended."""
     total = 0
     try:
         for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:

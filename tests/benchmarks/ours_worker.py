@@ -1,8 +1,8 @@
-"""One optimizer step of this project after another (protocol: tests/benchmarks/__init__.py).
+"""Optimizer steps of this project (protocol: tests/benchmarks/__init__.py).
 
-The steps are MinorDPOTrainer's own, on the next pairs of the file: what was laid out beside the step before, forward,
+The steps are MinorDPOTrainer's own, on the next pairs of the file, laid out during the previous step: forward,
 backward, reduction, clipping, optimizer, metrics. The reference is evaluated before the first step and not timed, as
-for TRL; `reference_seconds` of the ready line says what it took.
+for TRL; `reference_seconds` of the ready line says how long it took.
 """
 
 import json
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def build_trainer(settings: Settings, folder: Path) -> Any:
-    """What `minordpo train` wires, on the first pairs of the file."""
+    """The trainer of `minordpo train`, on the first pairs of the file."""
     from nemo_minordpo.config import compose, load
     from nemo_minordpo.train.folder.run_folder import RunFolder
     from nemo_minordpo.train.launch import prepare_run
@@ -74,12 +74,12 @@ def build_trainer(settings: Settings, folder: Path) -> Any:
 
 
 def batches_in_file_order(trainer: Any) -> Iterator["Future[Any]"]:
-    """As the trainer's own: the next step is laid out while this one computes."""
+    """Like the trainer's own: the next step is laid out while the current one computes."""
     batches = trainer.train.in_file_order()
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        coming = beside.submit(next, batches, None)
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        coming = executor.submit(next, batches, None)
         while coming.result() is not None:
-            ahead = beside.submit(next, batches, None)
+            ahead = executor.submit(next, batches, None)
             yield coming
             coming = ahead
 

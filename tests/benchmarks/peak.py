@@ -1,10 +1,10 @@
-"""How much of the machine's matmul peak a training step reaches, and what the rest of its time goes into.
+"""The share of the machine's matmul peak that a training step reaches, and where the rest of its time goes.
 
     python -m tests.benchmarks.peak               # writes docs/results/peak.json and fills the pages
-    python -m tests.benchmarks.peak --profile     # prints the operators of one step by their time, instead
+    python -m tests.benchmarks.peak --profile     # prints the operators of one step by time instead
 
-The peak is measured before and after every step, so that what slows the machine down slows both. The operations are
-those that the model needs (core/flops.py): what is computed a second time does not count.
+The peak is measured before and after every step, so that a slowdown of the machine affects both. Only the operations
+that the model needs (core/flops.py) count: recomputation does not.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from tests.benchmarks import Settings, be_the_only_rank
 from tests.benchmarks.inputs import Inputs, make_inputs
 from tests.benchmarks.tables import fill_pages
 
-# (model, pairs a step)
+# (model, pairs per step)
 CASES = (("30M", 64), ("135M", 8), ("135M", 32))
 
 
@@ -31,9 +31,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/gsm8k"), help="folder of GSM8K's train.jsonl")
     parser.add_argument("--work", type=Path, default=Path("runs/bench"), help="folder for models and pairs")
-    parser.add_argument("--output", type=Path, default=Path("docs/results/peak.json"), help="file of the results")
-    parser.add_argument("--steps", type=int, default=5, help="that count; one more warms up")
-    parser.add_argument("--model", choices=["30M", "135M"], help="not given = both")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/peak.json"), help="results file")
+    parser.add_argument("--steps", type=int, default=5, help="measured steps, after one for warm-up")
+    parser.add_argument("--model", choices=["30M", "135M"], help="default: both")
     parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def main() -> None:
     rows = []
     for model, pairs in CASES:
         if given.model in (None, model):
-            # a process each: NeMo sets a process up for one model
+            # one process per case: NeMo sets up a process for a single model
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
                 row = process.submit(run_case, inputs, model, pairs, given.steps, given.profile).result()
             rows.append({"model": model, "pairs": pairs, **row})

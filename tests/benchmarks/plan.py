@@ -1,4 +1,4 @@
-"""What `minordpo plan` says beside what `minordpo train` then takes: memory of the fullest rank, seconds a step.
+"""Compare `minordpo plan` with `minordpo train`: memory of the fullest rank, seconds per step.
 
 python -m tests.benchmarks.plan               # writes docs/results/plan.json and fills the pages
 """
@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/gsm8k"), help="folder of GSM8K's train.jsonl")
     parser.add_argument("--work", type=Path, default=Path("runs/bench"), help="folder for models and pairs")
-    parser.add_argument("--output", type=Path, default=Path("docs/results/plan.json"), help="file of the results")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/plan.json"), help="results file")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     inputs = make_inputs(given.data, given.work.absolute())
@@ -62,7 +62,7 @@ def run_case(inputs: Inputs, model: str, pairs: str, settings: list[str]) -> dic
     with tempfile.TemporaryDirectory() as folder:
         batch = int(settings[0].removeprefix("model.global_batch_size="))
         lines = inputs.pairs[pairs].read_text(encoding="utf-8").splitlines(keepends=True)
-        # no more pairs than are trained on: the reference is evaluated for each, once for all cases with the same pairs
+        # only the training pairs: the reference is evaluated for each, once for all cases with the same pairs
         (Path(folder) / "pairs.jsonl").write_text("".join(lines[: STEPS * batch]), encoding="utf-8")
         overrides = [
             f"pretrained_checkpoint.restore_from_path={inputs.nemo[model]}",

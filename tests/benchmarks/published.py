@@ -1,4 +1,4 @@
-"""Steps of pre-training that others have measured and published, and what the formulas of core/step_time.py expect."""
+"""Published step times of pre-training, compared with the formulas of core/step_time.py."""
 
 from dataclasses import dataclass, replace
 
@@ -10,11 +10,11 @@ from tests.benchmarks.assumed import FUSED, H100, LLAMA_8B, LLAMA_70B, PEAK, in_
 
 @dataclass(frozen=True)
 class Published:
-    """A step of pre-training that was measured: sequences of `length` tokens, of which `split` GPUs share each."""
+    """A measured pre-training step: sequences of `length` tokens, each split over `split` GPUs."""
 
     name: str
     size: ModelSize
-    layout: tuple[int, int, int]  # tensor-, pipeline-, data-parallel, without what shares a sequence
+    layout: tuple[int, int, int]  # tensor-, pipeline-, data-parallel, without the GPUs that share a sequence
     sequences: int
     length: int
     split: int
@@ -37,7 +37,7 @@ class Published:
         )
 
     def software(self) -> Software:
-        """With cuDNN's attention, whole logits in bfloat16, everything fused, communication hidden but for a part."""
+        """With cuDNN's attention, whole logits in bfloat16, everything fused, communication mostly hidden."""
         software = replace(
             FUSED, attention_forward=550e12, attention_backward=450e12, exposed_tensor=0.3, exposed_data=0.1,
             head=HeadKernels(products=3, efficiency=None, bytes_of_logit=50, bytes_of_weight=0),
@@ -57,7 +57,7 @@ class Published:
 def _gpt(
     name: str, layers: int, hidden: int, heads: int, layout: tuple[int, int, int], batch: int, tflops: float
 ) -> Published:
-    """Of Megatron-LM, from TFLOP/s a GPU by its count, which has attention without causality."""
+    """A step of Megatron-LM, from its TFLOP/s per GPU, which count attention without causality."""
     size = replace(size_of(layers, hidden, 4 * hidden, heads, heads, 131072), head_size=hidden // heads, gated=False)
     flops = 72 * batch * 4096 * layers * hidden**2 * (1 + 4096 / (6 * hidden) + 131072 / (12 * layers * hidden))
     seconds = flops / (layout[0] * layout[1] * layout[2]) / (tflops * 1e12)

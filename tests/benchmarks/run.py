@@ -1,11 +1,11 @@
-"""Steps per second of this project beside NeMo-Aligner and TRL: one run, alternating, same weights, same pairs.
+"""Steps per second of this project, NeMo-Aligner and TRL: one run, alternating, same weights, same pairs.
 
     make bench                                   # all cases; writes docs/results/benchmark.json and .png
     python -m tests.benchmarks.run --case 30M/zero-shot/tp1 --rounds 3 --output runs/bench/result.json
 
-Every competitor is a process (under tensor parallelism: as many as ranks) that is loaded once and then does one step
-when asked, while the others sleep. A round asks each once, in turn; the first round warms up and does not count. Of the
-larger models ours and one other are loaded at a time, since all of them do not fit into 24 GiB.
+Every competitor is a process (with tensor parallelism, one per rank) that is loaded once and then does one step
+when asked, while the others sleep. A round asks each once, in turn; the first round is a warm-up and does not count.
+For larger models, only ours and one other are loaded at a time, because all of them do not fit into 24 GiB.
 """
 
 import argparse
@@ -33,9 +33,9 @@ WORKERS = {OURS: "ours_worker", OURS_TORCH: "ours_worker", ALIGNER: "aligner_wor
 
 @dataclass(frozen=True)
 class Case:
-    """What is compared; `micro_batch_size` is aligner's and TRL's, in pairs: ours packs rows of 4096 tokens.
+    """A comparison; `micro_batch_size`, in pairs, is for Aligner and TRL: ours packs rows of 4096 tokens.
 
-    Of 1, 2, 4, 8 pairs none was clearly faster than 4 for TRL on short pairs; of larger ones fewer fit into the memory.
+    For TRL on short pairs, 1, 2 and 8 pairs were not clearly faster than 4; with larger models, fewer fit into memory.
     """
 
     model: str
@@ -51,7 +51,7 @@ class Case:
 
     @property
     def groups(self) -> list[list[str]]:
-        """Competitors that are loaded at the same time."""
+        """Groups of competitors that are loaded at the same time."""
         others = [OURS_TORCH, ALIGNER, *([TRL] if self.tensor_parallel == 1 else [])]
         return [[OURS, *others]] if self.model == "30M" else [[OURS, other] for other in others]
 
@@ -129,7 +129,7 @@ def run_case(case: Case, inputs: Inputs, work: Path, pythons: dict[str, Path]) -
         ready |= group_ready
         for name, rows in steps.items():
             counted.setdefault(name, []).extend(rows)
-            # round by round: what disturbs the machine disturbs both
+            # round by round, so that disturbances of the machine affect both
             speed_up[name] = statistics.median(
                 other["seconds"] / ours["seconds"] for other, ours in zip(rows, steps[OURS], strict=True)
             )
@@ -144,7 +144,7 @@ def run_case(case: Case, inputs: Inputs, work: Path, pythons: dict[str, Path]) -
 def run_group(
     names: list[str], case: Case, inputs: Inputs, work: Path, pythons: dict[str, Path]
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """What each competitor said when it was loaded, and its steps, the first left out."""
+    """Each competitor's ready line, and its steps without the first."""
     competitors: dict[str, Competitor] = {}
     steps: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     try:
@@ -163,7 +163,7 @@ def run_group(
     losses = {name: rounds[0]["loss"] for name, rounds in steps.items()}
     if any(abs(loss - 0.6931) > 0.01 for loss in losses.values()):
         raise RuntimeError(
-            f"{case.name}: policy equals reference in the first step, so that its loss is ln 2: {losses}"
+            f"{case.name}: policy equals reference in the first step, so its loss must be ln 2: {losses}"
         )
     return ready, {name: rounds[1:] for name, rounds in steps.items()}
 
@@ -187,14 +187,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/gsm8k"), help="folder of GSM8K's train.jsonl")
     parser.add_argument("--work", type=Path, default=Path("runs/bench"), help="folder for models, pairs and logs")
-    parser.add_argument("--trl", type=Path, default=Path(".venv-trl/bin/python"), help="Python that has TRL")
-    parser.add_argument("--case", nargs="*", help=f"of {', '.join(case.name for case in CASES)}; not given = all")
-    parser.add_argument("--rounds", type=int, help="instead of those of each case")
+    parser.add_argument("--trl", type=Path, default=Path(".venv-trl/bin/python"), help="Python with TRL")
+    parser.add_argument("--case", nargs="*", help=f"{', '.join(case.name for case in CASES)}; default: all")
+    parser.add_argument("--rounds", type=int, help="default: each case's own")
     parser.add_argument(
         "--output",
         type=Path,
         default=Path("docs/results/benchmark.json"),
-        help="file of the results",
+        help="results file",
     )
     given = parser.parse_args()
     cases = [case for case in CASES if not given.case or case.name in given.case]
@@ -204,7 +204,7 @@ def main() -> None:
     inputs = make_inputs(given.data, given.work.absolute())
     here = Path(sys.executable)
     pythons = {OURS: here, OURS_TORCH: here, ALIGNER: here, TRL: given.trl.absolute()}
-    # after each case: a long run that is stopped has its first ones, and a later run adds others
+    # after each case, so that an interrupted run has its first results, and a later run adds others
     for case in cases:
         result = run_case(case, inputs, (given.work / "workers").absolute(), pythons)
         add_result(result, given.output, order=[case.name for case in CASES])

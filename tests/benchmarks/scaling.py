@@ -1,10 +1,10 @@
-"""How a step's time grows with pairs per batch, shared fraction and sequence length, against its operations.
+"""How a step's time grows with pairs per batch, shared fraction and sequence length, relative to its operations.
 
     python -m tests.benchmarks.scaling            # writes docs/results/scaling.json and .png and fills the pages
 
-The 28M-parameter model of the other benchmarks at TP=1, on made-up tokens: pairs of a prompt and two responses of the
-same length, which share a given part of their tokens. Operations are those that the model needs (core/flops.py), so
-that equal seconds per operation over a series mean that time grows as it should.
+The 28M-parameter model of the other benchmarks at TP=1, on generated tokens: pairs of a prompt and two responses of the
+same length, which share a given fraction of their tokens. Only operations that the model needs count (core/flops.py):
+constant seconds per operation over a series mean that time grows as it should.
 """
 
 import argparse
@@ -23,20 +23,20 @@ from tests.benchmarks.inputs import make_inputs
 from tests.benchmarks.tables import fill_pages
 
 REPEATS = 2
-# series: (its variable, [(pairs, sequence length, shared fraction), ...])
+# series: [(pairs, sequence length, shared fraction), ...]
 SERIES = {
     "pairs per batch": [(pairs, 256, 0.6) for pairs in (2, 4, 8, 16, 32, 64)],
     "shared fraction": [(8, 512, shared) for shared in (0.25, 0.4, 0.55, 0.7, 0.85, 0.99)],
     "sequence length": [(4, length, 0.6) for length in (128, 256, 512, 1024, 2048)],
 }
-_PROMPT = 0.25  # of a sequence
+_PROMPT = 0.25  # fraction of a sequence
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/gsm8k"), help="folder of GSM8K's train.jsonl")
     parser.add_argument("--work", type=Path, default=Path("runs/bench"), help="folder for models and pairs")
-    parser.add_argument("--output", type=Path, default=Path("docs/results/scaling.json"), help="file of the results")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/scaling.json"), help="results file")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     inputs = make_inputs(given.data, given.work.absolute())
@@ -79,7 +79,7 @@ def measure(trainer: Any, pairs: int, length: int, shared: float) -> dict[str, A
 
 
 def made_up(pairs: int, length: int, shared: float) -> Any:
-    """Token arrays: 0 .. in the shared part, then one number or another."""
+    """Token arrays: 0, 1, 2, ... in the shared part, then one repeated token per response."""
     import numpy as np
 
     from nemo_minordpo.train.data.tokens import TokenArrays

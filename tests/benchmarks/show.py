@@ -1,4 +1,4 @@
-"""The results of the benchmarks as JSON and as a figure."""
+"""Benchmark results as JSON and as a figure."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from tests.benchmarks.tables.cpu import TRAINERS
 
 
 def add_result(result: dict[str, Any], output: Path, *, order: list[str]) -> None:
-    """Add a case to `output`, in place of an earlier result of the same case, and draw all of them beside it."""
+    """Add a case to `output`, replacing its earlier result, and draw all cases in a figure next to it."""
     output.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(output.read_text()) if output.exists() else []
     results = [other for other in results if other["case"]["name"] != result["case"]["name"]] + [result]

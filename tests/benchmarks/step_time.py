@@ -1,4 +1,4 @@
-"""Where the time of a step should go on H100 and H200, on paper: core/step_time.py with published kernel speeds.
+"""A step's expected time on H100 and H200, in parts: core/step_time.py with published kernel speeds.
 
 python -m tests.benchmarks.step_time     # writes docs/results/step-time.json, fills docs/step-time.md; no GPU
 
@@ -63,11 +63,11 @@ class Model:
 
 
 _SPEED_CHECK = ((60, 140), (25, 125), (25, 125))  # 100 tokens; responses of 150 that share half
-_METAMATH = ((80, 240), (10, 110), (40, 140))  # 400 places a pair, 60 % of them targets
+_METAMATH = ((80, 240), (10, 110), (40, 140))  # 400 positions per pair, 60 % of them targets
 
 
 def _shipped(name: str, ranks: int, size: ModelSize) -> Model:
-    """As conf/model has it."""
+    """A model with the layout of conf/model."""
     section = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())["model"]
     tensor, pipeline = section["tensor_model_parallel_size"], section.get("pipeline_model_parallel_size", 1)
     data = ranks // (tensor * pipeline)
@@ -83,7 +83,7 @@ _STEPS = 4
 
 
 def pairs(model: Model, count: int) -> TokenArrays:
-    """Random tokens; the two tails of a pair differ in their first one."""
+    """Random tokens; the two tails of a pair differ in their first token."""
     draw = np.random.default_rng(0)
     prompt, shared, *tails = (draw.integers(low, high + 1, count) for low, high in (*model.lengths, model.lengths[2]))
     lengths = np.stack([prompt + shared + tail for tail in tails], axis=1).reshape(-1)
@@ -96,7 +96,7 @@ def pairs(model: Model, count: int) -> TokenArrays:
 
 @cache
 def packed(model: Model, *, fp8: bool, block: int = 128) -> Run:
-    """A typical step, by the packer: means over steps, of all ranks."""
+    """A typical step as the packer lays it out: means over steps and ranks."""
     arrays = pairs(model, _STEPS * model.batch)
     sequence_parallel = model.tensor_parallel > 1
     steps = [
@@ -133,10 +133,10 @@ def packed(model: Model, *, fp8: bool, block: int = 128) -> Run:
 
 
 def visited_places(segments: np.ndarray, length: int, block: int) -> int:
-    """(query, key) places in the blocks of a row's mask that are not empty: what FlexAttention computes.
+    """Number of (query, key) positions in the non-empty blocks of a row's mask, which FlexAttention computes.
 
     Args:
-        segments: [m, 4], start, branch, chosen_end, end of each pair (core/pair_packing.py); padding is one more.
+        segments: [m, 4], start, branch, chosen_end, end of each pair (core/pair_packing.py); padding counts as a pair.
     """
     pair, part = np.full(length, -1), np.zeros(length, dtype=np.int8)
     for number, (start, branch, chosen_end, end) in enumerate(segments):
@@ -151,13 +151,13 @@ def visited_places(segments: np.ndarray, length: int, block: int) -> int:
 
 
 def memory_gib(run: Run) -> float:
-    """Of the fullest rank, by core/memory.py; FP8 copies of weights are not in it."""
+    """Memory of the fullest rank, by core/memory.py, without FP8 copies of weights."""
     numerics = Numerics(weight=2, gradient=4, optimizer=12 / run.data_parallel, activation=2)
     return fullest_rank(run.size, run.layout, numerics, tied=run.tied, cuda=True).total / GIB
 
 
 def pairs_per_second(run: Run, step: StepSeconds) -> float:
-    """Of a GPU."""
+    """Throughput per GPU."""
     return run.work.pairs / step.total / run.ranks
 
 
@@ -165,7 +165,7 @@ _CAPACITIES = (1024, 2048, 3072, 4096, 8192, 16384, 24576)
 
 
 def found(model: Model, device: str, *, fp8: bool, software: Software = SINGLE, block: int = 128) -> dict[str, float]:
-    """Milliseconds of the parts, their sum, and what is made of it."""
+    """Milliseconds of the parts, their sum, and figures derived from it."""
     run = packed(model, fp8=fp8, block=block)
     software = in_fp8(software) if fp8 else software
     step = step_seconds(run, DEVICES[device], software)
@@ -183,7 +183,7 @@ def found(model: Model, device: str, *, fp8: bool, software: Software = SINGLE, 
 
 
 def results() -> dict:
-    """All that the tables of docs/step-time.md hold."""
+    """The content of all tables in docs/step-time.md."""
     one_gpu = MODELS["Qwen2.5-1.5B, one GPU"]
     return {
         "layouts": {name: _layout(model) for name, model in MODELS.items()},
@@ -235,13 +235,13 @@ def _layout(model: Model) -> dict[str, int]:
 
 
 def saved(model: Model, fields: dict, *, fp8: bool) -> float:
-    """Milliseconds of a step that a change saves alone, on H100."""
+    """Milliseconds per step that a single change saves on H100."""
     changed = found(model, "H100", fp8=fp8, software=replace(SINGLE, **fields))
     return found(model, "H100", fp8=fp8)["total"] - changed["total"]
 
 
 def head_ms(run: Run, kernels: HeadKernels) -> float:
-    """Of a step, on H100."""
+    """Milliseconds per step on H100."""
     return 1e3 * run.layout.num_rows * head(run, H100, kernels)
 
 
@@ -251,7 +251,7 @@ def _column(device: str, fp8: bool) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("docs/results/step-time.json"), help="file of the results")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/step-time.json"), help="results file")
     given = parser.parse_args()
     given.output.write_text(json.dumps(results(), indent=1) + "\n")
     fill_pages()

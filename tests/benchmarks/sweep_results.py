@@ -1,9 +1,9 @@
-"""The tables of a report of `minordpo sweep` as JSON, for the pages of docs/.
+"""The tables of a `minordpo sweep` report as JSON, for the pages of docs/.
 
     minordpo sweep demo
     python -m tests.benchmarks.sweep_results runs/demo/report/report.md docs/results/demo.json
 
-Cells stay as the report shows them: the page says what the report says.
+Cells are copied unchanged, so that pages and reports agree.
 """
 
 import argparse
@@ -15,12 +15,12 @@ from tests.benchmarks.tables import fill_pages
 
 
 def tables_of(page: str) -> dict[str, Any]:
-    """Every table of a report by the heading that it stands under; a report has one table under each."""
+    """Every table of a report by its heading; there is one table per heading."""
     found: dict[str, Any] = {}
     heading, rows = "", []
     for line in [*page.splitlines(), ""]:
         if line.startswith("#"):
-            # the command that made the report may stand behind its name
+            # the heading may include the command that wrote the report
             heading = line.lstrip("#").split(" of `")[0].strip()
         elif line.startswith("|"):
             rows.append([cell.strip() for cell in line.strip("|").split("|")])

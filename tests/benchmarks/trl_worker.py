@@ -1,19 +1,19 @@
-"""One optimizer step of TRL's DPOTrainer after another (protocol: tests/benchmarks/__init__.py).
+"""Optimizer steps of TRL's DPOTrainer (protocol: tests/benchmarks/__init__.py).
 
-Runs in an environment of its own, with the current TRL, transformers and torch, and imports nothing of ours.
+Runs in its own environment, with current TRL, transformers and torch, and imports nothing of ours.
 
-Everything is TRL's own: tokenisation, collation, the fused head, metrics, loop. Chosen, each the faster or the equal
+Everything is TRL's own: tokenisation, collation, the fused head, metrics, loop. Options, each the faster or an equal
 choice for TRL:
 
 - `precompute_ref_log_probs`: the reference is evaluated before the first step and not timed; `reference_seconds` of
-  the ready line says what it took.
-- `gradient_checkpointing=False` and `bf16=False`: TRL's defaults are true. Recomputation costs time, and every
+  the ready line says how long it took.
+- `gradient_checkpointing=False` and `bf16=False` (both true by default): recomputation costs time, and every
   competitor computes in float32.
 - Attention is transformers' choice (sdpa on CPUs), padding is to the longest sequence of a micro-batch.
-- AdamW fused, a constant rate, no weight decay, gradients clipped to 1.0, no shuffling.
-- `logging_steps=1`, so that every step says its loss; TRL computes the metrics for every micro-batch in any case.
+- Fused AdamW, constant learning rate, no weight decay, gradients clipped to 1.0, no shuffling.
+- `logging_steps=1`, so that every step reports its loss; TRL computes metrics for every micro-batch anyway.
 
-A step is timed from the demand to the end of its log line: loading the next batches, forward and backward of each
+A step is timed from the request to the end of its log line: loading the next batches, forward and backward of each
 micro-batch, clipping, optimizer, metrics.
 """
 
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def build_trainer(settings: Settings, folder: str) -> tuple[Any, float]:
-    """The trainer, and how long it took to evaluate the reference."""
+    """The trainer, and the seconds that evaluating the reference took."""
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import DPOConfig, DPOTrainer
@@ -111,7 +111,7 @@ def _step_callback(conversation: Conversation) -> Any:
                 raise SystemExit
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **unused: Any) -> None:
-            if "loss" in logs:  # not the summary at the end of the training
+            if "loss" in logs:  # not the summary at the end of training
                 conversation.step_done(loss=logs["loss"])
                 control.should_training_stop = not conversation.wait_for_step()
 

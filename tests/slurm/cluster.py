@@ -1,9 +1,9 @@
-"""A throw-away Slurm cluster of virtual nodes on this machine, and what can be done to it.
+"""A throw-away Slurm cluster of virtual nodes on this machine, and the faults that can be injected.
 
-Every node is a set of namespaces (network, processes, host name, mounts) with a slurmd in it, on a bridge of its own;
-the file system is shared. Power cuts, network partitions and full disks are real ones. Needs root and Debian's
-packages slurmctld, slurmd, slurm-client, munge and iproute2; changes nothing outside of its folder but a bridge.
-Bridge, network and port are ones that are free: clusters run side by side, and beside what a killed one left.
+Every node is a set of namespaces (network, processes, host name, mounts) with its own slurmd, on a bridge per cluster;
+the file system is shared. Power cuts, network partitions and full disks are real. Needs root and Debian's
+packages slurmctld, slurmd, slurm-client, munge and iproute2; outside of its folder, it only adds a bridge.
+Uses a free bridge, network and port, so clusters can run side by side, even if a killed one left something behind.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-# cred_expire is also the wait before a requeued job may start again; 120 s if nothing is said
+# cred_expire is also the delay before a requeued job may restart; the default is 120 s
 AuthInfo=socket={folder}/munge/munge.sock,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool/%n
@@ -71,7 +71,7 @@ while :; do wait || true; sleep 3600 & wait $! || true; done
 
 
 def why_not() -> str:
-    """What a cluster lacks on this machine; empty: nothing."""
+    """What this machine lacks for a cluster; empty = nothing."""
     if os.geteuid() != 0:
         return "a cluster of virtual nodes needs root (namespaces, a network bridge)"
     missing = [name for name in _NEEDED if shutil.which(name) is None]
@@ -80,7 +80,7 @@ def why_not() -> str:
     try:
         _shell("unshare --net --pid --uts --ipc --mount --fork --mount-proc ip link add minordpotry type bridge")
     except RuntimeError as error:
-        return f"this root may not make namespaces and network bridges: {error}"
+        return f"root may not create namespaces and network bridges here: {error}"
     return ""
 
 
@@ -91,13 +91,13 @@ class Cluster:
     folder: Path
     num_nodes: int
     cpus: int = 2
-    _number: int = -1  # which of the clusters of this machine
+    _number: int = -1  # number of this cluster on the machine
     _processes: list[subprocess.Popen] = field(default_factory=list)
 
     @property
     def environment(self) -> dict[str, str]:
-        # Jobs are not measured for coverage: it makes each start of NeMo half as long again, and what they run is
-        # measured in the other tests.
+        # No coverage in jobs: it would slow every start of NeMo by half, and the code they run is
+        # measured in other tests.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
         return {**inherited, "SLURM_CONF": str(self.folder / "slurm.conf")}
 
@@ -122,7 +122,7 @@ class Cluster:
         conf = _CONF.format(controller=controller, port=16900 + self._number, network=self._network, folder=self.folder)
         for number in range(1, self.num_nodes + 1):
             address = f"{self._network}.{number}"
-            # the second line is for reverse lookups of mapped addresses
+            # the second line is for reverse lookups of IPv4-mapped addresses
             hosts += f"{address} node{number}\n::ffff:{address} node{number}\n"
             conf += (
                 f"NodeName=node{number} NodeHostname=node{number} NodeAddr={address} Port=16818 CPUs={self.cpus} "
@@ -131,7 +131,7 @@ class Cluster:
         conf += "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP\n"
         (self.folder / "hosts").write_text(hosts)
         (self.folder / "slurm.conf").write_text(conf)
-        # Slurm looks whether the device files of GPUs exist, no further
+        # Slurm only checks that the GPUs' device files exist
         (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
         key = self.folder / "munge/munge.key"
         key.write_bytes(os.urandom(1024))
@@ -140,7 +140,7 @@ class Cluster:
         _shell(f"ip link set {self._bridge} up")
         munge = self.folder / "munge"
         self._spawn(
-            # forced: a test folder may be closed to other users, which is all that munged minds here
+            # forced: munged would refuse a test folder that is closed to other users
             "munged", "--foreground", "--force", f"--key-file={key}", f"--socket={munge}/munge.sock",
             f"--pid-file={self.folder}/pid/munged.pid", f"--log-file={munge}/log", f"--seed-file={munge}/seed",
         )  # fmt: skip
@@ -155,9 +155,9 @@ class Cluster:
         self.run("srun", "-N", str(self.num_nodes), "true")
 
     def stop(self) -> None:
-        """Everything that was started; twice is no harm."""
+        """End everything that was started; may be called twice."""
         for number in range(1, self.num_nodes + 1):
-            with contextlib.suppress(TimeoutError):  # a kernel that is slow to end namespaces
+            with contextlib.suppress(TimeoutError):  # the kernel may be slow to end namespaces
                 self.power_cut(f"node{number}")
         for process in self._processes:
             if process.poll() is None:
@@ -170,7 +170,7 @@ class Cluster:
         subprocess.run(["ip", "link", "del", self._bridge], check=False, capture_output=True)
 
     def run(self, *command: str, cwd: Path | None = None, check: bool = True, **environment: str) -> str:
-        """A client's command, such as sbatch; its output."""
+        """Run a Slurm client command, for example sbatch; returns its output."""
         done = subprocess.run(
             list(command),
             env={**self.environment, "MINORDPO_PYTHON": sys.executable, **environment},
@@ -188,12 +188,12 @@ class Cluster:
         return _field(self.run("scontrol", "show", "job", job), "JobState")
 
     def nodes(self, job: str) -> list[str]:
-        """Of a running job, the batch script's node first."""
+        """The nodes of a running job; the batch script's comes first."""
         names = _field(self.run("scontrol", "show", "job", job), "NodeList")
         return self.run("scontrol", "show", "hostnames", names).split()
 
     def ranks(self, job: str) -> dict[int, int]:
-        """{rank: process} of the training of a job, as this machine sees them."""
+        """{rank: process id on this machine} of a job's training."""
         found: dict[int, tuple[int, int]] = {}  # process: (rank, parent)
         for process in Path("/proc").iterdir():
             if not process.name.isdigit():
@@ -203,16 +203,16 @@ class Cluster:
                 lines = (process / "environ").read_bytes().split(b"\0")
                 parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
             except OSError:
-                continue  # gone meanwhile
+                continue  # has ended
             variables = dict(line.split(b"=", 1) for line in lines if b"=" in line)
             is_rank = b"nemo_minordpo.train" in command and b"python" in command[0] and b"SLURM_PROCID" in variables
             if is_rank and variables.get(b"SLURM_JOB_ID", b"").decode() == job:
                 found[int(process.name)] = int(variables[b"SLURM_PROCID"]), parent
-        # without the children that write checkpoints
+        # without the child processes that write checkpoints
         return {rank: process for process, (rank, parent) in found.items() if parent not in found}
 
     def power_on(self, node: str) -> None:
-        """Start a node; one that was cut comes back."""
+        """Start a node, or restart it after a power cut."""
         address = f"{self._network}.{int(node.removeprefix('node'))}"
         pid, ready = self.folder / f"pid/{node}.pid", self.folder / f"pid/{node}.ready"
         (self.folder / "spool" / node).mkdir(exist_ok=True)
@@ -225,7 +225,7 @@ class Cluster:
         _wait(lambda: bool(children.read_text().split()), 5, f"{node}'s first process")
         inner = children.read_text().split()[0]
         pid.write_text(inner)
-        # of a node that has just lost power the kernel may still hold the name
+        # after a power cut, the kernel may still hold the node's interface name
         _wait(
             lambda: _works(f"ip link add {self._link(node)} type veth peer name eth0 netns {inner}"), 10, "its network"
         )
@@ -241,7 +241,7 @@ class Cluster:
             _wait(lambda: not Path(f"/sys/class/net/{self._link(node)}").exists(), 10, f"{node}'s network to go")
 
     def cut_off(self, node: str) -> None:
-        """A network partition: the node computes on, and nobody hears it."""
+        """A network partition: the node keeps computing, but cannot be reached."""
         _shell(f"ip link set {self._link(node)} down")
 
     def connect(self, node: str) -> None:
@@ -261,12 +261,14 @@ class Cluster:
 
 
 def _take_bridge() -> int:
-    """The number of the first bridge that could be made: that of no other cluster, nor of a killed one's remains."""
+    """Create the first bridge whose number is free, and return the number."""
     for number in range(_MOST_CLUSTERS):
         with contextlib.suppress(RuntimeError):
             _shell(f"ip link add minordpo{number} type bridge")
             return number
-    raise RuntimeError(f"{_MOST_CLUSTERS} bridges of test clusters are there already: ip link del minordpo0, ...")
+    raise RuntimeError(
+        f"{_MOST_CLUSTERS} bridges of test clusters exist already: delete them with ip link del minordpo0, ..."
+    )
 
 
 def _field(text: str, name: str) -> str:

@@ -1,9 +1,9 @@
-"""Training jobs that are hurt once at a random moment, beside one that is not.
+"""Fault-injected training jobs, each with one fault at a random moment, compared with an undisturbed job.
 
     python -m tests.slurm.faults        # writes docs/results/faults.json and fills docs/faults.md
 
-Every job goes through launchers/minordpo.sub on a cluster of three virtual nodes, two of which it uses, with two ranks
-a node. It must end complete, without a manual step, with the bits of the run that was not hurt.
+Every job runs through launchers/minordpo.sub on two of a cluster's three virtual nodes, with two ranks per node. It
+must complete without manual intervention, bit-identical to the undisturbed run.
 """
 
 import argparse
@@ -36,12 +36,12 @@ LAYOUTS = {
     "tp2pp2": ["model.tensor_model_parallel_size=2", "model.pipeline_model_parallel_size=2"],
     "tp2dp2": ["model.tensor_model_parallel_size=2"],
 }
-_PATIENCE = 420  # seconds for a whole hurt job
+_PATIENCE = 420  # seconds for a whole fault-injected job
 
 
 @dataclass
 class Inputs:
-    """What every job trains on; `disk` is a small file system of its own, for one that gets full."""
+    """What every job trains on; `disk` is a separate small file system that can be filled."""
 
     nemo: Path
     pairs: Path
@@ -51,7 +51,7 @@ class Inputs:
 
 @dataclass
 class Outcome:
-    """Of one hurt job; times in seconds from the fault on."""
+    """Outcome of one fault-injected job; times in seconds, starting at the fault."""
 
     fault: str
     layout: str
@@ -59,7 +59,7 @@ class Outcome:
     bits_equal: bool
     state: str
     steps_lost: int
-    slurm_seconds: float  # until the launcher starts ranks again
+    slurm_seconds: float  # until the launcher restarts the ranks
     our_seconds: float  # from there to the first step
     attempts: int
     cause: str
@@ -79,7 +79,7 @@ class Job:
         more: Sequence[str] = (),
         **environment: str,
     ) -> None:
-        """`options` are sbatch's, `more` overrides; `disk`: on the file system that gets full."""
+        """`options` are for sbatch, `more` are overrides; `disk`: run on the small file system."""
         self.cluster, self.layout = cluster, layout
         self.run = (inputs.disk if disk else inputs.runs) / name
         self.log = inputs.runs / f"{re.sub(r'[^a-z0-9_]', '_', name)}.log"
@@ -102,7 +102,7 @@ class Job:
         ]  # fmt: skip
 
     def steps(self) -> list[StepMetrics]:
-        """The steps that are written down; none while the file is being replaced."""
+        """The recorded steps; empty while the file is being replaced."""
         try:
             return [StepMetrics.from_json(line) for line in (self.run / "metrics.jsonl").read_text().splitlines()]
         except (FileNotFoundError, ValueError):
@@ -123,8 +123,8 @@ class Job:
     def has_ended(self) -> bool:
         return self.cluster.state(self.id) in ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED")
 
-    def told(self, event: str) -> list[float]:
-        """Seconds since the epoch at which the launcher said `event`."""
+    def logged(self, event: str) -> list[float]:
+        """Times (seconds since the epoch) at which the launcher logged `event`."""
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
         return [_seconds(line.split()[0]) for line in lines if f" job {self.id}." in line and event in line]
 
@@ -154,7 +154,7 @@ def _power_cut(job: Job, draw: random.Random) -> Mend | None:
 
 
 def _reboot(job: Job, draw: random.Random) -> Mend | None:
-    """Back before Slurm misses it, without what ran there; of the first node Slurm would miss the script."""
+    """Restart a node before Slurm notices; not the first, where Slurm would miss the batch script."""
     node = job.cluster.nodes(job.id)[1]
     job.cluster.power_cut(node)
     time.sleep(1)
@@ -176,16 +176,16 @@ def _usr1(job: Job, draw: random.Random) -> Mend | None:
 
 
 def _term(job: Job, draw: random.Random) -> Mend | None:
-    job.cluster.run("scancel", "--signal=TERM", job.id)  # to the ranks, as preemption with a grace period does
+    job.cluster.run("scancel", "--signal=TERM", job.id)  # to the ranks, like preemption with a grace period
 
 
 def _fill_disk(job: Job, draw: random.Random) -> Mend | None:
     ballast = job.run.parent / "ballast"
-    # a checkpoint may be taking the same room
+    # a checkpoint may be using the same space
     with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as out:
         while (free := shutil.disk_usage(ballast.parent).free - 300_000) > 0:
             out.write(bytes(min(free, 2**20)))
-    job.wait(lambda: bool(job.told(": the disk of ")), "the full disk")
+    job.wait(lambda: bool(job.logged(": the disk of ")), "the full disk")
     ballast.unlink()
 
 
@@ -197,10 +197,10 @@ def _truncate(job: Job, draw: random.Random) -> Mend | None:
 
 
 def _wait_for_limit(job: Job, draw: random.Random) -> Mend | None:
-    job.wait(lambda: bool(job.told("SIGUSR1")), "USR1 before the time limit")
+    job.wait(lambda: bool(job.logged("SIGUSR1")), "USR1 before the time limit")
 
 
-# Each hurts a job, and returns what mends the machine, not the job, once the job goes on.
+# Each injects a fault, and returns a function that repairs the machine, not the job, once the job continues.
 FAULTS: dict[str, Callable[[Job, random.Random], Mend | None]] = {
     "rank killed": _kill_rank, "power cut": _power_cut, "network partition": _partition, "scontrol requeue": _requeue,
     "USR1": _usr1, "TERM": _term, "time limit": _wait_for_limit, "rank frozen": _freeze_rank,
@@ -208,24 +208,24 @@ FAULTS: dict[str, Callable[[Job, random.Random], Mend | None]] = {
 }  # fmt: skip
 
 
-def run_hurt(cluster: Cluster, inputs: Inputs, kind: str, layout: str, whole: Job, *, seed: int) -> Outcome:
-    """One job, hurt once, to its end."""
+def run_with_fault(cluster: Cluster, inputs: Inputs, kind: str, layout: str, whole: Job, *, seed: int) -> Outcome:
+    """Run one job to its end, with one fault."""
     draw = random.Random(seed)
     options = ["--time=2", "--signal=B:USR1@90"] if kind == "time limit" else []
     job = Job(cluster, inputs, f"{kind.replace(' ', '_')}_{layout}_{seed}", layout, *options, disk=kind == "disk full")
-    if kind != "time limit":  # which chooses the moment itself
+    if kind != "time limit":  # which occurs at its own time
         job.wait_for_step(draw.randint(SAVE_INTERVAL + 1 if kind == "truncated checkpoint" else 1, STEPS - 3))
         time.sleep(draw.random() * 0.3)
     time_of_fault = time.time()
     mend = FAULTS[kind](job, draw)
     if kind == "time limit":
-        time_of_fault = job.told("SIGUSR1")[0]  # the fault is the waiting
+        time_of_fault = job.logged("SIGUSR1")[0]  # the fault is the signal
     at_step = len(job.steps())
-    job.wait(lambda: len(job.told(": start ")) > 1 or job.has_ended(), "a second start")
+    job.wait(lambda: len(job.logged(": start ")) > 1 or job.has_ended(), "a second start")
     if mend is not None:
         mend()
     state = job.wait_for_end()
-    starts = [moment for moment in job.told(": start ") if moment > time_of_fault]
+    starts = [moment for moment in job.logged(": start ") if moment > time_of_fault]
     resumed = [event for event in job.events("started") if _seconds(event.time) > time_of_fault]
     first_step = _seconds(resumed[0].time) if resumed else float("nan")
     done = _status(job)
@@ -244,12 +244,12 @@ def run_hurt(cluster: Cluster, inputs: Inputs, kind: str, layout: str, whole: Jo
 
 
 def _quoted(text: str) -> str:
-    """As a value of a Hydra override."""
+    """A text quoted as the value of a Hydra override."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def same_bits(run: Path, other: Path) -> bool:
-    """Metrics but for times, and every weight of the trained model."""
+    """Whether metrics (except times) and all weights of the trained model are identical."""
     return _metrics(run) == _metrics(other) and _weights(run) == _weights(other)
 
 
@@ -259,7 +259,7 @@ def _metrics(run: Path) -> list[Any]:
 
 
 def _weights(run: Path) -> dict[str, bytes]:
-    """{file in the archive: digest}, without what names folders."""
+    """{file in the archive: digest}, without files that contain paths."""
     import hashlib
     import tarfile
 
@@ -276,7 +276,7 @@ def _status(job: Job) -> list[str]:
 
 
 def _end_of(line: str) -> str:
-    """Of "attempt 1 (JOB, LAYOUT): from step N, END"."""
+    """END of "attempt 1 (JOB, LAYOUT): from step N, END"."""
     return line.partition("): from step ")[2].partition(", ")[2]
 
 
@@ -286,7 +286,7 @@ def _seconds(time_text: str) -> float:
 
 @contextlib.contextmanager
 def prepared(folder: Path, *, num_nodes: int) -> Iterator[tuple[Cluster, Inputs]]:
-    """A started cluster, a model and pairs; all gone at the end but the runs."""
+    """A running cluster, a model and pairs; everything but the runs is deleted at the end."""
     from nemo_minordpo.convert.hf_to_nemo import import_hf
     from tests.tiny import write_model
 
@@ -324,12 +324,14 @@ def write_pairs(path: Path, *, count: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=2 * len(FAULTS), help="hurt jobs; faults and layouts take turns")
-    parser.add_argument("--fault", choices=[*FAULTS], help="this one only")
-    parser.add_argument("--resume", action="store_true", help="resume behind the outcomes that are written down")
+    parser.add_argument(
+        "--count", type=int, default=2 * len(FAULTS), help="number of jobs; faults and layouts alternate"
+    )
+    parser.add_argument("--fault", choices=[*FAULTS], help="only this fault")
+    parser.add_argument("--resume", action="store_true", help="resume after the recorded outcomes")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("docs/results/faults.json"), help="file of the results")
-    parser.add_argument("--folder", type=Path, help="where runs and logs stay; not given = they go")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/faults.json"), help="results file")
+    parser.add_argument("--folder", type=Path, help="folder for runs and logs; default: temporary")
     given = parser.parse_args()
     if reason := why_not():
         raise SystemExit(reason)
@@ -344,7 +346,7 @@ def main() -> None:
             kind = given.fault or list(FAULTS)[number % len(FAULTS)]
             layout = list(LAYOUTS)[number // len(FAULTS) % 2 if not given.fault else number % 2]
             try:
-                outcomes.append(run_hurt(cluster, inputs, kind, layout, whole[layout], seed=given.seed + number))
+                outcomes.append(run_with_fault(cluster, inputs, kind, layout, whole[layout], seed=given.seed + number))
             except TimeoutError as error:
                 outcomes.append(Outcome(kind, layout, 0, False, str(error).splitlines()[0], 0, nan, nan, 0, ""))
                 cluster.run("scancel", "--user=root")

@@ -1,6 +1,6 @@
 """The launchers on a real Slurm: two of three virtual nodes, two ranks a node.
 
-The full table of injected faults is made by `python -m tests.slurm.faults`; here are those that need least time.
+`python -m tests.slurm.faults` injects all faults; these tests use the quickest ones.
 """
 
 import json
@@ -13,7 +13,7 @@ import time
 import pytest
 
 from tests.slurm.cluster import why_not
-from tests.slurm.faults import ROOT, STEPS, Job, prepared, run_hurt, same_bits
+from tests.slurm.faults import ROOT, STEPS, Job, prepared, run_with_fault, same_bits
 
 LAUNCHERS = sorted((ROOT / "launchers").glob("*.sub"))
 
@@ -29,13 +29,13 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(place):
-    """A run that nothing happens to, in a folder whose name a shell could trip over."""
+    """An undisturbed run, in a folder whose name is difficult for shells."""
     job = Job(*place, 'it\'s a "whole" run', "tp2pp2")
     assert job.wait_for_end() == "COMPLETED", job.log.read_text()[-4000:]
     return job
 
 
-def test_every_script_is_one_that_sbatch_takes(place):
+def test_sbatch_accepts_every_script(place):
     cluster, _ = place
     assert len(LAUNCHERS) == 4
     for script in LAUNCHERS:
@@ -43,7 +43,7 @@ def test_every_script_is_one_that_sbatch_takes(place):
         cluster.run("sbatch", "--test-only", *extra, str(script), "KEY=VALUE")
 
 
-def test_arguments_arrive_as_they_were_typed(whole):
+def test_arguments_arrive_unchanged(whole):
     assert (whole.run / "model.nemo").exists()
     config = (whole.run / "config.yaml").read_text()
     assert "whole" in config
@@ -61,8 +61,8 @@ def test_the_log_says_what_happened(whole):
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["rank killed", "scontrol requeue", "truncated checkpoint", "node restarted"])
-def test_a_run_that_is_hurt_ends_with_the_same_bits(place, whole, kind):
-    outcome = run_hurt(*place, kind, "tp2pp2", whole, seed=1)
+def test_a_fault_injected_run_ends_bit_identical(place, whole, kind):
+    outcome = run_with_fault(*place, kind, "tp2pp2", whole, seed=1)
     assert outcome.state == "COMPLETED", outcome
     assert outcome.bits_equal, outcome
     assert outcome.attempts == 2
@@ -70,7 +70,7 @@ def test_a_run_that_is_hurt_ends_with_the_same_bits(place, whole, kind):
         assert "the process ended without a message: Killed" in outcome.cause
 
 
-def test_settings_that_cannot_work_do_not_start_ranks(place):
+def test_impossible_settings_start_no_ranks(place):
     job = Job(*place, "refused", "tp2pp2", more=["model.tensor_model_parallel_size=3"])
     assert job.wait_for_end() == "FAILED"
     log = job.log.read_text()
@@ -80,8 +80,8 @@ def test_settings_that_cannot_work_do_not_start_ranks(place):
 
 
 @pytest.mark.long
-def test_a_run_that_crashes_at_once_is_given_up(place, tmp_path):
-    """The model's configuration is there, so that the plan finds nothing, its weights are not."""
+def test_the_launcher_gives_up_on_a_run_that_crashes_at_once(place, tmp_path):
+    """The .nemo has a configuration, so the plan finds no error, but no weights."""
     cluster, inputs = place
     with tarfile.open(inputs.nemo) as archive:
         archive.extractall(tmp_path / "base", filter="data")
@@ -99,7 +99,7 @@ def test_a_run_that_crashes_at_once_is_given_up(place, tmp_path):
 
 
 @pytest.mark.long
-def test_a_value_that_is_not_finite_is_not_tried_again(place):
+def test_a_non_finite_value_is_not_retried(place):
     job = Job(*place, "diverges", "tp2pp2", more=["model.optim.lr=1e30", "model.optim.sched.warmup_ratio=0"])
     assert job.wait_for_end() == "FAILED"
     log = job.log.read_text()
@@ -112,7 +112,7 @@ def test_a_value_that_is_not_finite_is_not_tried_again(place):
 
 SITE = """
 export MINORDPO_REQUEUE=exit MINORDPO_CONTAINER=registry#image:1 MINORDPO_MOUNTS=/data:/data
-srun() {  # as with pyxis: it takes its options, and the rest goes on
+srun() {  # like pyxis: consumes its own options and passes on the rest
   local arguments=() one
   for one in "$@"; do
     case $one in --container-*) echo "$one" >> %s ;; *) arguments+=("$one") ;; esac
@@ -124,7 +124,7 @@ srun() {  # as with pyxis: it takes its options, and the rest goes on
 
 @pytest.mark.long
 def test_another_site(place, whole, tmp_path):
-    """GPUs, a container, and requeueing by exit code; all of it from the environment and a site file."""
+    """GPUs, a container, and requeueing by exit code, all set through the environment and a site file."""
     (tmp_path / "site.sh").write_text(SITE % f"{tmp_path}/container")
     job = Job(
         *place, "another site", "tp2pp2",
@@ -145,7 +145,7 @@ def test_another_site(place, whole, tmp_path):
 
 
 def wait_for_jobs(cluster, *, seconds=420):
-    """Until the queue is empty; {job: state}."""
+    """Wait until the queue is empty; returns {job: state}."""
     until = time.monotonic() + seconds
     while cluster.run("squeue", "-h"):
         assert time.monotonic() < until, cluster.run("squeue")
@@ -184,7 +184,7 @@ def write_questions(path):
 
 @pytest.mark.long
 def test_a_sweep_has_one_reference_and_a_report(place, tmp_path):
-    """And with questions each run is exported and evaluated, and the model that it started from."""
+    """With questions, every run and the base model are also evaluated."""
     cluster, inputs = place
     write_questions(tmp_path / "questions.jsonl")
     (tmp_path / "runs.txt").write_text(

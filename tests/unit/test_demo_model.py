@@ -1,4 +1,4 @@
-"""The model that the demo ships: what the later stages rely on, apart from how well it answers."""
+"""The shipped demo model: the properties that later stages rely on, apart from the quality of its answers."""
 
 import json
 import random
@@ -33,21 +33,21 @@ def test_prompt_and_response_never_share_a_token(tokenizer):
         assert tokenizer.decode(together) == prompt + response
 
 
-def test_any_text_comes_back_as_it_was(tokenizer):
+def test_any_text_survives_the_tokenizer(tokenizer):
     draw = random.Random(0)
     texts = ["a , b . don 't  x\n\n \t", "3.14 \u20ac \u2212 na\u00efve", "\r\n", " "]
     texts += ["".join(chr(draw.randrange(1, 0xD800)) for _ in range(20)) for _ in range(300)]
     assert [text for text in texts if tokenizer.decode(tokenizer.encode(text)) != text] == []
 
 
-def test_words_are_whole_and_a_digit_is_one_token(tokenizer):
+def test_words_and_digits_are_single_tokens(tokenizer):
     assert len(tokenizer.encode(PAPER_INSTRUCTION)) == 36
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("Mia buys 123 apples.")) == [
         "Mia", "\u0120buys", "\u0120", "1", "2", "3", "\u0120apples", ".",
     ]  # fmt: skip
 
 
-def test_one_token_ends_and_pads_and_none_begins(tokenizer, config):
+def test_one_token_ends_and_pads_and_there_is_no_beginning_token(tokenizer, config):
     assert tokenizer.eos_token == tokenizer.pad_token == "<|endoftext|>"
     assert tokenizer.bos_token is None
     assert tokenizer.encode("<|endoftext|>") == [tokenizer.eos_token_id]

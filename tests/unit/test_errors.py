@@ -1,4 +1,4 @@
-"""What the machine refuses, in one line."""
+"""Errors of the machine are reported on one line."""
 
 import errno
 import subprocess
@@ -22,12 +22,12 @@ from nemo_minordpo.errors import refused_by_machine
         (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer", "a"), ""),
     ],
 )
-def test_only_what_a_user_can_put_right_is_a_message(error, message):
+def test_only_errors_that_a_user_can_fix_become_messages(error, message):
     assert refused_by_machine(error) == message
 
 
-def test_commands_and_ranks_say_it_without_a_traceback(tmp_path):
-    """A folder is to be made below a file."""
+def test_commands_and_ranks_report_them_without_a_traceback(tmp_path):
+    """A folder would have to be created below a file."""
     (tmp_path / "file").touch()
     done = CliRunner().invoke(app, ["prepare", "arithmetic", str(tmp_path / "file/out"), "--num-train", "1"])
     assert (done.exit_code, done.stderr) == (2, f"error: {tmp_path}/file/out: Not a directory\n")

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all."""
+"""Files and folders exist whole or not at all."""
 
 import pytest
 
@@ -37,7 +37,7 @@ def test_an_error_while_writing_leaves_the_file_as_it_was(tmp_path):
     assert names_in(tmp_path) == ["file.txt"]
 
 
-def test_two_that_write_the_same_file_at_once_do_not_meet(tmp_path):
+def test_simultaneous_writers_of_one_file_do_not_collide(tmp_path):
     path = tmp_path / "file.txt"
     with whole_file(path) as first:
         first.write("first")
@@ -49,7 +49,7 @@ def test_two_that_write_the_same_file_at_once_do_not_meet(tmp_path):
 
 @pytest.mark.parametrize("before", ["nothing", "file", "folder"])
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_what_is_published_takes_the_place_of_what_is_there(tmp_path, before, kind):
+def test_publishing_replaces_what_exists(tmp_path, before, kind):
     output = tmp_path / "output"
     if before == "file":
         output.write_text("old")

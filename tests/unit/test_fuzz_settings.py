@@ -1,4 +1,4 @@
-"""Mutated command lines of `train`: settings whose numbers are all finite, or an error of the user's."""
+"""Mutated command lines of `train` give settings with finite numbers, or a UserError."""
 
 import dataclasses
 import math
@@ -56,7 +56,7 @@ KEYS = st.sampled_from(sorted({text.partition("=")[0].lstrip("+") for text in [*
 
 @st.composite
 def overrides(draw):
-    """Overrides of which one to three are not as they were: key, value, place, number."""
+    """Valid overrides with one to three mutations: of key, value, position or number."""
     texts = REQUIRED + draw(st.lists(st.sampled_from(VALID), min_size=1, max_size=4))
     for _ in range(draw(st.integers(1, 2))):
         place = draw(st.integers(0, len(texts) - 1))
@@ -64,7 +64,7 @@ def overrides(draw):
         at = draw(st.integers(0, len(key)))
         kinds = {
             "a value": f"{key}={draw(VALUES)}",
-            "a value as of other settings": f"{key}={draw(st.sampled_from(VALID)).partition('=')[2]}",
+            "a value of another setting": f"{key}={draw(st.sampled_from(VALID)).partition('=')[2]}",
             "a number": f"{key}={draw(st.floats() | st.integers(-2, 2000))}",
             "a setting more": f"{texts[place]}",
             "another key": f"{draw(KEYS)}={value}",
@@ -97,14 +97,14 @@ def load(composed):
 
 
 def ends(texts):
-    """How a command line ends: "loaded", or "refused" with a message of a line or more.
+    """The outcome of a command line: "loaded", or "refused" with a message.
 
-    What is loaded is the same when it is read from a run folder.
+    Loaded settings must be the same when read back from a run folder.
     """
     try:
         loaded = load(config.compose(texts))
     except UserError as error:
-        return "refused" if 0 < len(str(error).strip()) < 20_000 else "refused without a reason that can be read"
+        return "refused" if 0 < len(str(error).strip()) < 20_000 else "refused without a readable reason"
     assert all(map(math.isfinite, numbers(loaded))), loaded
     config.identity(loaded)
     saved = OmegaConf.to_yaml(OmegaConf.structured(loaded))
@@ -126,7 +126,7 @@ def test_mutated_command_lines():
     assert min(seen["loaded"], seen["refused"]) > 0.05 * NUM_EXAMPLES, seen
 
 
-def test_what_is_valid_is_loaded_each_for_itself():
+def test_every_valid_override_is_loaded_on_its_own():
     loaded = [text for text in VALID if ends([*REQUIRED, text]) == "loaded"]
     assert len(loaded) > 25, set(VALID) - set(loaded)
 

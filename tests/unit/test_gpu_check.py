@@ -1,4 +1,4 @@
-"""`make gpu-check`: what becomes of checks that pass, fail, crash, hang, or lack something; and when they run."""
+"""`make gpu-check`: the results of checks that pass, fail, crash, hang or cannot run; and their schedule."""
 
 import io
 import json
@@ -44,14 +44,14 @@ def ends(folder):
 
 
 def hangs(folder):
-    """With a child, that must not outlive it."""
+    """Starts a child process, which must not outlive the check."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     (folder / "child").write_text(str(child.pid))
     time.sleep(600)
 
 
 def meets(folder, own, other):
-    """Passes where the other one runs at the same time."""
+    """Passes if the other check runs at the same time."""
     (folder / own).touch()
     while not (folder / other).exists():
         time.sleep(0.05)
@@ -80,9 +80,9 @@ def rows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gpu-check")
     checks = (check("passes", "one", "two"), *map(check, ("fails", "lacks", "crashes", "ends")))
     checks = (*checks, check("hangs", limit_s=4.0))
-    told = []
-    rows = Session(folder, 600, on_row=told.append).run([Phase("all", (checks,))])
-    assert told == rows
+    streamed = []
+    rows = Session(folder, 600, on_row=streamed.append).run([Phase("all", (checks,))])
+    assert streamed == rows
     assert (folder / "passes.json").read_text() == "its own"
     assert "AssertionError: off by [2]" in log_of(checks[1], folder).read_text()
     assert not os.path.exists(f"/proc/{(folder / 'child').read_text()}/cmdline") or _is_zombie(folder)
@@ -107,19 +107,19 @@ def _is_zombie(folder):
         ("hangs", "FAILED", "not finished after 4 s", ""),
     ],
 )
-def test_each_end_becomes_its_row(rows, name, result, reason, figure):
+def test_each_outcome_becomes_a_row(rows, name, result, reason, figure):
     row = rows[0][name]
     assert (row.result, row.reason, row.figure) == (result, reason, figure)
 
 
-def test_what_fails_decides_the_exit_code(rows):
+def test_failures_decide_the_exit_code(rows):
     by_name, _ = rows
     assert exit_code([by_name["passes"], by_name["lacks"]]) == 0
     for name in ("fails", "crashes", "ends", "hangs"):
         assert exit_code([by_name["passes"], by_name[name]]) == 1
 
 
-def test_the_table_and_the_file_hold_every_row(rows):
+def test_the_table_and_the_file_have_every_row(rows):
     by_name, written = rows
     console = Console(record=True, width=140, file=io.StringIO())
     console.print(table(list(by_name.values()), title="a machine"))
@@ -133,7 +133,7 @@ def test_the_table_and_the_file_hold_every_row(rows):
     assert failed["started_s"] >= written["rows"][0]["ended_s"] > written["rows"][0]["started_s"]
 
 
-def test_the_file_holds_stack_measurements_and_metrics(tmp_path):
+def test_the_file_has_stack_measurements_and_metrics(tmp_path):
     write_json(tmp_path / "stack.json", {"device": None})
     write_json(tmp_path / "measured/bf16.json", {"rows": {}})
     for run, size in (("run", 20), ("too_long", 4_000_000)):
@@ -147,7 +147,7 @@ def test_the_file_holds_stack_measurements_and_metrics(tmp_path):
     assert len(written["metrics"]["run"]) == 2
 
 
-def test_of_a_log_the_end_is_taken(tmp_path):
+def test_the_end_of_a_log_is_shown(tmp_path):
     log = tmp_path / "log"
     assert last_lines(log, lines=2, size=100) == []
     log.write_text("first\n" + "x" * 50 + "\n10 %\r50 %\r100 %\nlast")
@@ -161,7 +161,7 @@ def test_without_time_a_check_is_not_run(tmp_path, end_s, reason):
     assert (row.result, row.reason) == ("not run", reason)
 
 
-def test_an_interruption_ends_what_runs_and_starts_nothing(tmp_path):
+def test_an_interruption_ends_running_checks_and_starts_no_others(tmp_path):
     stop = Event()
     Timer(2.0, stop.set).start()
     started = time.monotonic()
@@ -170,8 +170,8 @@ def test_an_interruption_ends_what_runs_and_starts_nothing(tmp_path):
     assert time.monotonic() - started < 60
 
 
-def test_an_interrupted_program_has_written_its_results(tmp_path):
-    """SIGTERM, as a job's end sends it, while the first check runs."""
+def test_an_interrupted_program_writes_its_results(tmp_path):
+    """SIGTERM while the first check runs, as at the end of a job."""
     output = tmp_path / "out.json"
     program = subprocess.Popen(
         [sys.executable, "-m", "tests.gpu", "--only", "log-probabilities", "--output", str(output)],
@@ -196,11 +196,11 @@ def test_lanes_run_side_by_side_and_phases_one_after_another(tmp_path, many_core
     assert [(row.name, row.result) for row in rows] == [
         (name, "passed") for name in ("meets", "meets", "is_after", "is_after")
     ]
-    # two lanes share the cores, the last one has them alone
+    # two lanes share the cores; the last has them to itself
     assert [row.figure for row in rows[2:]] == ["8", "16"]
 
 
-def test_a_lane_goes_on_after_a_failure(tmp_path, many_cores):
+def test_a_lane_continues_after_a_failure(tmp_path, many_cores):
     rows = Session(tmp_path, 600).run([Phase("all", ((check("fails"), check("passes", "one")), (check("lacks"),)))])
     assert [row.result for row in rows] == ["FAILED", "passed", "not run"]
 
@@ -215,13 +215,13 @@ def test_as_many_lanes_as_there_are_cores_for(monkeypatch, cores, at_a_time, thr
 
 
 @pytest.mark.parametrize(("gpu", "ends_s"), [("/bin/nvidia-smi", [50.0, 100.0]), (None, [100.0, 100.0])])
-def test_measurements_have_time_of_their_own_where_there_is_a_gpu(monkeypatch, gpu, ends_s):
+def test_measurements_have_reserved_time_on_a_gpu(monkeypatch, gpu, ends_s):
     monkeypatch.setattr(schedule.shutil, "which", lambda name: gpu)
     phases = [Phase("a", (), until=0.5), Phase("b", (), until=0.5)]
     assert [end_of(phase, phases, limit_s=100) for phase in phases] == ends_s
 
 
-def test_what_is_selected_leaves_no_empty_lane():
+def test_a_selection_leaves_no_empty_lane():
     phases = selected(PHASES, lambda check: "FP8" in check.name)
     checks = checks_of(phases)
     assert 4 < len(checks) < len(checks_of(PHASES))
@@ -230,7 +230,7 @@ def test_what_is_selected_leaves_no_empty_lane():
     assert selected(PHASES, lambda check: False) == []
 
 
-def test_a_bound_holds_or_not_and_nan_is_above_any():
+def test_bounds_and_nan_exceeds_every_bound():
     assert bounded("error", 1e-3, 1e-3) == "error 1.0e-03 (bound 1.0e-03)"
     for error in (2e-3, float("nan")):
         with pytest.raises(AssertionError, match="bound"):
@@ -239,7 +239,7 @@ def test_a_bound_holds_or_not_and_nan_is_above_any():
         bounded("error", 1e-3, float("nan"), ceiling=1.0)
 
 
-def test_a_ceiling_holds_where_the_bound_is_as_wrong_as_the_error():
+def test_a_ceiling_catches_a_bound_that_is_as_wrong_as_the_error():
     assert bounded("error", 1e-3, 2e-3, ceiling=1.0) == "error 1.0e-03 (bound 2.0e-03)"
     with pytest.raises(AssertionError, match=r"5.0e-01 \(bound 1.0e-02"):
         bounded("error", 0.5, 2 * 0.5, ceiling=1e-2)
@@ -251,12 +251,12 @@ def test_a_control_must_be_above_the_bound():
     for passing in (2e-3, 0.0, float("nan")):
         with pytest.raises(AssertionError, match="lets a control pass: shuffled"):
             bounded("error", 1e-3, 2e-3, controls={**controls, "shuffled": passing})
-    # what is wrong itself is told first
+    # the check's own error is reported first
     with pytest.raises(AssertionError, match=r"^error 3.0e-03"):
         bounded("error", 3e-3, 2e-3, controls={"zeros": 0.0})
 
 
-def test_every_check_of_the_list_is_there():
+def test_every_listed_check_exists():
     checks = checks_of(PHASES)
     assert len({log_of(check, ROOT) for check in checks}) == len(checks) >= 20
     for item in checks:
@@ -285,8 +285,8 @@ def test_kernels_have_a_kind(name, kind):
     assert kind_of(name) == kind
 
 
-def test_time_that_no_kernel_covers_is_idle():
-    """0-2 gemm, 1-4 nccl beside it, idle until 6, 6-7 gemm, within it 6.5-6.7 elementwise, idle until 10."""
+def test_time_without_a_kernel_is_idle():
+    """0-2 gemm, 1-4 nccl in parallel, idle until 6, 6-7 gemm with 6.5-6.7 elementwise inside, idle until 10."""
     spans = [("nvjet_a", 6, 7), ("ncclDevKernel", 1, 4), ("nvjet_a", 0, 2), ("vectorized_add", 6.5, 6.7)]
     found = summary([Kernel(*span) for span in spans], wall_s=10.0)
     assert found["busy_s"] == pytest.approx(5.0)
@@ -305,7 +305,7 @@ def test_nothing_measured_is_all_idle():
     assert (found["idle_s"], found["num_kernels"], found["top"]) == (2.0, 0, [])
 
 
-def test_of_a_trace_what_the_gpu_did_is_read():
+def test_only_gpu_activity_is_read_from_a_trace():
     events = [
         {"ph": "X", "cat": "kernel", "name": "nvjet", "ts": 2_000_000, "dur": 500_000},
         {"ph": "X", "cat": "cuda_runtime", "name": "cudaLaunchKernel", "ts": 1_000_000, "dur": 9},
@@ -317,5 +317,5 @@ def test_of_a_trace_what_the_gpu_did_is_read():
     assert kernels == [Kernel("nvjet", 2.0, 2.5), Kernel("Memset (Device)", 0.0, 1e-6)]
 
 
-def test_a_row_knows_its_seconds():
+def test_a_row_records_its_seconds():
     assert Row("a", "passed", "", "", 2.0, 5.5).seconds == 3.5

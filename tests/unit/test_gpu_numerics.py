@@ -1,4 +1,4 @@
-"""The numerical checks of `make gpu-check` on a device that computes nothing, or something else."""
+"""The numerical checks of `make gpu-check` must fail on a device that computes nothing, or the wrong thing."""
 
 import pytest
 import torch
@@ -7,12 +7,12 @@ from tests.gpu import numerics
 
 
 def _nothing(*inputs):
-    """Of a kernel that does nothing: zeros, with zeros as gradients."""
+    """The output of a kernel that does nothing: zeros, with zero gradients."""
     return sum(tensor.sum() for tensor in inputs) * 0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_head_that_does_nothing_fails_beside_a_naive_one_that_does_not_either(monkeypatch, tmp_path, dtype):
+def test_a_head_that_does_nothing_fails_even_if_the_naive_head_does_nothing_too(monkeypatch, tmp_path, dtype):
     naive = numerics._naive_head
 
     def broken_device(hidden, weight, targets):
@@ -29,7 +29,7 @@ def test_a_head_that_does_nothing_fails_beside_a_naive_one_that_does_not_either(
         numerics.log_probs(tmp_path, dtype)
 
 
-def test_attention_that_does_nothing_fails_beside_a_naive_one_that_does_not_either(monkeypatch, tmp_path):
+def test_attention_that_does_nothing_fails_even_if_the_naive_one_does_nothing_too(monkeypatch, tmp_path):
     dense = numerics._dense_attention
 
     def broken_device(query, key, value, **more):

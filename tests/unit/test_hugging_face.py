@@ -1,4 +1,4 @@
-"""Hugging Face folders: the files that transformers takes, and what transformers 5 wrote, read by transformers 4."""
+"""Hugging Face folders: the files that transformers reads, and folders from transformers 5 read by transformers 4."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A model as transformers 4 saves it, in one file."""
+    """A model as transformers 4 saves it, in a single file."""
     folder = tmp_path_factory.mktemp("saved")
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -36,7 +36,7 @@ def model(saved, tmp_path):
 
 
 def put(folder, name, factor, *, keep=lambda tensor: True):
-    """The model's tensors times a factor, in a file of this name."""
+    """Write the model's tensors times a factor to a file of this name."""
     tensors = {name: tensor * factor for name, tensor in load_file(folder / "one").items() if keep(name)}
     if name.endswith(".bin"):
         torch.save(tensors, folder / name)
@@ -45,7 +45,7 @@ def put(folder, name, factor, *, keep=lambda tensor: True):
 
 
 def shard(folder, *, first, second, index=None):
-    """Two files: the embedding in the first, the rest in the second, times these factors."""
+    """Write two files: the embedding in the first, the rest in the second, times these factors."""
     put(folder, SHARDS[0], first, keep=lambda name: "embed" in name)
     put(folder, SHARDS[1], second, keep=lambda name: "embed" not in name)
     places = {name: SHARDS["embed" not in name] for name in load_file(folder / "one")}
@@ -77,7 +77,7 @@ def shard(folder, *, first, second, index=None):
         ({"bin": 5, "fp16": 7}, (5, 5), ["pytorch_model.bin"], ["model.fp16.safetensors"]),
     ],
 )
-def test_the_files_are_those_that_transformers_takes(model, present, factors, read, unread):
+def test_the_files_are_those_that_transformers_reads(model, present, factors, read, unread):
     names = {
         "single": "model.safetensors", "bin": "pytorch_model.bin", "fp16": "model.fp16.safetensors",
         "mistral": "consolidated.safetensors",
@@ -103,7 +103,7 @@ def test_the_files_are_those_that_transformers_takes(model, present, factors, re
         assert found.note is None
 
 
-def test_an_index_that_nobody_updated_does_not_count(model):
+def test_an_outdated_index_is_ignored_or_refused(model):
     index = {"metadata": {}, "weight_map": {"lm_head.weight": "gone.safetensors"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     assert [path.name for path in find_weights(model).read] == ["model.safetensors"]
@@ -142,14 +142,14 @@ def test_links_to_nowhere(model):
     assert find_weights(model).unread == ["model.safetensors (a broken symbolic link)"]
 
 
-def test_adapters_beside_weights_are_refused(model):
+def test_adapters_next_to_weights_are_refused(model):
     (model / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
     with pytest.raises(UserError, match=r"contains adapter_config\.json, so transformers would load the model"):
         load_causal_lm(model)
 
 
 def save_tokenizer(folder, **config):
-    """A tokenizer that begins no text of its own accord; `config` is its tokenizer_config.json."""
+    """A tokenizer that adds no beginning token by default; `config` is its tokenizer_config.json."""
     tokenizer: Any = Tokenizer(models.WordLevel(VOCAB, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -171,7 +171,7 @@ def save_tokenizer(folder, **config):
         {"tokenizer_class": "LlamaTokenizer", "backend": "tokenizers"},
     ],
 )
-def test_tokenizers_of_transformers_5_do_what_their_file_says(tmp_path, config):
+def test_tokenizers_of_transformers_5_follow_their_file(tmp_path, config):
     folder = save_tokenizer(tmp_path / "newer", **config, extra_special_tokens=["<|user|>"], chat_template="{{ 1 }}")
     tokenizer = load_tokenizer(folder)
     assert tokenizer("one two").input_ids == [4, 5, 2]
@@ -181,7 +181,7 @@ def test_tokenizers_of_transformers_5_do_what_their_file_says(tmp_path, config):
     assert len(tokenizer) == len(VOCAB)
 
 
-def test_tokenizers_of_transformers_4_are_read_by_its_rules(tmp_path):
+def test_tokenizers_of_transformers_4_follow_its_rules(tmp_path):
     folder = save_tokenizer(tmp_path / "older", tokenizer_class="LlamaTokenizer")
     assert load_tokenizer(folder)("one").input_ids == AutoTokenizer.from_pretrained(folder)("one").input_ids == [1, 4]
     listed = save_tokenizer(tmp_path / "list", tokenizer_class="PreTrainedTokenizerFast", extra_special_tokens=[])
@@ -192,7 +192,7 @@ def test_tokenizers_of_transformers_4_are_read_by_its_rules(tmp_path):
     assert load_tokenizer(named).user_token == "<|user|>"
 
 
-def test_a_template_in_a_file_of_its_own_comes_first(tmp_path):
+def test_a_template_in_a_separate_file_comes_first(tmp_path):
     folder = save_tokenizer(tmp_path / "two", tokenizer_class="TokenizersBackend", chat_template="old")
     (folder / "chat_template.jinja").write_text("new")
     assert load_tokenizer(folder).chat_template == "new"
@@ -207,13 +207,13 @@ def test_a_template_in_a_file_of_its_own_comes_first(tmp_path):
         ({"tokenizer_class": "TokenizersBackend", "extra_special_tokens": "<|user|>"}, "str"),
     ],
 )
-def test_what_cannot_be_read_is_refused_with_the_reason(tmp_path, config, said):
+def test_an_unreadable_tokenizer_is_refused_with_the_reason(tmp_path, config, said):
     folder = save_tokenizer(tmp_path / "odd", **config)
     with pytest.raises(UserError, match=f"odd: transformers .* cannot load a Hugging Face tokenizer from it .*{said}"):
         load_tokenizer(folder)
 
 
-def test_no_folder_is_no_name_on_a_hub(tmp_path):
+def test_a_missing_folder_is_not_looked_up_on_a_hub(tmp_path):
     with pytest.raises(UserError, match="gone: no such tokenizer folder"):
         load_tokenizer(tmp_path / "gone")
 
@@ -226,7 +226,7 @@ LLAMA3 = {
 
 @pytest.mark.parametrize("scaling", [None, {"rope_type": "linear", "factor": 4.0}, LLAMA3])
 def test_rotary_settings_of_transformers_5(model, scaling):
-    """Under its names transformers 4 finds none of them, and takes its default base without a word."""
+    """transformers 4 does not know their new names, and would silently use its default base."""
     config = json.loads((model / "config.json").read_text())
     frequencies = []
     for change in (

@@ -1,4 +1,4 @@
-"""The options that all commands for pairs share: each command has them, with the defaults of what they stand for."""
+"""The options shared by all commands for pairs: every command has them, with the defaults of the functions behind."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from nemo_minordpo.prepare.preference import PreferenceRecipe
 
 
 def _given(*arguments):
-    """What a command with one option of its own is called with."""
+    """The arguments that reach a command with one option of its own."""
     calls = []
     small = typer.Typer()
 
@@ -30,7 +30,7 @@ def _given(*arguments):
     return own, shared
 
 
-def test_defaults_are_those_of_the_recipe_and_the_build():
+def test_defaults_are_those_of_recipe_and_build():
     own, shared = _given()
     assert own == 3
     assert shared.pop("options") == BuildOptions()
@@ -61,9 +61,9 @@ def test_every_option_arrives():
 
 @pytest.mark.parametrize("command", ["gsm8k", "metamath", "hf", "choices"])
 def test_every_command_for_pairs_has_them(command):
-    told = " ".join(CliRunner().invoke(app, ["prepare", command, "--help"]).output.split())
+    help_text = " ".join(CliRunner().invoke(app, ["prepare", command, "--help"]).output.split())
     for name in ("--template-option NAME=VALUE", "--ignore-columns", "--num-validation", "--seed", "[default: 1234]"):
-        assert name in told
+        assert name in help_text
     refused = CliRunner().invoke(app, ["prepare", command, "rows.jsonl", "out", "--max-rejected", "2"])
     assert refused.exit_code == 2
     assert "Invalid value for '--max-rejected'" in refused.output

@@ -1,4 +1,4 @@
-"""How prompts were written goes with the manifests: from the pairs to the run to the exported model."""
+"""Manifests carry the prompt format from the pairs to the run to the exported model."""
 
 import pytest
 
@@ -15,13 +15,13 @@ def _pairs(folder, **settings):
     return folder / "train.jsonl"
 
 
-def test_of_pairs_the_settings_of_prepare_count(tmp_path):
+def test_the_format_of_pairs_is_in_the_settings_of_prepare(tmp_path):
     assert ways_of(_pairs(tmp_path / "chat", **CHAT).parent) == [CHAT]
-    # a manifest from before there were dates and options
+    # an old manifest, without dates and options
     assert ways_of(_pairs(tmp_path / "plain", template="plain", system=None).parent) == [PLAIN]
 
 
-def test_of_several_files_each_way_counts_once(tmp_path):
+def test_each_format_of_several_files_is_listed_once(tmp_path):
     chat, plain, same = (_pairs(tmp_path / name, **way) for name, way in (("a", CHAT), ("b", PLAIN), ("c", CHAT)))
     write_text(tmp_path / "own.jsonl", "")
     assert ways_of_pairs([chat, chat.with_name("more.jsonl"), plain, same, tmp_path / "own.jsonl"]) == [CHAT, PLAIN]
@@ -29,19 +29,19 @@ def test_of_several_files_each_way_counts_once(tmp_path):
 
 
 @pytest.mark.parametrize("output", [".", "model.nemo", "checkpoints/step_20"])
-def test_of_a_models_run(tmp_path, output):
+def test_the_format_of_a_model_is_that_of_its_run(tmp_path, output):
     Manifest(stage="train", prompts=[CHAT]).write(tmp_path / "run")
     assert ways_of_run(tmp_path / "run" / output) == [CHAT]
     assert ways_of(tmp_path / "run") == [CHAT]
 
 
-def test_what_lies_elsewhere_has_no_run(tmp_path):
+def test_a_model_elsewhere_has_no_run(tmp_path):
     _pairs(tmp_path, **CHAT)
     assert ways_of_run(tmp_path / "base.nemo") == []
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "3", '{"files": []}', '{"stage": "train"}', '{"stage": null}'])
-def test_what_says_nothing_of_prompts(tmp_path, content):
+def test_manifests_without_a_prompt_format(tmp_path, content):
     write_text(tmp_path / "manifest.json", content)
     assert ways_of(tmp_path) == []
     assert ways_of_run(tmp_path) == []

@@ -18,7 +18,7 @@ def _git(folder, *arguments):
     return run.stdout.strip()
 
 
-def test_the_commit_of_a_checkout_says_whether_it_was_changed(tmp_path, monkeypatch):
+def test_the_commit_of_a_checkout_says_whether_files_were_changed(tmp_path, monkeypatch):
     package = tmp_path / "nemo_minordpo"
     package.mkdir()
     (package / "provenance.py").write_text("one\n")
@@ -36,7 +36,7 @@ def test_the_commit_of_a_checkout_says_whether_it_was_changed(tmp_path, monkeypa
 
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
-    """A second installation, which provenance.py is made to belong to."""
+    """A second installation that provenance.py is made to use."""
     folder = tmp_path / "nemo_minordpo"
     shutil.copytree(PACKAGE, folder, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(provenance, "__file__", str(folder / "provenance.py"))
@@ -74,7 +74,7 @@ def test_two_installations_have_the_same_digest(copy, monkeypatch):
     assert code_digest("train") != code_digest("prepare")
 
 
-def test_other_stages_are_not_in_it(copy):
+def test_other_stages_are_not_in_the_digest(copy):
     before = code_digest("train")
     for file in ("prepare/build.py", "report/__init__.py", "evaluate/run.py", "commands/data.py", "__main__.py"):
         (copy / file).write_text("changed\n")

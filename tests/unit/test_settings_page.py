@@ -1,4 +1,4 @@
-"""docs/settings.md and the help of `train` are what the declarations say."""
+"""docs/settings.md and the help of `train` match the declarations."""
 
 import re
 import subprocess
@@ -12,13 +12,13 @@ from nemo_minordpo.config.page import page
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 
 
-def test_the_page_is_what_the_declarations_give():
+def test_the_page_is_up_to_date():
     command = "python -m nemo_minordpo.config.page > docs/settings.md"
     assert PAGE.read_text(encoding="utf-8") == page(), f"made by: {command}"
     assert command in page()
 
 
-def test_every_setting_has_one_row_that_says_all():
+def test_every_setting_has_one_complete_row():
     rows = dict(re.findall(r"^\| `([\w.]+)` \|(.*)$", page(), re.MULTILINE))
     assert rows.keys() == config.DECLARED.keys()
     beta, path, steps = (

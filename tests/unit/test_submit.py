@@ -1,4 +1,4 @@
-"""launchers/pipeline.sh and sweep.sh, with an sbatch in place that only writes down what is submitted."""
+"""launchers/pipeline.sh and sweep.sh, with a stand-in for sbatch that only records what is submitted."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ SETTINGS = ["model.data.data_prefix.train=[x.jsonl]", "model.dpo.ref_policy_kl_p
 
 @pytest.fixture
 def submit(tmp_path, monkeypatch):
-    """Run a launcher; (exit code, its messages, the jobs' arguments)."""
+    """Run a launcher; returns (exit code, its messages, the jobs' arguments)."""
     sbatch = tmp_path / "bin/sbatch"
     sbatch.parent.mkdir()
     sbatch.write_text(f'#!/bin/bash\n{{ printf "%s\\0" "$@"; echo; }} >> {tmp_path}/jobs; echo 7\n')
@@ -44,7 +44,7 @@ def test_a_pipeline_with_an_override_that_hydra_cannot_read_is_not_submitted(sub
 
 
 @pytest.mark.parametrize("run", ["runs/größe", "it's a \\run=1,2\\"])
-def test_any_folder_can_be_a_pipelines(submit, run):
+def test_a_pipeline_works_in_any_folder(submit, run):
     code, said, jobs = submit("pipeline.sh", "hf", "q.jsonl", run, *SETTINGS)
     assert code == 0, said
     assert len(jobs) == 5
@@ -72,7 +72,7 @@ def test_a_sweep_is_checked_and_reports_on_its_folders(submit, tmp_path):
     assert report[report.index(str(LAUNCHERS / "command.sub")) + 1 :][:4] == ["report", *folders]
 
 
-def test_without_such_a_python_the_job_checks(submit, monkeypatch):
+def test_without_a_suitable_python_the_job_checks_the_settings(submit, monkeypatch):
     monkeypatch.setenv("MINORDPO_PYTHON", "/bin/false")
     code, said, jobs = submit("pipeline.sh", "hf", "q.jsonl", "run", *SETTINGS, "model.dpo.reference_cache=it's")
     assert (code, len(jobs)) == (0, 5)

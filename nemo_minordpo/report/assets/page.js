@@ -12,11 +12,11 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const DASHES = [[], [8, 4], [10, 4, 3, 4], [2, 4]];
-  // What can be hidden: places in data.losses, rates, betas, rewards and runs.
+  // Hidden items, as indices into data.losses, rates, betas, rewards and runs.
   const hidden = {loss: new Set(), rate: new Set(), beta: new Set(), reward: new Set(), run: new Set()};
   let charts = [];
 
-  // Colours were chosen for white paper; on a dark page they are mixed with white.
+  // Colours were chosen for a white background; on a dark page they are mixed with white.
   const onPage = color => dark.matches ? mixed(color, 0.35) : color;
   const mixed = (color, part) => "#" + [1, 3, 5].map(at => {
     const value = parseInt(color.slice(at, at + 2), 16);
@@ -35,7 +35,7 @@
   // ---- one chart
 
   /* series: {label, color, dash, width, points, values, low, high}; tip(index) -> lines [{color, label, text}]
-     or null for those of the curves; title(index) -> the tip's heading; hooks: more of uPlot's. */
+     or null for the curves' own; title(index) -> the tip's heading; hooks: extra uPlot hooks. */
   function chart(parent, {caption, x, xLabel, xRange, series, height, xValues, xSplits, sync, tip, title, zero, yRange, over}) {
     const figure = element("figure");
     figure.append(element("figcaption", caption));
@@ -96,7 +96,7 @@
     pen.restore();
   }
 
-  // uPlot hears the mouse only; a finger moves the cursor as well, and scrolls the page up and down.
+  // uPlot handles only the mouse; here a finger also moves the cursor, while vertical moves scroll the page.
   function followFinger(u) {
     u.over.addEventListener("pointermove", event => {
       if (event.pointerType !== "touch") return;
@@ -143,7 +143,7 @@
     return line;
   }
 
-  // ---- what each chart shows
+  // ---- the charts
 
   const panel = name => document.querySelector(`[data-panels=${name}]`);
   const isShown = setting => !hidden.loss.has(setting.loss) && !hidden.rate.has(setting.rate)
@@ -153,13 +153,13 @@
     return width === 1 ? `step ${x[index]}` : `steps ${x[index] - (width - 1) / 2} to ${x[index] + (width - 1) / 2}`;
   };
 
-  // Recorded at few of the steps that the run did: a line alone would hardly be seen.
+  // Recorded at few of the run's steps: a line without points would be hard to see.
   function isSparse(values) {
     const recorded = values.filter(value => value !== null).length;
     return recorded < 3 || recorded < values.findLastIndex(value => value !== null) / 2;
   }
 
-  // The curves of a setting: its mean with a band, or each of its seeds.
+  // A setting's curves: its mean with a band, or each seed.
   function linesOf(setting, metric, label, style) {
     const styled = (label, values, more) => ({label, values, span: isSparse(values), points: isSparse(values), ...style, ...more});
     const nothing = data.steps.x.map(() => null);

@@ -1,6 +1,6 @@
-"""The tables of README.md and docs/: of figures from docs/results/*.json alone, of metrics from their declarations.
+"""The tables of README.md and docs/: results from docs/results/*.json, metrics from their declarations.
 
-    python -m tests.benchmarks.tables            # fills the pages again; a benchmark does so when it has measured
+    python -m tests.benchmarks.tables            # updates the pages; benchmarks do so themselves
 
 A page holds a table between ``<!-- table: NAME -->`` and ``<!-- end -->``, with NAME one of :data:`TABLES`.
 """
@@ -18,7 +18,7 @@ RESULTS = ROOT / "docs" / "results"
 
 
 def _of(file: str, make: Callable[[Any], str]) -> Callable[[], str]:
-    """What is made of a file in docs/results, read when it is asked for."""
+    """Makes a table from a file in docs/results, which is read on demand."""
     return lambda: make(json.loads((RESULTS / f"{file}.json").read_text(encoding="utf-8")))
 
 
@@ -61,11 +61,11 @@ def pages() -> Iterator[Path]:
 
 
 def filled(page: str) -> str:
-    """A page with every table as the results have it now.
+    """A page with all tables updated from the results.
 
     Raises:
-        KeyError: a place names no table.
-        ValueError: a place has no end.
+        KeyError: there is no table of that name.
+        ValueError: a table has no end mark.
     """
     text, count = _PLACE.subn(lambda place: f"{place[1]}\n{TABLES[place[2]]()}\n{place[3]}", page)
     if count != page.count("<!-- table: ") or count != page.count("<!-- end -->"):

@@ -1,4 +1,4 @@
-"""What `make faults` saw on a Slurm of virtual nodes."""
+"""Results of `make faults` on virtual Slurm nodes."""
 
 import statistics
 from typing import Any

@@ -1,4 +1,4 @@
-"""What `make bench` measures on CPUs."""
+"""Results of `make bench` on CPUs."""
 
 import statistics
 from typing import Any
@@ -44,7 +44,7 @@ def benchmark(results: list[dict[str, Any]]) -> str:
 
 
 def benchmark_short(results: list[dict[str, Any]]) -> str:
-    """A row a case: how many times faster than each of the others, and their memory."""
+    """One row per case: speed relative to each competitor, and memory."""
     others = ("nemo-aligner 0.7.0", "trl")
     rows = []
     for result in results:

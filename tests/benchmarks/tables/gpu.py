@@ -1,4 +1,4 @@
-"""What `make gpu-check` measured on one H200."""
+"""Results of `make gpu-check` on one H200."""
 
 import statistics
 from typing import Any
@@ -7,7 +7,7 @@ from tests.benchmarks.tables.markdown import table
 
 _PEAK = 989.4  # TFLOP/s in bfloat16
 _MODELS = {"1.5B": "Qwen2.5-1.5B's sizes", "7B": "8 of the 28 layers of Qwen2.5-7B"}
-# commit -> [(measurement, what is said of it)]
+# commit -> [(measurement, description)]
 _SHOWN = {
     "9c2fd89": [
         (f"{model}_{numbers}_fused", f"{_MODELS[model]}, 128 pairs per step")
@@ -24,7 +24,7 @@ _SHOWN = {
 
 
 def speed(results: dict[str, Any]) -> str:
-    """Every row length of every measurement but those of the first commit that were measured again."""
+    """Every row length of every measurement, except those of the first commit that were repeated later."""
     rows = []
     for commit, shown in _SHOWN.items():
         for name, what in shown:

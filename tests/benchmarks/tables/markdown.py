@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 
 def table(columns: str, rows: Iterable[Sequence[object]]) -> str:
-    """A table whose columns are named in one line, apart by ``|``; those that end in ``:`` are aligned to the right."""
+    """A table with columns named in one string, separated by ``|``; those that end in ``:`` are right-aligned."""
     names = [name.strip() for name in columns.split("|")]
     head = [name.removesuffix(":") for name in names]
     rule = ["---:" if name.endswith(":") else "---" for name in names]

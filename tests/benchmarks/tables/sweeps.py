@@ -1,4 +1,4 @@
-"""Reports of `minordpo sweep`, as tests/benchmarks/sweep_results.py writes them: tables by their headings."""
+"""Reports of `minordpo sweep`, as written by tests/benchmarks/sweep_results.py: tables by heading."""
 
 import re
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from tests.benchmarks.tables.markdown import table
 
 _SETTING = re.compile(r"(?P<loss>\w+), beta (?P<beta>\S+), lr (?P<lr>[^\s,]+)(, seed \d+)?")
 _SCORES = "Report"
-_REPEATS = 5.0  # % of the answers
+_REPEATS = 5.0  # percent of the answers
 
 
 def scores(report: dict[str, Any]) -> str:
@@ -45,7 +45,7 @@ def runs(report: dict[str, Any]) -> str:
 
 
 def whole(heading: str) -> Callable[[dict[str, Any]], str]:
-    """The table under a heading, as it is."""
+    """The table under a heading, unchanged."""
 
     def make(report: dict[str, Any]) -> str:
         part = report["tables"][heading]

@@ -1,4 +1,4 @@
-"""What tests/benchmarks/step_time.py expects of a step on H100 and H200."""
+"""The step times that tests/benchmarks/step_time.py expects on H100 and H200."""
 
 from typing import Any
 

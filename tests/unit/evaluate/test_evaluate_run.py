@@ -283,7 +283,7 @@ def test_the_warning_about_prompts_unlike_those_of_the_training(dated_model, que
     trained_on = {"template": "chat", "system": None, "date": "2024-03-09", "template_options": {}}
     write_json(dated_model / "manifest.json", {"stage": "export-hf", "prompts": [trained_on]})
     line = f"{dated_model} was trained on prompts in another format: template: chat there, plain now"
-    for options, told in (({"template": "plain"}, 1), ({"prompts_of": dated_model}, 0)):
-        evaluate(dated_model, questions, tmp_path / str(told), limit=1, **SHORT, **options)
-        assert capsys.readouterr().err.count(line) == told
+    for options, warnings in (({"template": "plain"}, 1), ({"prompts_of": dated_model}, 0)):
+        evaluate(dated_model, questions, tmp_path / str(warnings), limit=1, **SHORT, **options)
+        assert capsys.readouterr().err.count(line) == warnings
     assert Manifest.read(tmp_path / "0").settings["first_prompt"].startswith("09 Mar 2024: You")

@@ -209,7 +209,7 @@ def test_alarms_of_the_degeneration_watch(folder, capsys):
     folder.event("started", detail="1 node x 1 rank", max_steps=100)
     folder.event("alarm", step=5, detail="already")
     folder.event("alarm", step=20, detail="they repeat themselves")
-    folder.event("alarm", step=30, detail="of a step that is done again, without one")
+    folder.event("alarm", step=30, detail="at a step that was repeated without an alarm")
     folder.event("started", attempt=2, step=10, detail="1 node x 1 rank", max_steps=100)
     folder.event("alarm", attempt=2, step=20, detail="they do it again")
     folder.event("alarm", attempt=2, step=40, detail="still")
