@@ -1,4 +1,4 @@
-"""Token arrays of pairs that are given as token lists."""
+"""Token arrays from pairs given as token lists."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from nemo_minordpo.core.pair_packing import num_shared_tokens
 from nemo_minordpo.train.data.dataset import PairBatches
 from nemo_minordpo.train.data.tokens import TokenArrays
 
-# prompt, chosen, rejected; as sequences they share 3, 1, 3 and 4 tokens and take 4, 4, 5 and 5 places
+# prompt, chosen, rejected; the sequences share 3, 1, 3 and 4 tokens and take 4, 4, 5 and 5 positions
 PAIRS = [
     ([1, 2], [3, 4, 5], [3, 6]),
     ([7], [8], [9, 10, 11, 12]),

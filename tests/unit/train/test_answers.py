@@ -1,4 +1,4 @@
-"""What a look at the answers says, of a model that answers what a test wants."""
+"""The watch on answers, with a model whose answers the test chooses."""
 
 from contextlib import contextmanager
 
@@ -44,19 +44,19 @@ class Model:
 
 @pytest.fixture
 def watch(tmp_path, monkeypatch):
-    """Two prompts; `said` is what the model answers greedily, `log_probs` those of the samples."""
+    """Two prompts; `fake` has the model's greedy answers, and the log-probabilities of the samples."""
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
     monkeypatch.setattr(torch.distributed, "all_gather_object", lambda parts, part: parts.__setitem__(0, part))
 
     def generate(model, prompts, *, limits, noise):
         if noise is None:
-            return said["answers"]
+            return fake["answers"]
         return [[number + 1, 7, END] for number in range(len(prompts))]
 
-    said = {"answers": [HEALTHY, HEALTHY], "log_probs": np.full((2, 2), -3.0)}
+    fake = {"answers": [HEALTHY, HEALTHY], "log_probs": np.full((2, 2), -3.0)}
     monkeypatch.setattr(module, "generate", generate)
-    monkeypatch.setattr(module, "log_probs_of", lambda model, batches: said["log_probs"].copy())
+    monkeypatch.setattr(module, "log_probs_of", lambda model, batches: fake["log_probs"].copy())
 
     def make():
         return AnswerWatch(
@@ -76,18 +76,18 @@ def watch(tmp_path, monkeypatch):
     watch.folder.parent.mkdir(exist_ok=True)
     attempt = Attempt.claim(watch.folder.parent)
     watch.begin(attempt)
-    return watch, said, make, attempt
+    return watch, fake, make, attempt
 
 
-def test_a_look_worked_by_hand(watch):
-    watch, said, _, attempt = watch
+def test_a_sample_worked_by_hand(watch):
+    watch, fake, _, attempt = watch
     values, alarm = watch.sample(0, attempt, chosen=0.0)
     assert alarm == ""
     assert values.pop("step_s") > 0
     assert values == {
         "degenerate_rate": 0, "repeated_4grams": 0, "unfinished_rate": 0, "mean_tokens": 30, "kl_reference": 0,
     }  # fmt: skip
-    said |= {"answers": [LOOPING, HEALTHY], "log_probs": np.asarray([[-3.0, -4.0], [-5.0, -2.0]])}
+    fake |= {"answers": [LOOPING, HEALTHY], "log_probs": np.asarray([[-3.0, -4.0], [-5.0, -2.0]])}
     values, _ = watch.sample(10, attempt, chosen=1.0)
     assert values["degenerate_rate"] == values["unfinished_rate"] == 0.5
     assert values["repeated_4grams"] == pytest.approx((1 - 2 / 37) / 2)
@@ -103,21 +103,21 @@ def test_a_look_worked_by_hand(watch):
     ("before", "now", "chosen", "alarms"),
     [
         ([HEALTHY, HEALTHY], [LOOPING, HEALTHY], -1.0, True),
-        ([HEALTHY, HEALTHY], [LOOPING, HEALTHY], 1.0, False),  # the chosen answer has not fallen
+        ([HEALTHY, HEALTHY], [LOOPING, HEALTHY], 1.0, False),  # rewards/chosen has not fallen
         ([HEALTHY, HEALTHY], [HEALTHY, HEALTHY], -1.0, False),
         ([LOOPING, HEALTHY], [LOOPING, HEALTHY], -1.0, False),  # as before training
         ([LOOPING, HEALTHY], [LOOPING, LOOPING], -1.0, True),
     ],
 )
 @pytest.mark.parametrize("resumed", [False, True])
-def test_an_alarm_needs_both(watch, before, now, chosen, alarms, resumed):
-    watch, said, make, attempt = watch
-    said["answers"] = before
+def test_an_alarm_needs_repetition_and_a_fallen_reward(watch, before, now, chosen, alarms, resumed):
+    watch, fake, make, attempt = watch
+    fake["answers"] = before
     assert watch.sample(0, attempt, chosen=0.0)[1] == ""
     if resumed:
         watch = make()
         watch.resume()
-    said["answers"] = now
+    fake["answers"] = now
     _, alarm = watch.sample(10, attempt, chosen=chosen)
     assert bool(alarm) == alarms
     if alarms:
@@ -126,11 +126,11 @@ def test_an_alarm_needs_both(watch, before, now, chosen, alarms, resumed):
 
 
 def test_a_resumed_watch_compares_with_the_same_samples(watch):
-    watch, said, make, attempt = watch
+    watch, fake, make, attempt = watch
     watch.sample(0, attempt, chosen=0.0)
     resumed = make()
     resumed.resume()
-    said["log_probs"] = np.full((2, 2), -4.5)
+    fake["log_probs"] = np.full((2, 2), -4.5)
     assert resumed.sample(10, attempt, chosen=0.0)[0]["kl_reference"] == pytest.approx(1.5)
     samples = resumed._samples
     assert [samples.sequence(pair, rejected=side).tolist() for pair in (0, 1) for side in (False, True)] == [
@@ -139,7 +139,7 @@ def test_a_resumed_watch_compares_with_the_same_samples(watch):
 
 
 @pytest.mark.parametrize("gone", ["reference.npz", "step_000000.jsonl"])
-def test_answers_that_are_gone_are_named(watch, gone):
+def test_missing_answers_of_the_reference_are_reported(watch, gone):
     watch, _, make, attempt = watch
     watch.sample(0, attempt, chosen=0.0)
     (watch.folder / gone).unlink()
@@ -147,12 +147,12 @@ def test_answers_that_are_gone_are_named(watch, gone):
         make().resume()
 
 
-def test_an_attempt_that_was_replaced_writes_nothing(watch):
-    watch, said, make, attempt = watch
+def test_a_replaced_attempt_writes_nothing(watch):
+    watch, fake, make, attempt = watch
     watch.sample(0, attempt, chosen=0.0)
     before = {path: path.read_bytes() for path in watch.folder.iterdir()}
     Attempt.claim(watch.folder.parent)
-    said |= {"answers": [LOOPING, LOOPING], "log_probs": np.full((2, 2), -9.0)}
+    fake |= {"answers": [LOOPING, LOOPING], "log_probs": np.full((2, 2), -9.0)}
     with pytest.raises(ReplacedError):
         watch.sample(0, attempt, chosen=0.0)
     with pytest.raises(ReplacedError):
@@ -160,8 +160,8 @@ def test_an_attempt_that_was_replaced_writes_nothing(watch):
     assert {path: path.read_bytes() for path in watch.folder.iterdir() if not path.name.startswith(".")} == before
 
 
-def test_an_alarm_is_raised_at_exactly_a_tenth_more(watch):
-    """0.3 < 0.2 + 0.1 for a computer."""
+def test_an_increase_of_exactly_a_tenth_raises_an_alarm(watch):
+    """In floating point, 0.3 < 0.2 + 0.1."""
     watch, *_ = watch
     watch._usual = 0.2
     assert watch._alarm(0.3, -1.0) != ""
@@ -172,10 +172,10 @@ def test_an_alarm_is_raised_at_exactly_a_tenth_more(watch):
     ("count", "max_length", "expected"),
     [(9, 9, [[1, 2], [7], [13, 14, 15], [20]]), (2, 9, [[1, 2], [7]]), (9, 3, [[1, 2], [7], [20]])],
 )
-def test_the_first_different_prompts_that_leave_room(count, max_length, expected):
+def test_the_first_distinct_prompts_that_leave_room(count, max_length, expected):
     again = [*PAIRS, ([7], [1], [2])]
     assert watched_prompts(arrays_of(again), count=count, max_length=max_length) == expected
 
 
-def test_what_ends_an_answer():
+def test_stop_ids():
     assert stop_ids_of(Model().tokenizer) == {END}

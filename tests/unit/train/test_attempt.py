@@ -1,4 +1,4 @@
-"""Who writes a run folder, and what is written down of its fate."""
+"""Which attempt may write a run folder, and the record of events and failures."""
 
 import json
 
@@ -13,7 +13,7 @@ def test_attempts_are_counted(tmp_path):
     assert [Attempt.claim(tmp_path).number for _ in range(3)] == [1, 2, 3]
 
 
-def test_an_attempt_that_was_replaced_is_told_by_which(tmp_path, monkeypatch):
+def test_a_replaced_attempt_is_told_which_one_replaced_it(tmp_path, monkeypatch):
     first = Attempt.claim(tmp_path)
     first.check()
     monkeypatch.setenv("SLURM_JOB_ID", "12")
@@ -24,7 +24,7 @@ def test_an_attempt_that_was_replaced_is_told_by_which(tmp_path, monkeypatch):
     second.check()
 
 
-def test_a_folder_that_was_taken_away(tmp_path):
+def test_a_removed_run_folder_is_reported(tmp_path):
     attempt = Attempt.claim(tmp_path)
     (tmp_path / "attempt.json").unlink()
     with pytest.raises(ReplacedError, match="another process removed the run folder"):
@@ -32,13 +32,13 @@ def test_a_folder_that_was_taken_away(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"number": "1", "token": "x"}', "[" * 100_000])
-def test_a_damaged_claim_is_said_by_its_file(tmp_path, content):
+def test_a_damaged_attempt_file_is_named(tmp_path, content):
     (tmp_path / "attempt.json").write_text(content)
     with pytest.raises(UserError, match=r"attempt\.json: "):
         Attempt.claim(tmp_path)
 
 
-def test_events_are_lines(tmp_path):
+def test_events_are_appended_as_lines(tmp_path):
     attempt = Attempt.claim(tmp_path)
     attempt.note("started", step=3, detail="2 nodes", max_steps=9)
     attempt.note("saved", step=6)
@@ -63,7 +63,7 @@ def test_a_failure_has_its_traceback(tmp_path):
     assert "json.loads" in failure.traceback
 
 
-def test_a_failure_that_cannot_be_written_is_said(tmp_path, capsys):
+def test_a_failure_that_cannot_be_recorded_is_printed(tmp_path, capsys):
     (tmp_path / "failures").write_text("in the way")
     record_failure(tmp_path, "out of space", rank=1, node="node7")
     assert "rank 1 on node7: out of space (not recorded" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The order of the data, and what a micro-batch holds, worked by hand and against an obvious count."""
+"""The order of the data and the contents of micro-batches, worked by hand and against an obvious count."""
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ def test_ranks_share_the_rows_of_a_step():
     assert {part.work.places for part in parts} == {4 * 5}
 
 
-def test_a_row_without_pairs_counts_nowhere():
+def test_a_row_without_pairs_contributes_nothing():
     _, part = of_all_ranks(PAIRS[:1], 2, references=np.asarray([[-1.0, -2.0]]))
     (micro,) = part.micro_batches
     assert micro.row.tokens.tolist() == [0] * part.row_length
@@ -78,7 +78,7 @@ def test_a_row_without_pairs_counts_nowhere():
 
 
 def counted(batches, pairs):
-    """StepWork from the rows of all ranks, with the mask as a whole."""
+    """StepWork counted from the rows of all ranks, with the full mask."""
     rows = [micro for batch in batches for micro in batch.micro_batches]
     masks = [may_attend(micro.row.segments.numpy(), len(micro.row.tokens)) for micro in rows]
     return StepWork(
@@ -106,7 +106,7 @@ def token_pairs(draw):
     multiple=st.sampled_from([1, 8, 24]),
     size=st.sampled_from([1, 2, 4]),
 )
-def test_what_a_step_does_is_what_its_rows_hold(pairs, spare, multiple, size):
+def test_the_work_of_a_step_matches_its_rows(pairs, spare, multiple, size):
     lengths = segment_lengths_of(arrays_of(pairs))
     capacity = int(lengths.max()) + spare
     parts = of_all_ranks(pairs, size, global_batch=8, capacity=capacity, multiple=multiple)
@@ -158,7 +158,7 @@ def test_the_order_depends_on_the_seed():
 
 
 @pytest.mark.parametrize(("limit", "sizes"), [(None, [3, 1]), (1, [3]), (5, [3, 1])])
-def test_validation_may_be_limited_and_its_last_batch_may_be_a_partial_one(limit, sizes):
+def test_validation_can_be_limited_and_end_with_a_partial_batch(limit, sizes):
     batches = list(batches_of(PAIRS, global_batch=3).in_file_order(limit_batches=limit))
     assert [batch.num_global_pairs for batch in batches] == sizes
     seen = sorted(pair for batch in batches for micro in batch.micro_batches for pair in micro.pairs.tolist())
@@ -167,7 +167,7 @@ def test_validation_may_be_limited_and_its_last_batch_may_be_a_partial_one(limit
 
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("capacity", [5, 9, 18])
-def test_reference_log_probs_reach_the_responses_they_are_of(size, capacity):
+def test_reference_log_probs_reach_their_responses(size, capacity):
     references = np.asarray([[-10.0 * pair - 1, -10.0 * pair - 2] for pair in range(len(PAIRS))])
     seen = []
     for rank in range(size):
@@ -181,7 +181,7 @@ def test_reference_log_probs_reach_the_responses_they_are_of(size, capacity):
     assert sorted(seen) == [0, 1, 2, 3]
 
 
-def test_references_that_are_evaluated_live_take_their_place():
+def test_live_references_replace_cached_ones():
     (batch,) = batches_of(PAIRS, capacity=5).in_file_order()
     assert [micro.reference_log_probs for micro in batch.micro_batches] == [None] * 4
     live = [torch.full((2,), float(number)) for number in range(4)]

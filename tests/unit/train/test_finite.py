@@ -1,4 +1,4 @@
-"""What stops a run, what it says, and what it lets pass."""
+"""Values that stop a run because they are not finite, the messages, and values that do not."""
 
 import math
 from types import SimpleNamespace
@@ -40,7 +40,7 @@ def test_one_pair_stops_a_step(metric, value):
         check(table)
 
 
-def test_infinities_that_cancel_in_a_sum_are_seen():
+def test_infinities_that_cancel_in_a_sum_are_noticed():
     table = torch.zeros(len(PAIR_METRICS), 6, dtype=torch.float64)
     table[0, 1], table[0, 4], table[5, [2, 5]] = math.inf, -math.inf, math.nan
     expected = "step 3: loss, logps/chosen not finite for 4 of 6 pairs: pair 1, pair 2, pair 4 and 1 more"
@@ -49,7 +49,7 @@ def test_infinities_that_cancel_in_a_sum_are_seen():
     assert str(error.value) == expected
 
 
-def test_a_sound_step_reads_the_device_no_further():
+def test_a_finite_step_does_not_read_the_table():
     means = dict.fromkeys(PAIR_METRICS, 0.0)
     require_finite_pairs(None, means, when="step 1", places=numbers_of)
 
@@ -94,7 +94,7 @@ def test_weights_of_any_rank_stop_every_rank(monkeypatch):
         require_finite_weights(sound, when="after step 4")
 
 
-def test_frozen_weights_are_not_what_is_saved(monkeypatch):
+def test_frozen_weights_are_not_checked(monkeypatch):
     monkeypatch.setattr(dist, "get_world_size", lambda: 1)
     monkeypatch.setattr(dist, "all_gather_object", lambda parts, own: parts.__setitem__(0, own))
     model = model_of(a=[math.inf], b=[1.0])

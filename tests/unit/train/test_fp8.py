@@ -1,4 +1,4 @@
-"""Which layers have the scales of FP8, and that evaluation leaves them as they were."""
+"""Which layers have FP8 scales, and that evaluation does not change them."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from nemo_minordpo.train.model import fp8
 
 
 class Scaled(torch.nn.Linear):
-    """The methods of Transformer Engine's layers that are used."""
+    """A layer with the methods of Transformer Engine's that we use."""
 
     def __init__(self):
         super().__init__(2, 2)
@@ -25,7 +25,7 @@ class Scaled(torch.nn.Linear):
 
 
 class Model(torch.nn.Module):
-    """As NeMo's: a wrapped module, or a plain list of them as Megatron's distributed optimizer wants it."""
+    """Like NeMo's: a wrapped module, or a plain list of them, as Megatron's distributed optimizer requires."""
 
     def __init__(self, *layers, as_list, fp8=True):
         super().__init__()
@@ -42,18 +42,18 @@ def test_every_layer_with_scales_is_found(as_list):
     layers = [Scaled(), torch.nn.Linear(2, 2), Scaled()]
     model = Model(*layers, as_list=as_list)
     assert fp8._layers(model) == [layers[0], layers[2]]
-    # what the model says of itself, from which they cannot be had
+    # control: the model's own modules() does not include them if it is a list
     assert (layers[0] in model.modules()) is not as_list
 
 
-def test_finding_none_is_an_error_where_products_are_fp8s():
+def test_having_no_scales_is_an_error_with_fp8():
     with pytest.raises(RuntimeError, match=r"model\.fp8=true, but none of the model's layers has FP8 scales"):
         fp8._layers(Model(torch.nn.Linear(2, 2), as_list=True))
     assert fp8._layers(Model(torch.nn.Linear(2, 2), as_list=True, fp8=False)) == []
 
 
 @pytest.mark.parametrize("as_list", [True, False])
-def test_evaluation_leaves_scales_and_history(as_list):
+def test_evaluation_does_not_change_scales_or_history(as_list):
     layer = Scaled()
     model = Model(layer, as_list=as_list)
     meta = layer.fp8_meta["scaling_fwd"]

@@ -1,4 +1,4 @@
-"""Answers token by token, of a model that counts: the token after t is t + 1."""
+"""Generation token by token, with a model that counts: the token after t is t + 1."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def cpu(monkeypatch):
 
 
 class Counting:
-    """Sees what a model would see, and remembers the rows."""
+    """A stand-in for the model that records the rows it gets."""
 
     def __init__(self):
         self.rows = []
@@ -46,7 +46,7 @@ def test_rows_worked_by_hand():
     ]
 
 
-def test_rows_are_filled_up():
+def test_rows_are_padded():
     model = Counting()
     answers([[1, 2, 3], [46, 47]], max_new_tokens=2, row_multiple=4, model=model)
     assert model.rows == [
@@ -55,26 +55,26 @@ def test_rows_are_filled_up():
     ]
 
 
-def test_an_answer_ends_at_a_stop_token_and_the_others_go_on():
+def test_an_answer_ends_at_a_stop_token_while_others_continue():
     model = Counting()
     assert answers([[48], [10], [30, 49]], max_new_tokens=4, model=model) == [[49, 50], [11, 12, 13, 14], [50]]
     assert len(model.rows) == 4
 
 
-def test_it_is_over_when_all_answers_have_ended():
+def test_generation_stops_when_all_answers_have_ended():
     model = Counting()
     assert answers([[48], [49]], model=model) == [[49, 50], [50]]
     assert len(model.rows) == 2
 
 
-def test_the_longest_length_cuts_and_positions_stay_below_it():
+def test_answers_are_cut_at_the_maximum_length_and_positions_stay_below_it():
     model = Counting()
     assert answers([[1, 2, 3], [1]], max_new_tokens=5, max_length=5, model=model) == [[4, 5], [2, 3, 4, 5]]
     assert max(place for _, positions, _ in model.rows for place in positions) == 4
 
 
 @pytest.mark.parametrize("row_capacity", [1, 3, 4, 99])
-def test_prompts_that_share_no_row_give_the_same(row_capacity):
+def test_answers_do_not_depend_on_shared_rows(row_capacity):
     prompts = [[5, 6, 7], [1], [40, 41], [2, 3]]
     model = Counting()
     assert answers(prompts, max_new_tokens=2, row_capacity=row_capacity, model=model) == [
@@ -96,11 +96,11 @@ def test_noise_belongs_to_a_prompt_and_a_place(row_capacity):
     assert sorted(asked) == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
-def test_no_prompt_no_answer():
+def test_no_prompts_give_no_answers():
     assert answers([]) == []
 
 
-def test_gumbel_noise_is_its_distribution_and_its_own_everywhere():
+def test_gumbel_noise_has_the_right_distribution_and_differs_everywhere():
     noise = gumbel_noise(1, vocab_size=10_000)
     values = noise(0, 0)
     assert (values.shape, values.dtype) == ((10_000,), np.float32)

@@ -1,4 +1,4 @@
-"""What fails before a rank is started."""
+"""Errors reported before any rank is started."""
 
 import copy
 
@@ -18,7 +18,7 @@ PAIRS = [pair(), pair(chosen="4, and that is all there is to say", rejected="it 
 
 @pytest.fixture
 def prepare(tmp_path, tokenizer, write):
-    """Prepare a run of PAIRS; validation has one pair more, which is longer."""
+    """Prepare a run on PAIRS; validation has one more pair, which is longer."""
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     (tmp_path / "base").mkdir()
     named = {"library": "huggingface", "type": str(tmp_path / "tokenizer")}
@@ -64,7 +64,7 @@ def test_a_tokenizer_without_eos_is_refused_with_the_setting_that_names_it(prepa
     assert not (tmp_path / "run/config.yaml").exists()
 
 
-def test_the_runs_own_tokenizer_is_whole_and_is_copied_once(prepare, tmp_path):
+def test_the_runs_own_tokenizer_is_complete_and_copied_once(prepare, tmp_path):
     folder = prepare().path
     copied = folder / "model.tokenizer"
     assert (copied / "tokenizer.json").read_bytes() == (tmp_path / "tokenizer/tokenizer.json").read_bytes()
@@ -73,7 +73,7 @@ def test_the_runs_own_tokenizer_is_whole_and_is_copied_once(prepare, tmp_path):
     assert (prepare().path / "model.tokenizer/tokenizer.json").read_text() == "the run's own"
 
 
-def test_a_pair_that_shares_much_needs_less_than_its_two_sequences(prepare):
+def test_a_pair_with_shared_tokens_needs_less_than_its_two_sequences(prepare):
     arrays = load_arrays(prepare().data("train"))
     assert (segment_lengths_of(arrays) < sum(arrays.sequence_lengths) - arrays.prompt_lengths).all()
 
@@ -92,8 +92,8 @@ def test_a_run_that_resumes_with_smaller_rows_is_checked_again(prepare):
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_tokens_of_the_padding_are_no_vocabulary(prepare, tokenizer, tmp_path, split):
-    """An embedding of 512 rows for a vocabulary with one token less than the pairs use."""
+def test_token_ids_in_the_vocabularys_padding_are_refused(prepare, tokenizer, tmp_path, split):
+    """An embedding of 512 rows for a vocabulary with one token fewer than the pairs use."""
     largest = int(load_arrays(prepare(splits=("train", "validation")).data(split)).tokens.max())
 
     def with_vocabulary(size):
@@ -138,7 +138,7 @@ def test_pairs_beyond_the_models_context(prepare, tmp_path, capsys, embedding):
         (["save_top_k=1"], r"needs validation pairs"),
     ],
 )
-def test_checkpoints_by_a_metric_that_validation_does_not_give(prepare, settings, message):
+def test_unknown_metrics_for_choosing_checkpoints_are_refused(prepare, settings, message):
     with pytest.raises(ValueError, match=message):
         prepare(*(f"exp_manager.checkpoint_callback_params.{setting}" for setting in settings))
     prepare("exp_manager.checkpoint_callback_params.save_top_k=1", splits=("train", "validation"))

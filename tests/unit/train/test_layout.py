@@ -1,4 +1,4 @@
-"""Layouts that divide a model, and hints at the nearest ones."""
+"""Layouts that divide a model, and suggestions of the nearest ones."""
 
 import pytest
 from omegaconf import OmegaConf
@@ -14,11 +14,11 @@ def model(sizes, *, tensor, pipeline):
 
 
 @pytest.mark.parametrize(("tensor", "pipeline"), [(8, 4), (4, 8), (8, 8), (1, 1), (8, 2)])
-def test_what_works(tensor, pipeline):
+def test_layouts_that_work(tensor, pipeline):
     assert layout_problems(model(LLAMA_70B, tensor=tensor, pipeline=pipeline), num_nodes=8, devices=8) == []
 
 
-def test_every_reason_is_said_and_the_nearest_layouts():
+def test_every_problem_and_the_nearest_layouts_are_listed():
     problems = layout_problems(model(LLAMA_70B, tensor=16, pipeline=3), num_nodes=8, devices=8)
     assert problems == [
         "model.tensor_model_parallel_size=16 does not divide the model's num_query_groups=8",
@@ -32,7 +32,7 @@ def test_every_reason_is_said_and_the_nearest_layouts():
     ]
 
 
-def test_hints_are_possible_themselves():
+def test_suggested_layouts_work():
     for ranks in (1, 2, 6, 12, 30):
         layouts = possible_layouts(model(SMOLLM2, tensor=1, pipeline=1), ranks=ranks, near=(2, 2))
         assert (1, 1) in layouts

@@ -1,4 +1,4 @@
-"""TensorBoard and W&B: what is written where, over attempts, and what a user reads when it does not work."""
+"""TensorBoard and W&B: what is written where, over several attempts, and the messages if something fails."""
 
 import io
 import os
@@ -34,7 +34,7 @@ def with_wandb(*overrides):
     return config_of("exp_manager.create_wandb_logger=true", *overrides)
 
 
-def test_wandb_takes_what_the_user_sets_and_the_rest_from_the_run(tmp_path):
+def test_wandb_arguments_come_from_the_user_then_from_the_run(tmp_path):
     arguments = wandb_arguments(with_wandb(), tmp_path / "run")
     assert (arguments["name"], arguments["project"], arguments["dir"]) == (
         "run",
@@ -52,7 +52,7 @@ def test_wandb_takes_what_the_user_sets_and_the_rest_from_the_run(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_wandb_variables_come_before_what_follows_from_the_run(tmp_path, monkeypatch):
+def test_wandb_variables_override_the_runs_values(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_RUN_ID", "theirs")
     monkeypatch.setenv("WANDB_NAME", "their name")
     monkeypatch.setenv("WANDB_PROJECT", "their project")
@@ -60,7 +60,7 @@ def test_wandb_variables_come_before_what_follows_from_the_run(tmp_path, monkeyp
     assert (arguments["id"], arguments["name"], arguments["project"]) == ("theirs", "their name", "mine")
 
 
-def test_the_id_is_the_run_folders_own(tmp_path):
+def test_the_id_belongs_to_the_run_folder(tmp_path):
     ids = [wandb_arguments(with_wandb(), tmp_path / name)["id"] for name in ("a/run", "a/run", "b/run")]
     assert ids[0] == ids[1] != ids[2]
     (tmp_path / "a").rename(tmp_path / "moved")
@@ -98,20 +98,20 @@ def attempt(folder, *arguments):
     return done.stderr
 
 
-def test_every_attempt_continues_one_wandb_run_which_lives_through_usr1(tmp_path):
+def test_every_attempt_continues_one_wandb_run_which_survives_usr1(tmp_path):
     for step in ("0", "4"):
-        said = attempt(tmp_path / "run", step, "SIGUSR1")
-        assert "You can sync this run" in said
-        assert "W&B gets no more metrics" not in said
+        output = attempt(tmp_path / "run", step, "SIGUSR1")
+        assert "You can sync this run" in output
+        assert "W&B gets no more metrics" not in output
     attempts = sorted((tmp_path / "run/wandb").glob("offline-run-*"))
     assert len(attempts) == 2
     (run,) = {path.name.rpartition("-")[2] for path in attempts}
     assert run == (tmp_path / "run/wandb_id").read_text().strip()
 
 
-def test_the_end_of_wandb_is_not_the_end_of_the_run(tmp_path):
-    said = attempt(tmp_path / "run", "0", "SIGKILL")
-    assert said.count("W&B gets no more metrics from this attempt (") == 1
+def test_the_run_survives_the_end_of_wandb(tmp_path):
+    output = attempt(tmp_path / "run", "0", "SIGKILL")
+    assert output.count("W&B gets no more metrics from this attempt (") == 1
 
 
 def test_without_a_key_the_setting_is_named(tmp_path, monkeypatch):
@@ -125,7 +125,7 @@ def test_without_a_key_the_setting_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["wandb", "tensorboard"])
-def test_a_package_that_is_missing_is_named_with_its_setting(tmp_path, monkeypatch, name):
+def test_a_missing_package_is_named_with_its_setting(tmp_path, monkeypatch, name):
     for module in [name, "torch.utils.tensorboard.writer"]:
         monkeypatch.setitem(sys.modules, module, None)
     config = config_of(
@@ -136,7 +136,7 @@ def test_a_package_that_is_missing_is_named_with_its_setting(tmp_path, monkeypat
         open_loggers(config, tmp_path)
 
 
-def test_tensorboard_shows_steps_that_are_done_again_once(tmp_path):
+def test_tensorboard_shows_repeated_steps_once(tmp_path):
     for resumed, last, loss in ((0, 5, 1.0), (3, 6, 2.0)):
         logger = TensorBoard(tmp_path / "tensorboard")
         logger.start(resumed)
@@ -147,13 +147,13 @@ def test_tensorboard_shows_steps_that_are_done_again_once(tmp_path):
     assert [(one.step, one.value) for one in shown] == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0), (6, 2.0)]
 
 
-def test_no_logger_is_opened_unasked(tmp_path):
+def test_disabled_loggers_are_not_opened(tmp_path):
     assert open_loggers(config_of("exp_manager.create_tensorboard_logger=false"), tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected"),
     [
         ("{offline: true}", ".offline: not a setting here: use mode=offline"),
         ("{save_dir: x}", ".save_dir: not a setting here: use dir"),
@@ -167,10 +167,10 @@ def test_no_logger_is_opened_unasked(tmp_path):
         ("{mode: off}", ".mode='off': online, offline or disabled expected"),
     ],
 )
-def test_what_would_have_no_effect_is_refused(override, said):
+def test_arguments_without_effect_are_refused(override, expected):
     with pytest.raises(UserError) as error:
         with_wandb(f"+{WANDB}={override}")
-    assert str(error.value).startswith(WANDB + said)
+    assert str(error.value).startswith(WANDB + expected)
 
 
 def test_arguments_of_wandb_without_wandb_are_refused():
@@ -183,6 +183,6 @@ def test_arguments_of_wandb_without_wandb_are_refused():
 @pytest.mark.parametrize("name", ["mlflow", "clearml", "dllogger", "neptune"])
 @pytest.mark.parametrize("key", ["create_{}_logger=true", "{}_logger_kwargs.project=x"])
 @pytest.mark.parametrize("plus", ["", "+"])
-def test_loggers_that_are_not_there_are_refused(name, key, plus):
+def test_unsupported_loggers_are_refused(name, key, plus):
     with pytest.raises(UserError, match=f"{name}_logger"):
         config_of(f"{plus}exp_manager.{key.format(name)}")

@@ -26,7 +26,7 @@ def build(*overrides, cuda=False, te=False, checkpoint=None):
     return build_model_config(config, OmegaConf.create(checkpoint or CHECKPOINT), cuda=cuda, te=te)
 
 
-def test_what_a_machine_without_a_gpu_cannot_do_is_off():
+def test_kernels_that_need_a_gpu_are_off_without_one():
     model = build()
     assert model.transformer_engine is False
     assert model.bias_activation_fusion is False
@@ -37,7 +37,7 @@ def test_what_a_machine_without_a_gpu_cannot_do_is_off():
     assert on_gpu.bias_activation_fusion is True
 
 
-def test_our_settings_win_and_the_checkpoints_stay():
+def test_our_settings_override_the_checkpoints():
     model = build("+model.hidden_dropout=0.25", "model.tensor_model_parallel_size=2", "trainer.devices=2")
     assert model.hidden_dropout == 0.25
     assert model.tensor_model_parallel_size == 2
@@ -48,7 +48,7 @@ def test_our_settings_win_and_the_checkpoints_stay():
     assert model.dpo.ref_policy_kl_penalty == 0.1
 
 
-def test_one_key_of_a_nested_setting():
+def test_a_single_key_of_a_nested_setting_can_be_changed():
     assert build("+model.tokenizer.type=elsewhere").tokenizer == {
         "library": "huggingface",
         "type": "elsewhere",
@@ -84,7 +84,7 @@ def test_one_key_of_a_nested_setting():
         ),
     ],
 )
-def test_what_cannot_work_is_refused(overrides, message):
+def test_impossible_settings_are_rejected(overrides, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011
         build(*overrides)
     assert message in str(error.value)
@@ -103,7 +103,7 @@ def test_what_cannot_work_is_refused(overrides, message):
     ],
 )
 @pytest.mark.parametrize("cuda", [True, False])
-def test_what_cannot_work_with_packed_pairs_is_refused(settings, message, cuda):
+def test_settings_that_packed_pairs_rule_out_are_rejected(settings, message, cuda):
     with pytest.raises(ValueError) as error:  # noqa: PT011
         build(cuda=cuda, te=cuda, checkpoint={**CHECKPOINT, **settings})
     assert message in str(error.value)
@@ -120,7 +120,7 @@ def test_megatron_would_sum_frozen_gradients_of_query_and_key_norms():
     build(overrides[1], checkpoint=normed)
 
 
-def test_everything_that_cannot_work_is_told_at_once():
+def test_all_impossible_settings_are_reported_at_once():
     wrong = {"context_parallel_size": 2, "num_moe_experts": 8, "position_embedding_type": "alibi"}
     with pytest.raises(ValueError, match="context_parallel_size") as error:
         build(checkpoint={**CHECKPOINT, **wrong})
@@ -138,12 +138,12 @@ def test_everything_that_cannot_work_is_told_at_once():
     ],
 )
 @pytest.mark.parametrize("cuda", [True, False])
-def test_what_works_with_packed_pairs(settings, cuda):
+def test_settings_that_work_with_packed_pairs(settings, cuda):
     build("trainer.devices=2", "model.tensor_model_parallel_size=2", "model.sequence_parallel=true",
           cuda=cuda, te=cuda, checkpoint={**CHECKPOINT, **settings})  # fmt: skip
 
 
-def test_attention_dropout():
+def test_attention_dropout_is_rejected():
     dropout = {**CHECKPOINT, "attention_dropout": 0.1}
     with pytest.raises(ValueError, match=r"not supported for packed pairs; set \+model.attention_dropout=0"):
         build(checkpoint=dropout)
@@ -151,7 +151,7 @@ def test_attention_dropout():
 
 
 @pytest.mark.parametrize(("seq_length", "fits"), [(63, True), (64, True), (65, False)])
-def test_a_sliding_window_that_never_cuts_a_pair_is_none(seq_length, fits):
+def test_a_sliding_window_longer_than_every_pair_is_dropped(seq_length, fits):
     windowed = {**CHECKPOINT, "window_size": [64, 0]}
     if fits:
         assert build(f"model.data.seq_length={seq_length}", checkpoint=windowed).window_size is None
@@ -185,7 +185,7 @@ def test_nemos_batch_size_is_a_multiple_of_the_data_parallel_size(
     assert model.micro_batch_size == 1
 
 
-def test_checkpoints_that_are_none(tmp_path):
+def test_files_that_are_not_checkpoints_are_rejected(tmp_path):
     (tmp_path / "text.nemo").write_text("no tar")
     with tarfile.open(tmp_path / "empty.nemo", "w"):
         pass
@@ -203,7 +203,7 @@ def test_checkpoints_that_are_none(tmp_path):
             read_checkpoint_config(tmp_path / name)
 
 
-def test_checkpoint_as_file_and_as_folder(tmp_path):
+def test_a_checkpoint_can_be_a_file_or_a_folder(tmp_path):
     (tmp_path / "folder").mkdir()
     OmegaConf.save(OmegaConf.create(CHECKPOINT), tmp_path / "folder/model_config.yaml")
     with tarfile.open(tmp_path / "model.nemo", "w") as archive:
@@ -213,11 +213,11 @@ def test_checkpoint_as_file_and_as_folder(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["folder", "model.nemo"])
-def test_the_tokenizer_that_moved_with_the_checkpoint(tmp_path, name):
-    test_checkpoint_as_file_and_as_folder(tmp_path)
-    beside = tmp_path / f"{name.removesuffix('.nemo')}.tokenizer"
-    beside.mkdir()
-    assert read_checkpoint_config(tmp_path / name).tokenizer.type == str(beside)
+def test_the_tokenizer_moves_with_the_checkpoint(tmp_path, name):
+    test_a_checkpoint_can_be_a_file_or_a_folder(tmp_path)
+    moved = tmp_path / f"{name.removesuffix('.nemo')}.tokenizer"
+    moved.mkdir()
+    assert read_checkpoint_config(tmp_path / name).tokenizer.type == str(moved)
     assert build("+model.tokenizer.type=elsewhere", checkpoint=read_checkpoint_config(tmp_path / name)).tokenizer == {
         "library": "huggingface", "type": "elsewhere", "use_fast": True
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a run needs, from its settings alone."""
+"""`minordpo plan`: the needs of a run, estimated from its settings."""
 
 import pytest
 from omegaconf import OmegaConf
@@ -13,7 +13,7 @@ from .test_model_config import CHECKPOINT
 
 @pytest.fixture
 def overrides(tmp_path, tokenizer, write):
-    """Settings of a run on 50 pairs."""
+    """Settings for a run on 50 pairs."""
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     (tmp_path / "base").mkdir()
     named = {"library": "huggingface", "type": str(tmp_path / "tokenizer")}
@@ -37,28 +37,28 @@ def run(overrides, *more, memory=1.5, tflops=1.0, launcher=False):
 
 def test_steps_and_layout(overrides):
     made = plan(overrides, "trainer.devices=4", "model.tensor_model_parallel_size=2", "trainer.dpo.max_epochs=2")
-    assert made.num_steps == 2 * 7  # 50 pairs, 8 a step
+    assert made.num_steps == 2 * 7  # 50 pairs, 8 per step
     assert (made.ranks, made.data_parallel) == (4, 2)
     assert made.work.pairs == 8
     assert plan(overrides, "trainer.dpo.max_steps=5").num_steps == 5
 
 
 def test_operations_do_not_depend_on_the_layout(overrides):
-    one = plan(overrides)
-    assert one.flops == one.size.training_flops(one.work) > 0
-    other = plan(overrides, "trainer.devices=2", "model.pipeline_model_parallel_size=2")
-    assert other.flops == one.flops
+    one_rank = plan(overrides)
+    assert one_rank.flops == one_rank.size.training_flops(one_rank.work) > 0
+    two_ranks = plan(overrides, "trainer.devices=2", "model.pipeline_model_parallel_size=2")
+    assert two_ranks.flops == one_rank.flops
     frozen = plan(overrides, "model.peft.peft_scheme=lora")
-    assert 0.6 < frozen.flops / one.flops < 0.75
+    assert 0.6 < frozen.flops / one_rank.flops < 0.75
 
 
-def test_a_batch_that_is_larger_than_the_sample_counts_whole(overrides):
+def test_a_batch_larger_than_the_sample_is_scaled(overrides):
     small, large = plan(overrides, "model.global_batch_size=50"), plan(overrides, "model.global_batch_size=500")
     assert large.work.pairs == 500
     assert large.flops == pytest.approx(10 * small.flops, rel=1e-3)
 
 
-def test_seconds(overrides):
+def test_seconds_per_step(overrides):
     made = plan(overrides)
     device = Device(memory=GIB, flops=2e9, efficiency=0.25)
     assert made.step_seconds(device) == pytest.approx(made.flops / 0.5e9)
@@ -67,17 +67,17 @@ def test_seconds(overrides):
     assert piped.step_seconds(device) == pytest.approx(made.step_seconds(device))  # one row: stage after stage
 
 
-def test_what_is_said(overrides, capsys):
+def test_the_printed_plan(overrides, capsys):
     run(overrides)
-    said = capsys.readouterr().out
-    assert "1 nodes x 1 ranks: TP=1 x PP=1 x DP=1; 1 rows of" in said
-    assert "TFLOP per step of 8 pairs" in said
-    assert "for 7 steps" in said
+    output = capsys.readouterr().out
+    assert "1 nodes x 1 ranks: TP=1 x PP=1 x DP=1; 1 rows of" in output
+    assert "TFLOP per step of 8 pairs" in output
+    assert "for 7 steps" in output
     for name in ("weights", "gradients", "optimizer", "activations", "head", "overhead", "total", "available"):
-        assert name in said
+        assert name in output
 
 
-def test_for_the_launcher(overrides, tmp_path, capsys):
+def test_output_for_the_launcher(overrides, tmp_path, capsys):
     run(overrides, "trainer.devices=2", launcher=True)
     assert capsys.readouterr().out == f"2\n{tmp_path}/my runs/run\n"
     assert not (tmp_path / "my runs").exists()  # nothing is written
@@ -107,7 +107,7 @@ def test_the_nearest_layouts_that_fit(overrides):
         (["model.dpo.ref_policy_kl_penalt=1"], "ref_policy_kl_penalt"),
     ],
 )
-def test_what_train_refuses(overrides, more, message):
+def test_settings_that_train_rejects_are_rejected(overrides, more, message):
     with pytest.raises(ValueError, match=message):
         run(overrides, *more)
 

@@ -1,4 +1,4 @@
-"""Losses of the user's own: what is refused, what they are given, and whose run it is."""
+"""User-defined losses: what is rejected, their inputs, and their part in the run's identity."""
 
 import itertools
 import subprocess
@@ -36,7 +36,7 @@ names = itertools.count()
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    """Writes a module into the current folder; its name."""
+    """Writes a module to the current folder; returns its name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
@@ -61,13 +61,13 @@ def refused(loss):
     return message
 
 
-def test_a_loss_by_lengths_without_a_reference(module):
+def test_a_loss_that_uses_lengths_and_no_reference(module):
     name = f"{module(SIMPO)}:simpo"
     require_usable_loss(section(name))
     assert not needs_reference(loss_called(name))
 
 
-def test_losses_of_this_project_need_no_check_and_no_file():
+def test_built_in_losses_need_no_check_and_no_file():
     for name in LOSSES:
         require_usable_loss(section(name))
         assert source_of(section(name)) == {}
@@ -75,7 +75,7 @@ def test_losses_of_this_project_need_no_check_and_no_file():
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "expected"),
     [
         ("return pairs.chosen_log_ratio.float()", "returns a tensor [2] of float32; a tensor [2] of float64"),
         ("return pairs.chosen_log_ratio.mean()", "returns a tensor [] of float64; a tensor [2]"),
@@ -92,11 +92,11 @@ def test_losses_of_this_project_need_no_check_and_no_file():
         ),
     ],
 )
-def test_what_a_loss_must_give(module, body, said):
-    assert said in refused(f"{module(f'def loss(pairs, options): {body}')}:loss")
+def test_a_loss_that_returns_something_wrong_is_rejected(module, body, expected):
+    assert expected in refused(f"{module(f'def loss(pairs, options): {body}')}:loss")
 
 
-def test_an_error_in_the_users_code_is_placed(module):
+def test_an_error_in_user_code_is_reported_with_its_line(module):
     name = module("def loss(pairs, options):\n    return pairs.chosen_logratio")
     assert f"AttributeError: 'Pairs' object has no attribute 'chosen_logratio' ({sys.path[0]}" not in refused(
         f"{name}:f"
@@ -107,7 +107,7 @@ def test_an_error_in_the_users_code_is_placed(module):
 
 
 @pytest.mark.parametrize(
-    ("source", "function", "said"),
+    ("source", "function", "expected"),
     [
         ("x = 1", "loss", "has no function loss"),
         ("loss = 1", "loss", "has no function loss"),
@@ -118,26 +118,26 @@ def test_an_error_in_the_users_code_is_placed(module):
         ("def loss(p, o): return p\nloss.needs_reference = 0", "loss", "needs_reference must be True or False"),
     ],
 )
-def test_what_cannot_be_used_at_all(module, source, function, said):
-    assert said in refused(f"{module(source)}:{function}")
+def test_a_loss_that_cannot_be_imported_or_called_is_rejected(module, source, function, expected):
+    assert expected in refused(f"{module(source)}:{function}")
 
 
 @pytest.mark.parametrize("name", ["no_such_module:loss", "no_such_package.module:loss", "os.no_such_module:loss"])
-def test_a_module_that_is_not_there(tmp_path, monkeypatch, name):
+def test_a_missing_module_is_rejected(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     message = refused(name)
     assert "no module" in message
     assert str(tmp_path) in message
 
 
-def test_settings_are_refused_before_anything_is_opened(module):
+def test_a_missing_function_is_rejected_before_any_file_is_opened(module):
     name = f"{module(SIMPO)}:simpo"
     assert read_settings([*OVERRIDES, f"model.dpo.preference_loss={name}"]).model.dpo.preference_loss == name
     with pytest.raises(UserError, match="has no function other"):
         read_settings([*OVERRIDES, f"model.dpo.preference_loss={name.replace(':simpo', ':other')}"])
 
 
-def test_there_is_no_reference_to_evaluate_for_a_loss_without_one(module, monkeypatch):
+def test_a_loss_without_a_reference_has_none_to_evaluate(module, monkeypatch):
     def prepared(config):
         raise AssertionError("the run was prepared")
 
@@ -150,7 +150,7 @@ def test_there_is_no_reference_to_evaluate_for_a_loss_without_one(module, monkey
         launch.main(settings)
 
 
-def test_the_current_folder_is_searched_by_a_script_of_another_folder(module, tmp_path):
+def test_a_script_in_another_folder_still_finds_the_loss_in_the_current_one(module, tmp_path):
     name = module(SIMPO)
     code = (
         "from nemo_minordpo.train.model.preference_loss import loss_called; import sys; print(loss_called(sys.argv[1]))"
@@ -169,7 +169,7 @@ def test_the_file_of_a_loss_is_an_input_of_the_run(module, tmp_path):
     assert source_of(section(f"{name}:simpo")) == {"loss": [tmp_path / f"{name}.py"]}
 
 
-def test_options_are_those_of_the_section():
+def test_options_come_from_the_section():
     given = DPOSection(ref_policy_kl_penalty=0.2, dpop_lambda=7.0, gt_reward_scale=3.0, sft_loss_weight=0.5)
     options = options_of(given)
     assert (options.beta, options.dpop_lambda, options.gt_reward_scale) == (0.2, 7.0, 3.0)
@@ -177,7 +177,7 @@ def test_options_are_those_of_the_section():
 
 
 def micro_batch(reference):
-    """Two pairs whose chosen responses have 2 and 1 tokens, the rejected ones 1 and 3; T = 7."""
+    """Two pairs; their chosen responses have 2 and 1 tokens, the rejected ones 1 and 3; T = 7."""
     credits = torch.tensor([[0, 1, 7], [4, 7, 7], [2, 7, 7], [3, 5, 6]])
     nothing = torch.zeros(0, dtype=torch.int64)
     row = PackedRow(
@@ -200,7 +200,7 @@ LOG_PROBS = torch.tensor([-3.0, -7.5, -4.0, -6.5], dtype=torch.float64)
         (None, False, [-3.0, -7.5, -4.0, -6.5]),
     ],
 )
-def test_what_a_loss_sees(reference, needed, ratios):
+def test_inputs_of_a_loss_worked_by_hand(reference, needed, ratios):
     log_probs = LOG_PROBS.clone().requires_grad_()
     pairs = pairs_of(log_probs, micro_batch(reference), needs_reference=needed)
     assert [*pairs.chosen_log_ratio.tolist(), *pairs.rejected_log_ratio.tolist()] == ratios

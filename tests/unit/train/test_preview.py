@@ -34,7 +34,7 @@ def shown(tmp_path, capsys, monkeypatch):
     return show
 
 
-def test_counts_boundary_and_eos_are_those_of_training(shown, tmp_path):
+def test_counts_boundary_and_eos_match_training(shown, tmp_path):
     text = shown(PAIR)
     data = DataSection(seq_length=200)
     tokenize_files(
@@ -73,7 +73,7 @@ def test_an_end_that_is_not_eos(tmp_path, capsys):
 
 
 def _save_llama_2(folder):
-    """A tokenizer that writes a space before every word, and takes the first one away when it decodes."""
+    """A tokenizer that adds a space before every word, and removes the first one when decoding."""
     words = ["<unk>", "</s>", "\u2581Sky", "?", "It", "\u2581It", "\u2581is", "\u2581red", "\u2581blue", "\u2581"]
     words += [f"<0x{byte:02X}>" for byte in "\u4f60".encode()]
     backend = Tokenizer(models.WordLevel(vocab={word: number for number, word in enumerate(words)}, unk_token="<unk>"))
@@ -92,8 +92,8 @@ def _save_llama_2(folder):
     return folder
 
 
-def test_leading_spaces_and_the_bounds_of_words_are_shown_as_they_are(tmp_path, capsys):
-    """Also where the tokenizer drops a space with which a text begins, and where a token is part of a character."""
+def test_leading_spaces_and_word_boundaries_are_preserved(tmp_path, capsys):
+    """Also if the tokenizer drops a leading space, and if a token is only part of a character."""
     pairs = [
         {"prompt": "Sky?", "chosen_response": "It is blue", "rejected_response": "It is red"},
         {"prompt": "Sky?", "chosen_response": " It is blue", "rejected_response": "\u4f60"},
@@ -123,7 +123,7 @@ def test_pairs_that_training_leaves_out_are_shown_with_the_reason(shown):
     assert "pairs.jsonl:4" not in text
 
 
-def test_colours_tell_prompt_and_responses_apart(tmp_path, monkeypatch, capsys):
+def test_prompt_and_responses_have_different_colours(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     (tmp_path / "pairs.jsonl").write_text(json.dumps(PAIR))
@@ -141,7 +141,7 @@ def test_colours_tell_prompt_and_responses_apart(tmp_path, monkeypatch, capsys):
     assert "\x1b[2muser" in text
 
 
-def test_what_cannot_be_shown(tmp_path):
+def test_missing_files_and_tokenizers_are_reported(tmp_path):
     (tmp_path / "pairs.jsonl").write_text(json.dumps(PAIR))
     options = {"number": 1, "seq_length": 99, "append_eos": True}
     with pytest.raises(ValueError, match="matches no file"):

@@ -1,4 +1,4 @@
-"""Cached reference log-probabilities: what they depend on, what is refused, and who evaluates when several want to."""
+"""Cached reference log-probabilities: their key, what is refused, and which run evaluates if several need them."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ VALUES = np.asarray([[-1.5, -2.5], [-3.25, -1e-300], [-5.0, -6.0]])
 
 
 def with_another(name):
-    """The key with another value under one of the names that it is written with."""
+    """The key with a different value for one of its names."""
     value = KEY.in_words[name]
     other = value + 1 if isinstance(value, int) else f"{value} "
     if name in KEY.settings:
@@ -77,7 +77,7 @@ def test_the_digest_depends_on_every_field_and_setting():
     assert dataclasses.replace(KEY).digest == KEY.digest
 
 
-def test_what_is_written_is_read(filled):
+def test_an_entry_round_trips(filled):
     assert filled.has(KEY)
     values = filled.read(KEY, num_pairs=3)
     assert values.dtype == np.float64
@@ -90,12 +90,12 @@ def test_what_is_written_is_read(filled):
     assert (description["num_pairs"], description["evaluated_at"]) == (3, "TP=1")
 
 
-def test_columns_of_an_array_that_is_not_contiguous(cache):
+def test_non_contiguous_arrays_can_be_written(cache):
     cache.write(KEY, np.asfortranarray(np.repeat(VALUES, 2, axis=1))[:, ::2], layout="TP=1")
     assert (cache.read(KEY, num_pairs=3) == VALUES).all()
 
 
-def test_an_entry_without_its_description_is_not_there(filled):
+def test_an_entry_without_its_description_does_not_exist(filled):
     description_of(filled).unlink()
     assert columns_of(filled).exists()
     assert not filled.has(KEY)
@@ -104,7 +104,7 @@ def test_an_entry_without_its_description_is_not_there(filled):
 @pytest.mark.parametrize(
     "step", ["train.reference_cache.save", "files.os.fsync", "files.os.replace", "train.reference_cache.write_json"]
 )
-def test_a_write_that_stops_halfway_leaves_no_entry(cache, monkeypatch, step):
+def test_an_interrupted_write_leaves_no_entry(cache, monkeypatch, step):
     def stop(*arguments):
         raise KeyboardInterrupt
 
@@ -150,7 +150,7 @@ def test_damaged_columns_are_refused(filled, damage):
         b"\xff\xfe{}",
     ],
 )
-def test_a_description_that_cannot_be_read_is_refused(filled, content):
+def test_an_unreadable_description_is_refused(filled, content):
     description_of(filled).write_bytes(content)
     with pytest.raises(ValueError, match="cannot be read") as error:
         filled.read(KEY, num_pairs=3)
@@ -159,7 +159,7 @@ def test_a_description_that_cannot_be_read_is_refused(filled, content):
 
 
 @pytest.mark.parametrize("field", KEY.in_words)
-def test_an_entry_under_another_keys_name_is_refused_as_stale(filled, field):
+def test_an_entry_named_by_another_key_is_refused_as_stale(filled, field):
     wanted = with_another(field)
     for place in (columns_of, description_of):
         place(filled).rename(place(filled, wanted))
@@ -172,7 +172,7 @@ def test_an_entry_under_another_keys_name_is_refused_as_stale(filled, field):
 
 
 @pytest.mark.parametrize("num_pairs", [0, 2, 4])
-def test_another_number_of_pairs_is_refused(filled, num_pairs):
+def test_a_wrong_number_of_pairs_is_refused(filled, num_pairs):
     with pytest.raises(ValueError, match=rf"{num_pairs} finite pairs expected, not \(3, 2\)"):
         filled.read(KEY, num_pairs=num_pairs)
 
@@ -214,7 +214,7 @@ def settings(*overrides):
 
 
 def key_of_run(folder, *overrides, inputs=("weights", "tokenizer"), arrays=None, model_config=None):
-    """The key of a run folder that is made anew, with the train split's arrays as given by name."""
+    """The key of a new run folder, with the given arrays for the train split."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     files = {name: folder.parent / name for name in ("reference", "tokenizer", "train")}
@@ -257,19 +257,19 @@ def differing_fields(one, other):
         ("model.fp8_amax_compute_algo", {"model_config": {"fp8_amax_compute_algo": "max"}}),
     ],
 )
-def test_what_the_log_probabilities_depend_on_is_in_the_key(tmp_path, field, change):
+def test_the_key_includes_everything_the_log_probabilities_depend_on(tmp_path, field, change):
     overrides = change.pop("overrides", [])
     base, changed = key_of_run(tmp_path / "run"), key_of_run(tmp_path / "run", *overrides, **change)
     assert differing_fields(base, changed) == [field]
 
 
-def test_so_are_changes_of_the_checkpoints_own_configuration(tmp_path):
+def test_the_key_includes_changes_to_the_checkpoints_configuration(tmp_path):
     base, changed = key_of_run(tmp_path / "run"), key_of_run(tmp_path / "run", "+model.rotary_base=1000")
     assert changed.in_words["checkpoint_overrides.rotary_base"] == 1000
     assert changed.digest != base.digest
 
 
-def test_what_they_do_not_depend_on_is_not(tmp_path):
+def test_the_key_includes_nothing_else(tmp_path):
     others = [
         "model.dpo.preference_loss=dpo",
         "model.dpo.ref_policy_kl_penalty=0.3",
@@ -285,7 +285,7 @@ def test_what_they_do_not_depend_on_is_not(tmp_path):
     assert key_of_run(tmp_path / "run", *others, arrays={"reward_margins": [0.5, 0.5, 0.5]}) == base
 
 
-def test_another_version_of_the_code_is_another_key(tmp_path, monkeypatch):
+def test_another_version_of_the_code_changes_the_key(tmp_path, monkeypatch):
     base = key_of_run(tmp_path / "run")
     monkeypatch.setattr(provenance, "installed_versions", lambda: {"torch": "0.1"})
     packages = key_of_run(tmp_path / "run")
@@ -293,7 +293,7 @@ def test_another_version_of_the_code_is_another_key(tmp_path, monkeypatch):
     package = Path(provenance.__file__).parent
     shutil.copytree(package, tmp_path / "package", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "package" / "provenance.py"))
-    assert key_of_run(tmp_path / "run") == packages  # another place, the same code
+    assert key_of_run(tmp_path / "run") == packages  # the same code in another place
     for changed in (
         "core/logprobs.py",
         "host/fused.py",
@@ -307,9 +307,9 @@ def test_another_version_of_the_code_is_another_key(tmp_path, monkeypatch):
         assert differing_fields(before, key_of_run(tmp_path / "run")) == ["code"]
 
 
-def test_where_entries_lie():
-    beside = reference_folder(settings("exp_manager.explicit_log_dir=runs/one"))
-    assert beside == Path("runs/reference_cache").absolute()
+def test_folder_of_the_entries():
+    default = reference_folder(settings("exp_manager.explicit_log_dir=runs/one"))
+    assert default == Path("runs/reference_cache").absolute()
     assert reference_folder(settings("model.dpo.reference_cache=shared/kept")) == Path("shared/kept")
 
 
@@ -323,7 +323,7 @@ def not_called():
     raise AssertionError("evaluated")
 
 
-def test_an_entry_that_is_written_just_before_the_lock_is_taken_is_read(one_rank, cache, monkeypatch):
+def test_an_entry_written_just_before_the_lock_is_acquired_is_read(one_rank, cache, monkeypatch):
     monkeypatch.setattr(dist, "broadcast", lambda tensor, src: None)
     make = cache.lock
 
@@ -338,7 +338,7 @@ def test_an_entry_that_is_written_just_before_the_lock_is_taken_is_read(one_rank
     assert (values == VALUES).all()
 
 
-def test_a_damaged_entry_is_not_evaluated_anew_unasked(one_rank, filled, monkeypatch):
+def test_a_damaged_entry_is_not_silently_evaluated_again(one_rank, filled, monkeypatch):
     monkeypatch.setattr(dist, "broadcast", lambda tensor, src: None)
     cut(columns_of(filled))
     with pytest.raises(ValueError, match="is damaged"):
@@ -346,7 +346,7 @@ def test_a_damaged_entry_is_not_evaluated_anew_unasked(one_rank, filled, monkeyp
 
 
 class Model:
-    """Gives -pair of each pair's chosen response, -pair - 1/2 of its rejected one; or nothing, off the last stage."""
+    """Returns -pair for each pair's chosen response and -pair - 1/2 for its rejected one; None on earlier stages."""
 
     def __init__(self, *, is_last_stage):
         self.is_last_stage, self.calls = is_last_stage, []
@@ -378,7 +378,7 @@ def test_every_pair_of_a_split_is_evaluated(one_rank, is_last_stage):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_log_probabilities_that_are_not_finite_do_not_enter_the_cache(one_rank, cache, monkeypatch, value):
+def test_log_probabilities_that_are_not_finite_are_not_cached(one_rank, cache, monkeypatch, value):
     monkeypatch.setattr(dist, "broadcast", lambda tensor, src: None)
 
     def load_with(model):
@@ -407,26 +407,26 @@ def test_log_probabilities_that_are_not_finite_do_not_enter_the_cache(one_rank, 
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_noise_of_what_is_not_finite_is_infinite_on_every_rank(one_rank, monkeypatch, value):
+def test_noise_is_infinite_on_every_rank_if_a_value_is_not_finite(one_rank, monkeypatch, value):
     reduced = []
     monkeypatch.setattr(dist, "all_reduce", lambda tensor, op: reduced.append(tensor.item()))
     batch = next(batches_of(PAIRS, global_batch=3, capacity=9).in_file_order())
-    kept = Model(is_last_stage=True).get_logprob_batch(batch)
-    kept[0] = kept[0].index_fill(0, torch.tensor([0]), value)
-    assert noise_of_reference(Model(is_last_stage=True), batch.with_references(kept), live=True) == np.inf
-    assert reduced == [np.inf]  # a maximum over ranks need not let a NaN through
+    references = Model(is_last_stage=True).get_logprob_batch(batch)
+    references[0] = references[0].index_fill(0, torch.tensor([0]), value)
+    assert noise_of_reference(Model(is_last_stage=True), batch.with_references(references), live=True) == np.inf
+    assert reduced == [np.inf]  # a maximum over ranks may drop a NaN
 
 
 @pytest.mark.parametrize("is_last_stage", [True, False])
-def test_noise_is_the_largest_difference_of_a_response(one_rank, monkeypatch, is_last_stage):
+def test_noise_is_the_largest_difference_per_response(one_rank, monkeypatch, is_last_stage):
     monkeypatch.setattr(dist, "all_reduce", lambda tensor, op: None)
     batch = next(batches_of(PAIRS, global_batch=3, capacity=9).in_file_order())
-    kept = Model(is_last_stage=True).get_logprob_batch(batch)
+    references = Model(is_last_stage=True).get_logprob_batch(batch)
     model = Model(is_last_stage=is_last_stage)
     model.cfg, model.get_model_module_list = {}, lambda: []
-    assert noise_of_reference(model, batch.with_references(kept), live=False) == 0.0
-    kept[-1] = kept[-1] + torch.linspace(0.25, -0.75, len(kept[-1]))
-    assert noise_of_reference(model, batch.with_references(kept), live=True) == (0.75 if is_last_stage else 0.0)
+    assert noise_of_reference(model, batch.with_references(references), live=False) == 0.0
+    references[-1] = references[-1] + torch.linspace(0.25, -0.75, len(references[-1]))
+    assert noise_of_reference(model, batch.with_references(references), live=True) == (0.75 if is_last_stage else 0.0)
 
 
 def test_a_rank_evaluates_its_share(one_rank):
@@ -438,7 +438,7 @@ def test_a_rank_evaluates_its_share(one_rank):
     assert (sum(shares)[:, 1] == [-1.0, -3.0, -5.0, -7.0]).all()
 
 
-# Ranks as processes of their own: a lock is between processes.
+# Ranks are separate processes here, since the lock is between processes.
 
 
 def start_rank(folder, group, *, rank=0, ranks=1):
@@ -459,7 +459,7 @@ def notes_of(folder):
 
 
 def in_processes(function, folder, number, *more):
-    """Start processes that wait for one another before they begin; each one's exit code."""
+    """Start processes that begin at the same time; returns their exit codes."""
     context = mp.get_context("spawn")
     together = context.Barrier(number)
     processes = [context.Process(target=function, args=(folder, index, together, *more)) for index in range(number)]
@@ -490,7 +490,7 @@ def race(folder, index, together):
     dist.destroy_process_group()
 
 
-def test_of_two_runs_one_evaluates_and_both_have_the_values(tmp_path):
+def test_one_of_two_runs_evaluates_and_both_get_the_values(tmp_path):
     assert in_processes(race, tmp_path, 2) == [0, 0]
     (line,) = notes_of(tmp_path)
     first, second = values_of(tmp_path, 2)
@@ -499,7 +499,7 @@ def test_of_two_runs_one_evaluates_and_both_have_the_values(tmp_path):
 
 
 def death(folder, index, together):
-    """Process 0 dies while it evaluates; process 1 comes meanwhile."""
+    """Process 0 dies while evaluating; process 1 arrives meanwhile."""
     cache = start_rank(folder, f"group_{index}")
 
     def evaluate():
@@ -517,14 +517,14 @@ def death(folder, index, together):
     dist.destroy_process_group()
 
 
-def test_a_run_that_died_while_it_evaluated_blocks_no_other(tmp_path):
+def test_a_run_that_died_while_evaluating_does_not_block_others(tmp_path):
     assert in_processes(death, tmp_path, 2) == [9, 0]
     assert notes_of(tmp_path) == ["evaluated_by_0", "evaluated_by_1"]
     assert (np.load(tmp_path / "1.npy") == VALUES).all()
 
 
 def ranks_of_a_run(folder, index, together):
-    """Twice the same run, of two ranks: it evaluates, then it reads."""
+    """The same run twice, on two ranks: the first evaluates, the second reads."""
     cache = start_rank(folder, "group", rank=index, ranks=2)
     make, made = cache.lock, []
     cache.lock = lambda key: made.append(make(key)) or made[-1]

@@ -46,20 +46,20 @@ def test_a_new_folder_gets_configuration_and_manifest(folder, inputs):
     assert "preference_loss: minordpo" in folder.config.read_text()
 
 
-def test_the_manifest_says_how_the_prompts_were_written(folder, inputs):
+def test_the_manifest_records_how_the_prompts_were_made(folder, inputs):
     way = {"template": "chat", "system": None, "date": "2024-03-09", "template_options": {}}
     Manifest(stage="prepare hf", settings=way).write(inputs["train"][0].parent)
     prepare(folder, settings(), inputs)
     assert Manifest.read(folder.path).prompts == [way]
 
 
-def test_the_same_command_goes_on_and_a_new_layout_too(folder, inputs):
+def test_the_same_command_resumes_also_at_another_layout(folder, inputs):
     prepare(folder, settings(), inputs)
     again = []
     folder.prepare(settings("trainer.devices=2", "trainer.dpo.save_interval=9"), inputs=inputs, make_data=again.clear)
 
 
-def test_a_run_from_before_a_setting_existed_goes_on_with_its_default(folder, inputs):
+def test_a_run_older_than_a_setting_resumes_with_its_default(folder, inputs):
     prepare(folder, settings(), inputs)
     file = folder.path / "manifest.json"
     manifest = json.loads(file.read_text())
@@ -83,22 +83,22 @@ def test_another_objective_is_refused_with_the_differing_keys(folder, inputs):
 
 
 @pytest.mark.parametrize("changed", ["reference", "train"])
-def test_other_contents_under_the_same_name_are_refused(folder, inputs, changed):
-    """Upstream reads the reference again from whatever the path holds by now."""
+def test_changed_contents_under_the_same_name_are_refused(folder, inputs, changed):
+    """Upstream would read the reference again from the path, whatever it now contains."""
     prepare(folder, settings(), inputs)
     inputs[changed][0].write_text("something else")
     with pytest.raises(ValueError, match=f"sha256 of {changed}"):
         prepare(folder, settings(), inputs)
 
 
-def test_the_same_contents_under_another_name_are_the_same(folder, inputs, tmp_path):
+def test_the_same_contents_under_another_name_are_accepted(folder, inputs, tmp_path):
     prepare(folder, settings(), inputs)
     inputs["train"][0].rename(tmp_path / "moved.jsonl")
     moved = {**inputs, "train": [tmp_path / "moved.jsonl"]}
     folder.prepare(settings("model.data.data_prefix.train=[moved.jsonl]"), inputs=moved, make_data=lambda: None)
 
 
-def test_a_folder_with_something_else_is_left_alone(folder, inputs):
+def test_a_folder_with_other_files_is_left_alone(folder, inputs):
     folder.path.mkdir()
     (folder.path / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not empty and not a run folder"):
@@ -121,7 +121,7 @@ def line(step, split="train"):
     return StepMetrics(split=split, step=step, epoch=0, consumed_pairs=step, values={"loss": 0.5})
 
 
-def test_metrics_of_steps_that_are_done_again_go(folder):
+def test_metrics_of_repeated_steps_are_removed(folder):
     folder.path.mkdir()
     with folder.open_metrics(after=0) as metrics:
         for step in (1, 2, 3, 4):
@@ -133,7 +133,7 @@ def test_metrics_of_steps_that_are_done_again_go(folder):
     assert steps == [1, 2, 3]
 
 
-def test_an_attempt_that_was_replaced_writes_no_metrics_into_the_new_file(folder):
+def test_a_replaced_attempt_cannot_write_to_the_new_metrics_file(folder):
     folder.path.mkdir()
     old = folder.open_metrics(after=0)
     old.write(to_json_line(line(1)))

@@ -25,7 +25,7 @@ def test_cosine_worked_by_hand():
 @pytest.mark.parametrize("max_steps", [1, 2, 3, 11, 1010, 3000])
 @pytest.mark.parametrize("warmup_ratio", [0.0, 0.1, 0.9])
 def test_positive_from_the_first_step_to_the_last(name, max_steps, warmup_ratio):
-    """Upstream's first step has lr 0, and runs under 1010 steps fall to the minimum right after the warm-up."""
+    """Upstream's first step has lr 0, and runs of fewer than 1010 steps drop to the minimum right after the warm-up."""
     values = rates(max_steps, name=name, warmup_ratio=warmup_ratio)
     assert min(values) > 0
     assert max(values) <= 1.0
@@ -34,7 +34,7 @@ def test_positive_from_the_first_step_to_the_last(name, max_steps, warmup_ratio)
     assert values[peak:] == sorted(values[peak:], reverse=True)
 
 
-def test_warmup_steps_win_over_the_ratio():
+def test_warmup_steps_override_the_ratio():
     assert rates(10, name="constant", warmup_steps=0, warmup_ratio=0.5) == [1.0] * 10
 
 

@@ -1,4 +1,4 @@
-"""conf/model, conf/parallel and conf/precision: every combination composes, and those that are meant to fit do."""
+"""conf/model, conf/parallel and conf/precision: every combination composes, and those meant to fit do fit."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from nemo_minordpo.train.model.layout import data_parallel_size
 from nemo_minordpo.train.model.model_config import build_model_config, model_size
 from nemo_minordpo.train.plan import numerics_of
 
-TOKENS_OF_A_PAIR = 400  # places that a zero-shot MetaMath pair takes, and 60 % of them predict a response token
+TOKENS_OF_A_PAIR = 400  # positions that a zero-shot MetaMath pair takes; 60 % of them predict a response token
 LLAMA_31_ROPE = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
@@ -30,7 +30,7 @@ def hf(model_type, layers, hidden, heads, groups, ffn, vocab, theta, **more):
     }  # fmt: skip
 
 
-# config.json of each, as published
+# their config.json, as published
 MODELS = {
     "qwen1.5-7b": hf("qwen2", 32, 4096, 32, 32, 11008, 151936, 1e6),
     "qwen2.5-7b": hf("qwen2", 28, 3584, 28, 4, 18944, 152064, 1e6),
@@ -61,7 +61,7 @@ def built(config, architecture):
 
 
 def memory_gib(config, architecture):
-    """Of the fullest rank, rows as full as they may be."""
+    """Memory of the fullest rank, with rows as full as possible."""
     model = built(config, architecture)
     section, data_parallel = config.model, data_parallel_size(config)
     rows = section.data.packed_sequence_size
@@ -82,7 +82,7 @@ def rows_of_a_rank(config):
     return places / section.data.packed_sequence_size / data_parallel_size(config)
 
 
-def test_the_models_are_those_that_are_shipped_and_as_large_as_they_are_called():
+def test_every_shipped_model_has_the_size_in_its_name():
     assert names("model") == sorted(MODELS)
     assert names("parallel") == ["gpus1", "gpus16", "gpus2", "gpus64", "gpus8"]
     assert names("precision") == ["bf16", "fp32", "fp8_hybrid"]
@@ -97,7 +97,7 @@ def test_the_models_are_those_that_are_shipped_and_as_large_as_they_are_called()
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("precision", ["bf16", "fp8_hybrid"])
 @pytest.mark.parametrize("parallel", ["gpus1", "gpus2", "gpus8", "gpus16", "gpus64"])
-def test_every_combination_composes_and_is_built_or_refused_for_its_ranks_alone(name, precision, parallel):
+def test_every_combination_is_built_or_refused_for_its_ranks_only(name, precision, parallel):
     config = composed(f"model={name}", f"parallel={parallel}", f"precision={precision}")
     ranks = config.trainer.num_nodes * config.trainer.devices
     assert ranks == int(parallel.removeprefix("gpus"))
@@ -117,14 +117,14 @@ def test_every_combination_composes_and_is_built_or_refused_for_its_ranks_alone(
     ("name", "parallel"),
     [(name, "gpus64" if MODELS[name]["num_hidden_layers"] == 80 else "gpus8") for name in MODELS],
 )
-def test_a_model_fits_into_80_gb_where_its_file_says_so(name, parallel):
+def test_a_model_fits_in_80_gb_where_its_file_says_so(name, parallel):
     config = composed(f"model={name}", f"parallel={parallel}", "precision=bf16")
-    assert 30 < memory_gib(config, MODELS[name]) < 70  # a few GiB for what an estimate forgets
-    # the pipeline idles less than half
+    assert 30 < memory_gib(config, MODELS[name]) < 70  # leaves a few GiB for what the estimate does not cover
+    # the pipeline is idle less than half of the time
     assert rows_of_a_rank(config) >= 1.5 * config.model.pipeline_model_parallel_size
 
 
-def test_what_one_and_two_gpus_are_for():
+def test_models_for_one_and_two_gpus_fit():
     alone = composed("parallel=gpus1", "precision=bf16")
     assert memory_gib(alone, SMALL) < 70
     assert memory_gib(alone, MODELS["qwen1.5-7b"]) > 80
@@ -135,7 +135,7 @@ def test_what_one_and_two_gpus_are_for():
     assert memory_gib(one, MODELS["qwen1.5-7b"]) < 70
 
 
-def test_fp8_wants_sides_of_sixteen():
+def test_fp8_requires_multiples_of_16():
     config = composed("precision=fp8_hybrid")
     odd = {**SMALL, "intermediate_size": 8968}
     with pytest.raises(ValueError, match=r"model.fp8: ffn_hidden_size / TP = 8968 is not a multiple of 16"):
@@ -148,7 +148,7 @@ FUSIONS = ("apply_rope_fusion", "bias_activation_fusion", "gradient_accumulation
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8_hybrid"])
-def test_fusions_are_what_they_are_asked_to_be(precision):
+def test_fusions_are_set_as_requested(precision):
     single = built(composed(f"precision={precision}"), SMALL)
     fused = built(composed(f"precision={precision}", "fusions=te"), SMALL)
     assert [single[name] for name in FUSIONS] == [False] * 3

@@ -1,4 +1,4 @@
-"""Adapters that training starts from: what they are is read from them; what contradicts them is refused."""
+"""Adapters to start from: described by their own files; contradicting settings are rejected."""
 
 import tarfile
 
@@ -58,7 +58,7 @@ def refused(path, *overrides, checkpoint=MODEL):
     return str(error.value)
 
 
-def test_they_say_themselves_what_they_are(tmp_path):
+def test_adapters_are_described_by_their_own_config(tmp_path):
     qkv, _, up, _ = SIZES
     model = start(write(tmp_path / "adapters", shapes(qkv, up)))
     lora = model.peft.lora_tuning
@@ -67,16 +67,16 @@ def test_they_say_themselves_what_they_are(tmp_path):
     words = in_words(model, tmp_path)
     assert "rank 3, alpha 7.5, dropout 0.1, on attention_qkv, mlp_fc1)" in words
     assert words.endswith("the reference is the model with these adapters")
-    # control: new ones
+    # control: new adapters
     assert build("model.peft.peft_scheme=lora").peft.lora_tuning.adapter_dim == 32
 
 
-def test_without_an_alpha_it_is_the_rank(tmp_path):
+def test_alpha_defaults_to_the_rank(tmp_path):
     model = start(write(tmp_path / "adapters", lora={**LORA, "alpha": None}))
     assert model.peft.lora_tuning.alpha == 3
 
 
-def test_as_a_file(tmp_path):
+def test_adapters_can_be_a_file(tmp_path):
     write(tmp_path / "adapters")
     for mode in ("w", "w:gz"):
         with tarfile.open(tmp_path / "adapters.nemo", mode) as archive:
@@ -84,7 +84,7 @@ def test_as_a_file(tmp_path):
         assert start(tmp_path / "adapters.nemo").peft.lora_tuning.alpha == 7.5
 
 
-def test_what_is_set_must_agree(tmp_path):
+def test_settings_must_agree_with_the_adapters(tmp_path):
     path = write(tmp_path / "adapters", lora={**LORA, "alpha": 6})
     same = ["model.peft.lora_tuning.target_modules=[mlp,attention]", "model.peft.lora_tuning.adapter_dim=3"]
     assert start(path, *same, "model.peft.lora_tuning.alpha=6").peft.lora_tuning.alpha == 6
@@ -93,15 +93,15 @@ def test_what_is_set_must_agree(tmp_path):
         ("adapter_dim=32", "3"),  # the default of new adapters
         ("target_modules=[attention]", "['attention_qkv', 'attention_dense', 'mlp_fc1', 'mlp_fc2']"),
     ):
-        said = refused(path, f"model.peft.lora_tuning.{setting}")
-        assert said.startswith(f"model.peft.lora_tuning.{setting.split('=')[0]}=")
-        assert said.endswith(f"{PATH}={path} have {theirs}: leave it out")
-    # which is the run's own
+        message = refused(path, f"model.peft.lora_tuning.{setting}")
+        assert message.startswith(f"model.peft.lora_tuning.{setting.split('=')[0]}=")
+        assert message.endswith(f"{PATH}={path} have {theirs}: leave it out")
+    # dropout is the run's own
     assert start(path, "model.peft.lora_tuning.adapter_dropout=0").peft.lora_tuning.adapter_dropout == 0
 
 
 @pytest.mark.parametrize(
-    ("tensors", "other", "said"),
+    ("tensors", "other", "expected"),
     [
         (shapes(*SIZES, layers=2), {}, "(2, 3, 64), but adapters of rank 3 for this model have (4, 3, 64)"),
         (shapes(*SIZES, rank=4), {}, "(4, 4, 64), but adapters of rank 3 for this model have (4, 3, 64)"),
@@ -111,12 +111,12 @@ def test_what_is_set_must_agree(tmp_path):
     ],
     ids=["layers", "rank", "config", "same shapes", "kind"],
 )
-def test_adapters_of_another_model(tmp_path, tensors, other, said):
-    assert said in refused(write(tmp_path / "adapters", tensors, model={**MODEL, **other}))
+def test_adapters_of_another_model_are_rejected(tmp_path, tensors, other, expected):
+    assert expected in refused(write(tmp_path / "adapters", tensors, model={**MODEL, **other}))
 
 
 @pytest.mark.parametrize(
-    ("lora", "said"),
+    ("lora", "expected"),
     [
         ({**LORA, "variant": "canonical"}, "peft.lora_tuning.variant='canonical': only plain LoRA is supported"),
         ({**LORA, "weight_tying": True}, "peft.lora_tuning.weight_tying=True"),
@@ -126,11 +126,11 @@ def test_adapters_of_another_model(tmp_path, tensors, other, said):
         (None, "no peft.lora_tuning section, which has the adapters' scale"),
     ],
 )
-def test_what_is_no_plain_lora(tmp_path, lora, said):
-    assert said in refused(write(tmp_path / "adapters", lora=lora))
+def test_anything_but_plain_lora_is_rejected(tmp_path, lora, expected):
+    assert expected in refused(write(tmp_path / "adapters", lora=lora))
 
 
-def test_a_file_a_rank_is_for_its_layout(tmp_path):
+def test_one_file_per_rank_requires_the_same_layout(tmp_path):
     two = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 1}
     path = write(tmp_path / "adapters", model={**MODEL, **two})
     (path / "model_weights/.metadata").unlink()
@@ -139,12 +139,12 @@ def test_a_file_a_rank_is_for_its_layout(tmp_path):
         torch.save({}, path / f"mp_rank_{rank:02}/model_weights.ckpt")
     at_two = ["model.tensor_model_parallel_size=2", "trainer.devices=2"]
     assert len(start(path, *at_two).peft.lora_tuning.target_modules) == 4
-    said = refused(path)
-    assert "contains one file per rank, for model.tensor_model_parallel_size=2: set that" in said
-    assert f"minordpo export-hf {path} peft --adapters peft" in said
+    message = refused(path)
+    assert "contains one file per rank, for model.tensor_model_parallel_size=2: set that" in message
+    assert f"minordpo export-hf {path} peft --adapters peft" in message
 
 
-def test_what_is_no_adapters(tmp_path):
+def test_files_without_adapters_are_rejected(tmp_path):
     whole = {"embedding.word_embeddings.weight": (8, 4)}
     assert "contains no adapters" in refused(write(tmp_path / "base", whole, scheme="none", lora=None))
     run = write(tmp_path / "run")
@@ -161,7 +161,7 @@ def test_what_is_no_adapters(tmp_path):
     assert "model_weights/.metadata is damaged" in refused(damaged)
 
 
-def test_adapters_are_no_model_to_start_from(tmp_path):
+def test_adapters_are_not_a_model_to_start_from(tmp_path):
     whole = {"embedding.word_embeddings.weight": (8, 4)}
     assert read_checkpoint_config(write(tmp_path / "base", whole, scheme="none", lora=None)).num_layers == 4
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Signals, the clock, and ranks that wait for ever."""
+"""Signals, the time limit, and ranks that hang."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from nemo_minordpo.train.folder.stopping import StallDetector, StopRequest
 
 @pytest.fixture
 def one_rank(monkeypatch, tmp_path):
-    """A process group of this process alone, and its signals as they were."""
+    """A process group of this process only; restores its signal handlers."""
     monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
@@ -24,17 +24,17 @@ def one_rank(monkeypatch, tmp_path):
     torch.distributed.destroy_process_group()
 
 
-def test_nothing_asked(one_rank):
+def test_no_request_no_stop(one_rank):
     assert StopRequest(max_seconds=None).agreed() == ""
     assert StopRequest(max_seconds=60).agreed() == ""
 
 
-def test_the_clock(one_rank):
+def test_the_time_limit_is_a_reason_to_stop(one_rank):
     assert StopRequest(max_seconds=0).agreed().startswith("time limit reached")
 
 
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
-def test_a_signal_however_often(one_rank, name):
+def test_repeated_signals_are_one_request(one_rank, name):
     request = StopRequest(max_seconds=None)
     request.listen()
     for _ in range(3):
@@ -42,7 +42,7 @@ def test_a_signal_however_often(one_rank, name):
     assert request.agreed() == name
 
 
-def test_the_weightier_reason_counts(one_rank):
+def test_the_reason_with_the_highest_priority_counts(one_rank):
     request = StopRequest(max_seconds=0)
     request.listen()
     os.kill(os.getpid(), signal.SIGTERM)
@@ -65,20 +65,20 @@ def clock():
 
 @pytest.fixture
 def stalls(clock, monkeypatch):
-    """Of 10 s, without the thread that asks it."""
+    """A detector with a limit of 10 s, without its thread."""
     stalls = StallDetector(max_seconds=10, on_stall=lambda reason: None, clock=clock)
     monkeypatch.setattr(stalls._thread, "start", lambda: None)
     return stalls
 
 
-def test_what_moves_is_not_ended(stalls, clock):
+def test_progress_prevents_a_stall(stalls, clock):
     for step in range(8):
         stalls.beat(f"step {step}")
         clock.now += 10.0
         assert stalls.stalled() == ""
 
 
-def test_what_does_not_move_is_named(stalls, clock):
+def test_a_stall_names_the_stage(stalls, clock):
     stalls.beat("step 6")
     stalls.beat("step 7")
     clock.now += 10.5
@@ -87,7 +87,7 @@ def test_what_does_not_move_is_named(stalls, clock):
     assert stalls.stalled() == ""
 
 
-def test_nothing_has_to_move_before_the_first_step_and_after_the_last(stalls, clock):
+def test_no_stall_before_the_first_step_or_after_the_last(stalls, clock):
     clock.now += 1e6
     assert stalls.stalled() == ""
     stalls.beat("the last step")
@@ -96,7 +96,7 @@ def test_nothing_has_to_move_before_the_first_step_and_after_the_last(stalls, cl
     assert stalls.stalled() == ""
 
 
-def test_a_process_in_which_nothing_moves_ends():
+def test_a_stalled_process_exits():
     script = (
         "import sys, time\nfrom nemo_minordpo.train.folder.stopping import StallDetector\n"
         "say = lambda reason: sys.stdout.write(reason) and sys.stdout.flush()\n"
@@ -110,8 +110,8 @@ def test_a_process_in_which_nothing_moves_ends():
 
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
 @pytest.mark.parametrize("spared", [True, False])
-def test_helpers_live_through_signals(name, spared):
-    """In a process of its own: the first helper is the one that counts. As Megatron starts its own."""
+def test_helper_processes_survive_signals(name, spared):
+    """In a separate process, since the first helper is the critical one; started as Megatron starts its helpers."""
     script = (
         "import multiprocessing, os, signal\nfrom contextlib import nullcontext\n"
         "from nemo_minordpo.train.folder.stopping import signals_kept_from_children\n"
@@ -131,7 +131,7 @@ def test_helpers_live_through_signals(name, spared):
     assert done.stdout == ("alive\n" if spared else "dead\n"), done.stderr
 
 
-def test_no_limit_no_thread():
+def test_without_a_limit_there_is_no_thread():
     stalls = StallDetector(max_seconds=None, on_stall=lambda reason: None)
     stalls.beat("a step")
     assert not stalls._thread.is_alive()

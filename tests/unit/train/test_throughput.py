@@ -16,7 +16,7 @@ SIZE = ModelSize(
     gated=True,
 )
 WORK = StepWork(pairs=6, unique_tokens=300, equivalent_tokens=500, attended=4000, targets=50, places=400)
-# a layer: 8 * 8 (queries), 2 * 8 * 4 (keys, values), 8 * 8 (projection), 3 * 8 * 16 (MLP)
+# per layer: 8 * 8 (queries), 2 * 8 * 4 (keys, values), 8 * 8 (projection), 3 * 8 * 16 (MLP)
 LINEAR, ATTENTION = 2 * 2 * (64 + 64 + 64 + 384) * 300 + 2 * 8 * 100 * 50, 2 * 4 * 8 * 4000
 
 
@@ -38,7 +38,7 @@ def test_rates_worked_by_hand(frozen, flops):
     )
 
 
-def test_the_peak_is_that_of_the_best_product(monkeypatch):
+def test_the_peak_comes_from_the_fastest_product(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(throughput, "_CPU_N", 32)

@@ -40,8 +40,8 @@ def test_eos_is_not_doubled(write, tmp_path, tokenizer):
 
 @pytest.mark.parametrize("eos", ["<|im_end|>", "<|endoftext|>"])
 @pytest.mark.parametrize("end", ["<|im_end|>", "<|im_end|>\n", "<|im_end|>\n\n \t", "<|im_end|>\n<|im_end|>\n"])
-def test_a_response_that_is_written_with_its_end_has_one(write, tmp_path, capsys, eos, end):
-    """As the template ends a turn, with white space behind it; whatever the tokenizer calls its EOS."""
+def test_a_response_that_includes_its_end_gets_no_second_one(write, tmp_path, capsys, eos, end):
+    """The end as a chat template writes it, followed by white space, whichever token is the tokenizer's EOS."""
     chatml = make_tokenizer(CHATML, eos=eos)
     rows = [pair(chosen=f"4{end}", rejected=f"5 <|im_end|> 5\n{end}"), pair(chosen="4\n", rejected="5")]
     arrays = tokenize([write(*rows)], tmp_path / "data", chatml)
@@ -51,13 +51,13 @@ def test_a_response_that_is_written_with_its_end_has_one(write, tmp_path, capsys
         for rejected in (False, True)
     ]
     assert texts == ["4<|im_end|>", "5 <|im_end|> 5\n<|im_end|>", f"4\n{eos}", f"5{eos}"]
-    told = "train: 2 responses cut at their end, which white space or a second end followed"
-    assert capsys.readouterr().err.count(told) == (end != "<|im_end|>")
+    message = "train: 2 responses cut at their end, which white space or a second end followed"
+    assert capsys.readouterr().err.count(message) == (end != "<|im_end|>")
     without = tokenize([write(*rows)], tmp_path / "without", chatml, append_eos=False)
     assert chatml.decode(without.sequence(0, rejected=False)).endswith(f"4{end}")
 
 
-def test_responses_that_differ_in_their_end_alone_are_the_same(write, tmp_path):
+def test_responses_that_only_differ_in_their_end_are_equal(write, tmp_path):
     path = write(pair(chosen="4", rejected="4<|im_end|>\n"))
     with pytest.raises(ValueError, match="have the same tokens"):
         tokenize([path], tmp_path / "data", make_tokenizer(CHATML))
@@ -84,7 +84,7 @@ def common_beginning(chosen, rejected):
 
 
 @pytest.mark.parametrize("append_eos", [True, False])
-def test_shared_tokens_end_where_the_sequences_part(write, tmp_path, tokenizer, append_eos):
+def test_shared_tokens_end_where_the_sequences_diverge(write, tmp_path, tokenizer, append_eos):
     rows = write(
         pair(),
         pair(chosen="yes", rejected="no"),
@@ -101,7 +101,7 @@ def test_shared_tokens_end_where_the_sequences_part(write, tmp_path, tokenizer, 
     nothing, prefix = arrays.shared_lengths[1], arrays.shared_lengths[2]
     assert nothing == arrays.prompt_lengths[1]
     assert arrays.shared_lengths[0] > arrays.prompt_lengths[0]
-    # without EOS one response is the beginning of the other, and no token differs
+    # without EOS, one response is a prefix of the other, so no token differs
     assert prefix == len(arrays.sequence(2, rejected=False)) - append_eos
     assert arrays.shared_lengths[3] == prefix
 
@@ -126,7 +126,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("message", FAULTS)
-def test_every_fault_is_told_with_its_place(write, tmp_path, tokenizer, message):
+def test_every_fault_is_reported_with_its_place(write, tmp_path, tokenizer, message):
     path = write(pair(), FAULTS[message], pair(chosen="4", rejected="3"))
     with pytest.raises(ValueError) as error:  # noqa: PT011
         tokenize([path], tmp_path / "data", tokenizer)
@@ -158,21 +158,21 @@ def test_blank_lines_are_skipped_and_lines_keep_their_numbers(write, tmp_path, t
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b'{"prompt": "\xff\xfe"}\n'])
-def test_files_that_hold_nothing(tmp_path, tokenizer, content):
+def test_files_without_pairs_are_rejected(tmp_path, tokenizer, content):
     path = tmp_path / "empty.jsonl"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"no train pairs can be used|not UTF-8"):
         tokenize([path], tmp_path / "data", tokenizer)
 
 
-def test_a_complete_folder_is_left_as_it_is(write, tmp_path, tokenizer):
+def test_a_complete_folder_is_not_changed(write, tmp_path, tokenizer):
     tokenize([write(pair())], tmp_path / "data", tokenizer)
     before = (tmp_path / "data/tokens.npy").stat().st_mtime_ns
     tokenize([write(pair(), pair(chosen="4"))], tmp_path / "data", tokenizer)
     assert (tmp_path / "data/tokens.npy").stat().st_mtime_ns == before
 
 
-def test_several_chunks_keep_the_order_of_the_file(write, tmp_path, tokenizer):
+def test_chunks_preserve_the_order_of_the_file(write, tmp_path, tokenizer):
     path = write(*(pair(chosen=f"{number} is it") for number in range(1100)))
     arrays = tokenize([path], tmp_path / "data", tokenizer)
     for number in (0, 511, 512, 1099):
