@@ -43,7 +43,7 @@ def _of_rewards(grid: Grid) -> str:
             ends = [end for end in (one.final("rewards/chosen") for one in trained) if _side(end) == side]
             if ends:
                 parts.append(f"{loss} {_how_many(len(ends), len(trained))}({_range(ends)})")
-    parts = [f"{side} under {listed(losses)}" for side, losses in sides.items() if losses]
+    parts = [f"{side} for {listed(losses)}" for side, losses in sides.items() if losses]
     return f"rewards/chosen ends {listed(parts)}." if parts else ""
 
 

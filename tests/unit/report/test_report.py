@@ -92,11 +92,11 @@ def test_the_table_shows_the_numbers_of_the_folders(make, tmp_path, capsys):
     assert "| model | strict, % (95 % interval) | flexible % | degenerate, % | rewards/chosen |" in text
     assert "| dpo | 50.0 (43.0-57.0) | 55.0 | 2.0 | -12.34 | -20.00 | +7.66 | 2 | 1:03 |" in text
     assert "| minordpo | - | - | - | +0.50 | +0.25 | +0.25 | 1 | - |" in text
-    assert "rewards/chosen ends below zero under dpo (-12.3) and above zero under minordpo (+0.5)." in text
+    assert "rewards/chosen ends below zero for dpo (-12.3) and above zero for minordpo (+0.5)." in text
     assert "- minordpo: no score: " in text
     shown = capsys.readouterr().out
     assert "60.0 (53.0-67.0)" in shown
-    assert "below zero under dpo" in shown
+    assert "below zero for dpo" in shown
 
 
 def test_the_figure_has_curves(make, tmp_path):

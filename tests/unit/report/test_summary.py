@@ -54,14 +54,14 @@ def line_with(sentences, text):
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"dpo": -1.0, "dpop": -2.0, "minordpo": 3.0}, "below zero under dpo (-1) and dpop (-2) and above zero"),
-        ({"dpo": 1.0, "minordpo": -3.0}, "rewards/chosen ends below zero under minordpo (-3) and above zero under dpo"),
-        ({"dpo": 0.0}, "rewards/chosen ends at zero under dpo (+0)."),
+        ({"dpo": -1.0, "dpop": -2.0, "minordpo": 3.0}, "below zero for dpo (-1) and dpop (-2) and above zero"),
+        ({"dpo": 1.0, "minordpo": -3.0}, "rewards/chosen ends below zero for minordpo (-3) and above zero for dpo"),
+        ({"dpo": 0.0}, "rewards/chosen ends at zero for dpo (+0)."),
         (
             {"dpo": math.nan, "dpop": math.inf},
-            "rewards/chosen ends at a non-finite value under dpo (+nan) and dpop (+inf).",
+            "rewards/chosen ends at a non-finite value for dpo (+nan) and dpop (+inf).",
         ),
-        ({"a": 1.0, "b": 2.0, "c": 3.0}, "rewards/chosen ends above zero under a (+1), b (+2) and c (+3)."),
+        ({"a": 1.0, "b": 2.0, "c": 3.0}, "rewards/chosen ends above zero for a (+1), b (+2) and c (+3)."),
     ],
 )
 def test_the_side_on_which_rewards_end(values, expected):
@@ -72,8 +72,8 @@ def test_settings_of_a_loss_are_counted_by_the_side_on_which_they_end():
     ends = [-3.0, -1.0, 2.0]
     sentence = said(*(run("dpo", 50, chosen=end, beta=0.1 * n) for n, end in enumerate(ends, start=1)))[0]
     assert sentence == (
-        "rewards/chosen ends below zero under dpo at 2 of 3 settings (-3 to -1) "
-        "and above zero under dpo at 1 of 3 settings (+2)."
+        "rewards/chosen ends below zero for dpo at 2 of 3 settings (-3 to -1) "
+        "and above zero for dpo at 1 of 3 settings (+2)."
     )
 
 
@@ -205,7 +205,7 @@ def test_missing_runs_of_a_sweep_are_reported():
 
 def test_an_unfinished_run_has_no_final_value():
     going = [run("dpo", chosen=-5.0, done=False), run("dpo", chosen=-9.0, beta=0.2)]
-    assert line_with(said(*going), "rewards/chosen ends") == "rewards/chosen ends below zero under dpo (-9)."
+    assert line_with(said(*going), "rewards/chosen ends") == "rewards/chosen ends below zero for dpo (-9)."
     found = {claim.text: claim for claim in claims(arrange(going, None))}
     assert found[ENDS].numbers.startswith("at 0 of 1 settings; rewards/chosen -9 to -9")
     assert found[BY_BETA].verdict == "not tested"
