@@ -2,7 +2,9 @@
 
 import torch
 
-from nemo_minordpo.core.losses import Options, Pairs
+from nemo_minordpo.config import DPOSection
+from nemo_minordpo.core.losses import Pairs
+from nemo_minordpo.train.model.preference_loss import options_of
 
 
 def pairs_with(chosen, rejected, *, log_probs=(-3.0, -4.0), num_tokens=(2, 3), reward_margin=0.0):
@@ -18,11 +20,6 @@ def pairs_with(chosen, rejected, *, log_probs=(-3.0, -4.0), num_tokens=(2, 3), r
     )
 
 
-def options_with(*, beta, dpop_lambda=50.0, gt_reward_scale=1.0, preference_loss_weight=1.0, sft_loss_weight=0.0):
-    return Options(
-        beta=beta,
-        dpop_lambda=dpop_lambda,
-        gt_reward_scale=gt_reward_scale,
-        preference_loss_weight=preference_loss_weight,
-        sft_loss_weight=sft_loss_weight,
-    )
+def options_with(*, beta, **options):
+    """Options as the configuration makes them, with its defaults."""
+    return options_of(DPOSection(ref_policy_kl_penalty=beta, **options))

@@ -19,13 +19,12 @@ from torch._dynamo.utils import counters
 from nemo_minordpo.core.attention import pair_attention
 from nemo_minordpo.core.flex import MAX_GRAPHS, row_attention
 from nemo_minordpo.core.logprobs import vocab_parallel_log_probs
-from nemo_minordpo.core.losses import LOSSES, Options, Pairs
+from nemo_minordpo.core.losses import LOSSES, Pairs
 from nemo_minordpo.core.pair_packing import may_attend
 from tests.gpu import NotRun, bounded, need_cuda
+from tests.losses import options_with
 
-_OPTIONS = Options(
-    beta=0.1, dpop_lambda=50.0, gt_reward_scale=1.0, preference_loss_weight=1.0, sft_loss_weight=0.0
-)  # fmt: skip
+_OPTIONS = options_with(beta=0.1)
 _TOKENS, _HIDDEN, _VOCAB = 256, 256, 8192
 _HEADS, _GROUPS, _HEAD_SIZE = 4, 2, 64
 _ROW_LENGTHS = (384, 96, 640, 512, 896, 40, 448, 768, 1024, 320, 120, 832)

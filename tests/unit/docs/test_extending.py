@@ -12,15 +12,16 @@ from nemo_minordpo import config
 from nemo_minordpo.convert import facts
 from nemo_minordpo.convert.mapping import mapping_table
 from nemo_minordpo.core import metrics
-from nemo_minordpo.core.losses import Options, Pairs
+from nemo_minordpo.core.losses import Pairs
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.build import BuildOptions, build
 from nemo_minordpo.prepare.sources import find_sources
 from nemo_minordpo.train.model.preference_loss import loss_called, require_usable_loss
+from tests.losses import options_with
 from tests.unit.convert.tiny_hf import config_of
 from tests.unit.docs.reading import ROOT, blocks
 
-OPTIONS = Options(beta=2.0, dpop_lambda=50.0, gt_reward_scale=1.0, preference_loss_weight=1.0, sft_loss_weight=0.0)
+OPTIONS = options_with(beta=2.0)
 PAIRS = Pairs(
     chosen_log_ratio=torch.tensor([0.5, -1.0], dtype=torch.float64),
     rejected_log_ratio=torch.tensor([-0.5, 1.0], dtype=torch.float64),
