@@ -1,4 +1,4 @@
-"""Commands that make questions and pairs."""
+"""Commands that prepare questions and pairs."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,13 +12,13 @@ from nemo_minordpo.commands.pair_options import SEED, Output, Sources, Split, Su
 def prepare_arithmetic(
     output: Annotated[Path, typer.Argument(help="Folder for train.jsonl and test.jsonl.")],
     num_train: Annotated[int, typer.Option(min=1, help="Problems in train.jsonl.")] = 2000,
-    num_test: Annotated[int, typer.Option(min=1, help="Problems in test.jsonl; none of them is in train.jsonl.")] = 200,
+    num_test: Annotated[int, typer.Option(min=1, help="Problems in test.jsonl; none is in train.jsonl.")] = 200,
     seed: Annotated[int, typer.Option(help="The same seed gives the same problems.")] = SEED,
     overwrite: Overwrite = False,
 ) -> None:
     """Generate arithmetic word problems in GSM8K's format.
 
-    Example: problems, then pairs from them
+    Example: generate problems, then make pairs from them
       minordpo prepare arithmetic problems --num-train 2000
       minordpo prepare gsm8k problems/train.jsonl pairs
     """
@@ -29,16 +29,14 @@ def prepare_arithmetic(
 
 @pair_options
 def prepare_gsm8k(
-    source: Annotated[
-        str, typer.Argument(help="GSM8K's train.jsonl, MetaMathQA's or MATH's rows; a file, glob, folder.")
-    ],
+    source: Annotated[str, typer.Argument(help="File, glob or folder: rows of GSM8K, MetaMathQA or MATH.")],
     output: Output,
     **shared: Any,
 ) -> None:
-    """Make close preference pairs of worked answers.
+    """Make preference pairs from worked answers; the two responses differ in one number.
 
-    Chosen is the worked answer; rejected differs from it in the result of one intermediate calculation: in GSM8K's
-    calculator marks, in plain equations (MetaMathQA: query and response), or in LaTeX (MATH: problem and solution).
+    Chosen is the worked answer; rejected has a wrong result in one intermediate calculation: in GSM8K's calculator
+    marks, in plain equations (MetaMathQA: query and response), or in LaTeX (MATH: problem and solution).
 
     Examples:
       minordpo prepare gsm8k gsm8k/train.jsonl pairs
@@ -56,27 +54,31 @@ def prepare_metamath(
     output: Output,
     metamathqa: Annotated[
         list[str] | None,
-        typer.Option(help="MetaMathQA-395K: file, folder or hub name; finds each question for certain."),
+        typer.Option(help="MetaMathQA-395K, which has the question of each response: file, folder or hub name."),
     ] = None,
     marker: Annotated[
-        str | None, typer.Option(help="Instead: a regular expression of what begins each question's line.")
+        str | None,
+        typer.Option(help="Instead of --metamathqa: regular expression for the start of a question's line."),
     ] = None,
     keep_few_shot: Annotated[
         bool,
-        typer.Option("--keep-few-shot", help="Keep prompts whose question is not found, instead of rejecting them."),
+        typer.Option(
+            "--keep-few-shot",
+            help="Leave prompts without a certain question unchanged, instead of rejecting them.",
+        ),
     ] = False,
     subset: Subset = None,
     split: Split = "train",
     **shared: Any,
 ) -> None:
-    r"""Make zero-shot pairs of abacusai/MetaMath_DPO_FewShot, as the MinorDPO paper trained on.
+    r"""Make zero-shot pairs from abacusai/MetaMath_DPO_FewShot, the training data of the MinorDPO paper.
 
-    Its prompts show solved questions before the one that is asked. With --metamathqa that one is looked up: it is
-    the query that MetaMathQA has for the row's chosen response, and the prompt must end with it; rewrites of one
-    question then stay on one side of the split. With --marker it is what stands behind the last marker at the start
-    of a line. A row for which neither is certain is rejected.
+    Its prompts show solved questions before the actual one. --metamathqa looks the actual question up: it is
+    MetaMathQA's query for the row's chosen response, and the prompt must end with it; all rewrites of a question
+    then stay on one side of the split. --marker takes the text after the last marker at the start of a line.
+    A row whose question is not certain is rejected.
 
-    Examples: a thousand rows first, then all
+    Examples: first a thousand rows, then all
       minordpo prepare metamath MetaMath_DPO_FewShot pairs --metamathqa MetaMathQA-395K.json --limit 1000
       minordpo prepare metamath abacusai/MetaMath_DPO_FewShot pairs --metamathqa meta-math/MetaMathQA \
         --template chat --tokenizer hf/base --num-validation 1000 --overwrite
@@ -95,40 +97,42 @@ def prepare_hf(
     sources: Sources,
     output: Output,
     prompt_column: Annotated[
-        str | None, typer.Option(help="Not given = prompt, instruction, question, input, messages.")
+        str | None, typer.Option(help="Default: prompt, instruction, question, input or messages.")
     ] = None,
-    chosen_column: Annotated[str | None, typer.Option(help="Not given = chosen or chosen_response.")] = None,
-    rejected_column: Annotated[str | None, typer.Option(help="Not given = rejected or rejected_response.")] = None,
+    chosen_column: Annotated[str | None, typer.Option(help="Default: chosen or chosen_response.")] = None,
+    rejected_column: Annotated[str | None, typer.Option(help="Default: rejected or rejected_response.")] = None,
     system_column: Annotated[
-        str | None, typer.Option(help="Of a system turn; not given = system, system_prompt or system_message.")
+        str | None, typer.Option(help="Column of the system turn; default: system, system_prompt or system_message.")
     ] = None,
     input_column: Annotated[
-        str | None, typer.Option(help="Of a text behind the prompt; not given = input, beside instruction.")
+        str | None,
+        typer.Option(help="Column of text after the prompt; default: input, if there is an instruction."),
     ] = None,
     history_column: Annotated[
-        str | None, typer.Option(help="Of earlier turns, pairs or messages; not given = history.")
+        str | None, typer.Option(help="Column of earlier turns, as pairs or messages; default: history.")
     ] = None,
     tools_column: Annotated[
-        str | None, typer.Option(help="Of functions for the chat template; not given = tools or functions.")
+        str | None, typer.Option(help="Column of functions for the chat template; default: tools or functions.")
     ] = None,
     chosen_reward_column: Annotated[
-        str | None, typer.Option(help="Not given = chosen_reward, score_chosen or chosen_score, where there is one.")
+        str | None, typer.Option(help="Default: chosen_reward, score_chosen or chosen_score, if present.")
     ] = None,
     rejected_reward_column: Annotated[
-        str | None, typer.Option(help="Not given = rejected_reward, score_rejected or rejected_score.")
+        str | None, typer.Option(help="Default: rejected_reward, score_rejected or rejected_score, if present.")
     ] = None,
     subset: Subset = None,
     split: Split = "train",
     **shared: Any,
 ) -> None:
-    r"""Make pairs of a published preference set: jsonl, json, parquet, or a data set of the Hugging Face hub.
+    r"""Make pairs from a published preference set: jsonl, json, parquet, or a data set on the Hugging Face hub.
 
-    Each row may be: prompt, chosen and rejected as strings; lists of messages, with the prompt apart or as the common
-    beginning of both; UltraFeedback's completions with scores; Anthropic HH's dialogues; NeMo-Aligner's own jsonl;
-    Alpaca's instruction, input and history; with system and tools columns. A prompt that stands twice is taken out.
-    Columns that are not read are named; those known to carry meaning refuse the build unless --ignore-columns has them.
-    --template plain takes strings as they are (rendered already, perhaps), chat renders them with the tokenizer's
-    chat template; lists of messages need chat. `minordpo preview` shows the result as training sees it.
+    Each row may be: prompt, chosen and rejected as strings; lists of messages, with a separate prompt or one that
+    both begin with; UltraFeedback's completions with scores; Anthropic HH's dialogues; NeMo-Aligner's own jsonl;
+    Alpaca's instruction, input and history. Each may have system and tools columns. A prompt that both responses
+    repeat is removed from them. Unread columns are listed; those known to carry meaning stop the build unless
+    --ignore-columns names them. --template plain uses strings as they are, for example if they are already rendered;
+    chat renders them with the tokenizer's chat template, and lists of messages need it. `minordpo preview` shows the
+    pairs as training sees them.
 
     Examples:
       minordpo prepare hf HuggingFaceH4/ultrafeedback_binarized pairs --split train_prefs \
@@ -155,9 +159,9 @@ def prepare_choices(
     split: Split = "train",
     **shared: Any,
 ) -> None:
-    """Make pairs of multiple choice questions: the right option against a wrong one.
+    """Make pairs from multiple choice questions: the right option against a wrong one.
 
-    Rows as ARC (and OpenBookQA) or HellaSwag have them.
+    Rows are in the layout of ARC (also OpenBookQA) or HellaSwag.
 
     Examples:
       minordpo prepare choices ARC-Challenge/train.jsonl pairs
@@ -169,15 +173,15 @@ def prepare_choices(
 
 
 def preview(
-    pairs: Annotated[list[str], typer.Argument(help="Files of pairs, or globs.")],
+    pairs: Annotated[list[str], typer.Argument(help="Files of pairs; globs are allowed.")],
     tokenizer: Annotated[Path, typer.Option(help="Folder of the model's tokenizer.")],
     number: Annotated[int, typer.Option(min=1, help="Pairs to show.")] = 3,
-    seq_length: Annotated[int, typer.Option(min=2, help="As model.data.seq_length of the run.")] = 1024,
-    append_eos: Annotated[bool, typer.Option(help="As model.data.append_eos of the run.")] = True,
+    seq_length: Annotated[int, typer.Option(min=2, help="The run's model.data.seq_length.")] = 1024,
+    append_eos: Annotated[bool, typer.Option(help="The run's model.data.append_eos.")] = True,
 ) -> None:
-    """Show the first pairs as training will read them: tokens, where the response begins, how it ends.
+    """Show the first pairs as training reads them: tokens, where the response begins, how it ends.
 
-    Colours: the prompt dim, what only one of the responses has in green or red, special tokens reversed.
+    The prompt is dim, text that only one response has is green or red, and special tokens are reversed.
 
     Example:
       minordpo preview pairs/train.jsonl --tokenizer hf/base --number 2

@@ -1,1 +1,1 @@
-"""Stage `prepare`: data sets in, validated preference pairs out."""
+"""Stage `prepare`: turn data sets into validated preference pairs."""

@@ -1,6 +1,6 @@
-"""Generated word problems in GSM8K's format: questions, worked answers, nothing to download.
+"""Generate word problems in GSM8K's format: questions with worked answers, and nothing to download.
 
-A problem is a short story of two to four calculations with whole, positive results. The answer has one line a
+A problem is a short story of two to four calculations with whole, positive results. The answer has one line per
 calculation with GSM8K's calculator marks (`Tom has 12 + 5 = <<12+5=17>>17 apples.`) and ends with `#### 17`.
 """
 
@@ -14,20 +14,20 @@ from nemo_minordpo.files import refuse_existing, write_jsonl
 from nemo_minordpo.prepare.arithmetic_stories import FAMILIES, Story
 from nemo_minordpo.records import Manifest
 
-# The stories allow many millions of different questions; the limit keeps the search for unused ones short.
+# The stories allow many millions of distinct questions; the limit keeps the search for unused ones short.
 MAX_PROBLEMS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A question and its worked answer, as a line of GSM8K's jsonl holds them."""
+    """A question and its worked answer: one line of GSM8K's jsonl."""
 
     question: str
     answer: str
 
 
 def arithmetic_problems(seed: int) -> Iterator[Problem]:
-    """Problems without end, no question twice; the same seed gives the same problems in the same order."""
+    """Yield problems forever without repeating a question; a seed always gives the same problems in the same order."""
     rng = random.Random(seed)
     seen: set[str] = set()
     while True:
@@ -44,17 +44,17 @@ def write_arithmetic(
 ) -> Manifest:
     """Write `train.jsonl`, `test.jsonl` and `manifest.json`; no question is in both files.
 
-    The test problems are drawn first: they stay the same when only `num_train` changes.
+    The test problems are drawn first, so they do not depend on `num_train`.
 
     Args:
-        output: folder, made when it is missing.
+        output: folder, created if missing.
         num_train: problems in `train.jsonl`, at least 1.
         num_test: problems in `test.jsonl`, at least 1.
-        seed: what the problems depend on, with the two numbers.
-        overwrite: replace the files of an earlier call.
+        seed: together with the two numbers, determines the problems.
+        overwrite: replace existing files.
 
     Raises:
-        ValueError: a number is below 1, both together are above `MAX_PROBLEMS`, or `output` is not empty.
+        UserError: a number is below 1, their sum exceeds `MAX_PROBLEMS`, or `output` is not empty.
     """
     for name, value in (("num_train", num_train), ("num_test", num_test)):
         if value < 1:

@@ -1,7 +1,7 @@
-"""The stories that arithmetic problems tell: a question in sentences, a calculation a line of its answer.
+"""The stories of the arithmetic problems: a question in sentences, and an answer with one calculation per line.
 
-The words are few on purpose, so that a model of about a million parameters can learn them; the numbers carry the
-difficulty. Every result is whole and at least 2 ("1 apples" would be wrong English).
+The vocabulary is deliberately small, so that a model of about a million parameters can learn it; the difficulty is in
+the numbers. Every result is whole and at least 2 ("1 apples" would be wrong English).
 """
 
 import operator
@@ -31,7 +31,7 @@ _OPERATORS: dict[str, Callable[[int, int], int]] = {
 
 @dataclass
 class Story:
-    """A problem being told: the sentences of the question and the lines of the answer, in order."""
+    """A problem under construction: the sentences of the question and the lines of the answer, in order."""
 
     rng: random.Random
     sentences: list[str] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Story:
     def calculate(self, before: str, left: int, sign: str, right: int, after: str) -> int:
         """Add the line "`before` left sign right = <<...>>result `after`" and return the result.
 
-        `before` ends with "$" where the result is money; the sign then stands before the result, as in GSM8K.
+        `before` ends with "$" if the result is money; the sign is then written before the result, as in GSM8K.
         """
         self.result = _OPERATORS[sign](left, right)
         assert self.result >= 0, f"{left} {sign} {right}"
@@ -59,7 +59,7 @@ class Story:
         return self.rng.randint(low, high)
 
     def people(self, count: int) -> list[tuple[str, str]]:
-        """`count` different (name, pronoun)."""
+        """`count` different (name, pronoun) pairs."""
         return self.rng.sample(_PEOPLE, count)
 
     def maybe(self) -> bool:
@@ -67,7 +67,7 @@ class Story:
 
 
 def _holdings(story: Story) -> None:
-    """What a person holds, through one to three events."""
+    """What a person has after one to three events."""
     (name, pronoun), (friend, _) = story.people(2)
     things = story.rng.choice(_THINGS)
     events = story.number(2, 3)
@@ -86,7 +86,7 @@ def _holdings(story: Story) -> None:
 
 
 def _event(story: Story, have: int, *, name: str, pronoun: str, friend: str, things: str) -> int:
-    """One gain, loss, halving or doubling; returns what is held after it."""
+    """One gain, loss, halving or doubling; returns the new amount."""
     kind = story.rng.choice(("gain", "gain", "loss", "loss", "half", "double"))
     if kind == "half" and have % 2 == 0 and have >= 4:
         story.tell(f"{pronoun} gives half of the {things} to {friend}.")
@@ -105,7 +105,7 @@ def _event(story: Story, have: int, *, name: str, pronoun: str, friend: str, thi
 
 
 def _shopping(story: Story) -> None:
-    """Two kinds of goods, perhaps with change."""
+    """Two kinds of goods, sometimes with change."""
     ((name, pronoun),) = story.people(1)
     (one, ones), (two, twos) = story.rng.sample(_GOODS, 2)
     price, other_price = story.number(2, 12), story.number(2, 12)
@@ -124,7 +124,7 @@ def _shopping(story: Story) -> None:
 
 
 def _comparison(story: Story) -> None:
-    """Two or three people who have more, fewer or times as many."""
+    """Two or three people, each with more, fewer or several times as many things as the one before."""
     people = [name for name, _ in story.people(story.number(2, 3))]
     things = story.rng.choice(_THINGS)
     amounts = [story.number(6, 30)]
@@ -153,7 +153,7 @@ def _compared(story: Story, amount: int, *, before: str, name: str, things: str)
 
 
 def _wages(story: Story) -> None:
-    """Hours on two days at an hourly wage, perhaps with an expense."""
+    """Hours on two days at an hourly wage, sometimes with an expense."""
     ((name, pronoun),) = story.people(1)
     wage, hours, more_hours = story.number(4, 12), story.number(2, 6), story.number(2, 6)
     day, other_day = story.rng.sample(_DAYS, 2)
@@ -170,7 +170,7 @@ def _wages(story: Story) -> None:
 
 
 def _sharing(story: Story) -> None:
-    """Some more or fewer things, then equal parts for friends."""
+    """Things are gained or set aside, then shared equally among friends."""
     (name, pronoun), (friend, _) = story.people(2)
     things = story.rng.choice(_THINGS)
     friends, part = story.number(2, 9), story.number(3, 12)
@@ -194,7 +194,7 @@ def _sharing(story: Story) -> None:
 
 
 def _trip(story: Story) -> None:
-    """Miles at a speed, with a rest of the way."""
+    """Miles driven at a speed, then more miles or the miles left."""
     ((name, pronoun),) = story.people(1)
     speed, hours, more = story.number(5, 30), story.number(2, 5), story.number(3, 30)
     story.tell(f"{name} drives {hours} hours at {speed} miles an hour.")
@@ -208,7 +208,7 @@ def _trip(story: Story) -> None:
 
 
 def _reading(story: Story) -> None:
-    """A book read by the day, then the rest in equal parts."""
+    """A number of pages per day, then the rest in equal parts."""
     ((name, pronoun),) = story.people(1)
     pages, days = story.number(3, 15), story.number(2, 7)
     rest_days, rest_pages = story.number(2, 6), story.number(3, 12)
@@ -224,7 +224,7 @@ def _reading(story: Story) -> None:
 
 
 def _garden(story: Story) -> None:
-    """Rows of plants, some lost or picked, perhaps a second bed."""
+    """Rows of plants, some of which die, sometimes with other plants added."""
     ((name, _),) = story.people(1)
     plants, others = story.rng.sample(_PLANTS, 2)
     rows, each = story.number(3, 9), story.number(4, 12)
@@ -242,7 +242,7 @@ def _garden(story: Story) -> None:
 
 
 def _saving(story: Story) -> None:
-    """Money saved by the week towards a price."""
+    """Money saved weekly towards a price."""
     ((name, pronoun),) = story.people(1)
     weekly, weeks, owned, missing = story.number(3, 12), story.number(2, 9), story.number(5, 30), story.number(4, 30)
     prize = story.rng.choice(_PRIZES)

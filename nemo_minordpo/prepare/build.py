@@ -1,9 +1,9 @@
-"""Rows in, a data set of pairs out: in chunks, in several processes, written at once.
+"""Build a data set of pairs from rows: in chunks, in several processes, published in one rename.
 
-Rows are cut into chunks in their order. Processes that have the recipe open make pairs of them, in a file per chunk.
-When the last row is there, it is decided which pairs are duplicates and which are held out, and the files of the data
-set are written from those of the chunks. In memory are the chunks in flight, then of every pair two digests and a few
-numbers. All lies in `.NAME.partial` beside the output, until the finished folder is renamed.
+Rows are split into chunks in order. Worker processes turn each chunk into a file of pairs. After the last row, the
+build decides which pairs are duplicates and which are held out, and writes the data set from the chunk files. Memory
+holds the chunks in flight, plus two digests and a few numbers per pair. Everything is written to `.NAME.partial` next
+to the output; the finished folder is renamed into place.
 """
 
 import itertools
@@ -40,20 +40,20 @@ from nemo_minordpo.terminal import progress_bar, say
 
 CHUNK_ROWS = 1000
 _CHUNK_BYTES = 8 << 20
-_FEWEST_CHUNKS = 4  # fewer are done before the first process is there
+_FEWEST_CHUNKS = 4  # with fewer, the work is done before the first process has started
 _LOCK, _STAGED, _REPLACED = "lock", "staged", "replaced"  # in the scratch folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """What holds for a data set as a whole.
+    """Options that apply to the whole data set.
 
     num_validation: pairs to hold out; 0 writes no validation file.
-    one_per_question: of the rows of one question keep the first pair only.
+    one_per_question: use only the first pair of each question.
     max_rejected: share of the rows above which nothing is written.
-    limit: read only the first rows, that many; None reads all.
-    workers: processes that make pairs; None = as many as there are cores.
-    overwrite: replace what an earlier build left in the output.
+    limit: number of rows to read, from the first; None reads all.
+    workers: processes that make pairs; None = one per core.
+    overwrite: replace the output of an earlier build.
     """
 
     num_validation: int = 0
@@ -67,33 +67,33 @@ class BuildOptions:
         if self.num_validation < 0:
             raise UserError(f"num_validation is {self.num_validation}: it must be 0 or more")
         if not 0 <= self.max_rejected <= 1:
-            raise UserError(f"max_rejected is {self.max_rejected}: it is a share, from 0 to 1")
+            raise UserError(f"max_rejected is {self.max_rejected}: it must be a share from 0 to 1")
         for name, value in (("limit", self.limit), ("workers", self.workers)):
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}: it must be 1 or more (leave it out for all)")
 
     def settings(self) -> dict[str, Any]:
-        """Those on which the data set depends."""
+        """The options that the data set depends on."""
         return {name: value for name, value in asdict(self).items() if name not in ("workers", "overwrite")}
 
 
 def build(recipe: Recipe, sources: list[Source], output: Path, options: BuildOptions) -> Manifest:
-    """Write the data set that `recipe` makes of `sources` into the folder `output`, whole or not at all.
+    """Write the data set that `recipe` makes from `sources` to the folder `output`, complete or not at all.
 
-    Files: `train.jsonl`, `validation.jsonl` when asked for, `rejected_rows.jsonl` (where, why), `manifest.json`,
-    `statistics.json` and `statistics.png`. Every row becomes a pair or a rejected row. What comes out depends on rows
-    and settings alone, not on the number of processes. An interrupted build begins anew.
+    Files: `train.jsonl`, `validation.jsonl` if requested, `rejected_rows.jsonl` (where, why), `manifest.json`,
+    `statistics.json` and `statistics.png`. Every row becomes a pair or a rejected row. The output depends only on the
+    rows and settings, not on the number of processes. After an interruption, the next build starts over.
 
     Raises:
-        ValueError: an output that exists, a file that cannot be read to its end, more rejected rows than
-            `max_rejected`, or another process that builds the same output.
+        UserError: the output exists, a file cannot be read to its end, more rows than `max_rejected` are rejected, or
+            another process is building the same output.
     """
     _refuse_foreign(output, overwrite=options.overwrite)
-    chat = recipe.prompting.open()  # what is wrong with it is reported before anything else
+    chat = recipe.prompting.open()  # report a bad template before doing any work
     if chat is not None and chat.advice:
         say(chat.advice)
     if chat is not None and chat.date is not None:
-        recipe = recipe.dated(chat.date)  # of all prompts, also of those that are made after midnight
+        recipe = recipe.dated(chat.date)  # one date for all prompts, even those made after midnight
         say(date_line(chat.date))
     with _scratch(output, overwrite=options.overwrite) as scratch:
         manifest = Manifest(
@@ -119,7 +119,7 @@ def build(recipe: Recipe, sources: list[Source], output: Path, options: BuildOpt
 
 
 def _refuse_foreign(output: Path, *, overwrite: bool) -> None:
-    """The output is replaced as a whole: it may hold nothing that no build has made."""
+    """The output is replaced as a whole, so refuse a folder that contains other files."""
     refuse_existing(output, overwrite=overwrite)
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file: name a folder")
@@ -127,19 +127,19 @@ def _refuse_foreign(output: Path, *, overwrite: bool) -> None:
     foreign = sorted(set(found) - set(OUTPUT_FILES))
     if foreign:
         raise UserError(
-            f"{output} holds what no preparation has made ({', '.join(foreign[:3])}), and would be replaced "
-            "as a whole: choose another folder"
+            f"{output} contains files that `minordpo prepare` did not write ({', '.join(foreign[:3])}) and would be "
+            "replaced as a whole: choose another folder"
         )
 
 
 def _place(output: Path) -> Path:
-    """Where the output is, also when it is given as a link or as `.`."""
+    """The real path of the output, which may be given as a link or as `.`."""
     return Path(os.path.realpath(output))
 
 
 @contextmanager
 def _scratch(output: Path, *, overwrite: bool) -> Iterator[Path]:
-    """An empty folder beside the output, of this process alone; nothing is left of it but a file of rejected rows."""
+    """An empty folder next to the output, locked by this process; only rejected rows may remain afterwards."""
     place = _place(output)
     scratch = place.parent / f".{place.name}.partial"
     scratch.mkdir(parents=True, exist_ok=True)
@@ -149,8 +149,8 @@ def _scratch(output: Path, *, overwrite: bool) -> Iterator[Path]:
     except Timeout:
         raise UserError(f"{output}: another process is building it: wait for it, or choose another folder") from None
     try:
-        _clear(scratch, place, but=[_LOCK])  # of a build that was killed
-        refuse_existing(output, overwrite=overwrite)  # another build may just have ended
+        _clear(scratch, place, but=[_LOCK])  # left by a build that was killed
+        refuse_existing(output, overwrite=overwrite)  # another build may just have finished
         yield scratch
     finally:
         _clear(scratch, place, but=[_LOCK, REJECTED_FILE])
@@ -170,17 +170,17 @@ def _clear(scratch: Path, place: Path, *, but: list[str]) -> None:
 
 
 def _publish(staged: Path, place: Path) -> None:
-    """Rename `staged` to `place`; a folder that is there is moved away first and goes with the scratch folder."""
+    """Rename `staged` to `place`; an existing folder is first moved to the scratch folder, and is deleted with it."""
     if place.exists():
         os.rename(place, staged.with_name(_REPLACED))
     os.rename(staged, place)
 
 
 def _made_rows(recipe: Recipe, sources: list[Source], scratch: Path, options: BuildOptions) -> MadeRows:
-    """What all rows become, through as many processes as are worth their start.
+    """Make pairs from all rows, in worker processes if there are enough rows to be worth starting them.
 
     Raises:
-        UserError: there is no row.
+        UserError: there are no rows.
     """
     chunks = _chunks(sources, limit=options.limit)
     first = list(itertools.islice(chunks, _FEWEST_CHUNKS))
@@ -203,7 +203,7 @@ def _made_rows(recipe: Recipe, sources: list[Source], scratch: Path, options: Bu
 
 
 def _chunks(sources: list[Source], *, limit: int | None) -> Iterator[list[Row]]:
-    """Rows cut by number and size, so that the cuts depend on nothing else."""
+    """Split the rows by number and size only, so that the chunks are always the same."""
     chunk: list[Row] = []
     size = 0
     rows = itertools.chain.from_iterable(source.rows() for source in sources)

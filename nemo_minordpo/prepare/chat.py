@@ -1,4 +1,4 @@
-"""Prompts as a model is to read them: plain text, or turns in the tokenizer's own chat template."""
+"""Prompts as the model reads them: plain text, or turns in the tokenizer's own chat template."""
 
 import copy
 import re
@@ -19,26 +19,26 @@ from nemo_minordpo.records import PreferencePair
 from nemo_minordpo.sidecars import TOKENIZER_FILES
 
 _THINK = "<think>"
-# "<s>" and "</s>" are also HTML, and the tokenizers that have them as tokens meet them in ordinary text.
+# "<s>" and "</s>" are also HTML, so ordinary text may contain them even if they are tokens.
 _SHORTEST_SPECIAL = 5
-# What other models' templates, and well-known formats of prompts, begin a prompt and end a response with.
+# How other models' templates and well-known prompt formats begin a prompt and end a response.
 _RENDERED = re.compile(
     r"\s*(<s>|<\|im_start\|>|<\|(?:begin_of_text|start_header_id|system|user)\|>|<start_of_turn>|<bos>|\[INST\]"
     r"|### (?:Instruction|System|User|Human):|Below is an instruction that describes a task)"
 )
 _OTHERS_ENDS = ("</s>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end|>", "<end_of_turn>", "<eos>")
-_BEFORE_DIFFERENCE, _SHOWN = 20, 80  # characters of an example
+_BEFORE_DIFFERENCE, _SHOWN = 20, 80  # characters of an example in a note
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompting:
     """How prompts are written.
 
-    template: "plain": the text as it is; "chat": turns of the tokenizer's template.
-    tokenizer: Hugging Face folder with a chat template; for "chat", and only then.
-    system: the system turn where a conversation has none of its own; None leaves it to the template.
-    date: what a template shows that asks for the date, ISO 8601; None = today.
-    template_options: what the template reads by name besides the conversation, such as enable_thinking.
+    template: "plain": the text as is; "chat": turns in the tokenizer's template.
+    tokenizer: Hugging Face folder with a chat template; for "chat" only.
+    system: system turn for conversations without one; None leaves it to the template.
+    date: the date that the template prints, if it prints one, ISO 8601; None = today.
+    template_options: the template's variables besides the conversation, for example enable_thinking.
     """
 
     template: str = "plain"
@@ -48,7 +48,7 @@ class Prompting:
     template_options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raises ValueError for options that do not go together."""
+        """Raises UserError if the options contradict one another."""
         if self.template not in ("plain", "chat"):
             raise UserError(f"template is {self.template!r}: choose 'plain' or 'chat'")
         if self.template == "chat" and self.tokenizer is None:
@@ -62,7 +62,7 @@ class Prompting:
         return vars(self) | {"tokenizer": tokenizer}
 
     def dated(self, date: str) -> "Prompting":
-        """The same on this day."""
+        """A copy with this date."""
         return replace(self, date=date)
 
     def input_files(self) -> list[Path]:
@@ -74,7 +74,7 @@ class Prompting:
         """The tokenizer's template; None for plain text.
 
         Raises:
-            ValueError: no tokenizer can be loaded, it has no chat template, or one that cannot make prompts.
+            UserError: the tokenizer cannot be loaded, or its chat template is missing or cannot make prompts.
         """
         if self.tokenizer is None:
             return None
@@ -84,7 +84,7 @@ class Prompting:
 
 
 def question_prompts(prompting: Prompting) -> Callable[[str, str, str], tuple[PreferencePair, str]]:
-    """(question, chosen, rejected) -> pair with the paper's prompt, and a note, for questions with worked answers."""
+    """A function (question, chosen, rejected) -> (pair with the paper's prompt, note), for worked answers."""
     chat = prompting.open()
     if chat is None:
         return lambda question, chosen, rejected: (
@@ -97,15 +97,15 @@ def question_prompts(prompting: Prompting) -> Callable[[str, str, str], tuple[Pr
 
 
 class ChatTemplate:
-    """Conversations through a tokenizer's `apply_chat_template`, and nothing else.
+    """Make pairs from conversations, using only a tokenizer's `apply_chat_template`.
 
-    The prompt ends with the template's generation prompt (`<|im_start|>assistant` and a line end, say): it is what the
-    model is given when it is to answer, and never a label. Responses are taken as they are written: many templates
-    trim or drop parts of an assistant's turn (`<think>`), which would change what is learnt.
+    The prompt ends with the template's generation prompt (for example `<|im_start|>assistant` and a newline): the model
+    sees it when asked to answer, and it is never a label. Responses are used as written: many templates trim or drop
+    parts of an assistant's turn (`<think>`), which would change what the model learns.
     """
 
     def __init__(self, tokenizer: Any, template: FixedTemplate, *, name: str, system: str | None):
-        """Raises UserError where the template makes no prompt of a user's turn."""
+        """Raises UserError if the template cannot make a prompt from a user's turn."""
         self._template, self._system = template, system
         self._special = [text for text in tokenizer.all_special_tokens if len(text) >= _SHORTEST_SPECIAL]
         turns = "a user turn" + ("" if system is None else " with a system turn before it")
@@ -120,55 +120,57 @@ class ChatTemplate:
             raise UserError(f"{name}: the chat template cannot be used with {turns}: {error}") from error
         if any(message["content"] not in prompt for message in conversation):
             raise UserError(f"{name}: the chat template leaves out {turns}, or parts of it")
-        self.advice = ""  # for the user, when it is not empty
+        self.advice = ""  # shown to the user unless empty
         if tokenizer.eos_token and tokenizer.eos_token not in self._end:
             self.advice = (
                 f"{name}: the template ends an assistant's turn with {self._end!r}, and training ends responses with "
-                f"the tokenizer's EOS {tokenizer.eos_token!r}: set eos_token if the model is to stop as the template "
+                f"the tokenizer's EOS {tokenizer.eos_token!r}: set eos_token if the model should stop as the template "
                 "does"
             )
 
     @property
     def date(self) -> str | None:
-        """What the template shows as today's date; None where it does not ask for it."""
+        """The date that the template prints; None if it prints none."""
         return self._template.date
 
     def with_tools(self, tools: list[dict[str, Any]]) -> "ChatTemplate":
-        """The same for conversations in which functions may be called, see `tools`."""
+        """A copy for conversations that may call these functions, see `tools`."""
         other = copy.copy(self)
         other._template = self._template.with_tools(tools)
         return other
 
     def render(self, messages: list[Message]) -> str:
-        """Raises UserError where the template refuses the turns."""
+        """Raises UserError if the template rejects the turns."""
         return self._template.render(self._with_system(messages))
 
     def pair(
         self, messages: list[Message], *, chosen: str | Message, rejected: str | Message
     ) -> tuple[PreferencePair, str]:
-        """The pair of a conversation that ends with the user's turn, and a note where the template is peculiar.
-
-        A note is a line that such pairs share, and lines with what it is about in this one.
+        """Make a pair from a conversation that ends with the user's turn.
 
         Args:
             messages: the conversation.
-            chosen: as it is written; or a turn with more than a text, which is written as the template does.
+            chosen: text, used as written; or a turn that is more than text, rendered by the template.
             rejected: likewise.
 
+        Returns:
+            The pair, and a note if the template does something unusual, else "". The first line of a note is the same
+            for all such pairs; the other lines show this pair's case.
+
         Raises:
-            UserError: the template refuses the conversation, or contradicts itself; or a text holds special tokens.
+            UserError: the template rejects the conversation or contradicts itself, or a text contains special tokens.
         """
-        # A response may be written with its end, as the template prints it; training puts one there.
+        # A response may include the end-of-turn text that the template prints; training adds one if it is missing.
         given = [split_end(one, self._ends)[0] if isinstance(one, str) else one for one in (chosen, rejected)]
         texts = list(texts_in([*messages, *given]))
         for special in self._special:
             if any(special in text for text in texts):
-                raise UserError(f"special token in a text: {special!r} (rendered by a template already?)")
+                raise UserError(f"special token in a text: {special!r} (already rendered by a template?)")
         conversation = self._with_system(messages)
         prompt = self._template.render(conversation, add_generation_prompt=True)
         responses = [self._written(conversation, prompt, one) for one in (chosen, rejected)]
         if len({split_end(text, self._ends)[0] for text in responses}) == 1 and responses[0] != responses[1]:
-            raise UserError("chosen and rejected differ in nothing but their end")
+            raise UserError("chosen and rejected differ only in how they end")
         notes = [_foreign(messages, given)]
         notes += [self._checked(conversation, prompt, one) for one in given if isinstance(one, str)]
         pair = PreferencePair(prompt=prompt, chosen_response=responses[0], rejected_response=responses[1])
@@ -180,18 +182,18 @@ class ChatTemplate:
         return written_response(conversation, response, prompt=prompt, end=self._end, render=self._template.render)
 
     def _checked(self, conversation: list[Message], prompt: str, response: str) -> str:
-        """A note where the template would write the response otherwise, else "".
+        """A note if the template would write the response differently, else "".
 
         Raises:
-            UserError: the conversation with its response does not begin with the prompt, so that the model would be
-                trained on something else than what it is asked later; or both prompt and response open <think>.
+            UserError: the rendered conversation with the response does not begin with the prompt, so training and
+                generation would see different prompts; or both prompt and response open <think>.
         """
         if response.lstrip().startswith(_THINK) and _THINK in self._generation_prompt(conversation, prompt):
-            raise UserError("both prompt and response open <think>: take it out of the responses")
+            raise UserError("both prompt and response open <think>: remove it from the responses")
         whole = self._with_response(conversation, response)
         if whole.startswith(prompt):
             written = prompt + response
-            # Mistral's templates put a space before a response, which may be written with it
+            # Mistral's templates put a space before a response; the response may include it
             if whole.startswith(written) or self._with_response(conversation, response.lstrip()).startswith(written):
                 return ""
             return "the template would rewrite the response\n" + _compared(
@@ -200,8 +202,8 @@ class ChatTemplate:
         generation_prompt = self._generation_prompt(conversation, prompt)
         turns = prompt.removesuffix(generation_prompt)
         if not whole.startswith(turns):
-            raise UserError("the chat template rewrites the prompt when the response is there")
-        return "the template's generation prompt is not how it begins an assistant's turn\n" + _compared(
+            raise UserError("the chat template rewrites the prompt once the response is added")
+        return "the template begins an assistant's turn differently from its generation prompt\n" + _compared(
             "generation prompt", generation_prompt, "assistant's turn", whole.removeprefix(turns)
         )
 
@@ -209,7 +211,7 @@ class ChatTemplate:
         return self._template.render([*conversation, _assistant(response)])
 
     def _generation_prompt(self, conversation: list[Message], prompt: str) -> str:
-        """What the prompt has behind the conversation's turns."""
+        """What follows the conversation's turns in the prompt."""
         return prompt[_num_shared(self._template.render(conversation), prompt) :]
 
     def _with_system(self, messages: list[Message]) -> list[Message]:
@@ -219,17 +221,17 @@ class ChatTemplate:
 
 
 def _foreign(messages: list[Message], responses: list[str | Message]) -> str:
-    """A note where texts bear marks of another template, which would be taught as words; else ""."""
+    """A note if texts contain marks of another template, which would be learned as ordinary text; else ""."""
     found = _RENDERED.match(messages[-1]["content"])
     ends = [split_end(one, _OTHERS_ENDS)[1] for one in responses if isinstance(one, str)]
     mark = found[1] if found else next(filter(None, ends), "")
     if not mark:
         return ""
-    return f"texts seem to be rendered by another template already\nof {mark!r}: take it out, or use --template plain"
+    return f"texts seem to be rendered by another template already\nfound {mark!r}: remove it, or use --template plain"
 
 
 def _compared(name: str, text: str, other_name: str, other: str) -> str:
-    """Two lines: both texts around the first character in which they differ."""
+    """Two lines: both texts around the first character where they differ."""
     place = _num_shared(text, other)
     start = max(0, place - _BEFORE_DIFFERENCE)
     width = max(len(name), len(other_name)) + 1
@@ -241,7 +243,7 @@ def _compared(name: str, text: str, other_name: str, other: str) -> str:
 
 
 def _num_shared(text: str, other: str) -> int:
-    """Characters with which both begin."""
+    """Length of the common prefix, in characters."""
     differing = (place for place, (one, another) in enumerate(zip(text, other, strict=False)) if one != another)
     return next(differing, min(len(text), len(other)))
 

@@ -1,4 +1,4 @@
-"""`minordpo prepare choices`: multiple choice as ARC and HellaSwag publish it, right against wrong option."""
+"""`minordpo prepare choices`: pairs of a right and a wrong option, from multiple choice such as ARC and HellaSwag."""
 
 import random
 import re
@@ -16,7 +16,7 @@ from nemo_minordpo.records import Manifest, PreferencePair
 
 
 class Question(NamedTuple):
-    """A question with its options; `prompt` is the text before the option when no template is used."""
+    """A question with its options; `prompt` is the text before the option if no template is used."""
 
     text: str
     prompt: str
@@ -33,18 +33,18 @@ def prepare_choices(
     options: BuildOptions | None = None,
     **settings: Any,
 ) -> Manifest:
-    """Write pairs of the right and a wrong option of each question into the folder `output`, see `build`.
+    """Write pairs of the right and a wrong option of each question to the folder `output`, see `build`.
 
-    The manner of Pal et al. 2024 (Smaug). A pair depends on its row, its line number and `seed` alone.
+    This follows Pal et al. 2024 (Smaug). A pair depends only on its row, its line number and `seed`.
 
     Args:
         sources: files, globs, folders, or a name on the hub: rows with `question`, `choices` and `answerKey` (ARC;
             OpenBookQA's `question_stem`), or `ctx`, `endings` and `label` (HellaSwag).
-        output: folder, made when it is not there.
-        subset: configuration of a data set of the hub, such as ARC-Challenge.
-        split: of hub names and folders.
-        options: of the build.
-        settings: of the recipe, see `Recipe`.
+        output: folder, created if missing.
+        subset: configuration of a data set on the hub, for example ARC-Challenge.
+        split: split to read from hub names and folders.
+        options: options of the build.
+        settings: fields of the recipe, see `Recipe`.
     """
     found = find_sources(sources, subset=subset, split=split)
     return build(ChoicesRecipe(**settings), found, output, options or BuildOptions())
@@ -63,7 +63,7 @@ class ChoicesRecipe(Recipe):
             draw = random.Random(f"{self.seed}:{number - 1}")
             wrong = draw.choice([option for option in asked.options if option != right])
             if chat is None:
-                # The space belongs to the response: tokenizers keep it with the word behind it.
+                # The space belongs to the response: tokenizers join it to the word that follows.
                 pair, note = _plain(asked.prompt, f" {right}", f" {wrong}"), ""
             else:
                 pair, note = chat.pair([{"role": "user", "content": asked.text}], chosen=right, rejected=wrong)
@@ -77,10 +77,10 @@ def _plain(prompt: str, right: str, wrong: str) -> PreferencePair:
 
 
 def read_question(row: dict[str, Any]) -> Question:
-    """A row of ARC's or of HellaSwag's layout.
+    """Read a row in ARC's or HellaSwag's layout.
 
     Raises:
-        ValueError: it is neither, or its right option is not among those it has, or is the only one.
+        UserError: the row is in neither layout, or its right option is missing or the only one.
     """
     asked = _hellaswag(row) if "endings" in row else _arc(row)
     if not 0 <= asked.right < len(asked.options):
@@ -92,7 +92,7 @@ def read_question(row: dict[str, Any]) -> Question:
 
 def _arc(row: dict[str, Any]) -> Question:
     question = row.get("question")
-    nested = question if isinstance(question, dict) else row  # the original jsonl has the options in the question
+    nested = question if isinstance(question, dict) else row  # the original jsonl has the options inside the question
     stem = "question_stem" if "question_stem" in row else "stem" if nested is question else "question"
     text = checked_text(nested, stem).strip()
     labels, options = _labelled(nested.get("choices"))
@@ -103,7 +103,7 @@ def _arc(row: dict[str, Any]) -> Question:
 
 
 def _labelled(choices: Any) -> tuple[list[str], list[str]]:
-    """Labels and texts: of {"text": [...], "label": [...]}, or of [{"text": ..., "label": ...}, ...]."""
+    """Labels and texts, from {"text": [...], "label": [...]} or [{"text": ..., "label": ...}, ...]."""
     if isinstance(choices, dict) and all(isinstance(choices.get(name), list) for name in ("text", "label")):
         if len(choices["text"]) != len(choices["label"]):
             raise UserError(f"choices: {len(choices['text'])} texts, but {len(choices['label'])} labels")
@@ -120,7 +120,7 @@ def _hellaswag(row: dict[str, Any]) -> Question:
     if not isinstance(endings, list):
         raise UserError(f"endings must be a list: found {type(endings).__name__}")
     if isinstance(label, bool) or not re.fullmatch(r"[0-9]{1,4}", str(label)):
-        raise UserError("no label: the test split tells no right answers")
+        raise UserError("no label: the test split has no right answers")
     context = _without_headings(checked_text(row, "ctx"))
     if "activity_label" in row:
         context = f"{checked_text(row, 'activity_label')}: {context}"
@@ -129,6 +129,6 @@ def _hellaswag(row: dict[str, Any]) -> Question:
 
 
 def _without_headings(text: str) -> str:
-    """HellaSwag's texts from WikiHow without "[header]", "[title]", "[step]", as lm-evaluation-harness reads them."""
+    """A text without WikiHow's "[header]", "[title]" and "[step]", as lm-evaluation-harness reads HellaSwag."""
     text = re.sub(r"\[.*?\]", "", text.replace(" [title]", ". "))
     return " ".join(text.split())

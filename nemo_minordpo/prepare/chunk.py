@@ -1,4 +1,4 @@
-"""A chunk of rows made into pairs and rejections: the work of one process at a time."""
+"""Turn a chunk of rows into pairs and rejections: one unit of work for a process."""
 
 import hashlib
 import json
@@ -16,17 +16,17 @@ from nemo_minordpo.prepare.tally import SAMPLES, Tally
 from nemo_minordpo.prepare.tracked_row import TrackedRow
 from nemo_minordpo.records import PreferencePair
 
-# What is held of a pair until all rows are read: digests of its question and of all its texts, and its statistics.
+# Held in memory per pair until all rows are read: digests of its question and of all its texts, and its statistics.
 PAIR = np.dtype([("question", "S16"), ("texts", "S16"), ("measures", np.float32, len(MEASURES))])
 _REASON_CHARACTERS = 500
-_TAIL_CHARACTERS = 700  # of a prompt in a sample: few-shot prompts are long, and their end is what counts
+_TAIL_CHARACTERS = 700  # shown of a sample prompt: few-shot prompts are long, and their end matters
 
 
 @dataclass(frozen=True, kw_only=True)
 class MadeChunk:
-    """What R rows became; P of them pairs.
+    """The result for R rows, P of which became pairs.
 
-    path: file with a line a row, see `make_record`.
+    path: file with one line per row, see `make_record`.
     is_pair: [R], bool.
     pairs: [P], PAIR.
     """
@@ -38,7 +38,7 @@ class MadeChunk:
 
 
 def make_chunk(path: Path, rows: list[Row], *, recipe: Recipe, make: MakePair) -> MadeChunk:
-    """Make what the rows give and write it, in their order; `make` is the recipe, opened."""
+    """Make pairs from the rows and write them to `path` in order; `make` is the opened recipe."""
     records: list[bytes] = []
     is_pair: list[bool] = []
     questions: list[bytes] = []
@@ -95,15 +95,15 @@ def _count(tally: Tally, place: str, made: Made, fields: TrackedRow) -> None:
 
 
 def make_record(place: str, line: bytes, *, doubt: str = "") -> bytes:
-    r"""What is written of a row: its place, the doubt about its pair, and the line of the pair or of the rejection.
+    r"""A row's record: its place, the doubt about its pair, and the line of the pair or the rejection.
 
-    Tabs are between them; those within the first two are escaped, see `read_text`.
+    The three are separated by tabs; tabs inside the first two are escaped, see `read_text`.
     """
     return b"\t".join((place.encode("unicode_escape"), doubt.encode("unicode_escape"), line))
 
 
 def read_text(escaped: bytes) -> str:
-    """A place or a doubt of a record."""
+    """Decode the place or the doubt of a record."""
     return escaped.decode("unicode_escape")
 
 
@@ -112,7 +112,7 @@ def rejection_line(place: str, reason: str) -> bytes:
 
 
 def question_digest(question: str, *, seed: int) -> bytes:
-    """What is equal for one question, however its spaces and letters' case are; its order draws the split."""
+    """A digest of the question that ignores white space and case; the order of the digests determines the split."""
     text = f"{seed}:{' '.join(question.lower().split())}"
     return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:16]
 
@@ -123,17 +123,17 @@ def _texts_digest(pair: PreferencePair) -> bytes:
 
 
 def _line(made: Made) -> bytes:
-    """The line of a pair.
+    """The jsonl line of a pair.
 
     Raises:
-        ValueError: training would not accept it.
+        UserError: training would not accept it.
     """
     pair = made.pair
     if "\0" in pair.prompt or "\0" in pair.chosen_response or "\0" in pair.rejected_response:
-        raise UserError("NUL character in a text: tokenizers and other tools cut it there")
+        raise UserError("NUL character in a text: tokenizers and other tools cut the text there")
     line = to_json_line(vars(pair) | made.origin)
     PreferencePair.from_json(line)
-    # A file name may hold bytes that are no text; the texts of a pair may not.
+    # A file name may contain bytes that are not text; the texts of a pair may not.
     return line.encode(errors="backslashreplace")
 
 

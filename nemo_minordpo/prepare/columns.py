@@ -1,4 +1,4 @@
-"""Which columns of a published preference set hold what."""
+"""Find the columns of a published preference set."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from nemo_minordpo.prepare.tools import read_tools
 from nemo_minordpo.prepare.tracked_row import TrackedRow, is_empty
 
 _CONVERSATIONS = ("messages", "conversations", "conversation")  # may end with a response
-# Where a column is not named, the first of these that holds something; see TrackedRow.spelt for other spellings.
+# If a column is not named: the first of these that is not empty; see TrackedRow.spelt for other spellings.
 _NAMES = {
     "prompt": ("prompt", "instruction", "question", "input", *_CONVERSATIONS),
     "chosen": ("chosen", "chosen_response"),
@@ -23,19 +23,19 @@ _NAMES = {
     "chosen_reward": ("chosen_reward", "score_chosen", "chosen_score"),
     "rejected_reward": ("rejected_reward", "score_rejected", "rejected_score"),
 }
-_WITH_INPUT = "instruction"  # the prompt's column beside which "input" belongs to it, as in Alpaca
-_NO_INPUT = ("<noinput>", "noinput")  # written where there is none
+_WITH_INPUT = "instruction"  # next to this column, "input" is part of the prompt, as in Alpaca
+_NO_INPUT = ("<noinput>", "noinput")  # placeholders for no input
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Names of columns; None = the usual ones, see the table above.
+    """Names of columns; None = the usual names, see the table above.
 
-    prompt: a text, or messages.
-    chosen, rejected: texts, or messages.
-    system: a text.
-    input: a text that belongs behind the prompt, as Alpaca's.
-    history: earlier turns, [[user, assistant], ...] as Alpaca's, or messages.
+    prompt: text, or messages.
+    chosen, rejected: text, or messages.
+    system: text.
+    input: text that follows the prompt, as in Alpaca.
+    history: earlier turns, [[user, assistant], ...] as in Alpaca, or messages.
     tools: functions that may be called.
     chosen_reward, rejected_reward: numbers.
     """
@@ -51,10 +51,10 @@ class Columns:
     rejected_reward: str | None = None
 
     def find(self, row: TrackedRow, column: str) -> tuple[str, Any]:
-        """(name, value) of a column; the value is None where a column that was not named is missing or empty.
+        """(name, value) of a column; the value is None if a column that was not named is missing or empty.
 
         Raises:
-            ValueError: the row lacks a column that was named.
+            UserError: the row lacks a column that was named.
         """
         named = getattr(self, column)
         if named is not None:
@@ -68,10 +68,10 @@ class Columns:
 
 
 def find_prompt(row: TrackedRow, columns: Columns) -> str | list[Message] | None:
-    """The prompt, with the text of the `input` column behind it; None where the row has no column for it.
+    """The prompt, followed by the text of the `input` column; None if the row has no prompt column.
 
     Raises:
-        ValueError: it is neither a text nor messages.
+        UserError: it is neither text nor messages.
     """
     name, prompt = columns.find(row, "prompt")
     prompt = with_messages(prompt, "prompt")
@@ -97,7 +97,7 @@ def _with_input(prompt: str, more: str) -> str:
 
 
 def find_system(row: TrackedRow, columns: Columns) -> str | None:
-    """Raises ValueError where the system turn is not a text."""
+    """Raises UserError if the system turn is not text."""
     name, value = columns.find(row, "system")
     return None if value is None else checked_text(row, name)
 
@@ -106,7 +106,7 @@ def find_history(row: TrackedRow, columns: Columns) -> list[Message]:
     """The turns before the prompt.
 
     Raises:
-        ValueError: they are neither pairs of texts nor messages.
+        UserError: they are neither pairs of texts nor messages.
     """
     name, value = columns.find(row, "history")
     if value is None:
@@ -126,7 +126,7 @@ def find_tools(row: TrackedRow, columns: Columns) -> tuple[str, list[dict[str, A
     """(name of the column, the functions that may be called).
 
     Raises:
-        ValueError: they are in no form that is known.
+        UserError: they are in no known form.
     """
     name, value = columns.find(row, "tools")
     return name, [] if value is None else read_tools(value)

@@ -1,4 +1,4 @@
-"""The layouts in which conversations come: lists of messages, and Anthropic's dialogues (Human: ... Assistant: ...)."""
+"""Layouts of conversations: lists of messages, and Anthropic's dialogues (Human: ... Assistant: ...)."""
 
 import json
 import re
@@ -9,10 +9,10 @@ from nemo_minordpo.prepare.overlap import is_telling, squeezed
 from nemo_minordpo.prepare.tools import read_calls
 from nemo_minordpo.prepare.tracked_row import TrackedRow, is_empty
 
-# Role and content, and whatever else a template may have a use for: tool_calls, reasoning_content, name.
+# Role and content, plus anything else that a template may use: tool_calls, reasoning_content, name.
 Message = dict[str, Any]
 
-# ShareGPT's names, and what everybody else calls them.
+# ShareGPT's names of roles, and the usual ones.
 _ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
     "tool": "tool", "observation": "tool", "function_call": "assistant",
@@ -25,46 +25,46 @@ _ASSISTANT = "\n\nAssistant:"
 
 
 def read_messages(value: list[Any], what: str, row: TrackedRow) -> list[Message]:
-    """Messages with role and content (or from and value), checked, and their further keys that hold something.
+    """Check messages with role and content (or from and value); their other keys are included unless empty.
 
     Args:
-        value: what a column holds.
-        what: the column, for messages.
-        row: says which keys are to be left out, and is told which were.
+        value: the value of a column.
+        what: the column's name in error messages.
+        row: decides which keys to leave out, and records those that were.
 
     Raises:
-        ValueError: it is no list of messages of known roles with text in each; ``what`` names it.
+        UserError: a message has an unknown role or no text, or there are no messages.
     """
     messages = []
     for one in value:
         if not isinstance(one, dict):
-            raise UserError(f"{what} holds what is no message: {type(one).__name__}")
+            raise UserError(f"{what} contains something that is not a message: {type(one).__name__}")
         names = ("role", "content") if "role" in one else ("from", "value")
         more = _more_keys(one, names, row)
         role, content = (one.get(name) for name in names)
         known = _ROLES.get(role.lower()) if isinstance(role, str) else None
         if known is None:
-            raise UserError(f"{what} has a message of unknown role: {str(role)[:40]!r}")
-        if isinstance(role, str) and role.lower() == "function_call":  # LLaMA-Factory: the call is all of its turn
+            raise UserError(f"{what} has a message with an unknown role: {str(role)[:40]!r}")
+        if isinstance(role, str) and role.lower() == "function_call":  # LLaMA-Factory: the call is the whole turn
             more["tool_calls"], content = content, ""
         if "tool_calls" in more:
             more["tool_calls"] = read_calls(more["tool_calls"])
             content = content or ""
         if not isinstance(content, str):
-            raise UserError(f"{what} has a message whose content is not a text: {type(content).__name__}")
+            raise UserError(f"{what} has a message whose content is not text: {type(content).__name__}")
         if not content.strip() and "tool_calls" not in more:
             raise UserError(f"{what} has an empty message")
         messages.append({"role": known, "content": content} | more)
     if not messages:
-        raise UserError(f"{what} has no message")
+        raise UserError(f"{what} has no messages")
     return messages
 
 
 def with_messages(value: Any, what: str) -> Any:
-    """The messages where a text holds nothing else, in JSON: tables without lists have them so. Else the value.
+    """The messages if the value is a text of messages in JSON, as in tables without list columns; else the value.
 
     Raises:
-        ValueError: a text of messages that is no JSON, such as what Python prints of them; ``what`` names it.
+        UserError: the text looks like messages but is not JSON, for example Python's repr of them.
     """
     like = _LIKE_MESSAGES.match(value) if isinstance(value, str) else None
     if like is None:
@@ -73,7 +73,7 @@ def with_messages(value: Any, what: str) -> Any:
         found = json.loads(value)
     except (ValueError, RecursionError) as error:
         if any(all(f"{like[1]}{name}{like[1]}:" in value for name in names) for names in _OF_MESSAGES):
-            raise UserError(f"{what} is a text that looks like messages and is not JSON") from error
+            raise UserError(f"{what} looks like messages but is not JSON") from error
         return value
     messages = found if isinstance(found, list) else [found]
     is_all = all(isinstance(one, dict) and any(names <= one.keys() for names in _OF_MESSAGES) for one in messages)
@@ -90,9 +90,9 @@ def _more_keys(message: dict[str, Any], names: tuple[str, str], row: TrackedRow)
 
 
 def shared_messages(chosen: list[Message], rejected: list[Message]) -> list[Message]:
-    """The beginning that two conversations have in common: TRL's implicit prompt.
+    """The common beginning of two conversations: TRL's implicit prompt.
 
-    White space counts in last turns alone: two responses may differ in nothing else.
+    White space counts only in last turns: two responses may differ in nothing else.
     """
     shared = []
     for place, (one, other) in enumerate(zip(chosen, rejected, strict=False), start=1):
@@ -103,30 +103,30 @@ def shared_messages(chosen: list[Message], rejected: list[Message]) -> list[Mess
     return shared
 
 
-def joined_messages(before: list[Message], behind: list[Message], *, short_turns_recur: bool = False) -> list[Message]:
-    """One conversation of two parts, what both hold once.
+def joined_messages(before: list[Message], after: list[Message], *, short_turns_recur: bool = False) -> list[Message]:
+    """Join two parts of a conversation; turns that both parts share appear once.
 
-    The second part may repeat the end of the first one, or the whole of it, with more turns around it.
+    The second part may begin with the end of the first, or contain all of it.
 
     Args:
-        before: turns.
-        behind: turns.
-        short_turns_recur: a short turn ("Go on.") may be in both.
+        before: turns of the first part.
+        after: turns of the second part.
+        short_turns_recur: whether a short turn ("Go on.") may be in both parts.
 
     Raises:
-        ValueError: turns stand twice otherwise, or the parts are none of one conversation.
+        UserError: turns are repeated in any other way, or the parts do not form a conversation.
     """
-    for size in range(min(len(before), len(behind)), 0, -1):
-        if _all_same(before[-size:], behind[:size]):
-            return [*before, *behind[size:]]
-    if before and any(_all_same(before, behind[start : start + len(before)]) for start in range(len(behind))):
-        return behind
-    same = [one for one in before for other in behind if _is_same(one, other)]
+    for size in range(min(len(before), len(after)), 0, -1):
+        if _all_same(before[-size:], after[:size]):
+            return [*before, *after[size:]]
+    if before and any(_all_same(before, after[start : start + len(before)]) for start in range(len(after))):
+        return after
+    same = [one for one in before for other in after if _is_same(one, other)]
     if any(is_telling(one["content"]) or not short_turns_recur for one in same):
-        raise UserError("turns of the prompt stand twice, and not where one part would go on with the other")
-    if before and behind and behind[0]["role"] in ("system", before[-1]["role"]):
-        raise UserError(f"the parts of the conversation do not fit: {before[-1]['role']}, then {behind[0]['role']}")
-    return [*before, *behind]
+        raise UserError("turns of the prompt are repeated, but not where one part continues the other")
+    if before and after and after[0]["role"] in ("system", before[-1]["role"]):
+        raise UserError(f"the parts of the conversation do not fit: {before[-1]['role']}, then {after[0]['role']}")
+    return [*before, *after]
 
 
 def _all_same(some: list[Message], others: list[Message]) -> bool:
@@ -138,35 +138,35 @@ def _is_same(one: Message, other: Message) -> bool:
 
 
 def only_response(messages: list[Message], what: str) -> Message:
-    """A single assistant's message.
+    """The only message, which must be the assistant's.
 
     Raises:
-        ValueError: there are more, or none, or it is another's.
+        UserError: there are none or several, or the message has another role.
     """
     if not messages:
         raise UserError("one response is only the beginning of the other, or both are equal")
     if len(messages) > 1:
-        raise UserError(f"{what} has more than one turn behind what both share: only the last turn may differ")
+        raise UserError(f"{what} has more than one turn after the shared ones: only the last turn may differ")
     if messages[0]["role"] != "assistant":
         raise UserError(f"{what} ends with a turn of another role: {messages[0]['role']}")
     return messages[0]
 
 
 def is_hh(text: str) -> bool:
-    """Whether a text is a dialogue as Anthropic's HH writes it."""
+    """Whether a text is a dialogue in the format of Anthropic's HH."""
     return _HUMAN.match(text) is not None and _ASSISTANT in text
 
 
 def has_turns(text: str) -> bool:
-    """Whether turns of such a dialogue follow in a text."""
+    """Whether a text contains turns of such a dialogue."""
     return _TURN.search(text) is not None
 
 
 def split_hh(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Prompt (up to "Assistant:"), chosen and rejected response of two dialogues that differ in their last turn.
+    """Split two dialogues that differ in the last turn: prompt (up to "Assistant:"), chosen and rejected response.
 
     Raises:
-        ValueError: they differ before it, or go on behind it.
+        UserError: the dialogues differ before the last turn.
     """
     end = chosen.rfind(_ASSISTANT) + len(_ASSISTANT)
     prompt = chosen[:end]
@@ -179,7 +179,7 @@ def hh_messages(prompt: str) -> list[Message]:
     """The turns of a dialogue that ends with "Assistant:".
 
     Raises:
-        ValueError: turns without a text, or not in turn.
+        UserError: a turn is empty, or the dialogue does not end with "Assistant:".
     """
     _, *pieces = _TURN.split(prompt)
     roles, texts = pieces[0::2], [text.strip() for text in pieces[1::2]]

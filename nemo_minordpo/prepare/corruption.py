@@ -1,8 +1,8 @@
-"""Wrong answers close to right ones: one intermediate result of a GSM8K answer is changed.
+"""Make wrong answers close to right ones: change one intermediate result of a GSM8K answer.
 
-The manner of Pal et al. 2024 (Smaug, DPO-Positive): the rejected response is the chosen one with one intermediate
-calculation made wrong; every other character, the final answer included, stays. Such pairs differ by a few
-per cent of their characters, which is where DPO pushes both responses down.
+As in Pal et al. 2024 (Smaug, DPO-Positive), the rejected response is the chosen one with one wrong intermediate
+calculation; every other character stays, including the final answer. The responses then differ in a few per cent of
+their characters, which is where DPO pushes both down.
 """
 
 import random
@@ -14,19 +14,19 @@ from nemo_minordpo.core.gsm8k import same_number
 from nemo_minordpo.errors import UserError
 
 NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
-# `<<48/2=24>>24`: the expression, its result, and the result once more where the reader of the answer sees it.
+# `<<48/2=24>>24`: the expression, its result, and the result again as the reader sees it.
 _CALCULATION = re.compile(
     rf"<<(?P<expression>[^<>\n]*=)(?P<result>[^<>=\n]*)>>(?P<gap>[ ]?[$]?)(?P<shown>-?(?:{NUMBER}))?"
 )
-# A wrong result is off by a tenth of the right one at most, but always by up to 2 units of the last place that
-# counts, and never by more than 20 of them.
+# A wrong result is off by at most a tenth of the right one, but by up to 2 units of the last significant place in any
+# case, and never by more than 20 units.
 _SHARE, _FEWEST_STEPS, _MOST_STEPS = 10, 2, 20
-LONGEST_NUMBER = 100  # characters; what is longer is no result of a calculation that a person wrote
+LONGEST_NUMBER = 100  # characters; nobody writes a longer result by hand
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corruption:
-    """An answer with one wrong calculation; `calculation` counts the answer's marks from 0."""
+    """An answer with one wrong calculation; `calculation` is its index among the answer's marks, from 0."""
 
     answer: str
     calculation: int
@@ -35,18 +35,18 @@ class Corruption:
 
 
 def corrupt_calculation(answer: str, *, seed: int, row: int) -> Corruption:
-    """Change the result of one intermediate calculation to a near wrong number, in its mark and directly after it.
+    """Change the result of one intermediate calculation to a wrong number close to it, in its mark and directly after.
 
-    `<<48/2=24>>24` becomes for instance `<<48/2=25>>25`. The last calculation, which gives the final answer, is left
-    alone unless it is the only one. What is drawn depends on `seed` and `row` alone.
+    For example, `<<48/2=24>>24` becomes `<<48/2=25>>25`. The last calculation, which gives the final answer, is
+    unchanged unless it is the only one. The draw depends only on `seed` and `row`.
 
     Args:
-        answer: with calculator marks, as GSM8K has them.
-        seed: of the data set.
-        row: place of the row in its file, so that neither order nor other rows matter.
+        answer: with calculator marks, as in GSM8K.
+        seed: seed of the data set.
+        row: position of the row in its file, so that neither the order nor other rows matter.
 
     Raises:
-        ValueError: there is nothing to corrupt, with the reason.
+        UserError: there is nothing to corrupt; the message says why.
     """
     marks = list(_CALCULATION.finditer(answer))
     if not marks:
@@ -64,10 +64,10 @@ def corrupt_calculation(answer: str, *, seed: int, row: int) -> Corruption:
 
 
 def near_wrong_numbers(number: str) -> list[str]:
-    """The numbers that may stand for `number`: near it, of its sign, with its places and its thousands separators.
+    """The wrong numbers that may replace `number`: close to it, with its sign, decimal places and thousands separators.
 
-    They lie at most a tenth away (at most 20 units of the last place that counts), or two such units if that is more;
-    trailing zeros beyond two digits do not count: 24 gives 22, 23, 25, 26 and 300 gives 270 to 330 in tens.
+    They differ by at most a tenth (at most 20 units of the last significant place), or by two units if that is more.
+    Trailing zeros beyond two digits are not significant: 24 gives 22, 23, 25, 26, and 300 gives 270 to 330 in tens.
 
     Args:
         number: decimal digits, with or without sign, thousands separators and decimal point.
@@ -84,14 +84,14 @@ def near_wrong_numbers(number: str) -> list[str]:
         if value <= 0:
             continue
         wrong_whole, wrong_fraction = divmod(value, 10 ** len(fraction))
-        shown_whole = "" if wrong_whole == 0 and not whole else f"{wrong_whole:{separator}}"  # ".4" stays without 0
+        shown_whole = "" if wrong_whole == 0 and not whole else f"{wrong_whole:{separator}}"  # ".4" has no leading 0
         shown_fraction = f"{wrong_fraction:0{len(fraction)}}" if point else ""
         found.append(f"{sign}{shown_whole}{point}{shown_fraction}")
     return found
 
 
 def _unit(significand: int) -> int:
-    """The power of ten of the last digit that is not 0, at most that of the second digit from the left."""
+    """The power of ten of the last nonzero digit, at most that of the second digit from the left."""
     digits = str(significand)
     trailing_zeros = len(digits) - len(digits.rstrip("0"))
     return 10 ** max(0, min(trailing_zeros, len(digits) - 2))

@@ -1,7 +1,7 @@
-r"""Wrong answers close to right ones, where there are no calculator marks: plain equations and LaTeX.
+r"""Make wrong answers close to right ones without calculator marks: plain equations and LaTeX.
 
-As in corruption.py, one intermediate result is changed and every other character stays: of "2/3*6 = 4 slices" the 4,
-never the final answer behind "The answer is", "####" or in \boxed{}.
+As in corruption.py, one intermediate result changes and every other character stays: the 4 in "2/3*6 = 4 slices",
+never the final answer after "The answer is" or "####", or in \boxed{}.
 """
 
 import random
@@ -11,7 +11,7 @@ from decimal import Decimal
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.corruption import LONGEST_NUMBER, NUMBER, Corruption, near_wrong_numbers
 
-# A number behind "=" is a result where it ends the side of the equation: no operand, unit letter, power or brace
+# A number after "=" is a result if it ends that side of the equation: no operand, unit letter, power or brace
 # follows it. "= 4 slices", "= 7$", "= 50\%" are results; "= 2 \cdot 3", "= 3x", "= 4 x 5", "= 1{,}000" are not.
 _RESULT = re.compile(
     rf"(?<![<>=!:])=\s*(?:\\?\$\s*)?(?P<number>-?(?:{NUMBER}))"
@@ -22,7 +22,7 @@ _OPERATION = re.compile(
     r"[0-9)}\]%$A-Za-z]\s*(?:[-+*/^\u00d7\u00f7\u2212]|\\(?:times|cdot|div)(?![a-z]))\s*[-0-9({\[$\\A-Za-z.]"
     r"|[0-9)]\s*[xX]\s*[0-9(]|\\d?frac|\\sqrt|\\d?binom|[0-9)]!"
 )
-# A dollar sign begins a formula, unless it stands before an amount within one.
+# A dollar sign begins a formula, unless it precedes an amount inside one.
 _SIDE_START = re.compile(r"[=\n;]|(?<![-+*/(])(?<![-+*/(] )\$|[.:,]\s|\\\[|\\\(")
 _STATED = re.compile(r"####.*|answer is\b.*", re.IGNORECASE)
 _BOXED = re.compile(r"\\f?boxed\s*\{")
@@ -30,27 +30,27 @@ _FINAL = re.compile(rf"-?(?:{NUMBER})")
 
 
 def corrupt_result(answer: str, *, seed: int, row: int) -> Corruption:
-    r"""Change the result of one intermediate calculation to a near wrong number.
+    r"""Change the result of one intermediate calculation to a wrong number close to it.
 
-    The last results that equal the final answer are left alone unless there are no others. Results of calculations
-    ("3 + 4 = 7") are preferred; where there are none, any number behind "=" counts. What is drawn depends on `seed` and
-    `row` alone.
+    Trailing results that equal the final answer are unchanged unless there are no others. Results of calculations
+    ("3 + 4 = 7") are preferred; if there are none, any number after "=" counts. The draw depends only on `seed` and
+    `row`.
 
     Args:
-        answer: ends with "The answer is: ...", "#### ..." or \boxed{...}, which stay as they are.
-        seed: of the data set.
-        row: place of the row in its file.
+        answer: ends with "The answer is: ...", "#### ..." or \boxed{...}, which stay unchanged.
+        seed: seed of the data set.
+        row: position of the row in its file.
 
     Raises:
-        ValueError: there is nothing to corrupt, with the reason.
+        UserError: there is nothing to corrupt; the message says why.
     """
     final = stated_answer(answer)
-    kept = final_spans(answer)
+    stated = final_spans(answer)
     results = [
         found
         for found in _RESULT.finditer(answer)
         if len(found["number"]) <= LONGEST_NUMBER
-        and not any(start <= found.start("number") < end for start, end in kept)
+        and not any(start <= found.start("number") < end for start, end in stated)
     ]
     results = [found for found in results if _is_calculated(answer, found)] or results
     intermediate = list(results)
@@ -66,10 +66,10 @@ def corrupt_result(answer: str, *, seed: int, row: int) -> Corruption:
 
 
 def stated_answer(answer: str) -> str:
-    """The text of the final answer: the last one that is stated.
+    """The text of the final answer: the last one stated.
 
     Raises:
-        ValueError: none is.
+        UserError: there is none.
     """
     spans = final_spans(answer)
     if not spans:
@@ -91,7 +91,7 @@ def final_spans(answer: str) -> list[tuple[int, int]]:
 
 
 def _is_calculated(answer: str, result: re.Match[str]) -> bool:
-    """Whether the other side of the equation holds an operation."""
+    """Whether the other side of the equation contains an operation."""
     before = answer[max(0, result.start() - 200) : result.start()]
     start = max((found.end() for found in _SIDE_START.finditer(before)), default=0)
     return _OPERATION.search(before, start) is not None

@@ -1,4 +1,4 @@
-"""The files of a data set, written from all its rows, or why none is."""
+"""Write the files of a data set from all its rows, or say why it cannot be built."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -21,17 +21,17 @@ OUTPUT_FILES = (
     TRAIN_FILE, VALIDATION_FILE, REJECTED_FILE, "manifest.json", "statistics.json", "statistics.png",
 )  # fmt: skip
 _REASON = {
-    DUPLICATE: "duplicate: prompt and responses are those of {place}",
-    SAME_QUESTION: "another pair of the question: {place} is kept",
+    DUPLICATE: "duplicate: same prompt and responses as {place}",
+    SAME_QUESTION: "another pair for the same question: {place} is kept",
 }
 _REASONS_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class MadeRows:
-    """All rows of a build in their order, R of them, of which P became pairs.
+    """All R rows of a build in order; P of them became pairs.
 
-    paths: files with a record a row, see `chunk.make_record`.
+    paths: files with one record per row, see `chunk.make_record`.
     is_pair: [R], bool.
     pairs: [P], chunk.PAIR.
     """
@@ -42,7 +42,7 @@ class MadeRows:
     tally: Tally
 
     def records(self) -> Iterator[tuple[list[bytes], bool]]:
-        """([place, doubt, line], whether it is the line of a pair) of each row."""
+        """For each row: ([place, doubt, line], whether the line is a pair)."""
         is_pair = iter(self.is_pair)
         for path in self.paths:
             with path.open("rb") as records:
@@ -51,15 +51,15 @@ class MadeRows:
 
 
 def refuse_unusable(rows: MadeRows, *, max_rejected: float, rejected_file: Path) -> None:
-    """Refuse rows of which no data set is made.
+    """Refuse rows that cannot become a data set.
 
     Args:
-        rows: all of them.
-        max_rejected: share of the rows above which nothing is written.
-        rejected_file: where the rejected rows are left when they are too many.
+        rows: all rows.
+        max_rejected: share of rejected rows above which nothing is written.
+        rejected_file: receives the rejected rows if there are too many.
 
     Raises:
-        UserError: no pair, too many rejected rows, or columns that would be lost.
+        UserError: there are no pairs, too many rejected rows, or columns that would be lost.
     """
     num_rows, num_pairs = len(rows.is_pair), len(rows.pairs)
     doubted = rows.tally.doubted.numbers().total()
@@ -73,31 +73,31 @@ def refuse_unusable(rows: MadeRows, *, max_rejected: float, rejected_file: Path)
             if doubt or not is_pair:
                 out.write(rejection_line(read_text(place), read_text(doubt)) if doubt else line)
     if num_pairs:
-        kept = " or are kept as they were" if doubted else ""
-        told = (
-            f"{number:,} of {num_rows:,} rows ({number / num_rows:.1%}) cannot be used{kept}, "
+        unchanged = " or are left unchanged" if doubted else ""
+        problem = (
+            f"{number:,} of {num_rows:,} rows ({number / num_rows:.1%}) cannot be used{unchanged}, "
             f"more than --max-rejected {max_rejected:g} allows"
         )
     else:
-        told = f"no pair can be made of any of the {num_rows:,} rows"
-    lines = [f"{told}; the most frequent reasons, each with its first row:"]
+        problem = f"none of the {num_rows:,} rows gives a pair"
+    lines = [f"{problem}; the most frequent reasons, each with its first row:"]
     kinds = rows.tally.rejected.numbers() + rows.tally.doubted.numbers()
     examples = rows.tally.rejected | rows.tally.doubted
     lines += [f"  {count:,} x {examples[kind][1]}" for kind, count in kinds.most_common(_REASONS_SHOWN)]
-    lines.append(f"all of them: {rejected_file}")
+    lines.append(f"all rejected rows: {rejected_file}")
     if num_pairs:
-        lines.append("correct the rows or the options, or build without those rows: --max-rejected with a larger share")
+        lines.append("fix the rows or the options, or build without these rows: pass a larger --max-rejected")
     raise UserError("\n".join(lines))
 
 
 def _what_is_lost(lost: Counts) -> str:
-    """Why nothing is written: what the rows hold, carries meaning, and would be missing in the pairs."""
-    lines = ["the pairs would lack what carries meaning in their rows:"]
+    """The error for columns and keys that carry meaning but would be missing from the pairs."""
+    lines = ["the pairs would lose columns or keys that carry meaning:"]
     lines += [f"  {number:,} x {name}, first at {place}" for name, (number, place) in lost.items()]
     names = dict.fromkeys(name.partition(" in ")[0] for name in lost)
     lines.append(
-        "to use it, name its column (prepare hf has options for that), or choose a chat template that shows it; "
-        f"to build without it: --ignore-columns {','.join(names)}"
+        "to use one, name its column (prepare hf has options for that) or choose a chat template that shows it; "
+        f"to build without them: --ignore-columns {','.join(names)}"
     )
     return "\n".join(lines)
 
@@ -105,17 +105,17 @@ def _what_is_lost(lost: Counts) -> str:
 def write_data_set(
     rows: MadeRows, folder: Path, *, manifest: Manifest, num_validation: int, one_per_question: bool
 ) -> None:
-    """Write the files of the data set, and its counts into the manifest.
+    """Write the files of the data set, and add its counts to the manifest.
 
     Args:
-        rows: all of them; see `refuse_unusable`.
-        folder: made when it is not there.
+        rows: all rows; see `refuse_unusable`.
+        folder: created if missing.
         manifest: gets `counts`, `rejected` and `unread`, and is written last.
         num_validation: pairs to hold out.
-        one_per_question: leave out all pairs of a question but the first.
+        one_per_question: use only the first pair of each question.
 
     Raises:
-        UserError: a split that cannot be.
+        UserError: the split is impossible.
     """
     fate, first = decide(
         texts=rows.pairs["texts"],
@@ -145,8 +145,8 @@ def write_data_set(
 
 
 def _write_lines(rows: MadeRows, folder: Path, *, fate: np.ndarray, first: np.ndarray) -> None:
-    """Write train, validation and rejected lines, each in the order of the rows."""
-    named = set(first[fate > VALIDATION].tolist())  # pairs that the reason of another one names
+    """Write the train, validation and rejected lines, each in row order."""
+    named = set(first[fate > VALIDATION].tolist())  # pairs that another pair's reason names
     place_of: dict[int, str] = {}
     fates = enumerate(zip(fate.tolist(), first, strict=True))
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""`minordpo prepare gsm8k`: questions with worked answers in, preference pairs with one wrong calculation out."""
+"""`minordpo prepare gsm8k`: make pairs with one wrong calculation from questions with worked answers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,17 +27,17 @@ def prepare_gsm8k(
     options: BuildOptions | None = None,
     **settings: Any,
 ) -> Manifest:
-    """Write preference pairs made of questions with worked answers into the folder `output`, see `build`.
+    """Write preference pairs made from questions with worked answers to the folder `output`, see `build`.
 
     Chosen is the worked answer; rejected differs from it in the result of one intermediate calculation. A pair
-    depends on its row, its line number and `seed` alone.
+    depends only on its row, its line number and `seed`.
 
     Args:
-        source: rows with `question` and `answer`, as grade_school_math publishes GSM8K; with `query` and `response`
-            as MetaMathQA has them; or with `problem` and `solution` as MATH has them.
-        output: folder, made when it is not there.
-        options: of the build.
-        settings: of the recipe, see `Recipe`; the question stands in the paper's prompt.
+        source: rows with `question` and `answer`, as grade_school_math publishes GSM8K; with `query` and `response`,
+            as in MetaMathQA; or with `problem` and `solution`, as in MATH.
+        output: folder, created if missing.
+        options: options of the build.
+        settings: fields of the recipe, see `Recipe`; the question is put into the paper's prompt.
     """
     return build(Gsm8kRecipe(**settings), find_sources([source]), output, options or BuildOptions())
 
@@ -58,10 +58,10 @@ class Gsm8kRecipe(Recipe):
 
 
 def _responses(fields: dict[str, Any], *, seed: int, row: int) -> tuple[str, str, str]:
-    """Question, right and wrong response.
+    """Question, right response and wrong response.
 
     Raises:
-        ValueError: there is no calculation that can be made wrong.
+        UserError: there is no calculation to corrupt.
     """
     for names in _OTHERS:
         if all(name in fields for name in names):

@@ -1,4 +1,4 @@
-"""Reading one large JSON text value by value."""
+"""Read one large JSON text value by value."""
 
 import io
 import json
@@ -12,16 +12,16 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class GrowingText:
-    """A text of which as much is in memory as one value of JSON takes."""
+    """A JSON text, read in pieces: memory holds about one value at a time."""
 
     def __init__(self, data: IO[bytes], *, name: str, max_characters: int):
         self._data, self._name = io.TextIOWrapper(data, encoding="utf-8-sig"), name
-        self._max_characters = max_characters  # of one value
+        self._max_characters = max_characters  # limit per value
         self._text, self._start = "", 0
         self._scan = json.JSONDecoder().raw_decode
 
     def take(self, character: str) -> bool:
-        """Pass over white space, then over `character`; False where something else stands."""
+        """Skip white space, then `character`; False if something else follows."""
         self._pass_space()
         if not self._text.startswith(character, self._start):
             return False
@@ -32,24 +32,24 @@ class GrowingText:
         """The next value; `number` names it in errors.
 
         Raises:
-            ValueError: it is damaged, cut off, too long or nested too deeply.
+            UserError: the value is damaged, cut off, too long or nested too deeply.
         """
         self._pass_space()
         characters = _BLOCK
         while True:
             try:
                 value, end = self._scan(self._text, self._start)
-                fault = "the text ends with it"
+                fault = "the text ends here"
             except RecursionError as error:
                 raise UserError(f"{self._name}: row {number} is nested too deeply") from error
-            except ValueError as error:  # damaged, or to be continued
+            except ValueError as error:  # damaged, or continued in the next block
                 value, end, fault = None, len(self._text), str(error)
-            if end < len(self._text):  # what ends with the text may go on behind it: 12|34
+            if end < len(self._text):  # a value at the end of the text may continue in the next block: 12|34
                 self._start = end
                 return value
             if len(self._text) - self._start > self._max_characters or not self._grow(characters):
-                raise UserError(f"{self._name}: damaged at row {number}, nothing behind it can be read: {fault}")
-            characters *= 2  # a long value is tried again a few times only
+                raise UserError(f"{self._name}: damaged at row {number}, nothing after it can be read: {fault}")
+            characters *= 2  # so a long value is retried only a few times
 
     def is_at_end(self) -> bool:
         self._pass_space()

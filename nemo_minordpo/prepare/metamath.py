@@ -1,8 +1,8 @@
-"""`minordpo prepare metamath`: MetaMath_DPO_FewShot in, zero-shot pairs out.
+"""`minordpo prepare metamath`: make zero-shot pairs from MetaMath_DPO_FewShot.
 
-The prompts hold solved questions before the one that is asked, in a layout that is published nowhere. What is asked is
-found without guessing: through MetaMathQA, which has every chosen response with its question, or by a marker that the
-user gives. A prompt whose question is not found for certain gives no pair.
+The prompts contain solved questions before the actual one, in an undocumented layout. The actual question is found
+without guessing: through MetaMathQA, which has every chosen response with its question, or by a marker that the user
+gives. A prompt whose question is not certain gives no pair.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ from nemo_minordpo.prepare.tracked_row import TrackedRow
 from nemo_minordpo.records import Manifest, PreferencePair
 from nemo_minordpo.terminal import say
 
-# Behind the question, before the answer that is to come: "Answer:", "### Response:", "A: Let's think step by step."
+# After the question, before the expected answer: "Answer:", "### Response:", "A: Let's think step by step."
 _CUE_WORDS = r"\b(?:answer|solution|response|output|a)[*\s]*:[*\s]*(?:let'?s think step by step[.:]?)?\s*$"
 _CUE = re.compile(r"[\s#*]*" + _CUE_WORDS, re.IGNORECASE)
 _LINE_CUE = re.compile(r"\n[ \t#*]*" + _CUE_WORDS, re.IGNORECASE)
 _LONGEST_CUE = 100
 _SOLVED = re.compile(r"####|the answer is\b", re.IGNORECASE)
 MAX_QUESTION_CHARACTERS = 4000
-_KEPT = "the question was not found: the prompt is kept as it was"
+_KEPT = "the question was not found: the prompt was left unchanged"
 
 
 def prepare_metamath(
@@ -47,23 +47,23 @@ def prepare_metamath(
     options: BuildOptions | None = None,
     **settings: Any,
 ) -> Manifest:
-    """Write zero-shot pairs made of few-shot ones into the folder `output`, see `build`.
+    """Write zero-shot pairs made from few-shot ones to the folder `output`, see `build`.
 
     Args:
-        sources: files, folders or a hub name with `prompt`, `chosen` and `rejected`.
-        output: folder, made when it is not there.
-        metamathqa: files, folders or a hub name with `query`, `response` and `original_question`: the question of a
-            row is the `query` with which its prompt ends, of those whose `response` is the row's `chosen`.
-        marker: without `metamathqa`: a regular expression of what stands before each question at the start of a line.
-        keep_few_shot: keep a prompt as it is when its question is not found, instead of rejecting the row.
-        subset: configuration of a data set of the hub.
-        split: of hub names and folders.
-        options: of the build.
-        settings: of the recipe, see `Recipe`; the question stands in the paper's prompt.
+        sources: files, folders or a hub name; rows have `prompt`, `chosen` and `rejected`.
+        output: folder, created if missing.
+        metamathqa: files, folders or a hub name; rows have `query`, `response` and `original_question`. Among the rows
+            whose `response` is a pair's `chosen`, the question is the `query` that the prompt ends with.
+        marker: without `metamathqa`: a regular expression that matches before each question, at the start of a line.
+        keep_few_shot: leave a prompt unchanged if its question is not found, instead of rejecting the row.
+        subset: configuration of a data set on the hub.
+        split: split to read from hub names and folders.
+        options: options of the build.
+        settings: fields of the recipe, see `Recipe`; the question is put into the paper's prompt.
 
     Raises:
-        ValueError: neither or both of `metamathqa` and `marker` are given, the marker is no regular expression; or
-            what `build` refuses.
+        UserError: neither or both of `metamathqa` and `marker` are given, the marker is not a regular expression, or
+            `build` refuses the rows.
     """
     found = find_sources(sources, subset=subset, split=split)
     if (metamathqa is None) == (marker is None):
@@ -75,12 +75,12 @@ def prepare_metamath(
         **settings,
     )
     if marker is not None:
-        _compiled(marker)  # told before anything is built
+        _compiled(marker)  # report a bad marker before doing any work
     options = options or BuildOptions()
     if metamathqa is None and options.num_validation:
         say(
-            "without --metamathqa rewrites of one question are not recognised: "
-            "validation may hold rewrites of questions that are trained on"
+            "without --metamathqa, rewrites of a question are not recognised: "
+            "validation may contain rewrites of training questions"
         )
     return build(recipe, found, output, options)
 
@@ -107,7 +107,7 @@ class MetaMathRecipe(Recipe):
         return {} if self.metamathqa is None else build_index(self.metamathqa, scratch / INDEX_NAME)
 
     def _finder(self, scratch: Path) -> Callable[[str, str], tuple[str, str]]:
-        """(prompt, chosen) -> (question, the question it is a rewrite of), or ValueError."""
+        """A function (prompt, chosen) -> (question, original question that it rewrites); it raises UserError."""
         if self.marker is not None:
             marker = _compiled(self.marker)
             return lambda prompt, chosen: (question := question_behind_marker(prompt, chosen, marker=marker), question)
@@ -136,12 +136,12 @@ class MetaMathRecipe(Recipe):
 
 
 def question_of_response(prompt: str, chosen: str, *, index: QuestionIndex) -> tuple[str, str]:
-    """The question that has `chosen` as its response and with which `prompt` ends, and the original one behind it.
+    """The question that `prompt` ends with and whose response is `chosen`, and the original question that it rewrites.
 
-    White space counts as one space; a cue ("Answer:") may follow the question. The longest one counts.
+    White space counts as one space; a cue ("Answer:") may follow the question. The longest match wins.
 
     Raises:
-        ValueError: MetaMathQA does not have the response, or none of its questions ends the prompt.
+        UserError: MetaMathQA does not have the response, or the prompt ends with none of its questions.
     """
     candidates = index.questions_of(chosen)
     if not candidates:
@@ -163,32 +163,32 @@ def _cut(text: str, cue: re.Pattern[str]) -> str:
 
 
 def _ends_with(text: str, question: str) -> bool:
-    """Whether the question is the end of the text, and not the end of a word or number of it."""
+    """Whether the text ends with the question, which does not begin inside a word or number."""
     return text.endswith(question) and (len(text) == len(question) or not text[-len(question) - 1].isalnum())
 
 
 def question_behind_marker(prompt: str, chosen: str, *, marker: re.Pattern[str]) -> str:
-    """What stands behind the last marker at the start of a line, without the cue for the answer.
+    """The text after the last marker at the start of a line, without the cue for the answer.
 
     Raises:
-        ValueError: it does not look like a single question without its answer.
+        UserError: the text does not look like a single unanswered question.
     """
     at_line_starts = [
         found for found in marker.finditer(prompt) if found.start() == 0 or prompt[found.start() - 1] == "\n"
     ]
     if not at_line_starts:
-        raise UserError("no marker at the start of a line of the prompt")
+        raise UserError("the prompt has no marker at the start of a line")
     question = _cut(prompt[at_line_starts[-1].end() :], _LINE_CUE).strip()
     if not question:
-        raise UserError("nothing stands behind the last marker")
+        raise UserError("nothing follows the last marker")
     if len(question) > MAX_QUESTION_CHARACTERS:
-        raise UserError(f"question too long: more than {MAX_QUESTION_CHARACTERS} characters behind the last marker")
+        raise UserError(f"question too long: more than {MAX_QUESTION_CHARACTERS} characters after the last marker")
     if marker.search(question):
-        raise UserError("a second marker stands within a line of the question")
+        raise UserError("a second marker is inside a line of the question")
     if _SOLVED.search(question):
-        raise UserError("a solved question stands behind the last marker: it holds '####' or 'The answer is'")
+        raise UserError("a solved question follows the last marker: it contains '####' or 'The answer is'")
     if chosen.strip() in question:
-        raise UserError("the question holds the chosen response")
+        raise UserError("the question contains the chosen response")
     return question
 
 
@@ -198,19 +198,19 @@ def _compiled(marker: str) -> re.Pattern[str]:
     except re.error as error:
         raise UserError(f"marker {marker!r} is not a regular expression: {error}") from error
     if compiled.match(""):
-        raise UserError(f"marker {marker!r} matches everywhere: name the text before a question, such as 'Question:'")
+        raise UserError(f"marker {marker!r} matches everywhere: give the text before a question, e.g. 'Question:'")
     return compiled
 
 
 def _which_way(sources: list[Source]) -> str:
-    """The error of a call that does not say how the question is found, with the end of a prompt to look at."""
-    told = (
-        "say how the question is found in a few-shot prompt: --metamathqa with MetaMathQA-395K, the safe way; "
-        "or --marker with a regular expression of what stands before each question; one of the two"
+    """The error for a call that does not say how to find the question; it shows the end of the first prompt."""
+    choice = (
+        "choose one way to find the question in a few-shot prompt: --metamathqa with MetaMathQA-395K, the safer way, "
+        "or --marker with a regular expression for the text before each question"
     )
     row: Row | None = next(iter(sources[0].rows()), None)
     try:
         prompt = checked_text(row.fields(), "prompt") if row else ""
     except UserError:
-        return told
-    return f"{told}. The first prompt ends so:\n{prompt[-600:]}"
+        return choice
+    return f"{choice}. The first prompt ends with:\n{prompt[-600:]}"

@@ -1,4 +1,4 @@
-"""MetaMathQA on the disk, to be asked for the questions that have a given response."""
+"""An index of MetaMathQA on disk: find the questions that have a given response."""
 
 import hashlib
 import sqlite3
@@ -16,10 +16,10 @@ INDEX_NAME = "metamathqa.sqlite"
 
 
 def build_index(sources: Iterable[Source], path: Path) -> dict[str, int]:
-    """Write responses with their questions into the file `path`. Returns counts.
+    """Write responses with their questions to the file `path`. Returns counts.
 
     Raises:
-        ValueError: not a row is usable, or a file cannot be read to its end.
+        UserError: no row is usable, or a file cannot be read to its end.
     """
     usable = Counter[bool]()
     with closing(sqlite3.connect(path)) as connection:
@@ -37,7 +37,7 @@ def build_index(sources: Iterable[Source], path: Path) -> dict[str, int]:
 
 
 def _entries(sources: Iterable[Source], usable: Counter[bool]) -> Iterator[tuple[int, str, str]]:
-    """(digest of the response, query, original question) of each row that is usable; counts both kinds."""
+    """(digest of the response, query, original question) of each usable row; counts usable and unusable rows."""
     with progress_bar("{task.completed:,} rows", counted=False, transient=True) as progress:
         for source in sources:
             for row in progress.track(source.rows(), description=f"indexing {source.name}"):
@@ -53,13 +53,13 @@ def _entries(sources: Iterable[Source], usable: Counter[bool]) -> Iterator[tuple
 
 
 class QuestionIndex:
-    """The index of :func:`build_index`, opened for reading."""
+    """Reads the index written by :func:`build_index`."""
 
     def __init__(self, path: Path):
         self._connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
 
     def questions_of(self, response: str) -> list[tuple[str, str]]:
-        """(query, original question) of each row with this response, however its white space is."""
+        """(query, original question) of each row with this response; differences in white space do not matter."""
         found = self._connection.execute(
             "SELECT DISTINCT query, original FROM response WHERE digest = ?", (_digest(response),)
         )
@@ -67,6 +67,6 @@ class QuestionIndex:
 
 
 def _digest(response: str) -> int:
-    """64 bits, signed. Other responses with the same ones do no harm: the prompt has to end with the question."""
+    """A signed 64-bit digest. Collisions are harmless: the prompt must also end with the question."""
     text = " ".join(response.split())
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)

@@ -1,4 +1,4 @@
-"""Texts that begin alike: a prompt that its responses repeat, whatever the white space in both is."""
+"""Find prompts that their responses repeat; differences in white space do not matter."""
 
 import re
 from collections.abc import Iterator
@@ -18,19 +18,19 @@ _ASKING = (":", "=", "?", "\uff1a", "\uff1f")  # the last two: full-width colon 
 
 
 def squeezed(text: str) -> str:
-    """The text with one space wherever it has white space."""
+    """The text with each run of white space replaced by one space."""
     return " ".join(text.split())
 
 
 def is_telling(text: str) -> bool:
-    """Whether a response that begins with the text repeats it, rather than just beginning alike ("Hello")."""
+    """Whether a response that begins with the text repeats it, rather than beginning alike by chance ("Hello")."""
     return text.rstrip().endswith(_ASKING) or len(_WORD.findall(text[:1000])) >= _FEWEST_WORDS
 
 
 def rest_behind(text: str, beginning: str) -> str | None:
-    """What follows `beginning` in `text`; None where `text` begins otherwise.
+    """What follows `beginning` in `text`; None if `text` does not start with it.
 
-    `beginning` ends where a word ends: "Hi" does not begin "High".
+    `beginning` must end at the end of a word: "High" does not start with "Hi".
     """
     first = _FIRST_WORD.match(beginning)
     if first is None:
@@ -51,12 +51,12 @@ def rest_behind(text: str, beginning: str) -> str | None:
 
 
 def without_prompt(prompt: str, *, chosen: str, rejected: str) -> tuple[str, str] | None:
-    """Both responses without the prompt, or the end of it, with which both begin; None where they do not.
+    """Both responses without the prompt, or the end of it, that both begin with; None if they do not.
 
-    The end of a prompt: its last lines, or the words before a colon at its very end ("Answer:").
+    The end of a prompt is its last lines, or the words before a colon at its very end ("Answer:").
 
     Raises:
-        ValueError: it cannot be known what is prompt and what is response.
+        UserError: it is unclear what is prompt and what is response.
     """
     for beginning in _beginnings(prompt, opening=chosen.lstrip()):
         chosen_rest, rejected_rest = rest_behind(chosen, beginning), rest_behind(rejected, beginning)
@@ -72,12 +72,12 @@ def without_prompt(prompt: str, *, chosen: str, rejected: str) -> tuple[str, str
             raise UserError("one response begins with the prompt, the other does not")
     shared = squeezed(chosen[: Prefix.similarity(chosen, rejected)])
     if shared and is_telling(prompt) and squeezed(prompt) in shared:
-        raise UserError("both responses repeat the prompt behind other words, with which both begin")
+        raise UserError("both responses repeat the prompt after the same opening words")
     return None
 
 
 def _beginnings(prompt: str, *, opening: str) -> Iterator[str]:
-    """The prompt and those of its ends with whose first word `opening` begins, the longest first."""
+    """The prompt, then each end of it whose first word starts `opening`, longest first."""
     yield prompt
     for line in _LINE.finditer(prompt):
         if opening.startswith(line.group(1)):

@@ -1,4 +1,4 @@
-"""`minordpo prepare hf`: preference data as it is published, in pairs out."""
+"""`minordpo prepare hf`: make pairs from published preference data."""
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,8 +16,8 @@ from nemo_minordpo.prepare.sources import find_sources
 from nemo_minordpo.prepare.tracked_row import TrackedRow
 from nemo_minordpo.records import Manifest, PreferencePair
 
-_INVERTED = "chosen has the lower reward of the two"
-_TEXT = ("role", "content")  # what every turn has
+_INVERTED = "chosen has the lower reward"
+_TEXT = ("role", "content")  # keys of every turn
 
 
 def prepare_preference(
@@ -29,27 +29,27 @@ def prepare_preference(
     options: BuildOptions | None = None,
     **settings: Any,
 ) -> Manifest:
-    r"""Write the pairs of a published preference set into the folder `output`, see `build`.
+    r"""Write the pairs of a published preference set to the folder `output`, see `build`.
 
-    Layouts that are recognised, row by row:
+    Recognised layouts, row by row:
     - prompt, chosen, rejected as strings;
-    - chosen and rejected as messages behind a prompt of messages (TRL's explicit prompt), or as whole conversations
-      whose common beginning is the prompt (implicit; UltraFeedback has the user's turn as a string, too);
-    - `instruction` with an `input` behind it and a `history` before it (Alpaca), or `conversations` as the prompt;
+    - chosen and rejected as messages after a prompt of messages (TRL's explicit prompt), or as whole conversations
+      whose common beginning is the prompt (implicit; UltraFeedback also has the user's turn as a string);
+    - `instruction` followed by an `input` and preceded by a `history` (Alpaca), or `conversations` as the prompt;
     - `instruction` and `completions` with scores, as UltraFeedback: the best against the worst;
     - chosen and rejected as dialogues "\n\nHuman: ...\n\nAssistant: ..." with a common beginning (Anthropic's HH);
     - NeMo-Aligner's own: prompt as a string or messages, chosen_response, rejected_response and their rewards.
-    A `system` column and `tools` belong to each of them; see columns.py. A prompt that both responses or conversations
-    repeat is taken out once. Columns that carry meaning and are not read refuse the build.
+    Each may also have a `system` column and `tools`; see columns.py. A prompt that both responses or conversations
+    repeat is removed once. Unread columns that carry meaning stop the build.
 
     Args:
         sources: files, globs, folders, or a name on the hub.
-        output: folder, made when it is not there.
-        subset: configuration of a data set of the hub.
-        split: of hub names and folders.
-        options: of the build.
-        settings: of the recipe, see `PreferenceRecipe`; prompting "plain" takes strings as they are, messages need
-            "chat".
+        output: folder, created if missing.
+        subset: configuration of a data set on the hub.
+        split: split to read from hub names and folders.
+        options: options of the build.
+        settings: fields of the recipe, see `PreferenceRecipe`; prompting "plain" uses strings as they are, messages
+            need "chat".
     """
     found = find_sources(sources, subset=subset, split=split)
     return build(PreferenceRecipe(**settings), found, output, options or BuildOptions())
@@ -92,7 +92,7 @@ def _plain_pair(found: Preference, row: TrackedRow) -> tuple[PreferencePair, str
     if not isinstance(found.prompt, str):
         raise UserError(
             "messages, history and a system turn need a chat template: --template chat and --tokenizer "
-            "(a column that is not wanted: --ignore-columns)"
+            "(or leave the column out: --ignore-columns)"
         )
     if found.tools:
         row.drop_column(found.tools_column)
@@ -120,17 +120,17 @@ def _chat_pair(found: Preference, row: TrackedRow, chat: ChatTemplate) -> tuple[
 
 
 def _used(turns: list[Message], row: TrackedRow, chat: ChatTemplate) -> list[Message]:
-    """The turns without the keys for which the template has no use.
+    """The turns without the keys that the template does not use.
 
     Raises:
-        ValueError: a turn holds nothing else.
+        UserError: a turn contains nothing else.
     """
     unused = unused_keys(turns, chat.render)
     for key in unused:
         row.drop(key, within="messages")
     used = [{key: value for key, value in message.items() if key not in unused} for message in turns]
     if any(len(message) == len(_TEXT) and not message["content"].strip() for message in used):
-        raise UserError(f"the chat template has no use for {', '.join(unused)}, and a turn holds nothing else")
+        raise UserError(f"the chat template does not use {', '.join(unused)}, and a turn contains nothing else")
     return used
 
 

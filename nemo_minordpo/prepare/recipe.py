@@ -1,4 +1,4 @@
-"""What a kind of data set brings along to be built: how one of its rows becomes a pair."""
+"""The interface of a recipe: how a row of one kind of data set becomes a pair."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -14,28 +14,28 @@ from nemo_minordpo.records import PreferencePair
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """A pair, and what is known about it beyond its own line."""
+    """A pair, and what is known about it beyond its jsonl line."""
 
     pair: PreferencePair
-    question: str  # all rows of one question stay on one side of the split
-    origin: dict[str, str] = field(default_factory=dict)  # further keys of the line, from which the row is found again
-    # Peculiarities, or "": counted in the manifest by their first lines; the others are what this pair has of them.
+    question: str  # all rows of a question stay on one side of the split
+    origin: dict[str, str] = field(default_factory=dict)  # extra keys of the line, which identify the row
+    # Anything unusual, or "": the first line is counted in the manifest, the other lines show this pair's case.
     notes: tuple[str, ...] = ()
-    doubt: str = ""  # why the row would have been rejected had the user not asked to keep it; counts as rejected, too
-    before: str = ""  # the prompt as it was, for the samples that are shown
+    doubt: str = ""  # why the row would be rejected unless the user keeps it; counts towards --max-rejected
+    before: str = ""  # the original prompt, for the samples that are shown
 
 
-# (the row, its place, its number) -> pair; a UserError is a rejection, "reason: detail".
+# (row, place, number) -> pair; a UserError rejects the row with its message, "reason: detail".
 MakePair = Callable[[TrackedRow, str, int], Made]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(ABC):
-    """One kind of data set; picklable, opened once in every process.
+    """One kind of data set; picklable, and opened once per process.
 
-    seed: of everything that is drawn, the split included.
+    seed: seed of all random choices, including the split.
     prompting: how prompts are written.
-    ignore_columns: columns of the rows, and keys of their messages, that are not read.
+    ignore_columns: columns of the rows, and keys of their messages, to leave unread.
     """
 
     seed: int = 1234
@@ -45,26 +45,26 @@ class Recipe(ABC):
     stage = "prepare"
 
     def settings(self) -> dict[str, Any]:
-        """All that a pair depends on besides its row, by the names of the options."""
+        """Everything besides its row that a pair depends on, by option name."""
         return self.prompting.settings() | {"seed": self.seed, "ignore_columns": list(self.ignore_columns)}
 
     def dated(self, date: str) -> "Recipe":
-        """The same with prompts of this day."""
+        """A copy whose prompts have this date."""
         return replace(self, prompting=self.prompting.dated(date))
 
     def identities(self) -> dict[str, str]:
-        """Name and digest of everything that is read besides the rows."""
+        """Names and digests of all inputs other than the rows."""
         return {str(path): sha256_of_file(path) for path in self.prompting.input_files()}
 
     def begin(self, scratch: Path) -> dict[str, int]:
-        """Make in `scratch` what has to be there before the first row; returns counts for the manifest."""
+        """Write files that are needed before the first row to `scratch`; returns counts for the manifest."""
         return {}
 
     @abstractmethod
     def open(self, scratch: Path) -> MakePair:
-        """The function that makes a pair, with all it needs loaded."""
+        """Load everything needed, and return the function that makes a pair."""
 
 
 def reason_kind(reason: str) -> str:
-    """The part of a reason that rows share: "missing column: 'x'" -> "missing column"."""
+    """The part of a reason that is the same for many rows: "missing column: 'x'" -> "missing column"."""
     return reason.split(": ", 1)[0].split(" (", 1)[0][:100]

@@ -1,18 +1,18 @@
-"""What a chat template makes of what messages hold besides role and content: tool_calls, reasoning_content, name."""
+"""How a chat template renders message keys besides role and content: tool_calls, reasoning_content, name."""
 
 from collections.abc import Callable
 
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.conversation import Message
 
-# Turns -> text; raises UserError where the template refuses them.
+# Turns -> text; raises UserError if the template rejects them.
 Render = Callable[[list[Message]], str]
 
 
 def unused_keys(turns: list[Message], render: Render) -> list[str]:
-    """Keys of which the template leaves out what at least one of the turns holds.
+    """Keys that the template ignores in at least one of the turns.
 
-    A turn is looked at where it is the last one: templates leave out the thoughts of earlier turns on purpose.
+    Each turn is tested as the last one, because templates leave out the thoughts of earlier turns on purpose.
     """
     unused = {
         key
@@ -28,20 +28,20 @@ def _has_effect(key: str, turns: list[Message], render: Render) -> bool:
     with_key = render(turns)
     try:
         return with_key != render([*before, {name: value for name, value in last.items() if name != key}])
-    except UserError:  # it cannot do without
+    except UserError:  # the template requires the key
         return True
 
 
 def written_response(turns: list[Message], response: Message, *, prompt: str, end: str, render: Render) -> str:
-    """A response as the template writes it behind `prompt`, without the `end` of its turn.
+    """A response as the template writes it after `prompt`, without the `end` of its turn.
 
     Raises:
-        UserError: it cannot be told apart from what surrounds it.
+        UserError: the response cannot be separated from the text around it.
     """
     whole = render([*turns, response])
     keys = ", ".join(sorted(response.keys() - {"role", "content"}))
     if not whole.startswith(prompt):
-        raise UserError(f"the template's generation prompt is not how it begins a turn with {keys}")
+        raise UserError(f"the template begins a turn with {keys} differently from its generation prompt")
     if not whole.endswith(end):
-        raise UserError(f"the template does not end a turn with {keys} as others")
+        raise UserError(f"the template ends a turn with {keys} differently from other turns")
     return whole[len(prompt) :].removesuffix(end)

@@ -1,4 +1,4 @@
-"""The layouts in which preference data is published, row by row."""
+"""Read rows in the layouts of published preference data."""
 
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,19 +22,19 @@ from nemo_minordpo.prepare.conversation import (
 from nemo_minordpo.prepare.overlap import rest_behind, squeezed, without_prompt
 from nemo_minordpo.prepare.tracked_row import TrackedRow
 
-REPEATED = "the prompt, or its end, began both responses and was taken out of them"
+REPEATED = "both responses began with the prompt or its end, which was removed"
 _OF_COMPLETION = ("response", "overall_score")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preference:
-    """A row, whatever its layout was.
+    """A row, independent of its original layout.
 
-    prompt: a text, or a conversation before the response.
-    chosen, rejected: an assistant's turn each.
-    tools: functions that may be called; `tools_column` is where they were.
+    prompt: text, or the conversation before the response.
+    chosen, rejected: one assistant turn each.
+    tools: functions that may be called, from the column `tools_column`.
     is_cut: the responses were cut out of longer texts; white space around them belongs to neither part.
-    note: what is peculiar about it.
+    note: anything unusual about the row.
     """
 
     prompt: str | list[Message]
@@ -52,9 +52,9 @@ class Preference:
         return _turns(self.prompt)
 
     def question(self) -> str:
-        """What the rows of one question have in common, whatever their layout is: the user's turns."""
+        """The user's turns, which are the same for all rows of a question in any layout."""
         turns = [{"role": "user", "content": self.prompt}]
-        with suppress(UserError):  # a dialogue with empty turns: no pair is made of it
+        with suppress(UserError):  # a dialogue with empty turns, which gives no pair
             turns = self.turns()
         return "\n".join(message["content"] for message in turns if message["role"] == "user")
 
@@ -68,10 +68,10 @@ class _Parts(NamedTuple):
 
 
 def read_preference(row: TrackedRow, columns: Columns) -> Preference:
-    """A row of any layout that is known.
+    """Read a row in any known layout.
 
     Raises:
-        ValueError: it is of none, with the reason.
+        UserError: the layout is unknown or the row contradicts itself; the message says why.
     """
     if "completions" in row and columns.chosen is None and row.spelt("chosen") not in row:
         chosen, rejected, rewards = _best_and_worst(row)
@@ -84,7 +84,7 @@ def read_preference(row: TrackedRow, columns: Columns) -> Preference:
     elif isinstance(chosen, list) and isinstance(rejected, list):
         parts = _of_messages(prompt, chosen, rejected)
     else:
-        raise UserError("one of chosen and rejected is a string, the other one messages")
+        raise UserError("one of chosen and rejected is a string, the other is messages")
     parts = _without_repetition(parts)
     _check_responses(parts)
     tools_column, tools = find_tools(row, columns)
@@ -116,14 +116,14 @@ def _response(row: TrackedRow, columns: Columns, column: str) -> str | list[Mess
 
 
 def _best_and_worst(row: TrackedRow) -> tuple[str, str, tuple[float, float]]:
-    """Texts and scores of the best and the worst of UltraFeedback's completions; of equals the first counts."""
+    """Texts and scores of the best and the worst of UltraFeedback's completions; the first wins a tie."""
     completions = row["completions"]
     if not isinstance(completions, list):
         raise UserError(f"completions must be a list: found {type(completions).__name__}")
     scored = []
     for one in completions:
         if not isinstance(one, dict):
-            raise UserError(f"completions holds what is no object: {type(one).__name__}")
+            raise UserError(f"completions contains something that is not an object: {type(one).__name__}")
         score = _reward("overall_score", one.get("overall_score"))
         if score is not None:
             scored.append((score, checked_text(one, "response")))
@@ -140,14 +140,14 @@ def _reward(name: str, value: Any) -> float | None:
 
 
 def _of_texts(prompt: str | list[Message] | None, chosen: str, rejected: str) -> _Parts:
-    """A prompt with its responses, or whole dialogues."""
+    """Split texts: a prompt with its responses, or whole dialogues."""
     if is_hh(chosen) != is_hh(rejected):
         raise UserError("one of chosen and rejected is a dialogue (Human: ... Assistant: ...), the other is not")
     if is_hh(chosen):
         return _of_dialogues(prompt, chosen, rejected)
     if prompt is None:
         raise UserError(
-            "no prompt, or an empty one: name its column, unless chosen and rejected are dialogues as Anthropic's HH"
+            "no prompt, or an empty one: name its column, unless chosen and rejected are dialogues like Anthropic's HH"
         )
     return _Parts(prompt, _assistant(chosen), _assistant(rejected), is_cut=isinstance(prompt, str) and is_hh(prompt))
 
@@ -163,7 +163,7 @@ def _of_dialogues(prompt: str | list[Message] | None, chosen: str, rejected: str
 
 
 def _of_messages(prompt: str | list[Message] | None, chosen: list[Message], rejected: list[Message]) -> _Parts:
-    """An explicit prompt stands before the responses; an implicit one is what both conversations begin with."""
+    """An explicit prompt precedes the responses; an implicit one is the common beginning of both conversations."""
     shared = shared_messages(chosen, rejected)
     chosen_turn = only_response(chosen[len(shared) :], "chosen")
     rejected_turn = only_response(rejected[len(shared) :], "rejected")
@@ -183,7 +183,7 @@ def _is_asked(prompt: str, messages: list[Message]) -> bool:
 
 
 def _without_repetition(parts: _Parts) -> _Parts:
-    """The parts with responses that do not begin with the prompt, or with the last turn before them."""
+    """Remove the prompt, or the last turn before the responses, from the start of both responses."""
     askings = [parts.prompt] if isinstance(parts.prompt, str) else []
     if not askings or (is_hh(askings[0]) and askings[0].rstrip().endswith("Assistant:")):
         askings += [message["content"] for message in _turns(parts.prompt)[-1:]]
@@ -206,7 +206,7 @@ def _check_responses(parts: _Parts) -> None:
         if not response["content"].strip() and "tool_calls" not in response:
             raise UserError(f"{name} is empty, or nothing but the prompt")
         if is_dialogue and has_turns(response["content"]):
-            raise UserError(f"turns follow behind the response in {name}")
+            raise UserError(f"turns follow the response in {name}")
 
 
 def _with_earlier_turns(

@@ -1,7 +1,7 @@
-"""Rows of a file, each with its place: jsonl, json, gzip, parquet.
+"""Read the rows of a file, each with its place: jsonl, json, gzip, parquet.
 
-A row that cannot be read is handed on with the reason, so that it is counted; where a file cannot be read any further,
-nobody knows how many rows are lost, and reading ends with an error that names the file and the place.
+A row that cannot be read is returned with the reason, so that it is counted. If the rest of a file cannot be read, the
+number of lost rows is unknown, so reading stops with an error that names the file and the place.
 """
 
 import gzip
@@ -16,17 +16,17 @@ from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import sha256_of_file
 from nemo_minordpo.prepare.json_text import GrowingText
 
-# A longer line is no row of text, but a file without line ends; the rest of it is passed over unread.
+# A longer line is not a row of text but a file without line ends; the rest of the line is skipped.
 MAX_LINE_BYTES = 16 << 20
-_BATCH_ROWS = 256  # of parquet, turned into Python objects at a time
+_BATCH_ROWS = 256  # parquet rows converted to Python objects at a time
 
 
 class Row(NamedTuple):
-    """One row as it was found; `number` is its line or row, from 1."""
+    """One row as found; `number` is its line or row, from 1."""
 
     source: str
     number: int
-    value: bytes | dict[str, Any] | None  # a line of JSON, or an object that is decoded already
+    value: bytes | dict[str, Any] | None  # a line of JSON, or a decoded object
     fault: str = ""  # why it could not be read
 
     @property
@@ -37,7 +37,7 @@ class Row(NamedTuple):
         """The row as an object.
 
         Raises:
-            ValueError: the reason why it is none, without the place.
+            UserError: the row is not an object; the message says why, without the place.
         """
         if self.fault:
             raise UserError(self.fault)
@@ -49,7 +49,7 @@ class Row(NamedTuple):
 
 @dataclass
 class LocalFile:
-    """A file of rows; `read_bytes` follows the reading."""
+    """A file of rows; `read_bytes` is the progress of reading."""
 
     path: Path
     read_bytes: int = field(default=0, compare=False)
@@ -63,26 +63,26 @@ class LocalFile:
         return self.path.stat().st_size
 
     def identity(self) -> str:
-        """Raises ValueError where the file cannot be read."""
+        """The file's digest. Raises UserError if the file cannot be read."""
         try:
             return sha256_of_file(self.path)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read: {error}") from error
 
     def rows(self) -> Iterator[Row]:
-        """The rows in the order of the file; blank lines are no rows.
+        """The rows in file order; blank lines are skipped.
 
         Raises:
-            ValueError: the file is damaged, with the last row that could be read.
+            UserError: the file is damaged; the message names the last readable row.
         """
         self.read_bytes = number = 0
         try:
             for row in self._rows():
                 number = row.number
                 yield row
-        except (EOFError, zlib.error, OSError) as error:  # of gzip and of the disk; those of parquet are told below
+        except (EOFError, zlib.error, OSError) as error:  # from gzip or the disk; parquet errors are reported below
             raise UserError(
-                f"{self.path}: damaged after row {number}, nothing behind it can be read: {error}"
+                f"{self.path}: damaged after row {number}, nothing after it can be read: {error}"
             ) from error
         self.read_bytes = self.num_bytes
 
@@ -102,7 +102,7 @@ class LocalFile:
                     rows = self._elements(raw, data)
                 elif start.split(b"\n", 1)[0].strip() == b"{":
                     raise UserError(
-                        f"{self.path}: a JSON object over several lines: rows are expected in an array or one a line"
+                        f"{self.path}: a JSON object over several lines: expected an array, or one row per line"
                     )
             yield from rows
 
@@ -122,19 +122,19 @@ class LocalFile:
                 yield Row(name, number, line)
 
     def _elements(self, raw: IO[bytes], data: IO[bytes]) -> Iterator[Row]:
-        """The elements of one JSON array, decoded one after the other as the text comes in."""
+        """The elements of one JSON array, decoded one by one as the text is read."""
         text = GrowingText(data, name=self.name, max_characters=MAX_LINE_BYTES)
         text.take("[")
         number = 0
         while not text.take("]"):
             if number and not text.take(","):
-                raise UserError(f"{self.path}: damaged after row {number}: neither ',' nor ']' follows it")
+                raise UserError(f"{self.path}: damaged after row {number}: neither ',' nor ']' follows")
             number += 1
             value = text.take_value(number)
             self.read_bytes = raw.tell()
             yield Row(self.name, number, value if isinstance(value, dict) else json.dumps(value).encode())
         if not text.is_at_end():
-            raise UserError(f"{self.path}: more text behind the array of {number} rows")
+            raise UserError(f"{self.path}: more text after the array of {number} rows")
 
     def _parquet_rows(self) -> Iterator[Row]:
         import pyarrow
@@ -149,7 +149,7 @@ class LocalFile:
                         yield Row(name, number, value, fault)
                     self.read_bytes = size * number // max(1, file.metadata.num_rows)
                 if number != file.metadata.num_rows:
-                    raise UserError(f"{self.path}: {number} rows where the file says {file.metadata.num_rows}")
+                    raise UserError(f"{self.path}: found {number} rows, but its metadata says {file.metadata.num_rows}")
         except pyarrow.ArrowException as error:
             raise UserError(f"{self.path}: damaged parquet after row {number}: {error}") from error
 
@@ -165,14 +165,14 @@ def _decoded(line: bytes) -> Any:
         raise UserError(f"not UTF-8 text: {error}") from error
     except RecursionError as error:
         raise UserError("nested too deeply") from error
-    except ValueError as error:  # JSONDecodeError, and integers of thousands of digits
+    except ValueError as error:  # JSONDecodeError, or integers with thousands of digits
         raise UserError(f"invalid JSON: {error}") from error
 
 
 def _batch_values(batch: Any) -> Iterator[tuple[dict[str, Any] | None, str]]:
     try:
         values = batch.to_pylist()
-    except (ValueError, OverflowError):  # text that is not UTF-8, dates that Python has not: of single rows
+    except (ValueError, OverflowError):  # text that is not UTF-8, or dates that Python lacks: decode row by row
         values = None
     if values is not None:
         yield from ((value, "") for value in values)

@@ -1,4 +1,4 @@
-"""What a build tells on the terminal."""
+"""The report of a build on the terminal."""
 
 import json
 from pathlib import Path
@@ -18,17 +18,17 @@ _NAMES_SHOWN = 30
 def show(report: list[Text | Table]) -> None:
     console = Console()
     for piece in report:
-        console.print(piece, soft_wrap=True)  # a path stays whole for copying
+        console.print(piece, soft_wrap=True)  # paths are not wrapped, so that they can be copied
 
 
 def report_of(folder: Path, output: Path, *, manifest: Manifest, tally: Tally) -> list[Text | Table]:
-    """Counts, reasons, statistics, and what the pairs look like.
+    """Counts, reasons, statistics, and example pairs.
 
     Args:
-        folder: where the data set lies now.
+        folder: where the data set is now.
         output: where it will be.
-        manifest: its own.
-        tally: of its rows.
+        manifest: manifest of the data set.
+        tally: tally of its rows.
     """
     counts = manifest.counts
     lines = [
@@ -37,18 +37,19 @@ def report_of(folder: Path, output: Path, *, manifest: Manifest, tally: Tally) -
     ]
     if counts["validation"] < manifest.settings["num_validation"]:
         asked = manifest.settings["num_validation"]
-        lines.append(f"  {asked} validation pairs were asked for: no question that is left has so few pairs")
+        lines.append(f"  {asked} validation pairs were requested: every remaining question has too many pairs to fit")
     lines += _rejected(folder, output, manifest)
     if counts["repeated_questions"]:
         lines.append(
-            f"  {counts['repeated_questions']} pairs repeat a question; its pairs are on one side of the split"
+            f"  {counts['repeated_questions']} pairs repeat a question; "
+            "all pairs of a question are on the same side of the split"
         )
     lines += _notes(tally)
     if manifest.unread:
         names = [f"{name} ({number:,})" for name, number in manifest.unread.items()]
         more = f", and {len(names) - _NAMES_SHOWN} more in manifest.json" if len(names) > _NAMES_SHOWN else ""
-        lines.append(f"  not read, with the number of rows: {', '.join(names[:_NAMES_SHOWN])}{more}")
-    # Text: brackets in paths and prompts are no markup.
+        lines.append(f"  not read (number of rows): {', '.join(names[:_NAMES_SHOWN])}{more}")
+    # Text, so that brackets in paths and prompts are not read as markup.
     return [
         Text("\n".join(lines)),
         statistics_table(json.loads((folder / "statistics.json").read_text())),
@@ -57,7 +58,7 @@ def report_of(folder: Path, output: Path, *, manifest: Manifest, tally: Tally) -
 
 
 def _notes(tally: Tally) -> list[str]:
-    """How many pairs have each note, with the first of them where there is something to see."""
+    """The number of pairs with each note, and the first of them if the note has details."""
     lines = []
     for note, (number, (place, *more)) in tally.notes.items():
         lines += [f"  {number} pairs: {note}" + (f"; the first is {place}" if more else "")]
@@ -77,7 +78,7 @@ def _rejected(folder: Path, output: Path, manifest: Manifest) -> list[str]:
 
 
 def _samples(samples: list[tuple[str, str]]) -> list[str]:
-    """Prompts before and after, from all over the data set; none where prompts are not changed."""
+    """Prompts before and after, from across the data set; empty if prompts are unchanged."""
     lines = []
     for before, after in samples[:: max(1, len(samples) // SAMPLES)][:SAMPLES]:
         lines += ["--- a prompt before", before, "--- after", after.rstrip("\n")]

@@ -1,4 +1,4 @@
-"""What is named as a source of rows: files, globs, folders, names on the Hugging Face hub."""
+"""Find sources of rows: files, globs, folders, names on the Hugging Face hub."""
 
 import glob
 import hashlib
@@ -18,7 +18,7 @@ _SPLIT_WORDS = ("train", "training", "test", "validation", "valid", "val", "dev"
 
 @dataclass
 class HubSet:
-    """A data set of the Hugging Face hub (or a folder laid out like one), streamed through `datasets`."""
+    """A data set on the Hugging Face hub (or a folder laid out like one), streamed through `datasets`."""
 
     name: str
     subset: str | None
@@ -27,11 +27,11 @@ class HubSet:
     read_bytes: int = 0
 
     def identity(self) -> str:
-        """Digest of the files that the name stands for today: their addresses carry the revision."""
+        """Digest of the files that the name refers to today: their addresses include the revision."""
         builder = self._builder()
         files = builder.config.data_files
-        told = {str(split): list(map(str, found)) for split, found in (files or {}).items()}
-        return hashlib.sha256(json.dumps([builder.hash, self.split, told]).encode()).hexdigest()
+        addresses = {str(split): list(map(str, found)) for split, found in (files or {}).items()}
+        return hashlib.sha256(json.dumps([builder.hash, self.split, addresses]).encode()).hexdigest()
 
     def rows(self) -> Iterator[Row]:
         number = 0
@@ -40,7 +40,7 @@ class HubSet:
             for value in self._builder().as_streaming_dataset(split=self.split):
                 number += 1
                 yield Row(name, number, value)
-        except Exception as error:  # whatever network, file system and format have to say
+        except Exception as error:  # from the network, the file system or the format
             raise UserError(f"{name}: cannot be read after row {number}: {_one_line(error)}") from error
 
     def _builder(self) -> Any:
@@ -58,13 +58,13 @@ Source = LocalFile | HubSet
 
 
 def find_sources(names: Iterable[str | Path], *, subset: str | None = None, split: str = "train") -> list[Source]:
-    """What files, globs, folders and hub names stand for, in order, each once.
+    """The sources that files, globs, folders and hub names refer to, in order, each once.
 
-    A folder stands for the files of rows below it; where their names tell splits apart, for those of `split`.
-    `owner/name` is looked up on the hub when there is no such file.
+    A folder refers to the files of rows below it; if their names distinguish splits, to those of `split`.
+    `owner/name` is looked up on the hub if there is no such file.
 
     Raises:
-        ValueError: a name stands for nothing, or for a file that is not of rows.
+        UserError: a name refers to nothing, or to a file without rows.
     """
     found: dict[str, Source] = {}
     for name in map(str, names):
@@ -74,7 +74,7 @@ def find_sources(names: Iterable[str | Path], *, subset: str | None = None, spli
         for path in _files(name, split=split):
             found[str(path.resolve())] = LocalFile(path)
     if not found:
-        raise UserError("no source is given: name files, folders, or a data set of the hub")
+        raise UserError("no source given: name files, folders, or a data set on the hub")
     return list(found.values())
 
 
@@ -93,25 +93,25 @@ def _files(name: str, *, split: str) -> list[Path]:
         raise UserError(f"{name}: no such file")
     for one in paths:
         if not one.is_file() or not one.name.endswith(SUFFIXES):
-            raise UserError(f"{one}: not a file of rows, whose name ends with {', '.join(SUFFIXES)}")
+            raise UserError(f"{one}: not a file of rows: the name must end with {', '.join(SUFFIXES)}")
     return paths
 
 
 def _files_below(folder: Path, *, split: str) -> list[Path]:
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name.endswith(SUFFIXES)]
     paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    # Descriptions of a data set lie beside its rows as .json.
+    # A data set's description may be a .json file next to its rows.
     paths = [path for path in paths if ".json" not in path.suffixes] or paths
-    of_split = [path for path in paths if _tells(path.relative_to(folder), split)]
+    of_split = [path for path in paths if _names_split(path.relative_to(folder), split)]
     if not paths:
         raise UserError(f"{folder}: no file of rows in this folder ({', '.join(SUFFIXES)})")
-    if not of_split and any(_tells(path.relative_to(folder), word) for path in paths for word in _SPLIT_WORDS):
-        raise UserError(f"{folder}: no file of the split {split!r}: there are {', '.join(str(path) for path in paths)}")
+    if not of_split and any(_names_split(path.relative_to(folder), word) for path in paths for word in _SPLIT_WORDS):
+        raise UserError(f"{folder}: no file for the split {split!r}: found {', '.join(str(path) for path in paths)}")
     return of_split or paths
 
 
-def _tells(path: Path, split: str) -> bool:
-    """Whether a path names a split, as a word or between underscores."""
+def _names_split(path: Path, split: str) -> bool:
+    """Whether a path contains the name of a split, as a word or between underscores."""
     return re.search(rf"(?<![a-z0-9]){re.escape(split.lower())}(?![a-z0-9])", str(path).lower()) is not None
 
 

@@ -1,4 +1,4 @@
-"""What becomes of each pair of a data set: training, validation, or left out for an earlier one."""
+"""Assign each pair to training or validation, or leave it out in favour of an earlier one."""
 
 import numpy as np
 
@@ -10,19 +10,19 @@ TRAIN, VALIDATION, DUPLICATE, SAME_QUESTION = range(4)
 def decide(
     *, texts: np.ndarray, questions: np.ndarray, num_validation: int, one_per_question: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What becomes of P pairs, in the order of their rows.
+    """Decide the fate of P pairs, in row order.
 
     Args:
-        texts: [P] digests, equal for pairs that are equal.
-        questions: [P] digests, equal for pairs of one question.
+        texts: [P] digests, equal for equal pairs.
+        questions: [P] digests, equal for pairs of the same question.
         num_validation: pairs to hold out.
-        one_per_question: leave out all pairs of a question but the first.
+        one_per_question: use only the first pair of each question.
 
     Returns:
-        ([P] TRAIN, VALIDATION, DUPLICATE or SAME_QUESTION, [P] the earlier pair for which one is left out).
+        ([P] TRAIN, VALIDATION, DUPLICATE or SAME_QUESTION, [P] the earlier pair that replaces a left-out one).
 
     Raises:
-        UserError: no pair would be left to train on, or none could be held out.
+        UserError: no pair would be left for training, or none could be held out.
     """
     first = _first_of_each(texts)
     fate = np.where(first == np.arange(len(first)), TRAIN, DUPLICATE)
@@ -37,7 +37,7 @@ def decide(
 
 
 def _first_of_each(digests: np.ndarray) -> np.ndarray:
-    """[N]: the first place of each entry's equals."""
+    """[N]: the index of the first entry equal to each entry."""
     _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
     return first[inverse.reshape(-1)]
 
@@ -45,8 +45,8 @@ def _first_of_each(digests: np.ndarray) -> np.ndarray:
 def _held_out(questions: np.ndarray, *, num_validation: int) -> np.ndarray:
     """[N] bool: the pairs for validation; all pairs of a question are on one side.
 
-    Questions are drawn in the order of their digests, which depends on the seed, and taken while they fit: fewer than
-    `num_validation` are held out where all questions that are left have more pairs than there is room for.
+    Questions are taken in the order of their digests, which depends on the seed, if their pairs still fit. Fewer than
+    `num_validation` pairs are held out if every remaining question has more pairs than there is room for.
     """
     digests, inverse, sizes = np.unique(questions, return_inverse=True, return_counts=True)
     taken = np.zeros(len(digests), dtype=bool)

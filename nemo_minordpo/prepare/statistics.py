@@ -1,4 +1,4 @@
-"""How close the two responses of pairs are, and how long: numbers, histograms."""
+"""How long the responses of a pair are, and how close to each other: numbers and histograms."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from nemo_minordpo.records import PreferencePair
 
-# name -> what it says of a pair; the first two are shares of the longer response.
+# name -> description; the first two are shares of the longer response.
 MEASURES = {
     "edit_distance": "edit distance",
     "shared_prefix": "shared beginning",
@@ -21,15 +21,15 @@ MEASURES = {
 _FRACTIONS = ("edit_distance", "shared_prefix")
 _PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 _BINS = 50
-# The edit distance takes time with the product of the lengths: 0.3 s here, minutes for a megabyte.
+# The time for the edit distance grows with the product of the lengths: 0.3 s at this limit, minutes for a megabyte.
 LONGEST_COMPARED = 50_000
 
 
 def measure(pair: PreferencePair) -> tuple[float, ...]:
-    """The values of :data:`MEASURES`; the edit distance of responses above LONGEST_COMPARED characters is NaN.
+    """The values of :data:`MEASURES`; the edit distance is NaN if a response exceeds LONGEST_COMPARED characters.
 
-    Edit distance: fewest insertions, deletions and replacements of a character (Levenshtein), over the length of the
-    longer response: 0 = equal, 1 = nothing in common.
+    Edit distance: the fewest character insertions, deletions and replacements (Levenshtein), divided by the length of
+    the longer response: 0 = equal, 1 = nothing in common.
     """
     chosen, rejected = pair.chosen_response, pair.rejected_response
     compared = max(len(chosen), len(rejected)) <= LONGEST_COMPARED
@@ -43,7 +43,7 @@ def measure(pair: PreferencePair) -> tuple[float, ...]:
 
 
 def summarise(measures: np.ndarray) -> dict[str, dict[str, float | int]]:
-    """Mean, percentiles and range of each measure over the pairs, as `statistics.json` holds them.
+    """Mean, percentiles and range of each measure over the pairs, as in `statistics.json`.
 
     Args:
         measures: [pairs, len(MEASURES)].
@@ -53,20 +53,20 @@ def summarise(measures: np.ndarray) -> dict[str, dict[str, float | int]]:
 
 def _summary(values: np.ndarray) -> dict[str, float | int]:
     known = values[~np.isnan(values)].astype(np.float64)
-    told: dict[str, float | int] = {"pairs": len(known), "not_measured": len(values) - len(known)}
+    summary: dict[str, float | int] = {"pairs": len(known), "not_measured": len(values) - len(known)}
     if len(known):
         percentiles = np.percentile(known, _PERCENTILES)
-        told |= {"mean": float(known.mean()), "min": float(known.min())}
-        told |= {f"p{name}": float(value) for name, value in zip(_PERCENTILES, percentiles, strict=True)}
-        told["max"] = float(known.max())
-    return {name: round(value, 6) for name, value in told.items()}
+        summary |= {"mean": float(known.mean()), "min": float(known.min())}
+        summary |= {f"p{name}": float(value) for name, value in zip(_PERCENTILES, percentiles, strict=True)}
+        summary["max"] = float(known.max())
+    return {name: round(value, 6) for name, value in summary.items()}
 
 
 def statistics_table(summary: dict[str, dict[str, Any]]) -> Table:
-    """The summary as the short report shows it."""
+    """The summary as a table for the terminal."""
     table = Table(box=None, pad_edge=False)
     columns = ("mean", "p5", "p50", "p95", "max")
-    table.add_column("of a pair")
+    table.add_column("per pair")
     for name in columns:
         table.add_column({"p50": "median"}.get(name, name), justify="right")
     for name, values in summary.items():
@@ -78,8 +78,8 @@ def statistics_table(summary: dict[str, dict[str, Any]]) -> Table:
 
 
 def draw_histograms(measures: np.ndarray, path: Path) -> None:
-    """One histogram a measure; the last bin holds all above the 99th percentile."""
-    # Drawing loads seconds of modules, which workers do without.
+    """One histogram per measure; the last bin includes everything above the 99th percentile."""
+    # These imports take seconds, and workers do not need them.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,10 +1,10 @@
-"""What a build counts of its rows, each count with its first example."""
+"""Counts over the rows of a build, each with its first example."""
 
 from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-SAMPLES = 5  # prompts that are shown; more are held of every chunk, from which these are chosen
+SAMPLES = 5  # prompts shown, chosen from the samples of all chunks
 
 
 class Counts(dict[str, tuple[int, Any]]):
@@ -15,19 +15,19 @@ class Counts(dict[str, tuple[int, Any]]):
         self[name] = before + number, first
 
     def numbers(self) -> Counter[str]:
-        """The counts alone, in the order in which their names came."""
+        """The counts without examples, in the order of first occurrence."""
         return Counter({name: number for name, (number, _) in self.items()})
 
 
 @dataclass
 class Tally:
-    """Of some rows; tallies of rows that follow are added to it.
+    """Counts over consecutive rows; the tally of the following rows is added to it.
 
-    rejected: kind of reason -> rows without a pair, "place: reason".
-    doubted: kind of reason -> pairs that are kept though they should be rejected, "place: reason".
-    notes: note -> pairs, [place, lines ...].
-    unread: what rows hold and their pairs do not -> rows, place.
-    lost: those of them that carry meaning -> rows, place.
+    rejected: kind of reason -> number of rows without a pair, "place: reason".
+    doubted: kind of reason -> number of pairs kept on request although they would be rejected, "place: reason".
+    notes: note -> number of pairs, [place, lines ...].
+    unread: column or key that rows have and their pairs do not -> number of rows, place.
+    lost: those that carry meaning -> number of rows, place.
     samples: prompts before and after.
     """
 

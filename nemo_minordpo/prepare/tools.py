@@ -1,4 +1,4 @@
-"""Functions that a model may call, and calls of them, as chat templates take them."""
+"""Functions that a model may call, and calls to them, in the form that chat templates expect."""
 
 import json
 from typing import Any
@@ -7,25 +7,25 @@ from nemo_minordpo.errors import UserError
 
 
 def read_tools(value: Any) -> list[dict[str, Any]]:
-    """Functions in OpenAI's form: {"type": "function", "function": {"name": ..., ...}}, one object each.
+    """Read functions as objects in OpenAI's form: {"type": "function", "function": {"name": ..., ...}}.
 
     Args:
-        value: a list of such objects, or of what stands under "function" in them; one such object; or JSON of these.
+        value: a list of such objects or of their "function" parts; one such object; or JSON of these.
 
     Returns:
-        Without nulls: columns of parquet put one under every key that another row has.
+        The functions without nulls: parquet adds one for every key that another row has.
 
     Raises:
-        ValueError: it is something else; the reason.
+        UserError: the value is anything else; the message says why.
     """
     return [_function(one, "tools") for one in _objects(value, "tools")]
 
 
 def read_calls(value: Any) -> list[dict[str, Any]]:
-    """Calls of functions in the form of :func:`read_tools`, their arguments as an object.
+    """Read calls in the form of :func:`read_tools`, with their arguments as an object.
 
     Raises:
-        ValueError: there is one without a name or whose arguments are no object; the reason.
+        UserError: a call has no name, or its arguments are not an object.
     """
     calls = [_function(one, "tool_calls") for one in _objects(value, "tool_calls")]
     for call in calls:
@@ -41,7 +41,7 @@ def _objects(value: Any, what: str) -> list[dict[str, Any]]:
     objects = value if isinstance(value, list) else [value]
     objects = [_decoded(one, what) for one in objects]
     if not all(isinstance(one, dict) for one in objects):
-        raise UserError(f"{what} must be objects with the name of a function each")
+        raise UserError(f"{what} must be objects, each with the name of a function")
     return objects
 
 
@@ -51,7 +51,7 @@ def _function(one: dict[str, Any], what: str) -> dict[str, Any]:
         one = {"type": "function", "function": one}
     function = one["function"]
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise UserError(f"{what} must be objects with the name of a function each")
+        raise UserError(f"{what} must be objects, each with the name of a function")
     return one
 
 
@@ -61,7 +61,7 @@ def _decoded(value: Any, what: str) -> Any:
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{what}: a text that is not JSON") from error
+        raise UserError(f"{what}: text that is not JSON") from error
 
 
 def _without_nulls(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A row as recipes read it: it knows which of its columns nobody asked for, so that none is lost in silence."""
+"""A row that records which of its columns are read, so that none is lost silently."""
 
 import math
 import re
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from nemo_minordpo.prepare.overlap import is_telling, squeezed
 from nemo_minordpo.records import PreferencePair
 
-# Columns, and keys of messages, known to change what is asked or answered; spelt as `_spelling` does.
+# Columns, and keys of messages, known to affect the question or the answer; normalised by `_spelling`.
 _MEANING = frozenset(
     {
         "prompt", "instruction", "question", "query", "problem", "input", "context", "passage", "document", "documents",
@@ -21,16 +21,16 @@ _MEANING = frozenset(
         "image", "images", "imageurl", "video", "videos", "audio", "audios",
     }
 )  # fmt: skip
-_NO_TEXT = ("role", "from", "type")  # keys of messages and of parts of them that hold no text
+_NO_TEXT = ("role", "from", "type")  # keys of messages and their parts that contain no text
 _EMPTY_JSON = ("[]", "{}", "null")
-_LONGEST_NAME = 80  # as shown
+_LONGEST_NAME = 80  # characters shown
 
 
 class Unread(NamedTuple):
-    """What a row holds and no pair does.
+    """What a row has and its pair does not.
 
-    names: of columns ("id"), and of keys within one ("name in messages"), that are not empty.
-    lost: those of them that are known to carry meaning, and that nobody asked to leave out.
+    names: columns ("id"), and keys within columns ("name in messages"), that are not empty.
+    lost: those that are known to carry meaning and that the user did not ask to leave out.
     """
 
     names: list[str]
@@ -38,14 +38,14 @@ class Unread(NamedTuple):
 
 
 class TrackedRow(dict[str, Any]):
-    """The columns of a row, without those that are to be left out; reading one by its name is remembered."""
+    """The columns of a row, without those to leave out; records which are read."""
 
     def __init__(self, columns: Mapping[str, Any], *, left_out: Iterable[str] = ()):
         self._left_out = frozenset(map(_spelling, left_out))
         super().__init__({name: value for name, value in columns.items() if not self.leaves_out(name)})
-        self._spellings = {_spelling(name): name for name in reversed(list(self))}  # of equal ones the first
+        self._spellings = {_spelling(name): name for name in reversed(list(self))}  # the first of equal spellings wins
         self._read: set[str] = set()
-        self._unused: dict[str, bool] = {  # name -> whether it is lost
+        self._unused: dict[str, bool] = {  # name -> whether meaning is lost
             name: False for name, value in columns.items() if name not in self and not _says_nothing(value)
         }
 
@@ -58,7 +58,7 @@ class TrackedRow(dict[str, Any]):
         return super().get(name, default)
 
     def spelt(self, name: str) -> str:
-        """The row's own spelling of a column: "Prompt" for "prompt" where there is no "prompt"."""
+        """The row's own spelling of a column: "Prompt" for "prompt" if there is no "prompt"."""
         return name if name in self else self._spellings.get(_spelling(name), name)
 
     def leaves_out(self, name: str) -> bool:
@@ -66,19 +66,19 @@ class TrackedRow(dict[str, Any]):
         return _spelling(name) in self._left_out
 
     def drop(self, key: str, *, within: str) -> None:
-        """Remember that a key of what a column holds is not used."""
+        """Record that a key inside a column is not used."""
         self._unused[f"{key} in {within}"] = _has_meaning(key) and not self.leaves_out(key)
 
     def drop_column(self, name: str) -> None:
-        """Remember that a column was read and has no effect."""
+        """Record that a column was read but has no effect."""
         self._read.discard(name)
 
     def unread(self, pair: PreferencePair, *, question: str) -> Unread:
-        """What the pair that was made of the row does not hold.
+        """What the row has and the pair made from it does not.
 
         Args:
-            pair: its prompt may have gone through a chat template.
-            question: what the user asks in it, as it was in the row.
+            pair: its prompt may have been rendered by a chat template.
+            question: the user's question as it was in the row.
         """
         unread = {name: value for name, value in self.items() if name not in self._read and not _says_nothing(value)}
         texts = (question, pair.chosen_response, pair.rejected_response, pair.prompt)
@@ -100,7 +100,7 @@ def _says_nothing(value: Any) -> bool:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a value is null, white space, or lists and objects of nothing else."""
+    """Whether a value is null, white space, or contains nothing else."""
     if isinstance(value, str):
         return not value.strip()
     if isinstance(value, dict):
@@ -117,9 +117,9 @@ def _spelling(name: str) -> str:
 
 
 def _is_repeated(value: Any, texts: Iterable[str]) -> bool:
-    """Whether all of a column stands in the texts of the pair already, as "messages" does beside "chosen".
+    """Whether the pair's texts already contain all of a column, for example "messages" next to "chosen".
 
-    A conversation may end with another response than the pair's.
+    A conversation may end with a response that is not the pair's.
     """
     is_conversation = isinstance(value, list) and all(isinstance(one, dict) and _role(one) for one in value)
     if is_conversation and _role(value[-1]) in ("assistant", "gpt"):
@@ -137,7 +137,7 @@ def _role(message: dict[str, Any]) -> Any:
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """All texts that a value holds at any depth, roles and types apart; numbers as texts."""
+    """All texts in a value at any depth, except roles and types; numbers as text."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):

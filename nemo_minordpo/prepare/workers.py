@@ -1,4 +1,4 @@
-"""The processes that make pairs of chunks of rows."""
+"""Worker processes that make pairs from chunks of rows."""
 
 import multiprocessing
 import os
@@ -19,12 +19,13 @@ from nemo_minordpo.prepare.rows import Row
 def made_in_order(
     chunks: Iterable[list[Row]], *, recipe: Recipe, scratch: Path, workers: int
 ) -> Generator[MadeChunk, None, None]:
-    """What the chunks become, in their order, each with a file in `scratch`; one worker is this process itself.
+    """Make pairs from the chunks and yield the results in order; each has a file in `scratch`.
 
-    One chunk per worker is in work, and two are ready for the worker that ends first.
+    A single worker is this process itself. Otherwise, each worker has one chunk, and two more wait for the first free
+    worker.
 
     Raises:
-        UserError: a process ended before its work did.
+        UserError: a worker process ended unexpectedly.
     """
     if workers == 1:
         make = recipe.open(scratch)
@@ -48,7 +49,7 @@ def made_in_order(
             yield pending.popleft().result()
     except BrokenProcessPool:
         raise UserError(
-            "a worker process ended unexpectedly (out of memory?): start the same command again, with fewer --workers"
+            "a worker process ended unexpectedly (out of memory?): run the same command again with fewer --workers"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -69,7 +70,7 @@ def _open_in_worker(recipe: Recipe, scratch: Path) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed cannot end its workers, and they would wait for rows for ever."""
+    """Exit with the parent: a killed parent cannot stop its workers, which would wait for rows forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,4 +1,4 @@
-"""`minordpo prepare gsm8k` as a user calls it."""
+"""The `minordpo prepare` commands as a user calls them."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ def _prepare(*arguments):
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_pairs_from_a_file_and_refusal_to_replace_them(tmp_path):
+def test_pairs_from_a_file_are_not_replaced_by_default(tmp_path):
     source, out = tmp_path / "rows.jsonl", tmp_path / "out"
     rows = [{"question": f"Question {number}?", "answer": ANSWER} for number in range(5)]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken\n")
@@ -67,7 +67,7 @@ def _write(path, *rows):
     return path
 
 
-def test_every_kind_of_data_set_by_its_command_and_a_look_at_it(tmp_path):
+def test_every_kind_of_data_set_is_prepared_and_previewed(tmp_path):
     tokenizer = save_tokenizer(tmp_path / "tokenizer", QWEN)
     chat = ["--template", "chat", "--tokenizer", tokenizer, "--system", "Be brief."]
     shot = {
@@ -107,7 +107,7 @@ def test_every_kind_of_data_set_by_its_command_and_a_look_at_it(tmp_path):
     assert "ends with EOS '<|im_end|>'\nair<|im_end|>" in done.stdout
 
 
-def test_a_call_without_a_way_to_find_questions_is_refused(tmp_path):
+def test_a_call_that_cannot_find_questions_is_refused(tmp_path):
     source = _write(tmp_path / "few.jsonl", {"prompt": "Q: A?\nA:", "chosen": "C", "rejected": "R"})
     done = _minordpo("prepare", "metamath", source, tmp_path / "out")
     assert done.returncode == 2

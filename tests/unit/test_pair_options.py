@@ -1,4 +1,4 @@
-"""The options shared by all commands for pairs: every command has them, with the defaults of the functions behind."""
+"""The options shared by all commands that make pairs: every command has them, with the defaults of the build."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def test_defaults_are_those_of_recipe_and_build():
     assert shared == {"seed": recipe.seed, "prompting": Prompting(), "ignore_columns": list(recipe.ignore_columns)}
 
 
-def test_every_option_arrives():
+def test_every_option_is_passed_on():
     own, shared = _given(
         "--own", 4, "--template", "chat", "--tokenizer", "hf", "--system", "Be brief.", "--date", "2026-11-27",
         "--template-option", "enable_thinking=false", "--ignore-columns", "a, b", "--ignore-columns", "c",
@@ -60,7 +60,7 @@ def test_every_option_arrives():
 
 
 @pytest.mark.parametrize("command", ["gsm8k", "metamath", "hf", "choices"])
-def test_every_command_for_pairs_has_them(command):
+def test_every_command_that_makes_pairs_has_them(command):
     help_text = " ".join(CliRunner().invoke(app, ["prepare", command, "--help"]).output.split())
     for name in ("--template-option NAME=VALUE", "--ignore-columns", "--num-validation", "--seed", "[default: 1234]"):
         assert name in help_text

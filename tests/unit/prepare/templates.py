@@ -1,4 +1,4 @@
-"""Small tokenizers with the chat templates of well-known models, written from what those render."""
+"""Small tokenizers with chat templates that render like those of well-known models."""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -23,7 +23,7 @@ LLAMA_3 = (
     "<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
-# Qwen3: drops <think> from turns before the last question, and puts an empty one where the last turn has none
+# Qwen3: drops <think> from turns before the last question, and adds an empty one if the last turn has none
 QWEN_3 = (
     "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
     "{% endif %}{% endfor %}"
@@ -47,7 +47,7 @@ MISTRAL = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
     "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
 )
-# Functions and calls of them in the manner of Qwen, thoughts of the last turn in that of Qwen3
+# Functions and calls as in Qwen, thoughts of the last turn as in Qwen3
 TOOLS = (
     "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -64,7 +64,7 @@ R1 = (
     "<|Assistant|>{{ m.content.split('</think>')[-1] }}<|end|>{% else %}{{ m.content }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}"
 )
-# Gemma: no system turn, strictly in turn
+# Gemma: no system turn, and roles must alternate
 NO_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
@@ -73,12 +73,12 @@ NO_SYSTEM = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
-# Counts the turns at its start: with the response there, the prompt is another one
+# Begins with the number of turns, so adding the response changes the prompt
 FORGETFUL = "{{ messages | length }} turns\n" + CHATML
 
 
 def make_tokenizer(template, *, eos="<|im_end|>", bos="<|begin_of_text|>"):
-    """Bytes as tokens, and the special tokens of the templates."""
+    """A byte-level tokenizer with the special tokens of the templates."""
     vocabulary = {character: number for number, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,4 +1,4 @@
-"""Generated word problems: GSM8K's format, right arithmetic, disjoint splits, the same for the same seed."""
+"""Generated word problems: GSM8K's format, correct arithmetic, disjoint splits, reproducible from the seed."""
 
 import json
 import random
@@ -27,7 +27,7 @@ def read_rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_every_line_states_its_calculation_three_times_alike_and_right(problems):
+def test_every_line_states_its_calculation_consistently_and_correctly(problems):
     checked = 0
     for problem in problems:
         for line in problem.answer.split("\n")[:-1]:
@@ -79,7 +79,7 @@ def test_every_family_appears(problems):
     assert missing == []
 
 
-def test_the_words_are_few(problems):
+def test_the_vocabulary_is_small(problems):
     words = {word for problem in problems for word in re.findall(r"[A-Za-z]+", problem.question + problem.answer)}
     assert len(words) < 200
     assert all((problem.question + problem.answer).isascii() for problem in problems)
@@ -101,12 +101,12 @@ def test_money_and_line_text_worked_by_hand():
 
 
 @pytest.mark.parametrize(("left", "sign", "right"), [(7, "/", 2), (3, "-", 4)], ids=["not exact", "negative"])
-def test_a_calculation_without_a_whole_positive_result_is_a_fault(left, sign, right):
+def test_a_calculation_must_have_a_whole_positive_result(left, sign, right):
     with pytest.raises(AssertionError, match=re.escape(f"{left} {sign} {right}")):
         Story(random.Random(0)).calculate("It is", left, sign, right, "pens.")
 
 
-def test_files_hold_what_was_asked_for_and_share_no_question(tmp_path):
+def test_files_have_the_requested_problems_and_share_no_question(tmp_path):
     manifest = write_arithmetic(tmp_path / "data", num_train=300, num_test=40)
     train, test = read_rows(tmp_path / "data/train.jsonl"), read_rows(tmp_path / "data/test.jsonl")
     assert (len(train), len(test)) == (300, 40)
@@ -117,14 +117,14 @@ def test_files_hold_what_was_asked_for_and_share_no_question(tmp_path):
     assert manifest.settings == {"num_train": 300, "num_test": 40, "seed": 1234}
 
 
-def test_the_seed_alone_decides(tmp_path):
+def test_the_problems_depend_only_on_the_seed(tmp_path):
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         write_arithmetic(tmp_path / name, num_train=50, num_test=10, seed=seed)
     texts = {name: (tmp_path / name / "train.jsonl").read_bytes() for name in "abc"}
     assert texts["a"] == texts["b"] != texts["c"]
 
 
-def test_more_training_problems_leave_the_test_problems_alone(tmp_path):
+def test_more_training_problems_do_not_change_the_test_problems(tmp_path):
     write_arithmetic(tmp_path / "small", num_train=5, num_test=10)
     write_arithmetic(tmp_path / "large", num_train=50, num_test=10)
     assert (tmp_path / "small/test.jsonl").read_bytes() == (tmp_path / "large/test.jsonl").read_bytes()
@@ -132,7 +132,7 @@ def test_more_training_problems_leave_the_test_problems_alone(tmp_path):
     assert large[:5] == small
 
 
-def test_nothing_is_overwritten_unless_asked_for(tmp_path):
+def test_nothing_is_overwritten_unless_requested(tmp_path):
     write_arithmetic(tmp_path, num_train=5, num_test=5)
     before = (tmp_path / "train.jsonl").read_bytes()
     with pytest.raises(ValueError, match="exists already"):
@@ -156,5 +156,5 @@ def test_numbers_out_of_range_are_refused_before_anything_is_written(tmp_path, n
     assert not (tmp_path / "data").exists()
 
 
-def test_one_problem_a_file_is_enough(tmp_path):
+def test_one_problem_per_file_is_enough(tmp_path):
     assert write_arithmetic(tmp_path, num_train=1, num_test=1).counts == {"test": 1, "train": 1}

@@ -1,4 +1,4 @@
-"""One build for all data sets: order, workers, duplicates, splits, refusals, interruptions, and what is written."""
+"""The build that all data sets share: order, workers, duplicates, splits, refusals, interruptions and output files."""
 
 import itertools
 import json
@@ -52,7 +52,7 @@ def _lines(path):
 
 
 def _bytes(folder):
-    """All that a build wrote but the hour, the command and the commit, which may come in between."""
+    """Everything a build wrote except the time, the command and the commit, which may differ."""
     found = {path.name: path.read_bytes() for path in folder.iterdir()}
     manifest = json.loads(found.pop("manifest.json"))
     del manifest["created"], manifest["command"], manifest["commit"]
@@ -61,13 +61,13 @@ def _bytes(folder):
 
 @pytest.fixture
 def mixed(tmp_path):
-    """Good rows, broken ones, duplicates, and questions that are asked more than once."""
+    """Good rows, broken rows, duplicates, and repeated questions."""
     rows = [_row(number, question=f"Question {number % 23}?" if number % 3 else None) for number in range(90)]
     rows[10], rows[40], rows[41] = "{broken", {"prompt": "P", "chosen": "same", "rejected": "same"}, "[]"
     return _write(tmp_path / "rows.jsonl", [*rows, rows[0], rows[0], rows[5]])
 
 
-def test_every_row_is_a_pair_or_a_rejected_row_in_its_order(mixed, tmp_path):
+def test_every_row_is_a_pair_or_a_rejected_row_in_order(mixed, tmp_path):
     manifest = _prepare(mixed, tmp_path / "out", num_validation=20, max_rejected=0.1)
     pairs = _lines(tmp_path / "out/train.jsonl") + _lines(tmp_path / "out/validation.jsonl")
     rejected = _lines(tmp_path / "out/rejected_rows.jsonl")
@@ -84,14 +84,14 @@ def test_every_row_is_a_pair_or_a_rejected_row_in_its_order(mixed, tmp_path):
         "duplicate": 3, "invalid JSON": 1, "chosen_response and rejected_response are equal": 1,
         "a JSON object was expected": 1,
     }  # fmt: skip
-    assert rejected[-1]["reason"] == f"duplicate: prompt and responses are those of {mixed}:6"
-    assert [row["reason"] for row in rejected[-3:-1]] == [f"duplicate: prompt and responses are those of {mixed}:1"] * 2
-    assert manifest.unread == {"id": 90}  # of the rows that gave a pair, duplicates included
+    assert rejected[-1]["reason"] == f"duplicate: same prompt and responses as {mixed}:6"
+    assert [row["reason"] for row in rejected[-3:-1]] == [f"duplicate: same prompt and responses as {mixed}:1"] * 2
+    assert manifest.unread == {"id": 90}  # the rows that gave a pair, including duplicates
     assert Manifest.read(tmp_path / "out") == manifest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "rows.jsonl"]
 
 
-def test_output_is_the_same_whatever_the_number_of_workers(mixed, tmp_path):
+def test_output_does_not_depend_on_the_number_of_workers(mixed, tmp_path):
     for number in (1, 2, 5):
         _prepare(mixed, tmp_path / f"out{number}", num_validation=20, max_rejected=0.1, workers=number)
     assert _bytes(tmp_path / "out1") == _bytes(tmp_path / "out2") == _bytes(tmp_path / "out5")
@@ -130,7 +130,7 @@ def test_validation_is_as_large_as_whole_questions_allow(tmp_path, capsys):
     source = _write(tmp_path / "rows.jsonl", [_row(number, question=f"Question {number % 4}?") for number in range(40)])
     manifest = _prepare(source, tmp_path / "out", num_validation=25)
     assert manifest.counts["validation"] == 20
-    assert "25 validation pairs were asked for" in capsys.readouterr().out
+    assert "25 validation pairs were requested" in capsys.readouterr().out
     for number in (9, 40):
         with pytest.raises(ValueError, match="a question stays on one side"):
             _prepare(source, tmp_path / "other", num_validation=number)
@@ -142,7 +142,7 @@ def test_one_pair_per_question(mixed, tmp_path):
     assert len(prompts) == len(set(prompts)) == manifest.counts["pairs"]
     assert manifest.counts["repeated_questions"] == 0
     again = [row for row in _lines(tmp_path / "out/rejected_rows.jsonl") if "another pair" in row["reason"]]
-    assert len(again) == manifest.rejected["another pair of the question"] == 87 - len(prompts)
+    assert len(again) == manifest.rejected["another pair for the same question"] == 87 - len(prompts)
     assert again[0]["reason"].endswith("is kept")
     assert manifest.counts["rows"] == manifest.counts["pairs"] + manifest.counts["rejected"]
 
@@ -154,12 +154,12 @@ def test_too_many_rejected_rows_are_refused_with_reasons(tmp_path):
     source = _write(tmp_path / "rows.jsonl", rows)
     with pytest.raises(
         ValueError, match=r"3 of 50 rows \(6.0%\) cannot be used, more than --max-rejected 0.05"
-    ) as told:
+    ) as refusal:
         _prepare(source, tmp_path / "out", max_rejected=0.05)
-    first, second, third = str(told.value).splitlines()[1:4]
+    first, second, third = str(refusal.value).splitlines()[1:4]
     assert first == f"  2 x {source}:4: chosen must be a string or messages: found int"
     assert second.startswith(f"  1 x {source}:21: invalid JSON")
-    assert third == f"all of them: {tmp_path}/.out.partial/rejected_rows.jsonl"
+    assert third == f"all rejected rows: {tmp_path}/.out.partial/rejected_rows.jsonl"
     rejected = _lines(tmp_path / ".out.partial/rejected_rows.jsonl")
     assert [row["source"] for row in rejected] == [f"{source}:{number}" for number in (4, 21, 31)]
     assert sorted(path.name for path in (tmp_path / ".out.partial").iterdir()) == ["lock", "rejected_rows.jsonl"]
@@ -169,7 +169,7 @@ def test_too_many_rejected_rows_are_refused_with_reasons(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "rows.jsonl"]
 
 
-# Time zones that never have the same day.
+# Time zones in which it is never the same day.
 _DAY, _ANOTHER_DAY = "Pacific/Kiritimati", "Etc/GMT+12"
 
 
@@ -177,7 +177,7 @@ def _dates(folder):
     return {re.search("Today Date: (.*)", row["prompt"])[1] for row in _lines(folder / "train.jsonl")}
 
 
-def test_a_build_that_passes_midnight_has_the_date_of_its_beginning(tmp_path, move_to, monkeypatch, capsys):
+def test_a_build_that_runs_past_midnight_has_the_date_of_its_start(tmp_path, move_to, monkeypatch, capsys):
     hf = save_tokenizer(tmp_path / "hf", LLAMA_3_2, eos="<|eot_id|>")
     chat = Prompting(template="chat", tokenizer=hf)
     source = _write(tmp_path / "rows.jsonl", map(_row, range(20)))
@@ -192,7 +192,7 @@ def test_a_build_that_passes_midnight_has_the_date_of_its_beginning(tmp_path, mo
     assert manifest.settings["date"] == first
     assert len(_dates(tmp_path / "out")) == 1
 
-    # the controls: begun on the other day, it has another date; and with the date as a setting the same bytes
+    # Controls: started on the other day, the date differs; with the first date as a setting, the bytes are the same.
     assert prepare("other").settings["date"] != first
     assert _dates(tmp_path / "other") != _dates(tmp_path / "out")
     prepare("again", replace(chat, date=first))
@@ -222,7 +222,7 @@ def test_a_note_shows_its_first_pair(tmp_path, capsys):
 
 
 def _killed_at(call, name, *arguments, **options):
-    """Run `_prepare` in a process that is killed at that call of a function of a module."""
+    """Run `_prepare` in a process that is killed at the given call of the function `name`."""
     module, function = name.rsplit(".", 1)
     real, calls = getattr(sys.modules[module], function), itertools.count(1)
 
@@ -248,7 +248,7 @@ _NOT_RENAMED = (1, "nemo_minordpo.prepare.build._publish")
 
 
 @pytest.mark.parametrize("place", [_ROWS_HALF_WRITTEN, _FILES_HALF_WRITTEN, _NO_MANIFEST, _NOT_RENAMED])
-def test_a_killed_build_leaves_what_was_there_and_the_next_one_clears_up(mixed, tmp_path, place):
+def test_a_killed_build_leaves_the_output_intact_and_the_next_one_cleans_up(mixed, tmp_path, place):
     options = {"num_validation": 20, "max_rejected": 0.1}
     _killed_at(*place, mixed, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
@@ -265,7 +265,7 @@ def test_a_killed_build_leaves_what_was_there_and_the_next_one_clears_up(mixed, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "rows.jsonl", "whole"]
 
 
-def test_a_build_that_is_killed_while_it_replaces_another_loses_neither(mixed, tmp_path):
+def test_a_build_killed_while_replacing_another_loses_nothing(mixed, tmp_path):
     options = {"num_validation": 20, "max_rejected": 0.1}
     _prepare(mixed, tmp_path / "out", **options)
     before = _bytes(tmp_path / "out")
@@ -278,7 +278,7 @@ def test_a_build_that_is_killed_while_it_replaces_another_loses_neither(mixed, t
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_a_build_that_is_stopped_leaves_nothing(mixed, tmp_path, monkeypatch, error):
+def test_a_stopped_build_leaves_nothing(mixed, tmp_path, monkeypatch, error):
     def stopped(*given, **options):
         raise error
 
@@ -288,7 +288,7 @@ def test_a_build_that_is_stopped_leaves_nothing(mixed, tmp_path, monkeypatch, er
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl"]
 
 
-def test_workers_end_with_a_build_that_is_killed(tmp_path):
+def test_workers_exit_when_the_build_is_killed(tmp_path):
     source = _write(tmp_path / "rows.jsonl", map(_row, range(40_000)))
     command = [sys.executable, "-m", "nemo_minordpo", "prepare", "hf", str(source), str(tmp_path / "out")]
     with subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.DEVNULL) as process:
@@ -343,7 +343,7 @@ def test_a_dying_worker_is_reported(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl"]
 
 
-def test_what_is_there_is_replaced_only_on_demand_and_only_if_a_build_made_it(tmp_path):
+def test_an_output_is_replaced_only_on_request_and_only_if_a_build_wrote_it(tmp_path):
     source = _write(tmp_path / "rows.jsonl", map(_row, range(5)))
     _prepare(source, tmp_path / "out", num_validation=2)
     before = _bytes(tmp_path / "out")
@@ -353,14 +353,14 @@ def test_what_is_there_is_replaced_only_on_demand_and_only_if_a_build_made_it(tm
     _prepare(source, tmp_path / "out", overwrite=True)
     assert not (tmp_path / "out/validation.jsonl").exists()
     (tmp_path / "out/notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"what no preparation has made \(notes.txt\)"):
+    with pytest.raises(ValueError, match=r"did not write \(notes.txt\)"):
         _prepare(source, tmp_path / "out", overwrite=True)
     assert (tmp_path / "out/notes.txt").read_text() == "mine"
     with pytest.raises(ValueError, match="is a file"):
         _prepare(source, source, overwrite=True)
 
 
-def test_the_output_may_be_the_present_folder_or_a_link(tmp_path, monkeypatch):
+def test_the_output_may_be_the_current_folder_or_a_link(tmp_path, monkeypatch):
     source = _write(tmp_path / "rows.jsonl", map(_row, range(5)))
     (tmp_path / "here").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "there")
@@ -374,7 +374,7 @@ def test_the_output_may_be_the_present_folder_or_a_link(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "link", "rows.jsonl", "there"]
 
 
-def test_a_file_that_breaks_off_leaves_no_output(tmp_path):
+def test_a_truncated_file_leaves_no_output(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps([_row(number) for number in range(30)])[:-20])
     with pytest.raises(ValueError, match=r"rows\.json: damaged at row 30"):
         _prepare(tmp_path / "rows.json", tmp_path / "out")
@@ -395,21 +395,21 @@ def test_options_out_of_range(options, reason):
         BuildOptions(**options)
 
 
-def test_texts_that_tools_cut_are_rejected(tmp_path):
+def test_unusable_texts_are_rejected(tmp_path):
     rows = [_row(1), {**_row(2), "chosen": "a\0b"}, {**_row(3), "prompt": "\ud83d"}, {**_row(4), "rejected": " \n"}]
     _prepare(_write(tmp_path / "rows.jsonl", rows), tmp_path / "out", max_rejected=1)
     reasons = [row["reason"] for row in _lines(tmp_path / "out/rejected_rows.jsonl")]
-    for reason, told in zip(("NUL character", "surrogate", "empty"), reasons, strict=True):
-        assert reason in told
+    for part, reason in zip(("NUL character", "surrogate", "empty"), reasons, strict=True):
+        assert part in reason
 
 
-def test_training_accepts_every_line_and_statistics_are_those_of_the_pairs(mixed, tmp_path):
+def test_training_accepts_every_line_and_statistics_match_the_pairs(mixed, tmp_path):
     _prepare(mixed, tmp_path / "out", num_validation=20, max_rejected=0.1)
     files = [tmp_path / "out" / f"{name}.jsonl" for name in ("train", "validation")]
     pairs = [PreferencePair.from_json(line) for file in files for line in file.read_text().splitlines()]
-    told = json.loads((tmp_path / "out/statistics.json").read_text())
+    statistics = json.loads((tmp_path / "out/statistics.json").read_text())
     lengths = [len(pair.prompt) for pair in pairs]
-    assert told["prompt_characters"]["mean"] == pytest.approx(np.mean(lengths), abs=1e-6)
-    assert told["prompt_characters"]["max"] == max(lengths)
-    assert told["edit_distance"]["pairs"] == len(pairs)
+    assert statistics["prompt_characters"]["mean"] == pytest.approx(np.mean(lengths), abs=1e-6)
+    assert statistics["prompt_characters"]["max"] == max(lengths)
+    assert statistics["edit_distance"]["pairs"] == len(pairs)
     assert (tmp_path / "out/statistics.png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""Prompts come from the tokenizer's own template and are what the model is asked with later."""
+"""Prompts come from the tokenizer's own template and match what the model sees when it is evaluated."""
 
 import pytest
 
@@ -64,7 +64,7 @@ def test_the_system_turn_is_the_option_unless_a_conversation_has_its_own():
     assert own == _pair(templates.QWEN, [SYSTEM, USER])[0]
 
 
-def test_a_template_without_system_turns_refuses_them_with_its_own_words():
+def test_a_template_without_system_turns_rejects_them_with_its_own_message():
     with pytest.raises(ValueError, match=r"hf: the chat template cannot be used with .* System role not supported"):
         _chat(templates.NO_SYSTEM, system="Be brief.")
     with pytest.raises(ValueError, match="rejects the conversation: System role not supported"):
@@ -78,7 +78,7 @@ def test_thoughts_of_a_response_are_not_mangled(chosen):
     pair, note = _pair(templates.QWEN_3, [USER], chosen=chosen, rejected="<think>\nHm.\n</think>\n\nThree.")
     assert pair.prompt == "<|im_start|>user\nWhat is 1 + 1?<|im_end|>\n<|im_start|>assistant\n"
     assert pair.chosen_response == chosen
-    # Without thoughts the template itself would put an empty <think> before the response.
+    # Without thoughts, the template itself would put an empty <think> before the response.
     assert note == (
         "the template would rewrite the response\n"
         "as written:      'Two.'\n"
@@ -88,7 +88,7 @@ def test_thoughts_of_a_response_are_not_mangled(chosen):
     )
 
 
-def test_without_thoughts_where_the_template_has_an_option_for_it():
+def test_thoughts_can_be_disabled_by_a_template_option():
     pair, note = _pair(templates.QWEN_3, [USER], options={"enable_thinking": False})
     assert pair.prompt.endswith("<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert note == ""
@@ -101,12 +101,12 @@ def test_without_thoughts_where_the_template_has_an_option_for_it():
             )
 
 
-def test_a_thought_in_the_question_is_none_of_the_prompt():
+def test_a_think_tag_in_the_question_is_allowed():
     asked = [{"role": "user", "content": "What is <think>?"}]
     assert _pair(templates.QWEN_3, asked, chosen="<think>\n\n</think>\n\nA tag.", rejected="<think>\n</think>\nNo.")
 
 
-def test_thoughts_of_earlier_turns_are_the_templates_business():
+def test_thoughts_of_earlier_turns_are_left_to_the_template():
     talk = [USER, {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nTwo."}, TALK[2]]
     pair, _ = _pair(templates.QWEN_3, talk)
     assert "Hm." not in pair.prompt
@@ -118,7 +118,7 @@ def test_a_template_that_opens_the_thought_itself():
     assert pair.prompt == "<|User|>What is 1 + 1?<|Assistant|><think>\n"
     assert pair.chosen_response == "1 + 1.\n</think>Two."
     assert note == (
-        "the template's generation prompt is not how it begins an assistant's turn\n"
+        "the template begins an assistant's turn differently from its generation prompt\n"
         "generation prompt: '<|Assistant|><think>\\n'\n"
         "assistant's turn:  '<|Assistant|>Two.<|end|>'"
     )
@@ -126,20 +126,20 @@ def test_a_template_that_opens_the_thought_itself():
         _pair(templates.R1, [USER], chosen="<think>\n1 + 1.\n</think>Two.")
 
 
-def test_a_template_that_trims_the_response_is_told():
+def test_a_template_that_trims_the_response_is_noted():
     pair, note = _pair(templates.LLAMA_3, [USER], chosen=" Two. ")
     assert pair.chosen_response == " Two. "
     assert note.splitlines()[1:] == ["as written:      ' Two. '", "by the template: 'Two.'"]
 
 
-def test_a_space_of_the_template_is_told():
+def test_a_space_that_the_template_adds_is_noted():
     pair, note = _pair(templates.MISTRAL, [USER], eos="</s>", bos="<s>")
     assert (pair.prompt, pair.chosen_response) == ("<s>[INST] What is 1 + 1? [/INST]", "Four.")
     assert note.splitlines()[1:] == ["as written:      'Four.'", "by the template: ' Four.'"]
     assert _pair(templates.MISTRAL, [USER], eos="</s>", bos="<s>", chosen=" Four.", rejected=" Five.")[1] == ""
 
 
-def test_of_a_long_response_the_place_is_shown():
+def test_a_note_on_a_long_response_shows_where_it_differs():
     _, note = _pair(templates.LLAMA_3, [USER], chosen="One and one are, as we know, two. " * 9)
     shown = "... 're, as we know, two."
     assert note.splitlines()[1:] == [f"as written:      {shown} '", f"by the template: {shown}'"]
@@ -149,8 +149,8 @@ def test_of_a_long_response_the_place_is_shown():
     ]  # fmt: skip
 
 
-def test_a_template_that_changes_the_prompt_afterwards_is_refused():
-    with pytest.raises(ValueError, match=r"hf: .* rewrites the prompt when the response is there"):
+def test_a_template_that_rewrites_the_prompt_is_refused():
+    with pytest.raises(ValueError, match=r"hf: .* rewrites the prompt once the response is added"):
         _chat(templates.FORGETFUL)
 
 
@@ -166,22 +166,22 @@ def test_a_template_that_drops_turns_is_refused():
         ([USER], "Two.<|im_end|>\n<|im_start|>user\nMore"),
     ],
 )
-def test_texts_that_a_template_has_rendered_already_are_refused(messages, chosen):
+def test_already_rendered_texts_are_refused(messages, chosen):
     with pytest.raises(ValueError, match=r"special token in a text: '<\|im_(start|end)\|>'"):
         _pair(templates.CHATML, messages, chosen=chosen)
 
 
 @pytest.mark.parametrize("end", ["<|im_end|>", "<|im_end|>\n", "<|im_end|>\n<|im_end|> \n"])
 @pytest.mark.parametrize("eos", ["<|im_end|>", "<|endoftext|>"])
-def test_a_response_may_be_written_with_its_end(eos, end):
+def test_a_response_may_include_its_end_of_turn(eos, end):
     pair, note = _pair(templates.CHATML, [USER], chosen=f"Two.{end}", eos=eos)
     assert (pair.chosen_response, note) == (f"Two.{end}", "")
     assert _pair(templates.LLAMA_3, [USER], chosen="Two.<|eot_id|>\n", eos="<|eot_id|>")[1] == ""
-    with pytest.raises(ValueError, match="differ in nothing but their end"):
+    with pytest.raises(ValueError, match="differ only in how they end"):
         _pair(templates.CHATML, [USER], chosen=f"Two.{end}", rejected="Two.", eos=eos)
 
 
-def test_an_end_of_turn_that_is_not_eos_is_told():
+def test_an_end_of_turn_that_is_not_eos_gives_advice():
     assert _chat(templates.CHATML).advice == ""
     assert "ends an assistant's turn with '<|im_end|>\\n'" in _chat(templates.CHATML, eos="<|endoftext|>").advice
     assert "EOS '<|endoftext|>'" in _chat(templates.CHATML, eos="<|endoftext|>").advice
@@ -191,12 +191,12 @@ def test_an_end_of_turn_that_is_not_eos_is_told():
     "expression",
     ["{{ messages[0].content + 1 }}", "{{ messages[9].content }}", "{{ 1 / 0 }}", "{% for %}", "{{ nope() }}"],
 )
-def test_a_broken_template_is_an_error_not_a_crash(expression):
+def test_a_broken_template_is_a_user_error(expression):
     with pytest.raises(ValueError, match="hf: the chat template cannot be used"):
         _chat(templates.CHATML + expression)
 
 
-def test_templates_go_with_a_tokenizer(tmp_path):
+def test_options_must_fit_the_template(tmp_path):
     with pytest.raises(ValueError, match="no chat template"):
         _chat(None)
     for options, reason in (
@@ -229,4 +229,4 @@ def test_templates_go_with_a_tokenizer(tmp_path):
 def test_marks_of_another_template_are_noted(prompt, chosen, mark):
     _, note = _pair(templates.CHATML, [{"role": "user", "content": prompt}], chosen=chosen)
     assert note.startswith("texts seem to be rendered by another template already\n") is (mark is not None)
-    assert mark is None or f"of {mark!r}: " in note
+    assert mark is None or f"found {mark!r}: " in note

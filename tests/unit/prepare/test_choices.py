@@ -88,6 +88,6 @@ def test_chat_template(tmp_path):
         (HELLASWAG | {"ctx": {}}, "'ctx' must be a string"),
     ],
 )
-def test_what_is_no_question_is_told(row, reason):
+def test_invalid_questions_are_rejected_with_the_reason(row, reason):
     with pytest.raises(ValueError, match=reason):
         read_question(row)

@@ -66,28 +66,28 @@ def test_mark_and_displayed_result_change_together():
     assert wrong.right == "24"
     assert wrong.wrong in ("22", "23", "25", "26")
     assert wrong.calculation == 0
-    # The later "24" is another place of the text, not this calculation's result.
+    # The later "24" is elsewhere in the text; it is not this calculation's result.
     assert wrong.answer == answer.replace("<<48/2=24>>24", f"<<48/2={wrong.wrong}>>{wrong.wrong}")
 
 
-def test_every_intermediate_calculation_is_drawn_and_the_last_never():
+def test_every_intermediate_calculation_can_be_drawn_but_never_the_last():
     drawn = [corrupt_calculation(THREE, seed=1, row=row) for row in range(60)]
     assert {one.calculation for one in drawn} == {0, 1}
     assert len({one.wrong for one in drawn}) > 5
 
 
-def test_thousands_separators_stay_in_the_display_and_out_of_the_mark():
+def test_thousands_separators_are_shown_but_not_in_the_mark():
     wrong = next(one for row in range(60) if (one := corrupt_calculation(THREE, seed=1, row=row)).calculation == 1)
     assert re.fullmatch(r"2[0-9],000", wrong.wrong)
     assert f"<<24*1000={wrong.wrong.replace(',', '')}>>{wrong.wrong} a year" in wrong.answer
 
 
-def test_an_only_calculation_is_corrupted_and_the_final_answer_stays():
+def test_the_only_calculation_is_corrupted_and_the_final_answer_stays():
     wrong = corrupt_calculation("2+3 = <<2+3=5>>5\n#### 5", seed=1, row=0)
     assert re.fullmatch(r"2\+3 = <<2\+3=([3467])>>\1\n#### 5", wrong.answer)
 
 
-def test_a_result_that_is_not_shown_is_left_alone():
+def test_a_result_that_is_not_shown_is_unchanged():
     answer = "It is <<2*5=10>>ten, or <<2*5=10>>100, or <<5*2=10>>$10.\nSum <<3*10=30>>30.\n#### 30"
     assert {corrupt_calculation(answer, seed=1, row=row).calculation for row in range(20)} == {2}
 
@@ -102,7 +102,7 @@ def test_a_result_that_is_not_shown_is_left_alone():
         (f"<<1+1={'9' * 5000}>>{'9' * 5000} and <<1+1=2>>2.\n#### 2", "shows its result"),
     ],
 )
-def test_what_cannot_be_corrupted_is_refused(answer, reason):
+def test_answers_without_a_usable_calculation_are_refused(answer, reason):
     with pytest.raises(UserError, match=reason):
         corrupt_calculation(answer, seed=1, row=0)
 
@@ -120,7 +120,7 @@ def test_the_draw_stays_the_same_between_versions():
     ]
 
 
-def test_seed_and_row_both_count():
+def test_the_draw_depends_on_seed_and_row():
     base = [corrupt_calculation(THREE, seed=1, row=row).answer for row in range(30)]
     assert base == [corrupt_calculation(THREE, seed=1, row=row).answer for row in range(30)]
     assert base != [corrupt_calculation(THREE, seed=2, row=row).answer for row in range(30)]
@@ -142,7 +142,7 @@ _steps = st.lists(
 
 @settings(deadline=None)  # the machine may be busy
 @given(_steps, st.integers(0, 10**6), st.integers(0, 10**6))
-def test_exactly_one_calculation_changes_and_the_final_answer_never(steps, seed, row):
+def test_exactly_one_calculation_changes_but_never_the_final_answer(steps, seed, row):
     lines = [f"{text} <<1+1={number.replace(',', '')}>>{gap}{number} pens" for text, number, gap in steps]
     answer = "\n".join([*lines, f"#### {steps[-1][1]}"])
     wrong = corrupt_calculation(answer, seed=seed, row=row)

@@ -1,4 +1,4 @@
-r"""One intermediate result of an answer without calculator marks is made wrong: plain equations, LaTeX, \boxed."""
+r"""Corrupt one intermediate result of an answer without calculator marks: plain equations, LaTeX, \boxed."""
 
 import json
 from decimal import Decimal
@@ -29,10 +29,10 @@ def _drawn(answer, count=200):
 @pytest.mark.parametrize(
     ("answer", "rights"),
     [
-        (METAMATH, {"4", "2", "7.00"}),  # not the 12, which is the final answer
+        (METAMATH, {"4", "2", "7.00"}),  # not 12, the final answer
         (MATH, {"12", "4", "3"}),
         ("Say x = 5. Then 5 + 2 = 7, and 7 * 2 = 14.\nThe answer is: 14", {"7"}),  # a calculation is preferred
-        ("So x = 5 and y = -2, hence $\\boxed{(5,-2)}$.", {"5"}),  # -2 is what the final answer ends with
+        ("So x = 5 and y = -2, hence $\\boxed{(5,-2)}$.", {"5"}),  # the final answer ends with -2
         ("2 + 3 = 5\n#### 5", {"5"}),  # the only one
         ("1 + 1 = 2, 2 + 3 = 5, 10 / 2 = 5.\nThe answer is: 5", {"2"}),
         ("1,000 + 500 = 1,500 m and 1,500 - 1 = 1,499 m.\n#### 1499", {"1,500"}),
@@ -53,7 +53,7 @@ def test_which_results_are_drawn(answer, rights):
         "2 + 1 = " + "3" * 5000,
     ],
 )  # fmt: skip
-def test_what_is_no_result(text):
+def test_numbers_that_are_not_results(text):
     with pytest.raises(ValueError, match="no equation with a number as its result"):
         corrupt_result(f"{text}\nThe answer is: 9", seed=1, row=0)
 
@@ -61,12 +61,12 @@ def test_what_is_no_result(text):
 @pytest.mark.parametrize(
     "end", ["", ".", " apples", "$", "%", r"\%", r"\text{ cm}", r" \text{cm}", ")", "}", r"\)", r"\]", ", so", r"\\"]
 )
-def test_what_may_stand_behind_a_result(end):
+def test_what_may_follow_a_result(end):
     wrong = corrupt_result(f"2 + 1 = 3{end}\nThe answer is: 9", seed=1, row=0)
     assert wrong.answer == f"2 + 1 = {wrong.wrong}{end}\nThe answer is: 9"
 
 
-def test_final_answers_in_all_their_forms():
+def test_every_form_of_final_answer():
     answer = "So \\boxed{\\frac{1}{2}} it is.\n#### 5 = 5\nthe Answer is 2 + 3 = 5 = 5\nunclosed \\boxed{7 = 7"
     assert [answer[start:end] for start, end in final_spans(answer)] == [
         "\\boxed{\\frac{1}{2}}", "#### 5 = 5", "Answer is 2 + 3 = 5 = 5", "\\boxed{7 = 7",
@@ -94,11 +94,11 @@ _ends = st.sampled_from(["#### {0}\nThe answer is: {0}", "The answer is: {0}", "
 
 
 @given(st.lists(st.tuples(_forms, _words, _numbers), min_size=1, max_size=5), _ends, _numbers, st.integers(0, 10**6))
-def test_one_number_changes_and_the_final_answer_never(steps, end, final, row):
+def test_one_number_changes_but_never_the_final_answer(steps, end, final, row):
     answer = "\n".join([form.format(words, number) for form, words, number in steps] + [end.format(final)])
     wrong = corrupt_result(answer, seed=row, row=row)
     assert Decimal(wrong.wrong.replace(",", "")) != Decimal(wrong.right.replace(",", ""))
-    # Exactly one place differs, and what is there is the right number in one and the wrong one in the other.
+    # The answers differ in exactly one place: the right number in one, the wrong number in the other.
     start = next(place for place in range(len(answer)) if answer[place] != wrong.answer[place])
     starts = [place for place in range(max(0, start - 12), start + 1) if answer.startswith(wrong.right, place)]
     assert any(answer[:at] + wrong.wrong + answer[at + len(wrong.right) :] == wrong.answer for at in starts)
@@ -108,7 +108,7 @@ def test_one_number_changes_and_the_final_answer_never(steps, end, final, row):
     assert wrong == corrupt_result(answer, seed=row, row=row)
 
 
-def test_rows_of_metamathqa_and_of_math_become_pairs(tmp_path):
+def test_rows_of_metamathqa_and_math_become_pairs(tmp_path):
     rows = [
         {"query": "How much?", "response": METAMATH, "type": "GSM_SV", "original_question": "How much is it?"},
         {"query": "How much is it?", "response": METAMATH, "original_question": "How much is it?"},

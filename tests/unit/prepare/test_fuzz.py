@@ -1,4 +1,4 @@
-"""Mutated rows and files through every command's build: an error of ours or all rows accounted for, never a crash."""
+"""Build from mutated rows and files: every row is accounted for, or a UserError is raised; never a crash."""
 
 import copy
 import gzip
@@ -27,7 +27,7 @@ _TURN, _GOOD, _BAD = (
 _CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "sky", "arguments": {"a": 1}}}]}
 _HH = "\n\nHuman: Sky?\n\nAssistant: "
 _MATHS = "Ann has 3 + 4 = <<3+4=7>>7 eggs.\nShe eats 7 - 2 = <<7-2=5>>5.\n#### 5"
-# recipe -> good rows of every layout it knows
+# recipe -> good rows in every layout that it knows
 SEEDS = {
     "gsm8k": [
         {"question": "How many?", "answer": _MATHS},
@@ -64,7 +64,7 @@ _VALUES = [
 
 
 def _mutated_row(draw, row):
-    """A row with one to three of its values (at any depth) changed, taken away, renamed, cut or doubled."""
+    """A row with one to three of its values (at any depth) changed, removed, renamed or cut."""
     row = json.loads(json.dumps(row))
     for _ in range(draw.randint(1, 3)):
         places = list(_places(row))
@@ -168,18 +168,18 @@ def test_mutated_rows(tmp_path, prompting, case):
     source.write_bytes(b"\n".join(lines) + b"\n")
     options = BuildOptions(max_rejected=1)
     manifest, error = _result(lambda: build(recipe, find_sources([source]), tmp_path / "out", options))
-    if error:  # what carries meaning was lost: the option that the error names leaves it out
+    if error:  # columns with meaning would be lost: pass the option that the error names
         recipe = replace(recipe, ignore_columns=tuple(error.rpartition("--ignore-columns ")[2].split(",")))
         manifest = build(recipe, find_sources([source]), tmp_path / "out", options)
         assert manifest.unread
     reasons = _check(tmp_path / "out", manifest, len(lines))
-    # Both outcomes are met often, or the rows would not try anything.
+    # Both outcomes are frequent, or the mutations would test nothing.
     assert manifest.counts["pairs"] > 10
     assert len(reasons) > 20
 
 
 def _result(call):
-    """(what a call returns, its ValueError as text)."""
+    """(result of a call, its ValueError as text)."""
     try:
         return call(), ""
     except ValueError as error:
@@ -187,7 +187,7 @@ def _result(call):
 
 
 def _files(draw, rows):
-    """(suffix, bytes) of good files of every kind."""
+    """(suffix, bytes) of one good file of every kind."""
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     table = pyarrow.Table.from_pylist(rows)
     out = pyarrow.BufferOutputStream()
@@ -200,7 +200,7 @@ def _files(draw, rows):
 
 
 def test_mutated_files(tmp_path):
-    """1,000 damaged files, read to their end or to an error that names them."""
+    """1,000 damaged files are each read to the end, or to an error that names the file."""
     draw = random.Random(9)
     read = refused = 0
     for _ in range(200):

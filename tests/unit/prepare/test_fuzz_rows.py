@@ -1,4 +1,4 @@
-"""Mutated rows as public preference sets have them: a pair with all that its row says, or a reason; nothing else."""
+"""Mutated rows of public preference sets: each gives a pair that has everything in the row, or a reason."""
 
 import json
 import re
@@ -22,7 +22,7 @@ Q, C, R = "Name three tips for better sleep.", "Go to bed early, eat well.", "Re
 USER, GOOD, BAD = ({"role": role, "content": text} for role, text in (("user", Q), ("assistant", C), ("assistant", R)))
 WHOLE = {"chosen": [USER, GOOD], "rejected": [USER, BAD]}
 HUMAN, GPT, GPT_BAD = {"from": "human", "value": Q}, {"from": "gpt", "value": C}, {"from": "gpt", "value": R}
-# UltraFeedback (binarized; Argilla's), Orca, distilabel, HH (trimmed, too), OpenHermes, Capybara, LLaMA-Factory, TRL
+# UltraFeedback (binarized; Argilla's), Orca, distilabel, HH (also trimmed), OpenHermes, Capybara, LLaMA-Factory, TRL
 ROWS = [
     *SEEDS["hf"],
     {"prompt": Q, "prompt_id": "a1", **WHOLE, "messages": [USER, GOOD], "score_chosen": 8.5, "score_rejected": 4.0},
@@ -53,7 +53,7 @@ def makers(tmp_path_factory):
 
 
 def said(value):
-    """The texts of messages, pairs of turns, dialogues and plain texts."""
+    """The texts in messages, pairs of turns, dialogues or plain text."""
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
             value = json.loads(value)
@@ -67,12 +67,12 @@ def said(value):
 
 
 def check_nothing_is_lost(row, pair, named):
-    """What the usual columns say stands in the pair, or the column is named as not read."""
+    """The pair contains the texts of the usual columns, or the column is named as unread."""
     responses = [squeezed(text) for text in (pair.chosen_response, pair.rejected_response)]
     whole = " ".join((squeezed(pair.prompt), *responses))
     for column in ("prompt", "instruction", "question", "conversations", "chosen", "rejected", "system", "history"):
         for text in said(row.get(column)) if column not in named else []:
-            # a response behind a prompt that it repeats is taken apart
+            # a response that repeats the prompt is split
             ways = [squeezed(text), *(squeezed(text).removesuffix(response).rstrip() for response in responses)]
             assert any(way in whole for way in ways), (column, text)
 
@@ -101,13 +101,13 @@ def test_mutated_rows(makers):
     assert min(seen["pair"], seen["rejected"]) > 0.1 * NUM_EXAMPLES, seen
 
 
-def test_every_row_is_of_a_layout_that_is_known(makers):
+def test_every_unmutated_row_has_a_known_layout(makers):
     for row in ROWS:
         made = makers[1](TrackedRow(row), "rows.jsonl:1", 1)
         check_nothing_is_lost(row, made.pair, ())
 
 
-def test_a_loss_would_be_seen(makers):
+def test_a_loss_would_be_noticed(makers):
     row = ROWS[-3]
     made = makers[1](TrackedRow(row), "rows.jsonl:1", 1)
     for column in ("instruction", "system", "history", "chosen"):

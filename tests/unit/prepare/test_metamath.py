@@ -1,4 +1,4 @@
-"""Few-shot to zero-shot: the question is found for certain, or the row is rejected."""
+"""Few-shot to zero-shot: the question is certain, or the row is rejected."""
 
 import hashlib
 import json
@@ -73,7 +73,7 @@ def test_prompts_become_zero_shot(tmp_path, qa, how):
         assert (pair["chosen_response"], pair["rejected_response"]) == (row["chosen"], row["rejected"])
         assert pair["original_prompt_sha256"] == hashlib.sha256(row["prompt"].encode()).hexdigest()
     assert [pair["source"] for pair in pairs] == [f"{tmp_path}/rows.jsonl:{number}" for number in range(1, 49)]
-    # Joined, the rewrites of one question are one question.
+    # When joined, all rewrites of a question count as one question.
     assert manifest.counts["repeated_questions"] == (36 if how == "join" else 0)
 
 
@@ -91,12 +91,12 @@ def test_rewrites_of_a_question_stay_on_one_side(tmp_path, qa):
 @pytest.mark.parametrize(
     "cue", ["", "\n", "\nAnswer:", "\n\n### Response:", " A: Let's think step by step.", "\n**Solution:**\n"]
 )
-def test_cues_behind_the_question(tmp_path, qa, cue):
+def test_cues_after_the_question(tmp_path, qa, cue):
     _prepare(tmp_path, [_row(one, shots=qa[:2], cue=cue, squeeze=True) for one in qa[10:14]], qa=qa)
     assert [pair["prompt"] for pair in _lines(tmp_path)] == [plain_prompt(one["query"]) for one in qa[10:14]]
 
 
-def test_the_longest_of_several_questions_counts(tmp_path):
+def test_the_longest_matching_question_wins(tmp_path):
     answer = "It is 1 + 1 = 2.\nThe answer is: 2"
     queries = ["How many?", "Ann has an egg and buys one. How many?", "Ben has 9. How many?"]
     qa = [{"query": query, "response": answer, "original_question": query} for query in queries]
@@ -136,11 +136,11 @@ def test_joining_fails_closed(tmp_path, qa, change, reason):
     [
         ("Ann has 1 egg. How many?", "no marker at the start of a line"),
         ("So the Question: How many?", "no marker at the start of a line"),
-        ("Question: How many?\nAnswer: 3\n\nQuestion:  \nAnswer:", "nothing stands behind"),
+        ("Question: How many?\nAnswer: 3\n\nQuestion:  \nAnswer:", "nothing follows the last marker"),
         ("Question: A?\nAnswer: The answer is: 3\n\nAnd now a longer one.", "a solved question"),
         ("Question: A?\n#### 3\nB?", "a solved question"),
         ("Question: A? Question: B?", "a second marker"),
-        ("Question: A? It is three and four. B?", "holds the chosen response"),
+        ("Question: A? It is three and four. B?", "contains the chosen response"),
         ("Question: " + "x" * 5000, "question too long"),
     ],
 )
@@ -149,26 +149,26 @@ def test_the_marker_fails_closed(prompt, reason):
         question_behind_marker(prompt, "It is three and four.", marker=re.compile("Question:"))
 
 
-def test_the_question_behind_a_marker_may_have_blank_lines():
+def test_the_question_after_a_marker_may_have_blank_lines():
     prompt = "Q1: Old?\nA: 3\n\nQ2: Find the matrix A:\n\n  1 2\n\nwith A = 3.\n A:"
     question = question_behind_marker(prompt, "It is 3.", marker=re.compile(r"Q\d+:"))
     assert question == "Find the matrix A:\n\n  1 2\n\nwith A = 3."
 
 
-def test_prompts_can_be_kept_and_are_counted(tmp_path, qa):
+def test_prompts_can_be_left_unchanged_and_are_counted(tmp_path, qa):
     rows = [_row(qa[0]), _row(qa[1]) | {"prompt": "Other?"}, _row(qa[2]) | {"rejected": 3}]
     manifest = _prepare(tmp_path, rows, qa=qa, keep_few_shot=True)
     assert [pair["prompt"] for pair in _lines(tmp_path)] == [plain_prompt(qa[0]["query"]), "Other?"]
-    assert manifest.counts["note: the question was not found: the prompt is kept as it was"] == 1
+    assert manifest.counts["note: the question was not found: the prompt was left unchanged"] == 1
     assert manifest.counts["rejected"] == 1
 
 
 def test_more_rows_without_a_question_than_allowed_are_refused(tmp_path, qa):
     rows = [_row(one) for one in qa]
     rows[7]["prompt"] = "Other?"
-    for keep, told in ((False, "cannot be used,"), (True, "cannot be used or are kept as they were,")):
+    for keep, what in ((False, "cannot be used,"), (True, "cannot be used or are left unchanged,")):
         with pytest.raises(
-            ValueError, match=rf"1 of 48 rows \(2.1%\) {told}.*\n  1 x .*jsonl:8: the prompt does not end"
+            ValueError, match=rf"1 of 48 rows \(2.1%\) {what}.*\n  1 x .*jsonl:8: the prompt does not end"
         ):
             _prepare(tmp_path, rows, qa=qa, max_rejected=0.02, keep_few_shot=keep)
         (line,) = (tmp_path / ".out.partial/rejected_rows.jsonl").read_text().splitlines()
@@ -199,12 +199,12 @@ def test_chat_template(tmp_path, qa):
     assert pair["prompt"].endswith(f"<|im_start|>user\n{turn}<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_one_way_must_be_chosen_and_the_marker_must_make_sense(tmp_path, qa):
+def test_exactly_one_way_must_be_chosen_and_the_marker_must_be_valid(tmp_path, qa):
     with pytest.raises(
-        ValueError, match=r"--metamathqa .* or --marker(.|\n)*ends so:\nQuestion: Ann has 0 eggs. How many\?\nAnswer:"
+        ValueError, match=r"--metamathqa .* or --marker(.|\n)*ends with:\nQuestion: Ann has 0 eggs. How many\?\nAnswer:"
     ):
         _prepare(tmp_path, [_row(qa[0])])
-    with pytest.raises(ValueError, match="one of the two"):
+    with pytest.raises(ValueError, match="choose one way"):
         _prepare(tmp_path, [_row(qa[0])], qa=qa, marker="Question:")
     with pytest.raises(ValueError, match="not a regular expression"):
         _prepare(tmp_path, [_row(qa[0])], marker="(Question")
@@ -212,7 +212,7 @@ def test_one_way_must_be_chosen_and_the_marker_must_make_sense(tmp_path, qa):
         _prepare(tmp_path, [_row(qa[0])], marker="x*")
 
 
-def test_an_index_that_was_interrupted_is_made_again(tmp_path, qa):
+def test_an_interrupted_index_is_built_again(tmp_path, qa):
     (tmp_path / ".out.partial").mkdir()
     with sqlite3.connect(tmp_path / ".out.partial" / INDEX_NAME) as connection:
         connection.execute("CREATE TABLE response (digest INTEGER)")

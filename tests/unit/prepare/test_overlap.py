@@ -1,4 +1,4 @@
-"""A prompt that both responses repeat is taken out of them once, or the row is refused."""
+"""A prompt that both responses repeat is removed from them once, or the row is refused."""
 
 import pytest
 
@@ -20,7 +20,7 @@ from nemo_minordpo.prepare.overlap import is_telling, rest_behind, without_promp
         ("What", " ", None),
     ],
 )
-def test_the_rest_behind_a_beginning(text, beginning, rest):
+def test_the_rest_after_a_beginning(text, beginning, rest):
     assert rest_behind(text, beginning) == rest
 
 
@@ -29,7 +29,7 @@ def test_the_rest_behind_a_beginning(text, beginning, rest):
     [("Hello", False), ("Good morning, Ann", False), ("How are you?", True), ("Answer: ", True), ("3 + 3 =", True),
      ("Tell me a joke", True), ("你好", False), ("请讲一个笑话", True)],
 )  # fmt: skip
-def test_what_no_response_begins_with_by_chance(text, telling):
+def test_texts_that_no_response_begins_with_by_chance(text, telling):
     assert is_telling(text) is telling
 
 
@@ -38,7 +38,7 @@ def test_what_no_response_begins_with_by_chance(text, telling):
     [
         ("Q: 3+3?\nA: ", "Q: 3+3?\nA: 6", "Q: 3+3?\nA: 7", ("6", "7")),
         ("What is 3+3?", "What  is 3+3? 6.", "What is\n3+3? 7.", (" 6.", " 7.")),
-        # its end alone: a line, a few, a label
+        # only the end of the prompt: one line, several, a label
         ("Read this.\n\nWhat is in it?", "What is in it?\nWords.", "What is in it?\nDots.", ("\nWords.", "\nDots.")),
         ("Do it.\n### Response:\n", "### Response:\nYes.", "### Response:\nNo.", ("Yes.", "No.")),
         ("Q: 3+3? A:", "A: 6", "A: 7", (" 6", " 7")),
@@ -46,11 +46,11 @@ def test_what_no_response_begins_with_by_chance(text, telling):
         ("What is 3+3?", "6", "7", None),
         ("Is it A or B", "B", "B because", None),
         ("Hi", "High five", "His hat", None),
-        ("Hello", "Hello, Ann", "Good day", None),  # a greeting of one alone
-        ("Q: 3+3?\nA:", "A: 6", "7", None),  # a label that one alone repeats: its manner
+        ("Hello", "Hello, Ann", "Good day", None),  # a greeting in one response only
+        ("Q: 3+3?\nA:", "A: 6", "7", None),  # a label that only one response repeats is its style
     ],
 )
-def test_the_prompt_is_taken_out_of_both(prompt, chosen, rejected, rests):
+def test_the_prompt_is_removed_from_both(prompt, chosen, rejected, rests):
     assert without_prompt(prompt, chosen=chosen, rejected=rejected) == rests
 
 
@@ -64,10 +64,10 @@ def test_the_prompt_is_taken_out_of_both(prompt, chosen, rejected, rests):
             "What is 3+3?",
             "Question: What is 3+3?\nAnswer: 6",
             "Question: What is 3+3?\nAnswer: 7",
-            "behind other words",
+            "after the same opening words",
         ),
     ],
 )
-def test_what_may_be_prompt_or_response_is_refused(prompt, chosen, rejected, reason):
+def test_ambiguous_repetition_is_refused(prompt, chosen, rejected, reason):
     with pytest.raises(ValueError, match=reason):
         without_prompt(prompt, chosen=chosen, rejected=rejected)

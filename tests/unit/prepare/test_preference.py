@@ -1,4 +1,4 @@
-"""Every layout in which preference data is published, and what is not one."""
+"""Every layout of published preference data, and rows that fit none."""
 
 import json
 
@@ -46,14 +46,14 @@ def _share_gpt(*messages):
         ({"prompt": [SYSTEM, *FIRST, USER], "chosen": [GOOD], "rejected": [BAD]}, [SYSTEM, *FIRST, USER], (None, None)),
         ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, [USER], (None, None)),
         ({"chosen": [*FIRST, USER, GOOD], "rejected": [*FIRST, USER, BAD]}, [*FIRST, USER], (None, None)),
-        # UltraFeedback, binarized: the user's turn as a string, too, and scores
+        # UltraFeedback, binarized: also has the user's turn as a string, and scores
         (
             {"prompt": "Sky?", **WHOLE, "score_chosen": 8.5, "score_rejected": 2},
             [USER], (8.5, 2),
         ),
         ({"prompt": [USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]}, [USER], (None, None)),
         ({"prompt": "Sky?", "chosen": [GOOD], "rejected": [BAD]}, [USER], (None, None)),
-        # UltraFeedback as it was published first
+        # UltraFeedback as first published
         (
             {
                 "instruction": "Sky?",
@@ -74,7 +74,7 @@ def _share_gpt(*messages):
         ),
         ({"prompt": [SYSTEM, USER], "chosen_response": GOOD, "rejected_response": BAD}, [SYSTEM, USER], (None, None)),
         ({"prompt": [USER], "chosen_response": "Blue.", "rejected_response": "Green."}, [USER], (None, None)),
-        # Alpaca: the input belongs behind the instruction, the history before it
+        # Alpaca: the input follows the instruction, the history precedes it
         ({"instruction": "Say:", "input": "sky", "chosen": "Blue.", "rejected": "Green."}, "Say:\nsky", (None, None)),
         ({"instruction": "Sky?", "input": "<noinput>", "chosen": "Blue.", "rejected": "Green."}, "Sky?", (None, None)),
         ({"instruction": "Sky?", "input": " Sky? ", "chosen": "Blue.", "rejected": "Green."}, "Sky?", (None, None)),
@@ -90,18 +90,18 @@ def _share_gpt(*messages):
         # LLaMA-Factory's ShareGPT, and rows with nothing but messages
         ({"conversations": _share_gpt(USER), "chosen": GOOD, "rejected": BAD, "system": ""}, [USER], (None, None)),
         ({"messages": [USER, GOOD], "chosen": [USER, GOOD], "rejected": [USER, BAD]}, [USER], (None, None)),
-        # a system turn in a column and in the conversation
+        # a system turn both in a column and in the conversation
         (
             {"system": "Be  brief.", "prompt": [SYSTEM, USER], "chosen": "Blue.", "rejected": "Green."},
             [SYSTEM, USER], (None, None),
         ),
-        # messages as a text of JSON, as tables without lists have them; answers in JSON are answers
+        # messages as JSON text, as in tables without list columns
         (
             {"prompt": json.dumps([USER]), "chosen": json.dumps([GOOD]), "rejected": json.dumps(BAD)},
             [USER], (None, None),
         ),
         ({"prompt": "Sky?", **{key: json.dumps(value) for key, value in WHOLE.items()}}, [USER], (None, None)),
-        # ShareGPT's names of roles
+        # ShareGPT's names for roles
         ({"chosen": _share_gpt(USER, GOOD), "rejected": _share_gpt(USER, BAD)}, [USER], (None, None)),
     ],
 )  # fmt: skip
@@ -122,7 +122,7 @@ def test_hh_dialogues_share_their_beginning():
 @pytest.mark.parametrize(
     "text", ['[{"content": 3}]', '{"value": "x"}', "{'value': 3}", '{"role": "admin", "name": "x"}', "[]"]
 )
-def test_json_that_is_no_message_is_an_answer(text):
+def test_json_that_is_not_a_message_is_an_answer(text):
     found = _read({"prompt": "Sky?", "chosen": text, "rejected": "Green."})
     assert (found.prompt, found.chosen["content"]) == ("Sky?", text)
 
@@ -159,7 +159,7 @@ def test_columns_are_mapped():
 @pytest.mark.parametrize(
     ("prompt", "chosen", "rejected", "found"),
     [
-        # the prompt as text in front of the responses
+        # the prompt as text before the responses
         ("Q: Sky?\nA: ", "Q: Sky?\nA: Blue.", "Q: Sky?\nA: Green.", "Q: Sky?\nA: "),
         (HH, f"{HH} Blue.", f"{HH} Green.", HH),
         ("Sky?", f"{HH} Blue.", f"{HH} Green.", HH),
@@ -172,18 +172,18 @@ def test_columns_are_mapped():
         ([USER], [*FIRST, USER, GOOD], [*FIRST, USER, BAD], [*FIRST, USER]),
         ([SYSTEM], [USER, GOOD], [USER, BAD], [SYSTEM, USER]),
         ([SYSTEM, FIRST[0]], [*FIRST, USER, GOOD], [*FIRST, USER, BAD], [SYSTEM, *FIRST, USER]),
-        # with other white space
+        # with different white space
         ([{**USER, "content": "Sky?\n"}], [USER, GOOD], [USER, BAD], [{**USER, "content": "Sky?\n"}]),
         ("Sky? ", [USER, GOOD], [{**USER, "content": " Sky?"}, BAD], [USER]),
     ],
 )  # fmt: skip
-def test_a_prompt_stands_once(prompt, chosen, rejected, found):
+def test_a_repeated_prompt_appears_once(prompt, chosen, rejected, found):
     preference = _read({"prompt": prompt, "chosen": chosen, "rejected": rejected})
     assert preference.prompt == found
     assert [turn["content"].strip() for turn in (preference.chosen, preference.rejected)] == ["Blue.", "Green."]
 
 
-def test_last_turns_may_differ_in_white_space_alone():
+def test_last_turns_may_differ_only_in_white_space():
     indented = {**GOOD, "content": " Blue."}
     found = _read({"chosen": [USER, GOOD], "rejected": [USER, indented]})
     assert (found.prompt, found.chosen, found.rejected) == ([USER], GOOD, indented)
@@ -192,9 +192,9 @@ def test_last_turns_may_differ_in_white_space_alone():
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"prompt": [USER, *FIRST], "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "stand twice"),
-        ({"prompt": [USER, GOOD], "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "stand twice"),
-        ({"prompt": [SYSTEM, USER], "chosen": [SYSTEM, FIRST[0], GOOD], "rejected": [SYSTEM, FIRST[0], BAD]}, "twice"),
+        ({"prompt": [USER, *FIRST], "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "are repeated"),
+        ({"prompt": [USER, GOOD], "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "are repeated"),
+        ({"prompt": [SYSTEM, USER], "chosen": [SYSTEM, FIRST[0], GOOD], "rejected": [SYSTEM, FIRST[0], BAD]}, "repeat"),
         ({"prompt": [FIRST[0]], "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "do not fit: user, then user"),
         ({"prompt": FIRST, "chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]}, "assistant, then system"),
         ({"prompt": "Sea?", "chosen": f"{HH} Blue.", "rejected": f"{HH} Green."}, "neither the beginning nor a turn"),
@@ -209,11 +209,11 @@ def test_last_turns_may_differ_in_white_space_alone():
         ({"prompt": "P", "history": "Hi", "chosen": "C", "rejected": "R"}, "history must be pairs of turns"),
         ({"prompt": "P", "history": [["Hi"]], "chosen": "C", "rejected": "R"}, "history must be pairs of turns"),
         ({"prompt": "P", "system": ["S"], "chosen": "C", "rejected": "R"}, "'system' must be a string"),
-        ({"prompt": "P", "tools": "none", "chosen": "C", "rejected": "R"}, "tools: a text that is not JSON"),
+        ({"prompt": "P", "tools": "none", "chosen": "C", "rejected": "R"}, "tools: text that is not JSON"),
         ({"prompt": "P", "chosen": "C", "rejected": "R", "score_rejected": float("inf")}, "a finite number, not inf"),
     ],
 )  # fmt: skip
-def test_what_would_stand_twice_or_nowhere_is_refused(row, reason):
+def test_repeated_missing_or_contradictory_parts_are_refused(row, reason):
     with pytest.raises(ValueError, match=reason):
         _read(row)
 
@@ -228,11 +228,11 @@ def test_what_would_stand_twice_or_nowhere_is_refused(row, reason):
         ({"prompt": "P", "chosen": 3, "rejected": "R"}, "chosen must be a string or messages: found int"),
         ({"prompt": "P", "chosen": "C", "rejected": [BAD]}, "one of chosen and rejected is a string"),
         ({"prompt": "P", "chosen": [], "rejected": [BAD]}, "missing or empty: column 'chosen'"),
-        ({"prompt": "P", "chosen": [None, GOOD], "rejected": [BAD]}, "no message: NoneType"),
+        ({"prompt": "P", "chosen": [None, GOOD], "rejected": [BAD]}, "not a message: NoneType"),
         ({"prompt": "P", "chosen": [{"role": "robot", "content": "C"}], "rejected": [BAD]}, "unknown role: 'robot'"),
         ({"prompt": "P", "chosen": [{"role": [], "content": "C"}], "rejected": [BAD]}, "unknown role"),
-        ({"prompt": "P", "chosen": [{"role": "assistant", "content": None}], "rejected": [BAD]}, "not a text"),
-        ({"prompt": "P", "chosen": {"role": "assistant", "content": [{}]}, "rejected": [BAD]}, "not a text"),
+        ({"prompt": "P", "chosen": [{"role": "assistant", "content": None}], "rejected": [BAD]}, "is not text"),
+        ({"prompt": "P", "chosen": {"role": "assistant", "content": [{}]}, "rejected": [BAD]}, "is not text"),
         ({"prompt": "P", "chosen": [{"role": "assistant", "content": " "}], "rejected": [BAD]}, "an empty message"),
         ({"chosen": [USER, GOOD], "rejected": [USER, GOOD]}, "both are equal"),
         ({"chosen": [USER, GOOD], "rejected": [USER]}, "only the beginning"),
@@ -241,17 +241,17 @@ def test_what_would_stand_twice_or_nowhere_is_refused(row, reason):
         ({"chosen": [GOOD], "rejected": [BAD]}, "no prompt, or an empty one: .* share no turn"),
         ({"chosen": [GOOD, USER], "rejected": [GOOD, BAD]}, "chosen ends with a turn of another role"),
         ({"prompt": "Sea?", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "not one of the user's turns"),
-        ({"prompt": str([USER]), "chosen": "C", "rejected": "R"}, "prompt is a text that looks like messages and"),
-        ({"prompt": "P", "chosen": str(GOOD), "rejected": "R"}, "chosen is a text that looks like messages and"),
-        ({"prompt": "P", "chosen": json.dumps([GOOD])[:-2], "rejected": "R"}, "chosen is a text that looks like"),
+        ({"prompt": str([USER]), "chosen": "C", "rejected": "R"}, "prompt looks like messages but is not JSON"),
+        ({"prompt": "P", "chosen": str(GOOD), "rejected": "R"}, "chosen looks like messages but is not JSON"),
+        ({"prompt": "P", "chosen": json.dumps([GOOD])[:-2], "rejected": "R"}, "chosen looks like messages"),
         ({"prompt": [{"from": "function_call", "value": "sky()"}], "chosen": "C", "rejected": "R"}, "not JSON"),
-        ({"chosen": f"{HH} Blue.\n\nHuman: Why?", "rejected": f"{HH} Green."}, "turns follow behind .* in chosen"),
+        ({"chosen": f"{HH} Blue.\n\nHuman: Why?", "rejected": f"{HH} Green."}, "turns follow .* in chosen"),
         ({"prompt": HH, "chosen": "A", "rejected": "B\n\nHuman: C\n\nAssistant: D"}, "turns follow .* in rejected"),
         ({"chosen": f"{HH} Blue.", "rejected": f"{HH} "}, "rejected is empty, or nothing but the prompt"),
         ({"prompt": "Is it blue?", "chosen": "Is it blue?", "rejected": "Is it blue? No."}, "chosen is empty, or"),
         ({"instruction": "P", "completions": "C"}, "completions must be a list"),
         ({"instruction": "P", "completions": [{"response": "C", "overall_score": 1}] * 3}, "none is better"),
-        ({"instruction": "P", "completions": [3]}, "completions holds what is no object"),
+        ({"instruction": "P", "completions": [3]}, "completions contains something that is not an object"),
         ({"prompt": "P", "chosen": "C", "rejected": "R", "chosen_reward": "9"}, "'chosen_reward' must be a number"),
         ({"prompt": "P", "chosen": "C", "rejected": "R", "chosen_reward": float("nan")}, "a finite number"),
         ({"prompt": "P", "chosen": "C", "rejected": "R", "chosen_reward": 10**400}, "a finite number"),
@@ -265,7 +265,7 @@ def test_what_would_stand_twice_or_nowhere_is_refused(row, reason):
         ),
     ],
 )  # fmt: skip
-def test_what_is_no_pair_is_told(row, reason):
+def test_rows_that_give_no_pair_are_rejected_with_the_reason(row, reason):
     with pytest.raises(ValueError, match=reason):
         _read(row)
 
@@ -281,7 +281,7 @@ def _prepared(folder, rows, **options):
     return pairs, reasons, manifest
 
 
-def test_strings_are_taken_as_they_are_without_a_template(tmp_path):
+def test_strings_are_used_as_they_are_without_a_template(tmp_path):
     rows = [
         {
             "prompt": "<|im_start|>user\nSky?<|im_end|>\n",
@@ -324,9 +324,9 @@ def test_conversations_go_through_the_template(tmp_path):
     assert [pair["chosen_response"] for pair in pairs] == ["Blue.", "Blue.", "Blue.", "Light blue."]
     assert [pair["rejected_response"] for pair in pairs] == ["Green.", "Green.", "Grey.", "Grey."]
     assert (pairs[0]["chosen_reward"], pairs[0]["rejected_reward"]) == (2.5, 1)
-    for reason, told in zip(("the user's turn", "special token in a text", "an empty message"), reasons, strict=True):
-        assert reason in told
-    # Human's turns are the question: rows of one dialogue stay together, whatever the layout was.
+    for part, reason in zip(("the user's turn", "special token in a text", "an empty message"), reasons, strict=True):
+        assert part in reason
+    # The user's turns are the question, so rows of one dialogue stay together in any layout.
     assert manifest.counts["repeated_questions"] == 2
     assert str(tmp_path / "hf/tokenizer.json") in manifest.inputs
 
@@ -345,13 +345,13 @@ def test_several_files_of_several_kinds(tmp_path):
     assert set(manifest.inputs) >= {f"{tmp_path}/a.parquet", f"{tmp_path}/b.json"}
 
 
-def test_rewards_that_contradict_the_pair_are_counted(tmp_path):
+def test_pairs_whose_rewards_contradict_them_are_counted(tmp_path):
     row = {"prompt": "Sky?", "chosen": "Blue.", "rejected": "Green."}
     rewards = [(1, 2), (2, 1), (1, 1), (None, 3)]
     rows = [row | {"prompt": f"{n}?", "chosen_reward": c, "rejected_reward": r} for n, (c, r) in enumerate(rewards)]
     pairs, _, manifest = _prepared(tmp_path, rows)
     assert len(pairs) == 4
-    assert manifest.counts["note: chosen has the lower reward of the two"] == 1
+    assert manifest.counts["note: chosen has the lower reward"] == 1
 
 
 def test_short_turns_of_the_history_may_recur():
@@ -359,7 +359,7 @@ def test_short_turns_of_the_history_may_recur():
     assert [turn["content"] for turn in _read(row).prompt] == ["Sky?", "Blue.", "Go on.", "And grey.", "Go on."]
 
 
-def test_white_space_where_the_prompt_was_taken_out_is_the_templates_in_chat_and_the_texts_without(tmp_path):
+def test_white_space_after_a_removed_prompt_is_dropped_in_chat_and_kept_in_plain_text(tmp_path):
     rows = [{"prompt": HH, "chosen": f"{HH} Blue.", "rejected": f"{HH} Green."}]
     rows += [{"prompt": "What is the sky?", "chosen": "What is the sky? Blue.", "rejected": "What is the sky? Green."}]
     rows += [{"prompt": "Sea?", "chosen": " Blue.", "rejected": "Green."}]
@@ -383,17 +383,17 @@ LOST = [
 ]
 
 
-def test_what_carries_meaning_refuses_the_build_until_it_is_to_be_left_out(tmp_path, capsys):
+def test_unread_columns_with_meaning_stop_the_build_until_they_are_ignored(tmp_path, capsys):
     prompting = Prompting(template="chat", tokenizer=save_tokenizer(tmp_path / "hf", CHATML))
-    with pytest.raises(ValueError, match="the pairs would lack what carries meaning") as told:
+    with pytest.raises(ValueError, match="the pairs would lose columns or keys that carry meaning") as refusal:
         _prepared(tmp_path, LOST, prompting=prompting)
     assert not (tmp_path / "out").exists()
-    assert str(told.value).splitlines()[1:4] == [
+    assert str(refusal.value).splitlines()[1:4] == [
         f"  1 x tools, first at {tmp_path}/rows.jsonl:1",
         f"  2 x context, first at {tmp_path}/rows.jsonl:2",
         f"  1 x reasoning_content in messages, first at {tmp_path}/rows.jsonl:3",
     ]
-    assert str(told.value).endswith("--ignore-columns tools,context,reasoning_content")
+    assert str(refusal.value).endswith("--ignore-columns tools,context,reasoning_content")
     ignored = ["tools", "context", "reasoning_content"]
     pairs, _, manifest = _prepared(tmp_path, LOST, prompting=prompting, ignore_columns=ignored)
     assert len(pairs) == 5
@@ -402,20 +402,20 @@ def test_what_carries_meaning_refuses_the_build_until_it_is_to_be_left_out(tmp_p
     }  # fmt: skip
     assert manifest.settings["ignore_columns"] == ignored
     line = "id (4), context (2), tools (1), reasoning_content in messages (1), name in messages (1)"
-    assert f"not read, with the number of rows: {line}\n" in capsys.readouterr().out
+    assert f"not read (number of rows): {line}\n" in capsys.readouterr().out
 
 
-def test_of_many_columns_the_line_names_the_most_frequent(tmp_path, capsys):
+def test_only_the_most_frequent_of_many_unread_columns_are_shown(tmp_path, capsys):
     rows = [{"prompt": f"{n}?", "chosen": "a", "rejected": "b", "id": n, f"key {n}": 1} for n in range(40)]
     _, _, manifest = _prepared(tmp_path, rows)
     assert len(manifest.unread) == 41
-    told = capsys.readouterr().out
-    assert "not read, with the number of rows: id (40), key 0 (1), " in told
-    assert told.count("key ") == 29
-    assert "(1), and 11 more in manifest.json\n" in told
+    shown = capsys.readouterr().out
+    assert "not read (number of rows): id (40), key 0 (1), " in shown
+    assert shown.count("key ") == 29
+    assert "(1), and 11 more in manifest.json\n" in shown
 
 
-def test_tools_and_calls_go_through_a_template_that_has_a_use_for_them(tmp_path):
+def test_tools_and_calls_go_through_a_template_that_uses_them(tmp_path):
     prompting = Prompting(template="chat", tokenizer=save_tokenizer(tmp_path / "hf", TOOLS))
     result = {"role": "tool", "content": "It is blue."}
     rows = [
@@ -433,7 +433,7 @@ def test_tools_and_calls_go_through_a_template_that_has_a_use_for_them(tmp_path)
     assert manifest.unread == {}
 
 
-def test_without_a_template_there_is_no_use_for_tools_nor_for_a_system_turn(tmp_path):
+def test_tools_and_a_system_turn_need_a_template(tmp_path):
     row = {"prompt": "Sky?", "chosen": "Blue.", "rejected": "Green."}
     with pytest.raises(ValueError, match="1 x tools, first at"):
         _prepared(tmp_path, [row | {"tools": [TOOL]}])
@@ -442,11 +442,11 @@ def test_without_a_template_there_is_no_use_for_tools_nor_for_a_system_turn(tmp_
     assert "a system turn need a chat template" in reasons[0]
 
 
-def test_a_turn_of_which_the_template_leaves_nothing_is_refused(tmp_path):
+def test_a_turn_that_the_template_would_empty_is_refused(tmp_path):
     prompting = Prompting(template="chat", tokenizer=save_tokenizer(tmp_path / "hf", CHATML))
     rows = [{"prompt": "Sky?", "chosen": CALL, "rejected": BAD}, LOST[3]]
     _, reasons, _ = _prepared(tmp_path, rows, prompting=prompting)
-    assert reasons == ["the chat template has no use for tool_calls, and a turn holds nothing else"]
+    assert reasons == ["the chat template does not use tool_calls, and a turn contains nothing else"]
 
 
 def test_unused_keys_of_completions_are_named():

@@ -90,7 +90,7 @@ def test_bad_rows_are_rejected_with_place_and_reason(tmp_path):
 
 @pytest.mark.parametrize(
     ("rows", "reason"),
-    [(["{half", {"question": "Q?"}], r"any of the 2 rows.*\n.*rows.jsonl:1: invalid JSON"), ([], "no rows")],
+    [(["{half", {"question": "Q?"}], r"none of the 2 rows.*\n.*rows.jsonl:1: invalid JSON"), ([], "no rows")],
 )
 def test_a_source_without_a_usable_row_is_refused(tmp_path, rows, reason):
     with pytest.raises(ValueError, match=reason):
@@ -103,13 +103,13 @@ def test_a_missing_source_is_refused(tmp_path):
         prepare_gsm8k(tmp_path / "none.jsonl", tmp_path / "out")
 
 
-def test_same_seed_same_pairs_and_a_row_does_not_depend_on_the_others(source, tmp_path):
+def test_a_pair_depends_only_on_the_seed_and_its_row(source, tmp_path):
     for name, options in {
         "a": {}, "b": {}, "first": {"limit": 3}, "other": {"seed": 5},
     }.items():  # fmt: skip
         prepare_gsm8k(source, tmp_path / name, **options)
     lines = source.read_text().splitlines()
-    _write(tmp_path / "without.jsonl", ["", *lines[1:]])  # the first row gone, the others on their lines
+    _write(tmp_path / "without.jsonl", ["", *lines[1:]])  # the first row is gone, the others keep their line numbers
     prepare_gsm8k(tmp_path / "without.jsonl", tmp_path / "without")
     pairs = {name: _pairs(tmp_path / name / "train.jsonl") for name in ("a", "b", "first", "other", "without")}
     assert pairs["a"] == pairs["b"]
@@ -121,7 +121,7 @@ def test_same_seed_same_pairs_and_a_row_does_not_depend_on_the_others(source, tm
 @pytest.mark.parametrize("seed", range(8))
 def test_no_question_is_on_both_sides_of_the_split(tmp_path, seed):
     rows = [_row(number, f"Question {number % 6}?") for number in range(1, 31)]
-    rows += [_row(number, f" question  {number}? ") for number in range(6)]  # the same ones, written otherwise
+    rows += [_row(number, f" question  {number}? ") for number in range(6)]  # the same questions, written differently
     source = _write(tmp_path / "rows.jsonl", [*rows, _row(8)])
     manifest = prepare_gsm8k(source, tmp_path / "out", num_validation=13, seed=seed)
     sides = [
@@ -145,7 +145,7 @@ def test_the_split_depends_on_the_seed_and_keeps_the_order(source, tmp_path):
 
 
 @pytest.mark.parametrize("num_validation", [10, 11])
-def test_validation_leaves_something_to_train_on(source, tmp_path, num_validation):
+def test_validation_leaves_pairs_for_training(source, tmp_path, num_validation):
     with pytest.raises(ValueError, match=f"num_validation is {num_validation}, but there are 10 pairs"):
         prepare_gsm8k(source, tmp_path / "out", num_validation=num_validation)
     prepare_gsm8k(source, tmp_path / "out", num_validation=9)
@@ -172,13 +172,13 @@ def test_chat_prompts_are_the_tokenizers_own(source, tmp_path):
         ({"limit": 0}, "limit is 0"),
     ],
 )
-def test_options_that_cannot_be_met_are_refused(source, tmp_path, options, reason):
+def test_invalid_options_are_refused(source, tmp_path, options, reason):
     with pytest.raises(ValueError, match=reason):
         prepare_gsm8k(source, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_tokenizers_that_make_no_prompt_are_refused(source, tmp_path):
+def test_tokenizers_that_cannot_make_a_prompt_are_refused(source, tmp_path):
     chat = {"template": "chat", "tokenizer": save_tokenizer(tmp_path / "no_system", NO_SYSTEM)}
     prepare_gsm8k(source, tmp_path / "control", **chat)
     with pytest.raises(ValueError, match=r"cannot be used with a user turn with a system turn.*no system role"):
@@ -195,7 +195,7 @@ def test_tokenizers_that_make_no_prompt_are_refused(source, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_exists_is_replaced_only_on_demand_and_then_whole(source, tmp_path):
+def test_an_existing_output_is_replaced_only_on_request_and_as_a_whole(source, tmp_path):
     prepare_gsm8k(source, tmp_path / "out", num_validation=2)
     before = (tmp_path / "out/train.jsonl").read_bytes()
     with pytest.raises(ValueError, match="exists already"):

@@ -1,4 +1,4 @@
-"""What messages hold besides role and content goes through the template, or is known not to."""
+"""Message keys besides role and content are rendered by the template, or reported as unused."""
 
 import pytest
 
@@ -23,20 +23,20 @@ RESULT = {"role": "tool", "content": "2", "name": "add"}
         (templates.TOOLS, [USER, THINKING, USER], []),
         (templates.CHATML, [USER, CALLING, RESULT], ["name", "tool_calls"]),
         (templates.CHATML, [USER, THINKING, USER], ["reasoning_content"]),
-        # used in one turn, left out in another one
+        # used in one turn, ignored in another
         (templates.TOOLS, [USER, CALLING, RESULT, {**USER, "tool_calls": [CALL]}], ["name", "tool_calls"]),
     ],
 )
-def test_keys_that_the_template_leaves_out(template, turns, unused):
+def test_keys_that_the_template_ignores(template, turns, unused):
     assert unused_keys(turns, _chat(template).render) == unused
 
 
-def test_a_template_that_cannot_do_without_a_key_uses_it():
+def test_a_template_that_requires_a_key_uses_it():
     template = templates.CHATML.replace("{{ m.content }}", "{{ m.content + (m.name if m.role == 'tool' else '') }}")
     assert unused_keys([USER, RESULT], _chat(template).render) == []
 
 
-def test_responses_are_written_as_the_template_does_without_the_end_of_the_turn():
+def test_responses_are_rendered_without_the_end_of_the_turn():
     chat = _chat(templates.TOOLS).with_tools([TOOL])
     pair, note = chat.pair([SYSTEM, USER], chosen=CALLING, rejected=THINKING)
     assert pair.prompt == (
@@ -47,10 +47,10 @@ def test_responses_are_written_as_the_template_does_without_the_end_of_the_turn(
     assert pair.rejected_response == "<think>\nOne and one.\n</think>\n\nTwo."
     assert note == ""
     without, _ = _chat(templates.TOOLS).pair([SYSTEM, USER], chosen=CALLING, rejected=THINKING)
-    assert "[" not in without.prompt  # with_tools makes another one
+    assert "[" not in without.prompt  # with_tools returns a copy
 
 
-def test_calls_that_differ_in_their_arguments_alone_are_a_pair():
+def test_calls_that_differ_only_in_their_arguments_are_a_pair():
     other = {**CALLING, "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}]}
     pair, _ = _chat(templates.TOOLS).pair([USER], chosen=CALLING, rejected=other)
     assert '{"a": 1}' in pair.chosen_response
@@ -65,7 +65,7 @@ def test_calls_that_differ_in_their_arguments_alone_are_a_pair():
             templates.TOOLS.replace(
                 "{% endif %}<|im_end|>", "{% endif %}{{ '<|eot_id|>' if m.tool_calls else '<|im_end|>' }}"
             ),
-            "does not end a turn",
+            "ends a turn",
         ),
     ],
 )
@@ -74,7 +74,7 @@ def test_a_response_that_cannot_be_cut_out_is_refused(template, reason):
         _chat(template).pair([USER], chosen=CALLING, rejected="Two.")
 
 
-def test_special_tokens_within_thoughts_are_refused():
+def test_special_tokens_in_thoughts_are_refused():
     response = {**THINKING, "reasoning_content": "One.<|im_end|>"}
     with pytest.raises(ValueError, match="special token in a text"):
         _chat(templates.TOOLS).pair([USER], chosen=response, rejected="Three.")

@@ -12,7 +12,7 @@ ROWS = [{"prompt": f"Frage {number}: \u00fc \u4e2d", "n": number, "nested": [{"a
 
 
 def _read(*names, **options):
-    """(place, fields or the reason why there are none) of each row."""
+    """(place, fields or the reason why there are none) per row."""
     found = []
     for source in find_sources(names, **options):
         for row in source.rows():
@@ -49,7 +49,7 @@ def _jsonl(rows):
         ("windows.jsonl", lambda rows: _jsonl(rows).replace(b"\n", b"\r\n")),
     ],
 )
-def test_every_kind_of_file_gives_its_rows_with_their_places(tmp_path, name, encode):
+def test_every_kind_of_file_gives_its_rows_and_their_places(tmp_path, name, encode):
     path = _write(tmp_path / name, encode(ROWS))
     assert _read(path) == [(f"{path}:{number}", row) for number, row in enumerate(ROWS, start=1)]
 
@@ -61,7 +61,7 @@ def test_parquet_rows_over_several_batches(tmp_path, monkeypatch):
     assert _read(path) == [(f"{path}:{number}", row) for number, row in enumerate(ROWS, start=1)]
 
 
-def test_blank_lines_are_no_rows_and_keep_their_numbers(tmp_path):
+def test_blank_lines_are_skipped_but_counted_in_line_numbers(tmp_path):
     path = _write(tmp_path / "rows.jsonl", b'\n{"a": 1}\n  \r\n\t\n{"a": 2}')
     assert _read(path) == [(f"{path}:2", {"a": 1}), (f"{path}:5", {"a": 2})]
 
@@ -80,27 +80,27 @@ def test_blank_lines_are_no_rows_and_keep_their_numbers(tmp_path):
         (b'{"a": "' + b"x" * 2000 + b'"}', "line too long"),
     ],
 )
-def test_a_damaged_line_is_a_row_with_a_reason_and_its_neighbours_are_whole(tmp_path, monkeypatch, line, reason):
+def test_a_damaged_line_is_a_row_with_a_reason_and_its_neighbours_are_intact(tmp_path, monkeypatch, line, reason):
     monkeypatch.setattr(rows_module, "MAX_LINE_BYTES", 1000 if b"xxx" in line else 1 << 20)
     path = _write(tmp_path / "rows.jsonl", b'{"a": 1}\n' + line + b'\n{"a": 3}\n')
-    before, (place, told), after = _read(path)
+    before, (place, found), after = _read(path)
     assert (before, after) == ((f"{path}:1", {"a": 1}), (f"{path}:3", {"a": 3}))
     assert place == f"{path}:2"
-    assert reason in told
+    assert reason in found
 
 
-def test_elements_that_are_no_objects_are_rows_with_a_reason(tmp_path):
+def test_elements_that_are_not_objects_are_rows_with_a_reason(tmp_path):
     path = _write(tmp_path / "rows.json", '[{"a": 1}, 12, "b", null, [3], {"a": 2}]')
-    told = _read(path)
-    assert [place for place, _ in told] == [f"{path}:{number}" for number in range(1, 7)]
-    assert [row for _, row in told if isinstance(row, dict)] == [{"a": 1}, {"a": 2}]
-    assert sum("an object" in row or "object was expected" in row for _, row in told if isinstance(row, str)) == 4
+    rows = _read(path)
+    assert [place for place, _ in rows] == [f"{path}:{number}" for number in range(1, 7)]
+    assert [row for _, row in rows if isinstance(row, dict)] == [{"a": 1}, {"a": 2}]
+    assert sum("an object" in row or "object was expected" in row for _, row in rows if isinstance(row, str)) == 4
 
 
 def test_an_array_is_read_piece_by_piece(tmp_path, monkeypatch):
     from nemo_minordpo.prepare import json_text
 
-    monkeypatch.setattr(json_text, "_BLOCK", 7)  # values, numbers and commas are cut everywhere
+    monkeypatch.setattr(json_text, "_BLOCK", 7)  # so that values, numbers and commas are split everywhere
     rows = [{"a": number * 1234567, "b": ["x" * number]} for number in range(40)]
     path = _write(tmp_path / "rows.json", json.dumps(rows, indent=1))
     assert [row for _, row in _read(path)] == rows
@@ -113,7 +113,7 @@ def test_an_array_is_read_piece_by_piece(tmp_path, monkeypatch):
         ("cut.json", b'[{"a": 1}, {"a": 2}', "damaged at row 2"),
         ("open.json", b'[{"a": 1}', "damaged at row 1"),
         ("comma.json", b'[{"a": 1} {"a": 2}]', "damaged after row 1"),
-        ("more.json", b'[{"a": 1}] {"a": 2}', "more text behind the array of 1 rows"),
+        ("more.json", b'[{"a": 1}] {"a": 2}', "more text after the array of 1 rows"),
         ("latin.json", b'[{"a": "\xe9"}]', "not UTF-8 text"),
         ("deep.json", b"[" * 100_000, "nested too deeply"),
         ("object.json", json.dumps({"data": ROWS}, indent=2).encode(), "a JSON object over several lines"),
@@ -124,14 +124,14 @@ def test_an_array_is_read_piece_by_piece(tmp_path, monkeypatch):
         ("no.parquet", _jsonl(ROWS), "damaged parquet after row 0"),
     ],
 )
-def test_a_file_that_cannot_be_read_to_its_end_is_an_error_that_names_it(tmp_path, name, data, reason):
+def test_a_file_that_cannot_be_read_to_its_end_is_named_in_the_error(tmp_path, name, data, reason):
     path = _write(tmp_path / name, data)
-    with pytest.raises(ValueError, match=reason) as told:
+    with pytest.raises(ValueError, match=reason) as refusal:
         _read(path)
-    assert str(path) in str(told.value)
+    assert str(path) in str(refusal.value)
 
 
-def test_a_cut_parquet_is_an_error_that_names_it(tmp_path):
+def test_a_damaged_parquet_file_is_named_in_the_error(tmp_path):
     path = tmp_path / "rows.parquet"
     parquet.write_table(pyarrow.Table.from_pylist(ROWS * 1000), path)
     whole = path.read_bytes()
@@ -141,7 +141,7 @@ def test_a_cut_parquet_is_an_error_that_names_it(tmp_path):
             assert len(_read(path)) != 5000
 
 
-def test_text_of_parquet_that_is_not_utf8_rejects_its_row_alone(tmp_path):
+def test_parquet_text_that_is_not_utf8_rejects_only_its_row(tmp_path):
     texts = pyarrow.array([b"good", b"\xff\xfe", b"fine"], type=pyarrow.binary()).view(pyarrow.utf8())
     parquet.write_table(pyarrow.table({"a": texts}), tmp_path / "rows.parquet")
     first, (_, reason), last = _read(tmp_path / "rows.parquet")
@@ -149,7 +149,7 @@ def test_text_of_parquet_that_is_not_utf8_rejects_its_row_alone(tmp_path):
     assert "cannot be decoded" in reason
 
 
-def test_globs_and_folders_stand_for_their_files_each_once_and_in_order(tmp_path, monkeypatch):
+def test_globs_and_folders_give_their_files_once_and_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("data/b.jsonl", "data/a.jsonl", "data/deep/c.jsonl.gz", "data/.cache/d.jsonl", "data/README.md"):
         line = (json.dumps({"name": name}) + "\n").encode()
@@ -165,7 +165,7 @@ def test_a_folder_gives_the_files_of_one_split(tmp_path):
         _write(tmp_path / "data" / name, json.dumps({"name": name}))
     assert [row["name"][:5] for _, row in _read(tmp_path)] == ["train", "train"]
     assert [row["name"][:5] for _, row in _read(tmp_path, split="eval")] == ["eval-"]
-    with pytest.raises(ValueError, match="no file of the split 'test'"):
+    with pytest.raises(ValueError, match="no file for the split 'test'"):
         _read(tmp_path, split="test")
 
 
@@ -178,7 +178,7 @@ def test_a_folder_gives_the_files_of_one_split(tmp_path):
         ("empty", "no file of rows in this folder"),
     ],
 )
-def test_names_that_stand_for_nothing_are_refused(tmp_path, monkeypatch, name, reason):
+def test_names_without_rows_are_refused(tmp_path, monkeypatch, name, reason):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("{}")
     (tmp_path / "empty").mkdir()
@@ -187,7 +187,7 @@ def test_names_that_stand_for_nothing_are_refused(tmp_path, monkeypatch, name, r
 
 
 def test_a_hub_name_is_streamed_through_datasets(tmp_path, monkeypatch):
-    # A folder that is laid out like a data set of the hub; the library reads both in the same way.
+    # A folder laid out like a data set on the hub; the library reads both in the same way.
     for split in ("train", "test"):
         _write(tmp_path / "owner/name/data" / f"{split}.jsonl", _jsonl([{"split": split, **row} for row in ROWS]))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
@@ -201,7 +201,7 @@ def test_a_hub_name_is_streamed_through_datasets(tmp_path, monkeypatch):
         list(HubSet(str(tmp_path / "owner/name"), None, "no_split").rows())
 
 
-def test_a_name_that_is_neither_here_nor_on_the_hub(monkeypatch):
+def test_a_name_that_is_neither_local_nor_on_the_hub(monkeypatch):
     import datasets
 
     def refuse(*_arguments):

@@ -37,11 +37,11 @@ def _measured(chosen, rejected, prompt="P"):
     st.text("abc \u00e9\u4e2d\U0001f600", min_size=1, max_size=40),
     st.text("abc \u00e9\u4e2d\U0001f600", min_size=1, max_size=40),
 )
-def test_distances_against_the_slow_form(one, other):
-    told = _measured(one, other)
+def test_distances_match_the_slow_form(one, other):
+    found = _measured(one, other)
     longer = max(len(one), len(other))
-    assert told["edit_distance"] == pytest.approx(_slow_edit_distance(one, other) / longer)
-    assert told["shared_prefix"] == pytest.approx(_slow_shared(one, other) / longer)
+    assert found["edit_distance"] == pytest.approx(_slow_edit_distance(one, other) / longer)
+    assert found["shared_prefix"] == pytest.approx(_slow_shared(one, other) / longer)
 
 
 @pytest.mark.parametrize(
@@ -54,32 +54,32 @@ def test_distances_against_the_slow_form(one, other):
     ],
 )
 def test_distances_by_hand(chosen, rejected, distance, shared):
-    told = _measured(chosen, rejected, prompt="What?")
-    assert (told["edit_distance"], told["shared_prefix"]) == (pytest.approx(distance), pytest.approx(shared))
-    assert told["prompt_characters"] == 5
-    assert (told["chosen_characters"], told["rejected_characters"]) == (len(chosen), len(rejected))
+    found = _measured(chosen, rejected, prompt="What?")
+    assert (found["edit_distance"], found["shared_prefix"]) == (pytest.approx(distance), pytest.approx(shared))
+    assert found["prompt_characters"] == 5
+    assert (found["chosen_characters"], found["rejected_characters"]) == (len(chosen), len(rejected))
 
 
 def test_responses_of_megabytes_are_not_compared():
     start = time.process_time()
-    told = _measured("ab" * 2_000_000, "ba" * 2_000_000)
+    found = _measured("ab" * 2_000_000, "ba" * 2_000_000)
     assert time.process_time() - start < 5
-    assert math.isnan(told["edit_distance"])
-    assert told["shared_prefix"] == 0
+    assert math.isnan(found["edit_distance"])
+    assert found["shared_prefix"] == 0
     assert not math.isnan(_measured("a" * LONGEST_COMPARED, "b")["edit_distance"])
 
 
-def test_the_summary_is_numpys_and_says_what_was_not_measured(tmp_path):
+def test_the_summary_matches_numpy_and_counts_what_was_not_measured(tmp_path):
     draw = np.random.default_rng(1)
     values = np.column_stack([draw.random(500), draw.random(500), *draw.integers(1, 9000, (3, 500))]).astype(np.float32)
     values[:20, 0] = np.nan
-    told = summarise(values)
-    assert list(told) == list(MEASURES)
-    assert (told["edit_distance"]["pairs"], told["edit_distance"]["not_measured"]) == (480, 20)
-    assert told["edit_distance"]["p5"] == pytest.approx(np.nanpercentile(values[:, 0], 5), abs=1e-6)
-    assert told["prompt_characters"]["mean"] == pytest.approx(values[:, 2].astype(float).mean(), abs=1e-6)
-    assert told["chosen_characters"]["max"] == values[:, 3].max()
-    json.dumps(told, allow_nan=False)
+    found = summarise(values)
+    assert list(found) == list(MEASURES)
+    assert (found["edit_distance"]["pairs"], found["edit_distance"]["not_measured"]) == (480, 20)
+    assert found["edit_distance"]["p5"] == pytest.approx(np.nanpercentile(values[:, 0], 5), abs=1e-6)
+    assert found["prompt_characters"]["mean"] == pytest.approx(values[:, 2].astype(float).mean(), abs=1e-6)
+    assert found["chosen_characters"]["max"] == values[:, 3].max()
+    json.dumps(found, allow_nan=False)
     draw_histograms(values, tmp_path / "a.png")
     draw_histograms(np.full((3, 5), np.nan), tmp_path / "b.png")
     assert (tmp_path / "a.png").stat().st_size > (tmp_path / "b.png").stat().st_size > 1000

@@ -4,7 +4,7 @@ from nemo_minordpo.prepare.tools import read_calls, read_tools
 
 FUNCTION = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
 TOOL = {"type": "function", "function": FUNCTION}
-# as parquet gives it back where another row's function has more keys
+# as parquet returns it if another row's function has more keys
 PADDED = {"name": "weather", "parameters": FUNCTION["parameters"] | {"required": None}, "strict": None}
 
 
@@ -31,15 +31,15 @@ def test_arguments_are_an_object(arguments):
 @pytest.mark.parametrize(
     ("read", "value", "reason"),
     [
-        (read_tools, "get_weather(city)", "tools: a text that is not JSON"),
-        (read_tools, "[" * 20_000, "tools: a text that is not JSON"),
+        (read_tools, "get_weather(city)", "tools: text that is not JSON"),
+        (read_tools, "[" * 20_000, "tools: text that is not JSON"),
         (read_tools, [3], "tools must be objects"),
         (read_tools, [{"function": "weather"}], "tools must be objects"),
         (read_tools, [{"type": "function", "function": {}}], "tools must be objects"),
-        (read_calls, [{"name": "weather", "arguments": "Bern"}], "tool_calls: a text that is not JSON"),
+        (read_calls, [{"name": "weather", "arguments": "Bern"}], "tool_calls: text that is not JSON"),
         (read_calls, [{"name": "weather", "arguments": [1]}], "arguments of a call must be an object"),
     ],
 )
-def test_what_is_none_is_refused(read, value, reason):
+def test_invalid_tools_and_calls_are_refused(read, value, reason):
     with pytest.raises(ValueError, match=reason):
         read(value)

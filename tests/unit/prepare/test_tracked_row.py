@@ -1,4 +1,4 @@
-"""What a row holds and its pair does not is named; what carries meaning is told apart."""
+"""Columns that are in a row but not in its pair are named; those that carry meaning are listed separately."""
 
 import math
 
@@ -19,7 +19,7 @@ def _unread(columns, *, read=(), left_out=()):
     return row.unread(PAIR, question="Who went home?")
 
 
-def test_columns_that_nobody_asked_for_are_named_unless_they_are_empty():
+def test_unread_columns_are_named_unless_they_are_empty():
     columns = {"id": 3, "chosen": "Bob", "score": 0.5, "a": None, "b": " ", "c": [], "d": [None, {"x": ""}]}
     columns |= {"e": math.nan, "f": "[]", "g": {}, "h": 0, "i": False}
     found = _unread(columns, read=["chosen", "none"])
@@ -43,7 +43,7 @@ def test_columns_that_nobody_asked_for_are_named_unless_they_are_empty():
         "options",
     ],
 )
-def test_what_carries_meaning_is_lost_until_it_is_left_out(name):
+def test_columns_with_meaning_are_lost_unless_they_are_left_out(name):
     columns = {name: "Bob went home on Monday."}
     assert _unread(columns).lost == [name]
     assert _unread(columns, left_out=[name.lower()]) == ([name], [])
@@ -54,8 +54,8 @@ def test_what_carries_meaning_is_lost_until_it_is_left_out(name):
     ("column", "value", "is_lost"),
     [
         ("question", " Who  went home?", False),  # the question itself
-        ("instruction", "Be brief. Who went home?", False),  # a part of the prompt
-        ("input", "Who", True),  # so short that it is in the prompt by chance
+        ("instruction", "Be brief. Who went home?", False),  # part of the prompt
+        ("input", "Who", True),  # so short that it may be in the prompt by chance
         ("messages", [{"role": "user", "content": "Who went home?"}, {"role": "assistant", "content": "Eve."}], False),
         ("messages", [{"role": "system", "content": "Guess."}, {"role": "user", "content": "Who went home?"}], True),
         ("messages", [{"from": "human", "value": "Who went home?"}], False),
@@ -64,7 +64,7 @@ def test_what_carries_meaning_is_lost_until_it_is_left_out(name):
         ("tools", [{"type": "function", "function": {"name": "home"}}], True),
     ],
 )  # fmt: skip
-def test_what_the_pair_repeats_is_not_lost(column, value, is_lost):
+def test_columns_that_the_pair_repeats_are_not_lost(column, value, is_lost):
     found = _unread({column: value})
     assert (found.names, bool(found.lost)) == ([column], is_lost)
 
@@ -78,12 +78,12 @@ def test_keys_within_a_column():
     assert found.lost == ["reasoning_content in messages"]
 
 
-def test_a_column_is_found_in_another_spelling():
+def test_a_column_is_found_under_another_spelling():
     row = TrackedRow({"Prompt": 1, "prompt_": 2, "chosen": 3, "Chosen": 4})
     assert [row.spelt(name) for name in ("prompt", "chosen", "none")] == ["Prompt", "chosen", "none"]
 
 
-def test_names_are_shown_as_text_of_one_line():
+def test_names_are_shown_on_one_line():
     names = _unread({"a\nb": 1, "\ud800": 2, "x" * 1000: 3, "größe": 4}).names
     assert names == ["a\\nb", "\\ud800", "x" * 80, "größe"]
 
