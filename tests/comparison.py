@@ -1,5 +1,8 @@
 """Comparing two runs that should compute the same."""
 
+import math
+from collections.abc import Iterable
+
 from nemo_minordpo.records import StepMetrics
 
 MEASURED = (
@@ -11,3 +14,9 @@ MEASURED = (
 def without_measured(line: StepMetrics) -> dict[str, float]:
     """The values except time and memory."""
     return {name: value for name, value in line.values.items() if name not in MEASURED}
+
+
+def largest(errors: Iterable[float]) -> float:
+    """The maximum, or NaN if there is one: max() drops a NaN that does not come first, and the error passes."""
+    errors = list(errors)
+    return math.nan if any(map(math.isnan, errors)) else max(errors)

@@ -21,6 +21,7 @@ from nemo_minordpo.core.flex import MAX_GRAPHS, row_attention
 from nemo_minordpo.core.logprobs import vocab_parallel_log_probs
 from nemo_minordpo.core.losses import LOSSES, Pairs
 from nemo_minordpo.core.pair_packing import may_attend
+from tests.comparison import largest
 from tests.gpu import NotRun, bounded, need_cuda
 from tests.losses import options_with
 
@@ -49,7 +50,7 @@ def losses(folder: Path) -> str:
         for name in LOSSES:
             exact = _loss(name, ratios.double(), margin.double())
             found = _loss(name, ratios.to(device(), dtype), margin.to(device(), dtype))
-            worst = max(worst, _relative([part.cpu().double() for part in found], exact))
+            worst = largest([worst, _relative([part.cpu().double() for part in found], exact)])
             flipped = min(flipped, *(_relative([-part], [part]) for part in exact))
         controls = {"sign flipped": flipped}
         words.append(bounded(f"{len(LOSSES)} losses, {_name(dtype)}:", worst, bound, controls=controls))
@@ -147,7 +148,7 @@ def recompilation(folder: Path) -> str:
         query, key, value = (part.float() for part in row)
         exact, wrong = (pair_attention(query, key, value, segments, scale=scale) for scale in (None, 1.0))
         used = int(segments[-1, -1])
-        worst = max(worst, (attended.cpu() - exact)[:, :, :used].abs().max().item())
+        worst = largest([worst, (attended.cpu() - exact)[:, :, :used].abs().max().item()])
         unscaled = min(unscaled, (wrong - exact)[:, :, :used].abs().max().item())
     if compiled[-1] == 0:
         raise AssertionError("torch counted no compiled graph: nothing was measured")
@@ -224,7 +225,7 @@ def _ceiling(dtype: torch.dtype, exact: Tensor) -> float:
 
 def _relative(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     """The largest difference, relative to values above 1."""
-    return max(
+    return largest(
         ((here - there).abs() / there.abs().clamp(min=1.0)).max().item()
         for here, there in zip(found, exact, strict=True)
     )

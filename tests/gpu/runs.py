@@ -13,6 +13,7 @@ from filelock import FileLock
 from nemo_minordpo import host
 from nemo_minordpo.records import StepMetrics
 from tests.benchmarks import be_the_only_rank
+from tests.comparison import largest
 from tests.gpu import rehearsal
 from tests.gpu.runner import ROOT
 from tests.ports import port_for_ranks
@@ -102,7 +103,7 @@ def largest_difference(ours: list[StepMetrics], expected: list[StepMetrics]) -> 
     if [line.step for line in ours] != [line.step for line in expected]:
         raise AssertionError(f"steps {[line.step for line in ours]} and {[line.step for line in expected]}")
     names = ("loss", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected")
-    return max(
+    return largest(
         abs(here.values[name] - there.values[name]) / max(abs(there.values[name]), 1.0)
         for here, there in zip(ours, expected, strict=True)
         for name in names

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from nemo_minordpo import host
+from tests.comparison import largest
 from tests.gpu import NotRun, bounded, need_cuda, need_nemo, need_precision, need_transformer_engine, runs
 from tests.gpu.separate_sequences import token_log_probs
 
@@ -62,7 +63,7 @@ def log_probs_of_local_layers(folder: Path) -> str:
     found, expected = _read(folder / _LOCAL), token_log_probs(folder, device="cpu")
 
     def largest_difference(log_probs: dict[tuple[int, bool], torch.Tensor]) -> float:
-        return max((log_probs[key] - expected[key]).abs().max().item() for key in found)
+        return largest((log_probs[key] - expected[key]).abs().max().item() for key in found)
 
     return bounded(
         "largest difference, nats a token:", largest_difference(found), 5e-5 if host.has_cuda() else 5e-6,
@@ -117,7 +118,7 @@ def packed(folder: Path) -> str:
     errors = json.loads((folder / "packed/separate.json").read_text())
     return "; ".join(
         bounded(
-            f"{dtype.removeprefix('torch.')}:", max(found[name] for name in ("loss", "metrics", "gradients")), bound
+            f"{dtype.removeprefix('torch.')}:", largest(found[name] for name in ("loss", "metrics", "gradients")), bound
         )
         for dtype, bound in bounds.items()
         if (found := errors.get(dtype))
@@ -164,7 +165,7 @@ def validation(folder: Path, precision: str) -> str:
 
     def largest(split: str) -> float:
         (line,) = (line for line in runs.metrics(folder, name, split=split))
-        return max(abs(line.values[key]) for key in ("rewards/chosen", "rewards/rejected"))
+        return largest(abs(line.values[key]) for key in ("rewards/chosen", "rewards/rejected"))
 
     return bounded("nats a response:", largest("validation"), 1e-6, controls={"with dropout": largest("train")})
 

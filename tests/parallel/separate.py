@@ -13,6 +13,7 @@ from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from nemo_minordpo.core.losses import Pairs, objective
 from nemo_minordpo.train.data.dataset import PairBatches
 from nemo_minordpo.train.data.tokens import TokenArrays
+from tests.comparison import largest
 
 VOCAB = 403
 words = st.integers(0, VOCAB - 1)
@@ -80,15 +81,15 @@ def _worst_errors(model, num_examples):
         metrics, gradients = _packed(model, batch)
         by_hand, gradients_by_hand = _separate(model, some, reference)
         names = ("rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected")
-        errors["loss"] = max(errors["loss"], _relative(metrics["loss"], by_hand["loss"]))
-        errors["metrics"] = max(errors["metrics"], *(_relative(metrics[name], by_hand[name]) for name in names))
-        errors["gradients"] = max(errors["gradients"], _gradient_error(gradients, gradients_by_hand))
+        errors["loss"] = largest([errors["loss"], _relative(metrics["loss"], by_hand["loss"])])
+        errors["metrics"] = largest([errors["metrics"], *(_relative(metrics[name], by_hand[name]) for name in names)])
+        errors["gradients"] = largest([errors["gradients"], _gradient_error(gradients, gradients_by_hand)])
         errors["control"] = max(errors["control"], abs(by_hand["logps/chosen"] - by_hand["logps/rejected"]))
         together = _log_probs(model, batch, len(some))
         for number in range(len(some)):
             alone = _batch(_arrays(some[number : number + 1]), reference[number : number + 1], capacity=longest)
             difference = (_log_probs(model, alone, 1)[0] - together[number]).abs() / together[number].abs().clamp(min=1)
-            errors["alone"] = max(errors["alone"], difference.max().item())
+            errors["alone"] = largest([errors["alone"], difference.max().item()])
         errors["examples"] += 1
 
     check()

@@ -1,5 +1,6 @@
 """Values worked by hand, gradients against finite differences in float64, both sides of each kink and at it."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nemo_minordpo import config
-from nemo_minordpo.core.losses import LOSSES, coefficient, dpo, dpop, minordpo, needs_reference, objective
+from nemo_minordpo.core.losses import LOSSES, Options, coefficient, dpo, dpop, minordpo, needs_reference, objective
 from tests.losses import options_with, pairs_with
 
 
@@ -40,15 +41,19 @@ def test_value_worked_by_hand(name, chosen, rejected, inside):
     torch.testing.assert_close(loss, torch.tensor([softplus(-0.5 * inside)]))
 
 
-def test_upstreams_losses_worked_by_hand():
+def test_every_loss_is_worked_by_hand():
     chosen, rejected = torch.tensor([2.0]), torch.tensor([0.5])
+    a, b = 1 / (1 + math.exp(-0.25)), 1 / (1 + math.exp(-0.75))
     values = {
+        "dpo": softplus(-0.5 * 1.5),
+        "dpop": softplus(-0.5 * 1.5),
+        "minordpo": softplus(-0.5 * 1.5),
         "ipo": (1.5 - 1.0) ** 2,  # 1 / (2 beta) = 1
         "rpo_sq": (0.5 * 1.5 - 0.25) ** 2,  # a reward margin of 0.125, twice
+        "rpo_bwd_kl": a * math.log(a / b) + (1 - a) * math.log((1 - a) / (1 - b)),
+        "rpo_fwd_kl": b * math.log(b / a) + (1 - b) * math.log((1 - b) / (1 - a)),
     }
-    a, b = 1 / (1 + math.exp(-0.25)), 1 / (1 + math.exp(-0.75))
-    values["rpo_bwd_kl"] = a * math.log(a / b) + (1 - a) * math.log((1 - a) / (1 - b))
-    values["rpo_fwd_kl"] = b * math.log(b / a) + (1 - b) * math.log((1 - b) / (1 - a))
+    assert values.keys() == LOSSES.keys()
     for name, value in values.items():
         loss = call(name, chosen, rejected, beta=0.5, reward_margin=0.125, gt_reward_scale=2.0)
         assert loss.item() == pytest.approx(value, rel=1e-5), name
@@ -135,6 +140,9 @@ def test_the_configuration_knows_the_names_and_which_options_each_loss_reads():
     chosen, rejected = torch.tensor([-1.0]), torch.tensor([0.5])
     changed = {"ref_policy_kl_penalty": {"beta": 0.3}, "dpop_lambda": {"dpop_lambda": 7.0}}
     changed |= {"gt_reward_scale": {"gt_reward_scale": 3.0}}
+    read_by_all = {"preference_loss_weight", "sft_loss_weight"}  # of objective()
+    options = {item.name for item in dataclasses.fields(Options)}
+    assert {name for values in changed.values() for name in values} == options - read_by_all
     for name in LOSSES:
         before = call(name, chosen, rejected, reward_margin=0.25)
         for key, options in changed.items():
