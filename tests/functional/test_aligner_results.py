@@ -1,7 +1,7 @@
-"""The results of NeMo-Aligner's own DPO, full and LoRA: export-hf reads them, and transformers gives the same logits.
+"""Results of NeMo-Aligner's own DPO, full and LoRA: export-hf reads them, and transformers computes the same logits.
 
 One process (`python -m tests.functional.test_aligner_results FOLDER`) trains with upstream's trainer, experiment
-manager and checkpoints as its script does, asks the trained model for logits and then exports and verifies.
+manager and checkpoints, as upstream's script does, computes the trained model's logits, then exports and verifies.
 """
 
 import json
@@ -45,13 +45,13 @@ def logits_of(folder: Path) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["full", "lora"])
 def test_the_exported_model_is_the_trained_one(folder: Path, name: str) -> None:
     trained = torch.load(folder / f"{name}.pt")
-    found = logits_of(folder / f"{name}-hf")
-    assert (found - trained[:, : found.shape[1]]).abs().max() < 1e-4
-    assert (found - logits_of(folder / "hf")).abs().max() > 1e-2  # control: it was trained
+    exported = logits_of(folder / f"{name}-hf")
+    assert (exported - trained[:, : exported.shape[1]]).abs().max() < 1e-4
+    assert (exported - logits_of(folder / "hf")).abs().max() > 1e-2  # control: training changed it
 
 
-def test_which_checkpoint_was_taken(folder: Path) -> None:
-    """The last of a full training, which is distributed; of LoRA the .nemo, since NeMo writes no such checkpoints."""
+def test_the_right_checkpoint_was_exported(folder: Path) -> None:
+    """For full training the last, distributed checkpoint; for LoRA the .nemo, since NeMo writes no such checkpoints."""
     sources = {
         name: Path(json.loads((folder / f"{name}-hf" / "manifest.json").read_text())["settings"]["source"]).name
         for name in ("full", "lora")
@@ -62,19 +62,19 @@ def test_which_checkpoint_was_taken(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["full", "full.nemo", "lora"])
-def test_verify_takes_them_too(folder: Path, name: str) -> None:
-    said = json.loads((folder / "verified.json").read_text())[name]
-    assert said.startswith("logits differ by at most")
-    assert "argmax equal for 100.00%" in said
+def test_verify_accepts_the_results_too(folder: Path, name: str) -> None:
+    message = json.loads((folder / "verified.json").read_text())[name]
+    assert message.startswith("logits differ by at most")
+    assert "argmax equal for 100.00%" in message
 
 
-def test_verify_sees_what_was_trained(folder: Path) -> None:
-    said = json.loads((folder / "verified.json").read_text())["lora against its base"]
-    assert "is not the model of" in said
+def test_verify_notices_training(folder: Path) -> None:
+    message = json.loads((folder / "verified.json").read_text())["lora against its base"]
+    assert "is not the model of" in message
     for names in ("gate_proj.weight, mlp.up_proj.weight", "o_proj.weight", "down_proj.weight"):
-        assert f"{names} in every layer: different numbers (another model, or trained since)" in said
+        assert f"{names} in every layer: different numbers (another model, or trained since)" in message
     for kind in ("embedding", "norm before attention", "norm before MLP", "final norm", "head"):
-        assert f"  {kind}: equal" in said
+        assert f"  {kind}: equal" in message
 
 
 def _main(folder: Path) -> None:
@@ -95,8 +95,8 @@ def _main(folder: Path) -> None:
     import_hf(folder / "hf", folder / "base.nemo")
     write_pairs(folder / "all.jsonl", count=8, seed=0)
     rows = [json.loads(line) for line in (folder / "all.jsonl").read_text().splitlines()]
-    kept = ("prompt", "chosen_response", "rejected_response")  # upstream's collation fails on rewards that are null
-    (folder / "pairs.jsonl").write_text("".join(json.dumps({k: row[k] for k in kept}) + "\n" for row in rows))
+    fields = ("prompt", "chosen_response", "rejected_response")  # upstream's collation fails on null rewards
+    (folder / "pairs.jsonl").write_text("".join(json.dumps({k: row[k] for k in fields}) + "\n" for row in rows))
     verified = {}
     for number, (name, peft) in enumerate((("full", None), ("lora", LORA))):
         os.environ["MASTER_PORT"] = str(29510 + number)
@@ -116,7 +116,7 @@ def _main(folder: Path) -> None:
 
 
 def _train(folder: Path, results: Path, peft: dict[str, Any] | None) -> torch.Tensor:
-    """Two steps as NeMo-Aligner's train_gpt_dpo.py does them; the trained model's logits of `IDS`."""
+    """Train two steps as NeMo-Aligner's train_gpt_dpo.py does; returns the trained model's logits for `IDS`."""
     import functools
 
     from nemo.utils.exp_manager import exp_manager

@@ -1,6 +1,6 @@
-"""import-hf, verify and export-hf on tiny random models, through transformers and NeMo themselves.
+"""import-hf, verify and export-hf on tiny random models, with the real transformers and NeMo.
 
-NeMo's import costs 12 s a process, so one process (`python test_convert.py FOLDER`, below) makes the models, runs
+Importing NeMo takes 12 s per process, so one process (`python test_convert.py FOLDER`, below) makes the models, runs
 everything and writes `results.json`; the tests read it.
 """
 
@@ -21,7 +21,7 @@ LLAMA31 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
-# name -> (transformers' config class, what differs from _config's values)
+# name -> (transformers' config class, differences from the default sizes)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-gqa": ("LlamaConfig", {}),
     "llama-tied-bfloat16": ("LlamaConfig", {"tie_word_embeddings": True, "torch_dtype": "bfloat16"}),
@@ -38,9 +38,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"head_dim": 12, "tie_word_embeddings": True, "torch_dtype": "bfloat16", "rms_norm_eps": 1e-6},
     ),
 }
-# Tensors of a layer.
+# Tensors per layer.
 TENSORS = {"LlamaConfig": 9, "MistralConfig": 9, "Qwen2Config": 12, "Qwen3Config": 11}
-# A wrong model in place of "llama-gqa" and what was done to it.
+# Wrong versions of "llama-gqa" -> the swapped tensors.
 SWAPS = {
     "gate and up": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
     "key and value": ("self_attn.k_proj.weight", "self_attn.v_proj.weight"),
@@ -57,16 +57,16 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_logits_are_those_of_transformers(results: dict[str, Any], name: str) -> None:
-    found = results["verified"][name]
-    assert found["max_difference"] <= 1e-4
-    assert found["argmax_agreement"] == 1.0
-    assert found["num_tokens"] > (50 if name == "mistral" else 100)  # texts end where a sliding window would begin
-    assert found["largest_logit"] > 0.1  # control: there was something to compare
+def test_logits_match_transformers(results: dict[str, Any], name: str) -> None:
+    result = results["verified"][name]
+    assert result["max_difference"] <= 1e-4
+    assert result["argmax_agreement"] == 1.0
+    assert result["num_tokens"] > (50 if name == "mistral" else 100)  # texts are cut to the sliding window
+    assert result["largest_logit"] > 0.1  # control: there was something to compare
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_export_gives_back_every_bit(results: dict[str, Any], name: str) -> None:
+def test_export_restores_every_bit(results: dict[str, Any], name: str) -> None:
     assert results["differing_tensors"][name] == []
     assert results["num_tensors"][name] == LAYERS * TENSORS[MODELS[name][0]] + (2 if "tied" in name else 3)
 
@@ -82,13 +82,13 @@ def test_another_rotary_base_is_named(results: dict[str, Any]) -> None:
     assert "rotary_base: 20000.0 instead of 10000.0" in results["refused"]["rotary base"]
 
 
-def test_the_comparison_of_tensors_notices_a_swap(results: dict[str, Any]) -> None:
+def test_the_tensor_comparison_notices_a_swap(results: dict[str, Any]) -> None:
     names = [f"model.layers.{layer}.{name}" for layer in range(LAYERS) for name in SWAPS["gate and up"]]
     assert results["differing_tensors"]["control: gate and up"] == sorted(names)
 
 
 def test_norms_in_transformer_engines_spec(results: dict[str, Any]) -> None:
-    """Emulated: NeMo's own choice of a spec leaves the norms out, ours puts Transformer Engine's into it."""
+    """Emulated: NeMo's choice of a spec omits the norms, and ours adds Transformer Engine's."""
     assert results["specs"] == {"qwen3": ["TENorm", "TENorm"], "llama": ["IdentityOp", "IdentityOp"]}
 
 
@@ -128,7 +128,7 @@ def _tokenizer(folder: Path) -> None:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB - 3,  # fewer tokens than rows, as Qwen's
+        vocab_size=VOCAB - 3,  # fewer tokens than rows, as in Qwen
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
@@ -147,7 +147,7 @@ def _make_model(folder: Path, config_class: str, changes: dict[str, Any]) -> Non
     config = getattr(transformers, config_class)(**{**values, **changes})
     torch.manual_seed(1)
     model = transformers.AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():  # biases start at 0 and norms at 1, where a mistake would not show
+    with torch.no_grad():  # biases start at 0 and norms at 1, which would hide a mistake
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter == 1))
     model.to(config.torch_dtype or torch.float32).save_pretrained(folder)
@@ -186,7 +186,7 @@ def _with_swapped(source: Path, target: Path, one: str, other: str) -> Path:
 
 
 def _specs_with_transformer_engine() -> dict[str, list[str]]:
-    """Classes of the norms of queries and keys in what NeMo gets for a model with them, and without."""
+    """Classes of query and key norms in the spec that NeMo gets, for a model with such norms and one without."""
     import types
     from unittest import mock
 

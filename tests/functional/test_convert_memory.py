@@ -1,4 +1,4 @@
-"""Conversion holds a part of the model at a time: peaks of both directions, in processes of their own."""
+"""Conversion loads only part of the model at a time: peak memory in both directions, in separate processes."""
 
 import pytest
 
@@ -12,7 +12,7 @@ SMALL = {
     **CONFIG, "hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 8,
     "vocab_size": 4096, "tie_word_embeddings": False,
 }  # fmt: skip
-# two layers, a table of the vocabulary, and what libraries take when first used
+# two layers, a table of the vocabulary, and the libraries' own memory
 LIMIT = 2 * 14 * MB + 4 * MB + 80 * MB
 
 
@@ -28,7 +28,7 @@ def costs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("direction", ["import", "export"])
-def test_the_model_is_never_in_memory(costs, direction):
+def test_the_whole_model_is_never_in_memory(costs, direction):
     cost = costs[direction]
     print(f"{direction}: {cost.resident / MB:.0f} MB resident, {cost.own / MB:.0f} MB its own, {cost.seconds:.1f} s")
     assert MB < cost.own < LIMIT

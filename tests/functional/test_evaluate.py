@@ -20,9 +20,9 @@ CHAT = (
 
 
 def _answer_seven(folder):
-    """A model that goes from a line end to "So the answer is:" to " 7" to the end of the turn, whatever was asked.
+    """A model that answers "So the answer is: 7" to every question, and then ends the turn.
 
-    Its layers add nothing, so that the last token alone decides: its embedding is a unit vector, and the output
+    Its layers add nothing, so the next token depends only on the last one: embeddings are unit vectors, and the output
     layer maps each to its successor.
     """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -101,7 +101,7 @@ def test_template_and_token_limit_from_the_command_line(folder, tmp_path):
     assert (score["num_questions"], score["unfinished_rate"], score["strict_accuracy"]) == (1, 1.0, 1.0)
 
 
-def test_a_folder_that_is_no_model_is_refused(folder, tmp_path):
+def test_a_folder_that_is_not_a_model_is_refused(folder, tmp_path):
     done = _evaluate(tmp_path, folder / "questions.jsonl", tmp_path / "out")
     assert done.returncode == 2
     assert "no config.json" in done.stderr

@@ -1,6 +1,6 @@
-"""Where in a step the trainer stops: before the optimizer moves anything, or else before anything is saved.
+"""Where the trainer stops in a step: before the optimizer changes anything, or at least before anything is saved.
 
-NeMo's import costs 12 s a process and changes it, so one process (`python test_finite_step.py`, below) takes all steps.
+Importing NeMo takes 12 s and changes the process, so one process (`python test_finite_step.py`, below) takes all steps.
 """
 
 import json
@@ -30,7 +30,7 @@ def taken():
 
 
 @pytest.mark.parametrize("name", ["sound", "sound, with Megatron's optimizer", "sound, without a norm"])
-def test_a_sound_step_is_taken(taken, name):
+def test_a_finite_step_is_taken(taken, name):
     error, optimizer_steps, steps_done = taken[name]
     assert (error, optimizer_steps, steps_done) == ("", 1, 1)
 
@@ -43,7 +43,7 @@ def test_a_sound_step_is_taken(taken, name):
         ("norm of Megatron's optimizer", "step 1: grad_norm is nan", 1),
     ],
 )
-def test_the_optimizer_does_not_move_where_that_is_known_before(taken, name, message, optimizer_steps):
+def test_the_optimizer_does_not_step_on_a_known_bad_value(taken, name, message, optimizer_steps):
     error, moved, steps_done = taken[name]
     assert error.startswith(message)
     assert moved == optimizer_steps
@@ -54,7 +54,7 @@ def test_the_optimizer_does_not_move_where_that_is_known_before(taken, name, mes
 
 
 def _step(*, loss=0.5, norm=1.0, norm_of_step=None):
-    """(what stopped it, steps of the optimizer, steps that the run counts)."""
+    """(the error, number of optimizer steps, number of steps that the run counts)."""
     from types import SimpleNamespace
     from unittest.mock import MagicMock, patch
 

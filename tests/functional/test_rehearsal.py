@@ -1,6 +1,6 @@
-"""What of gpu-check's rehearsal runs on a machine for CPUs: bfloat16 with main weights through a GPU that is played.
+"""The parts of gpu-check's rehearsal that run without a GPU: bfloat16 with main weights on a simulated GPU.
 
-`make gpu-rehearsal` runs all of it, with FP8, in an environment like that of a GPU machine.
+`make gpu-rehearsal` runs all of it, including FP8, in an environment like that of a GPU machine.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-# Megatron's distributed optimizer and torch's AdamW in NeMo's wrapper; rows that add up; evaluation among training
+# Megatron's distributed optimizer and torch's AdamW in NeMo's wrapper; several rows per step; validation in between
 CHECKS = (
     "stopped and resumed, bf16",
     "stopped and resumed, bf16, torch's AdamW",

@@ -1,4 +1,4 @@
-"""The demo's road, cut short: every stage by its command, and nothing done twice."""
+"""The demo's pipeline, shortened: every stage runs through its command, and nothing is done twice."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ def sweep(work):
 
 
 def kill_while_it_trains(work):
-    """SIGKILL of everything that the sweep started, as soon as the first run has a checkpoint."""
+    """Kill the sweep and everything it started, as soon as the first run has a checkpoint."""
     running = subprocess.Popen(
         command(work), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
@@ -53,7 +53,7 @@ def first(tmp_path_factory):
     return work, sweep(work)
 
 
-def test_a_sweep_that_was_killed_goes_on_where_it_was(first):
+def test_a_killed_sweep_resumes_where_it_stopped(first):
     work, result = first
     assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
     events = [json.loads(line) for line in (work / "runs/dpo/events.jsonl").read_text().splitlines()]
@@ -82,7 +82,7 @@ def test_from_questions_to_a_report(first):
     assert "rewards/chosen" in (work / "report/report.md").read_text()
 
 
-def test_the_second_time_nothing_is_done_again(first):
+def test_a_complete_sweep_repeats_nothing(first):
     work, _ = first
     written = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
     result = sweep(work)

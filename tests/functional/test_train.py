@@ -1,4 +1,4 @@
-"""`minordpo train` as a user types it: what it refuses, and one run on two ranks with what becomes of it."""
+"""`minordpo train` as a user calls it: what it refuses, and one run on two ranks with everything that follows."""
 
 import json
 import math
@@ -67,7 +67,7 @@ def command(place, run, *overrides):
 
 @pytest.fixture(scope="module")
 def reference(place):
-    """`minordpo reference` by itself, on two ranks, before any run."""
+    """`minordpo reference`, on two ranks, before any run."""
     arguments = command(place, "reference", "trainer.devices=2", "model.tensor_model_parallel_size=2")
     return minordpo("reference", *arguments[1:])
 
@@ -110,15 +110,15 @@ def test_refused_in_seconds_without_a_traceback(place, overrides, message):
     assert not (place / "refused/config.yaml").exists()
 
 
-def test_a_bad_pair_is_told_before_anything_is_loaded(place):
+def test_a_bad_pair_is_reported_before_anything_is_loaded(place):
     result = minordpo(*command(place, "bad", f"model.data.data_prefix.train=[{place}/bad.jsonl]"), timeout=60)
     assert result.returncode == 2
     assert "bad.jsonl:2: invalid JSON" in result.stderr
     assert "model.data.invalid_pairs=drop" in result.stderr
 
 
-def test_the_reference_alone(place, reference):
-    """It ends before the first step, and says nothing that is not there."""
+def test_the_reference_command(place, reference):
+    """It stops before the first step, and leaves no metrics or model."""
     assert reference.returncode == 0, reference.stderr[-3000:]
     assert "reference log-probabilities: nothing cached yet; evaluating 10 pairs" in reference.stderr
     assert not (place / "reference/metrics.jsonl").exists()
@@ -127,7 +127,7 @@ def test_the_reference_alone(place, reference):
     assert entries == [".json", ".safetensors"]  # train and validation are the same pairs
 
 
-def test_the_run_reads_what_was_kept(place, run):
+def test_the_run_reads_the_cached_reference(place, run):
     assert "; evaluating " not in run[1].stderr
     assert len(list((place / "reference_cache").glob("*.safetensors"))) == 1
 
@@ -144,7 +144,7 @@ def test_a_damaged_reference_is_refused(place, run):
 
 @pytest.fixture(scope="module")
 def diverging(place, reference):
-    """On two ranks; the first step makes weights whose logits float32 cannot hold."""
+    """A run on two ranks whose first step makes weights whose logits overflow float32."""
     arguments = command(
         place, "diverging", "trainer.devices=2", "model.tensor_model_parallel_size=2", "trainer.dpo.max_epochs=2",
         "trainer.dpo.save_interval=0", "trainer.dpo.val_check_interval=0", "model.optim.lr=1e30",
@@ -156,10 +156,10 @@ def diverging(place, reference):
 def test_a_step_that_is_not_finite_ends_the_run(place, diverging):
     assert diverging.returncode == 1, diverging.stderr[-3000:]
     expected = rf"error: step 2: loss, .*logps/chosen, .*not finite for 4 of 4 pairs: {place}/train\.jsonl:(\d+), "
-    found = re.search(expected, diverging.stderr)
-    assert found, diverging.stderr[-3000:]
+    match = re.search(expected, diverging.stderr)
+    assert match, diverging.stderr[-3000:]
     order = pairs_of_step(1, num_pairs=10, global_batch_size=4, seed=default_of("model.seed"))
-    assert int(found[1]) == order[0] + 1
+    assert int(match[1]) == order[0] + 1
     assert "done: " not in diverging.stderr
     folder = place / "diverging"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -169,23 +169,23 @@ def test_a_step_that_is_not_finite_ends_the_run(place, diverging):
     assert not list(folder.glob("*.nemo*"))
 
 
-def test_status_says_what_was_not_finite(place, diverging):
-    said = minordpo("status", place / "diverging", timeout=60)
-    assert said.returncode == 1
-    assert re.search(r"\nfailed; step 2: loss, .* not finite for 4 of 4 pairs: .*/train\.jsonl:\d+, ", said.stdout)
-    assert said.stdout.endswith("; the same command would fail again: change settings or inputs, in a new folder\n")
+def test_status_reports_what_was_not_finite(place, diverging):
+    status = minordpo("status", place / "diverging", timeout=60)
+    assert status.returncode == 1
+    assert re.search(r"\nfailed; step 2: loss, .* not finite for 4 of 4 pairs: .*/train\.jsonl:\d+, ", status.stdout)
+    assert status.stdout.endswith("; the same command would fail again: change settings or inputs, in a new folder\n")
 
 
 @pytest.mark.parametrize(
     ("rate", "max_steps", "reason"),
     [
         ("1e39", 1, r"after step 1: weights not finite: "),
-        # float32 holds these weights, but not what they compute; at the end, and at a checkpoint
+        # these weights are finite, but their outputs overflow; noticed at the end, and at a checkpoint
         ("1e30", 1, r"after step 1: .*logps/chosen, .*not finite for 4 of 4 pairs: .*/train\.jsonl:\d+, "),
         ("1e30", 3, r"after step 1: .*logps/chosen, .*not finite for 4 of 4 pairs: .*/train\.jsonl:\d+, "),
     ],
 )
-def test_weights_that_a_step_spoiled_are_not_saved(place, reference, rate, max_steps, reason):
+def test_weights_spoilt_by_a_step_are_not_saved(place, reference, rate, max_steps, reason):
     name = f"spoiled_{rate}_{max_steps}"
     result = minordpo(
         *command(place, name, f"trainer.dpo.max_steps={max_steps}", f"model.optim.lr={rate}"),
@@ -212,9 +212,9 @@ def test_loggers_are_opened_before_the_reference_is_evaluated(place):
     assert f"error: {reason}" in result.stderr
     assert "WANDB_API_KEY" in result.stderr
     assert not (place / "untouched").exists()
-    said = minordpo("status", place / "no_key", timeout=60).stdout
-    assert f"in its set-up, failed: rank 0 on {socket.gethostname()}: UserError: {reason}" in said
-    assert "the same command would fail again" in said.splitlines()[-1]
+    status = minordpo("status", place / "no_key", timeout=60).stdout
+    assert f"during set-up, failed: rank 0 on {socket.gethostname()}: UserError: {reason}" in status
+    assert "the same command would fail again" in status.splitlines()[-1]
 
 
 def test_adapters_are_trained_and_written(place, run):
@@ -228,7 +228,7 @@ def test_adapters_are_trained_and_written(place, run):
     assert (place / "lora/model.nemo").stat().st_size < (place / "run/model.nemo").stat().st_size / 4
 
 
-def test_a_run_shows_its_steps_and_leaves_what_it_promises(place, run):
+def test_a_run_shows_its_steps_and_leaves_all_its_files(place, run):
     _, result = run
     assert result.returncode == 0, result.stderr[-3000:]
     assert "step 6: loss" in result.stderr
@@ -247,7 +247,7 @@ def test_a_run_shows_its_steps_and_leaves_what_it_promises(place, run):
     assert "preference_loss: dpop" in (folder / "config.yaml").read_text()
 
 
-def test_the_same_command_again_says_that_all_is_done(place, run):
+def test_repeating_the_command_reports_a_complete_run(place, run):
     before = (place / "run/model.nemo").stat().st_mtime_ns
     result = minordpo(*run[0], timeout=60)
     assert result.returncode == 0, result.stderr
@@ -255,14 +255,14 @@ def test_the_same_command_again_says_that_all_is_done(place, run):
     assert (place / "run/model.nemo").stat().st_mtime_ns == before
 
 
-def test_another_experiment_does_not_go_on_there(place, run):
+def test_another_experiment_cannot_resume_there(place, run):
     result = minordpo(*run[0], "model.dpo.ref_policy_kl_penalty=0.2", timeout=60)
     assert result.returncode == 2
     assert "model.dpo.ref_policy_kl_penalty: 0.1 there, 0.2 now" in result.stderr
 
 
 def test_the_trained_model_becomes_a_hugging_face_folder(place, run):
-    """From model.nemo and from the last checkpoint, written at TP=2: the same tensors, and not the base's."""
+    """model.nemo and the last checkpoint, written at TP=2, give the same tensors, which differ from the base's."""
     export_hf(place / "run", place / "hf_from_run")
     export_hf(place / "run/checkpoints/step_000006", place / "hf_from_checkpoint")
     from_run, from_checkpoint, base = (
@@ -285,7 +285,7 @@ by_length.needs_reference = False
 
 @pytest.fixture(scope="module")
 def own_loss(place):
-    """A run on two ranks with a loss of the user's own, of a file in the current folder; it needs no reference."""
+    """A run on two ranks with a user-defined loss from a file in the current folder; it needs no reference."""
     (place / "own_losses.py").write_text(OWN_LOSS)
     arguments = command(
         place, "own/run", "trainer.devices=2", "model.tensor_model_parallel_size=2", "trainer.dpo.max_steps=2",
@@ -294,7 +294,7 @@ def own_loss(place):
     return arguments, minordpo(*arguments, cwd=place)
 
 
-def test_a_loss_of_the_users_own_by_lengths_and_without_a_reference(place, own_loss):
+def test_a_user_defined_loss_with_lengths_and_no_reference(place, own_loss):
     _, result = own_loss
     folder = place / "own/run"
     assert result.returncode == 0, result.stderr[-3000:]
@@ -309,11 +309,11 @@ def test_a_loss_of_the_users_own_by_lengths_and_without_a_reference(place, own_l
         assert values.get("reference_noise", 0.0) == 0.0
     for values in (line["values"] for line in lines if line["split"] == "validation"):
         assert values["loss"] == pytest.approx(num_tokens.mean() - values["rewards/margin"], rel=1e-12)
-    assert lines[3]["values"]["loss"] < lines[1]["values"]["loss"]  # it was learnt from
+    assert lines[3]["values"]["loss"] < lines[1]["values"]["loss"]  # training reduces it
     assert read_run(folder).loss == "own_losses:by_length"
 
 
-def test_another_content_of_the_file_of_a_loss_is_another_run(place, own_loss):
+def test_a_changed_loss_file_is_another_run(place, own_loss):
     (place / "own_losses.py").write_text(OWN_LOSS.replace("pairs.chosen_num_tokens -", "2 * pairs.chosen_num_tokens -"))
     result = minordpo(*own_loss[0], cwd=place, timeout=60)
     assert result.returncode == 2

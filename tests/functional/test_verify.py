@@ -1,7 +1,7 @@
-"""`minordpo verify`: right models pass, every planted mistake is named, through transformers and NeMo themselves.
+"""`minordpo verify` with the real transformers and NeMo: correct models pass, and every planted mistake is named.
 
-NeMo's import costs 12 s a process, so one process (`python test_verify.py FOLDER`, below) makes the models and verifies
-them all; the tests read what it was told.
+Importing NeMo takes 12 s per process, so one process (`python test_verify.py FOLDER`, below) makes the models and
+verifies them all; the tests read the messages.
 """
 
 import json
@@ -21,7 +21,7 @@ ATTENTION, MLP = "model.layers.{}.self_attn.{}_proj.weight", "model.layers.{}.ml
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|im_end|>{% endfor %}"
 KINDS = ("embedding", "norm before attention", "attention", "norm before MLP", "MLP", "final norm", "head")
 
-# mistake -> (what must be said, the kinds of modules that differ on equal inputs)
+# mistake -> (expected messages, kinds of modules that differ on equal inputs)
 MISTAKES: dict[str, tuple[list[str], set[str]]] = {
     "rotary base": (
         [
@@ -37,7 +37,7 @@ MISTAKES: dict[str, tuple[list[str], set[str]]] = {
             "running: wrong rms_norm_eps: NeMo's norms have [1e-06], Hugging Face's [1e-05]",
             "weights: all equal",
         ],
-        {"norm before attention", "norm before MLP"},  # behind the last layer values are too large for it to show
+        {"norm before attention", "norm before MLP"},  # after the last layer, values are too large to show it
     ),
     "gate and up": (
         ["weights: mlp.gate_proj.weight, mlp.up_proj.weight in every layer: gate and up are swapped"],
@@ -64,45 +64,45 @@ MISTAKES: dict[str, tuple[list[str], set[str]]] = {
     ),
     "end of a turn": ([": eos_token is '<|endoftext|>' instead of '<|im_end|>'", "weights: all equal"], set()),
     "one token": (["2 tokens have different ids"], set()),
-    # a config that is right and is not followed
+    # the config is right, but the model does not follow it
     "base of the running model": (["running: wrong rotary base: NeMo uses 5000, Hugging Face 10000"], set()),
 }
 IN_BFLOAT16 = ("gate and up", "rotary base")
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("verify")
     run = subprocess.run([sys.executable, __file__, str(folder)], capture_output=True, text=True, timeout=400)
     assert run.returncode == 0, run.stderr[-3000:]
-    return json.loads((folder / "told.json").read_text())
+    return json.loads((folder / "messages.json").read_text())
 
 
 @pytest.mark.parametrize(
     "name",
     ["right", "right, in bfloat16", "right, on pairs", "right, tied", "right, a run", "right, of transformers 5"],
 )
-def test_the_right_model_passes(told: dict[str, Any], name: str) -> None:
-    assert told[name].startswith("logits differ by at most ")
-    assert told[name].endswith("tokens")  # nothing to add
+def test_the_right_model_passes(messages: dict[str, Any], name: str) -> None:
+    assert messages[name].startswith("logits differ by at most ")
+    assert messages[name].endswith("tokens")  # nothing to add
     bound = "bfloat16, tolerance" if "bfloat16" in name else "float32, tolerance 0.0001)"
-    assert bound in told[name]
-    assert ("x transformers' own rounding, of mean" in told[name]) == ("bfloat16" in name)
+    assert bound in messages[name]
+    assert ("x transformers' own rounding, of mean" in messages[name]) == ("bfloat16" in name)
 
 
-def test_texts_of_pairs_are_drawn(told: dict[str, Any]) -> None:
-    tokens = {name: int(told[name].rpartition(" of ")[2].split()[0]) for name in ("right", "right, on pairs")}
+def test_texts_of_pairs_are_drawn(messages: dict[str, Any]) -> None:
+    tokens = {name: int(messages[name].rpartition(" of ")[2].split()[0]) for name in ("right", "right, on pairs")}
     assert tokens["right, on pairs"] > tokens["right"] + 3 * 10
-    assert "pairs.jsonl:2: missing field 'prompt'" in told["bad pairs"]
+    assert "pairs.jsonl:2: missing field 'prompt'" in messages["bad pairs"]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_named(told: dict[str, Any], mistake: str) -> None:
-    said, kinds = MISTAKES[mistake]
-    text = told[mistake]
+def test_a_mistake_is_named(messages: dict[str, Any], mistake: str) -> None:
+    expected, kinds = MISTAKES[mistake]
+    text = messages[mistake]
     assert "is not the model of" in text
     assert "logits differ by at most" in text
-    for words in said:
+    for words in expected:
         assert words in text
     differing = {kind for kind in KINDS if f"  {kind}: differs" in text}
     equal = {kind for kind in KINDS if f"  {kind}: equal" in text}
@@ -112,28 +112,28 @@ def test_a_mistake_is_named(told: dict[str, Any], mistake: str) -> None:
 
 
 @pytest.mark.parametrize("mistake", ["template", "end of a turn", "one token"])
-def test_a_tokenizer_is_compared_though_the_logits_are_equal(told: dict[str, Any], mistake: str) -> None:
-    assert "argmax equal for 100.00%" in told[mistake]
+def test_tokenizers_are_compared_even_if_the_logits_are_equal(messages: dict[str, Any], mistake: str) -> None:
+    assert "argmax equal for 100.00%" in messages[mistake]
 
 
-def test_an_epsilon_that_no_bound_on_logits_shows(told: dict[str, Any]) -> None:
-    assert "argmax equal for 100.00%" in told["epsilon"]
+def test_an_epsilon_too_small_to_show_in_logits(messages: dict[str, Any]) -> None:
+    assert "argmax equal for 100.00%" in messages["epsilon"]
 
 
 @pytest.mark.parametrize("mistake", IN_BFLOAT16)
-def test_in_bfloat16_mistakes_stand_out_of_rounding(told: dict[str, Any], mistake: str) -> None:
-    assert "is not the model of" in told[f"{mistake}, in bfloat16"]
-    largest, rest = told[f"{mistake}, in bfloat16"].partition("at most ")[2].split(" (mean ")
+def test_in_bfloat16_mistakes_stand_out_from_rounding(messages: dict[str, Any], mistake: str) -> None:
+    assert "is not the model of" in messages[f"{mistake}, in bfloat16"]
+    largest, rest = messages[f"{mistake}, in bfloat16"].partition("at most ")[2].split(" (mean ")
     assert float(largest) > 3 * float(rest.partition("tolerance ")[2].partition(":")[0])
 
 
-def test_another_architecture_is_refused_at_once(told: dict[str, Any]) -> None:
-    assert "its model_config.yaml has num_query_groups: 6 instead of 2" in told["other heads"]
-    assert "logits" not in told["other heads"]
+def test_another_architecture_is_refused_at_once(messages: dict[str, Any]) -> None:
+    assert "its model_config.yaml has num_query_groups: 6 instead of 2" in messages["other heads"]
+    assert "logits" not in messages["other heads"]
 
 
-def test_a_checkpoint_without_a_config_cannot_be_restored(told: dict[str, Any]) -> None:
-    assert "no model_config.yaml in or above it, which NeMo needs to restore it" in told["no config"]
+def test_a_checkpoint_without_a_config_cannot_be_restored(messages: dict[str, Any]) -> None:
+    assert "no model_config.yaml in or above it, which NeMo needs to restore it" in messages["no config"]
 
 
 # --- below: the process that verifies ---
@@ -149,7 +149,7 @@ def _make_model(folder: Path, *, tied: bool = False) -> Path:
     )  # fmt: skip
     torch.manual_seed(1)
     model = transformers.AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():  # norms start at 1, where a mistake would not show
+    with torch.no_grad():  # norms start at 1, which would hide a mistake
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter == 1))
     model.save_pretrained(folder)
@@ -193,7 +193,7 @@ def _untie_head(tensors: dict[str, Any], config: dict[str, Any]) -> None:
 
 
 def _as_transformers_5_saves(hf: Path) -> Path:
-    """A base that transformers 4 does not look for where it stands: it would take 10,000; and a class it knows not."""
+    """The rotary base where transformers 4 does not look (it would use 10,000), and an unknown tokenizer class."""
 
     def change(tensors: dict[str, Any], config: dict[str, Any]) -> None:
         del config["rope_theta"], config["rope_scaling"]
@@ -205,7 +205,7 @@ def _as_transformers_5_saves(hf: Path) -> Path:
 
 
 def _rotated(parts: list[torch.Tensor], facts: Any) -> torch.Tensor:
-    """Heads of 8 with their halves as pairs."""
+    """QKV with the halves of each head (of size 8) interleaved."""
     from nemo_minordpo.convert import mapping
 
     q, k = (part.reshape(-1, 8, 48)[:, [0, 4, 1, 5, 2, 6, 3, 7]].reshape(-1, 48) for part in parts[:2])
@@ -217,13 +217,13 @@ def _main(folder: Path) -> None:
     from nemo_minordpo.convert import verify as verification
     from nemo_minordpo.convert.hf_to_nemo import import_hf
 
-    told: dict[str, str] = {}
+    messages: dict[str, str] = {}
 
-    def tell(name: str, hf: Path, nemo: Path, **options: Any) -> None:
+    def verify(name: str, hf: Path, nemo: Path, **options: Any) -> None:
         try:
-            told[name] = str(verification.verify(hf, nemo, **options))
+            messages[name] = str(verification.verify(hf, nemo, **options))
         except ValueError as error:
-            told[name] = str(error)
+            messages[name] = str(error)
 
     def imported(hf: Path, name: str, **options: Any) -> Path:
         import_hf(hf, folder / f"{name}.nemo", **options)
@@ -231,15 +231,15 @@ def _main(folder: Path) -> None:
 
     hf, tied = _make_model(folder / "hf"), _make_model(folder / "tied", tied=True)
     base = imported(hf, "base")
-    tell("right", hf, base)
-    tell("right, tied", tied, imported(tied, "tied"))
-    tell("right, in bfloat16", hf, base, dtype="bfloat16")
-    tell("right, of transformers 5", newer := _as_transformers_5_saves(hf), imported(newer, "newer"))
+    verify("right", hf, base)
+    verify("right, tied", tied, imported(tied, "tied"))
+    verify("right, in bfloat16", hf, base, dtype="bfloat16")
+    verify("right, of transformers 5", newer := _as_transformers_5_saves(hf), imported(newer, "newer"))
     pair = {"prompt": "1 plus 2 ", "chosen_response": "is 3, and 3 plus 4 is 7, is it?", "rejected_response": "is"}
     (folder / "pairs.jsonl").write_text(json.dumps(pair) + "\n" + '{"chosen_response": "is"}\n')
-    tell("bad pairs", hf, base, pairs=folder / "pairs.jsonl")
+    verify("bad pairs", hf, base, pairs=folder / "pairs.jsonl")
     (folder / "pairs.jsonl").write_text((json.dumps(pair) + "\n") * 9)
-    tell("right, on pairs", hf, base, pairs=folder / "pairs.jsonl", num_samples=3)
+    verify("right, on pairs", hf, base, pairs=folder / "pairs.jsonl", num_samples=3)
 
     wrong = {
         "rotary base": _copy(hf, "rope", lambda tensors, config: config.update(rope_theta=20000.0)),
@@ -249,17 +249,17 @@ def _main(folder: Path) -> None:
         "dropped head": _copy(hf, "dropped", _drop_head),
     }
     for mistake, other in wrong.items():
-        tell(mistake, hf, imported(other, mistake))
+        verify(mistake, hf, imported(other, mistake))
     for mistake in IN_BFLOAT16:
-        tell(f"{mistake}, in bfloat16", hf, folder / f"{mistake}.nemo", dtype="bfloat16")
-    tell("untied head", tied, imported(_copy(tied, "untied", _untie_head), "untied"))
-    tell("rounding", hf, imported(hf, "rounded", dtype="bfloat16"))
+        verify(f"{mistake}, in bfloat16", hf, folder / f"{mistake}.nemo", dtype="bfloat16")
+    verify("untied head", tied, imported(_copy(tied, "untied", _untie_head), "untied"))
+    verify("rounding", hf, imported(hf, "rounded", dtype="bfloat16"))
     right = mapping.QKV
     for mistake, join in (("QKV order", lambda parts, facts: torch.cat(parts)), ("interleaved halves", _rotated)):
         mapping.QKV = mapping.Layout(join, mapping.split_qkv)
         wrong_nemo = imported(hf, mistake)
         mapping.QKV = right
-        tell(mistake, hf, wrong_nemo)
+        verify(mistake, hf, wrong_nemo)
 
     for mistake, changes in (
         ("template", {"chat_template": TEMPLATE.replace("<|im_end|>", "</s>\n")}),
@@ -267,14 +267,14 @@ def _main(folder: Path) -> None:
         ("one token", {}),
     ):
         nemo = imported(hf, mistake)
-        beside = nemo.with_suffix(".tokenizer")
-        _change_tokenizer(beside, **changes)
+        tokenizer_folder = nemo.with_suffix(".tokenizer")
+        _change_tokenizer(tokenizer_folder, **changes)
         if mistake == "one token":
-            tokenizer = json.loads((beside / "tokenizer.json").read_text())
+            tokenizer = json.loads((tokenizer_folder / "tokenizer.json").read_text())
             ids = tokenizer["model"]["vocab"]
             ids["1"], ids["2"] = ids["2"], ids["1"]
-            (beside / "tokenizer.json").write_text(json.dumps(tokenizer))
-        tell(mistake, hf, nemo)
+            (tokenizer_folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        verify(mistake, hf, nemo)
 
     restore = restored.restore
 
@@ -284,15 +284,15 @@ def _main(folder: Path) -> None:
         return model
 
     verification.restore = misled
-    tell("base of the running model", hf, base)
+    verify("base of the running model", hf, base)
     verification.restore = restore
 
-    _tell_of_sources(folder, hf, base, tell)
-    (folder / "told.json").write_text(json.dumps(told))
+    _verify_sources(folder, hf, base, verify)
+    (folder / "messages.json").write_text(json.dumps(messages))
 
 
-def _tell_of_sources(folder: Path, hf: Path, base: Path, tell: Callable[..., None]) -> None:
-    """A training's checkpoint; one that lies alone; and a model of other shapes."""
+def _verify_sources(folder: Path, hf: Path, base: Path, verify: Callable[..., None]) -> None:
+    """A checkpoint in a run folder, one without its run folder, and a model with other shapes."""
     import tarfile
 
     from nemo_minordpo.convert.hf_to_nemo import import_hf
@@ -301,17 +301,17 @@ def _tell_of_sources(folder: Path, hf: Path, base: Path, tell: Callable[..., Non
         archive.extractall(folder / "unpacked")
     weights = folder / "unpacked" / "model_weights"
     shutil.copytree(weights, folder / "run" / "checkpoints" / "step_000003")
-    # what a training adds to it, of classes that are not there to be read
+    # a file that training adds, pickled from classes that verify cannot load
     (folder / "run" / "checkpoints" / "step_000003" / "common.pt").write_bytes(b"no pickle")
     shutil.copy(folder / "unpacked" / "model_config.yaml", folder / "run")
-    tell("right, a run", hf, folder / "run")
-    tell("no config", hf, shutil.copytree(weights, folder / "a" / "b" / "alone"))
+    verify("right, a run", hf, folder / "run")
+    verify("no config", hf, shutil.copytree(weights, folder / "a" / "b" / "alone"))
     heads = _copy(hf, "heads", lambda tensors, config: config.update(num_key_value_heads=6))
     tensors = load_file(heads / "model.safetensors")
     wide = {name: t.repeat(3, 1) if ".k_" in name or ".v_" in name else t for name, t in tensors.items()}
     save_file(wide, heads / "model.safetensors", {"format": "pt"})
     import_hf(heads, folder / "heads.nemo")
-    tell("other heads", hf, folder / "heads.nemo")
+    verify("other heads", hf, folder / "heads.nemo")
 
 
 if __name__ == "__main__":
