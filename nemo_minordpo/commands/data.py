@@ -5,15 +5,16 @@ from typing import Annotated, Any
 
 import typer
 
+from nemo_minordpo import DEFAULT_SEED
 from nemo_minordpo.commands.cli import Overwrite, done
-from nemo_minordpo.commands.pair_options import SEED, Output, Sources, Split, Subset, pair_options
+from nemo_minordpo.commands.pair_options import Output, Sources, Split, Subset, pair_options
 
 
 def prepare_arithmetic(
     output: Annotated[Path, typer.Argument(help="Folder for train.jsonl and test.jsonl.")],
     num_train: Annotated[int, typer.Option(min=1, help="Problems in train.jsonl.")] = 2000,
     num_test: Annotated[int, typer.Option(min=1, help="Problems in test.jsonl; none is in train.jsonl.")] = 200,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same problems.")] = SEED,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same problems.")] = DEFAULT_SEED,
     overwrite: Overwrite = False,
 ) -> None:
     """Generate arithmetic word problems in GSM8K's format.

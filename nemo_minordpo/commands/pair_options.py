@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nemo_minordpo import DEFAULT_SEED
 from nemo_minordpo.commands.cli import Date, Overwrite, TemplateOptions, Tokenizer
 
 Sources = Annotated[
@@ -16,7 +17,6 @@ Sources = Annotated[
 Output = Annotated[Path, typer.Argument(help="Folder for train.jsonl, validation.jsonl, rejected_rows.jsonl.")]
 Subset = Annotated[str | None, typer.Option(help="Configuration of a data set on the hub.")]
 Split = Annotated[str, typer.Option(help="Split to read from a folder or a data set on the hub.")]
-SEED = 1234
 
 
 def pair_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -60,7 +60,7 @@ def _shared(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; default: one per core. The pairs do not depend on it.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same pairs.")] = SEED,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same pairs.")] = DEFAULT_SEED,
     overwrite: Overwrite = False,
 ) -> dict[str, Any]:
     """Convert the options to keyword arguments of the `prepare_*` functions."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from nemo_minordpo import DEFAULT_SEED
 from nemo_minordpo.config.lora import DEFAULT_RANK, DEFAULT_TARGETS, LORA_TARGETS
 from nemo_minordpo.config.setting import Resume, setting
 
@@ -211,7 +212,7 @@ class ModelSection:
         None, "number of layers that `full` recomputes together", special=_CHECKPOINTS, resume=Resume.FREE
     )
     seed: int = setting(
-        1234, "seed of the data order, and of dropout if the checkpoint has any",
+        DEFAULT_SEED, "seed of the data order, and of dropout if the checkpoint has any",
         minimum=1, why="required by NeMo", axis=True,
     )  # fmt: skip
     dpo: DPOSection = field(default_factory=DPOSection)

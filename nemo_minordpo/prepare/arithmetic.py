@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemo_minordpo import DEFAULT_SEED
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import refuse_existing, write_jsonl
 from nemo_minordpo.prepare.arithmetic_stories import FAMILIES, Story
@@ -40,7 +41,7 @@ def arithmetic_problems(seed: int) -> Iterator[Problem]:
 
 
 def write_arithmetic(
-    output: Path, *, num_train: int, num_test: int, seed: int = 1234, overwrite: bool = False
+    output: Path, *, num_train: int, num_test: int, seed: int = DEFAULT_SEED, overwrite: bool = False
 ) -> Manifest:
     """Write `train.jsonl`, `test.jsonl` and `manifest.json`; no question is in both files.
 

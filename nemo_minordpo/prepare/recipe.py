@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from nemo_minordpo import DEFAULT_SEED
 from nemo_minordpo.files import sha256_of_file
 from nemo_minordpo.prepare.chat import Prompting
 from nemo_minordpo.prepare.tracked_row import TrackedRow
@@ -38,7 +39,7 @@ class Recipe(ABC):
     ignore_columns: columns of the rows, and keys of their messages, to leave unread.
     """
 
-    seed: int = 1234
+    seed: int = DEFAULT_SEED
     prompting: Prompting = field(default_factory=Prompting)
     ignore_columns: Sequence[str] = ()
 
