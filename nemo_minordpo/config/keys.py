@@ -12,7 +12,7 @@ from nemo_minordpo.config.sections import TrainConfig
 from nemo_minordpo.config.setting import Setting, setting_of
 
 _WORDS = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", list: "a list"}
-# Settings of NeMo-Aligner that have no counterpart here, and why.
+# Settings of other trainers that have no counterpart here, and what to do instead.
 _REFUSED = {
     "preference_average_log_probs": (
         "log-probabilities are summed over a response, never averaged; leave it out, and to get the effect of an "
@@ -22,6 +22,8 @@ _REFUSED = {
         "log-probabilities are summed over a response, never averaged; leave it out, and to get the effect of an "
         "average divide model.dpo.sft_loss_weight by the number of tokens in a typical response"
     ),
+    "bf16": "precision=bf16 trains in bfloat16",
+    "fp16": "precision=bf16 trains in bfloat16; training in float16 has no shortcut here",
     "experiment": "`minordpo sweep NAME` runs the experiments of conf/experiment",
 }
 

@@ -21,11 +21,13 @@ class DPOSection:
 
     ref_policy_kl_penalty: float = setting(
         MISSING, "beta, the strength of the pull towards the reference; the paper tries 0.02 to 0.2",
-        unit="per nat", above=0, why="0 learns nothing", axis=True, short="beta", aliases=("beta", "kl_penalty"),
+        unit="per nat", above=0, why="0 learns nothing", axis=True, short="beta",
+        aliases=("beta", "kl_penalty", "pref_beta"),
     )  # fmt: skip
     preference_loss: str = setting(
         "minordpo", "the loss; your own function is imported from the current folder or an installed package",
-        choices=LOSS_NAMES, own="package.module:function", axis=True, short="", aliases=("loss", "loss_type"),
+        choices=LOSS_NAMES, own="package.module:function", axis=True, short="",
+        aliases=("loss", "loss_type", "pref_loss"),
     )  # fmt: skip
     dpop_lambda: float = setting(
         50.0, "lambda, the weight of the penalty on chosen responses below the reference; Pal et al. 2024 use 50",
@@ -36,7 +38,7 @@ class DPOSection:
     sft_loss_weight: float = setting(0.0, "factor of `-log pi(chosen)`, summed over tokens", minimum=0)
     reference_log_probs: str = setting(
         "cached", "`cached`: evaluated once, before the first step; `live`: at every step, by swapping weights",
-        choices=("cached", "live"),
+        choices=("cached", "live"), aliases=("precompute_ref_log_probs",),
     )  # fmt: skip
     reference_cache: str | None = setting(
         None, "folder of the reference's cached log-probabilities; any number of runs can share it",
@@ -59,7 +61,8 @@ class DataSection:
     data_prefix: DataPrefixSection = field(default_factory=DataPrefixSection)
     seq_length: int = setting(
         1024, "largest length of a prompt plus a response; longer pairs are left out and counted",
-        unit="tokens", minimum=2, reference=True, aliases=("max_length", "max_seq_length", "encoder_seq_length"),
+        unit="tokens", minimum=2, reference=True,
+        aliases=("max_length", "max_seq_length", "encoder_seq_length", "cutoff_len"),
     )  # fmt: skip
     packed_sequence_size: int = setting(
         4096, "longest row; a row packs many pairs, and every pair must fit",
@@ -125,7 +128,7 @@ class LoraSection:
         "rank of the adapters",
         minimum=1,
         special={None: f"{_STARTING_ADAPTERS}: {DEFAULT_RANK}"},
-        aliases=("lora_r",),
+        aliases=("lora_r", "lora_rank"),
     )
     alpha: int | None = setting(
         None, "adapters are scaled by alpha / adapter_dim",
@@ -156,7 +159,10 @@ class ModelSection:
         1, "rows per micro-batch; a row packs many pairs, see `model.data.packed_sequence_size`", choices=(1,),
         why="a micro-batch is one row of packed pairs; model.data.packed_sequence_size sets how many tokens it holds",
     )  # fmt: skip
-    global_batch_size: int = setting(128, "pairs per optimizer step, over all ranks", unit="pairs", minimum=1)
+    global_batch_size: int = setting(
+        128, "pairs per optimizer step, over all ranks", unit="pairs", minimum=1,
+        aliases=("per_device_train_batch_size", "gradient_accumulation_steps"),
+    )  # fmt: skip
     tensor_model_parallel_size: int = setting(
         1, "number of ranks that each layer is split over", minimum=1, resume=Resume.FREE
     )
@@ -203,7 +209,7 @@ class ModelSection:
     )  # fmt: skip
     activations_checkpoint_granularity: str | None = setting(
         None, "recompute activations in the backward pass to save memory: `selective` or `full`",
-        special=_CHECKPOINTS, resume=Resume.FREE,
+        special=_CHECKPOINTS, resume=Resume.FREE, aliases=("gradient_checkpointing",),
     )  # fmt: skip
     activations_checkpoint_method: str | None = setting(
         None, "which layers `full` recomputes: `uniform` or `block`", special=_CHECKPOINTS, resume=Resume.FREE

@@ -144,6 +144,10 @@ def test_a_tilde_is_expanded_in_the_suggestion(monkeypatch):
         ("optim.lr=3", "did you mean model.optim.lr?"),
         ("model.dpo.beta=1", "did you mean model.dpo.ref_policy_kl_penalty?"),
         ("model.data.max_length=512", "did you mean model.data.seq_length?"),
+        ("pref_loss=sigmoid", "did you mean model.dpo.preference_loss?"),
+        ("per_device_train_batch_size=4", "did you mean model.global_batch_size?"),
+        ("precompute_ref_log_probs=true", "did you mean model.dpo.reference_log_probs?"),
+        ("bf16=true", "bf16 is not a setting: precision=bf16 trains in bfloat16"),
         ("model.optim.warmup_steps=1", "did you mean model.optim.sched.warmup_steps?"),
         ("model.hidden_dropout=0.1", "add a plus: +model.hidden_dropout=VALUE"),
         (
