@@ -86,7 +86,7 @@ def log_probs(folder: Path, dtype_name: str) -> str:
             what, ours[number], bounds[number], ceiling=ceilings[number],
             controls={"zeros": _size(exact[number]), "other targets": of_other_targets[number]},
         )
-        for number, what in enumerate(("nats a token:", "gradients:", "of the weight:"))
+        for number, what in enumerate(("nats per token:", "gradients:", "of the weight:"))
     )  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def log_probs_of_local_layers(folder: Path) -> str:
         return largest((log_probs[key] - expected[key]).abs().max().item() for key in found)
 
     return bounded(
-        "largest difference, nats a token:", largest_difference(found), 5e-5 if host.has_cuda() else 5e-6,
+        "largest difference, nats per token:", largest_difference(found), 5e-5 if host.has_cuda() else 5e-6,
         controls={"scored one token late": largest_difference(_one_token_late(expected))},
     )  # fmt: skip
 
@@ -99,7 +99,7 @@ def log_probs(folder: Path, precision: str) -> str:
     exact = _read(folder / _LOCAL)
     naive = token_log_probs(folder, device="cuda", precision=precision)
     return bounded(
-        "nats a token:", _rms(_read(path), exact), 2 * _rms(naive, exact), ceiling=_LOG_PROB_CEILINGS[precision],
+        "nats per token:", _rms(_read(path), exact), 2 * _rms(naive, exact), ceiling=_LOG_PROB_CEILINGS[precision],
         controls={"scored one token late": _rms(_one_token_late(exact), exact)},
     )  # fmt: skip
 
@@ -163,11 +163,11 @@ def validation(folder: Path, precision: str) -> str:
     ]  # fmt: skip
     runs.do(folder, name, [runs.job(folder, name, settings, precision=precision, steps=1)])
 
-    def largest(split: str) -> float:
+    def reward_of(split: str) -> float:
         (line,) = (line for line in runs.metrics(folder, name, split=split))
         return largest(abs(line.values[key]) for key in ("rewards/chosen", "rewards/rejected"))
 
-    return bounded("nats a response:", largest("validation"), 1e-6, controls={"with dropout": largest("train")})
+    return bounded("nats per response:", reward_of("validation"), 1e-6, controls={"with dropout": reward_of("train")})
 
 
 def resume(folder: Path, precision: str, way: str = "plain") -> str:

@@ -25,7 +25,7 @@ def test_a_head_that_does_nothing_fails_even_if_the_naive_head_does_nothing_too(
 
     monkeypatch.setattr(numerics, "_naive_head", broken_device)
     monkeypatch.setattr(numerics, "vocab_parallel_log_probs", ours)
-    with pytest.raises(AssertionError, match=r"nats a token: .* \(bound"):
+    with pytest.raises(AssertionError, match=r"nats per token: .* \(bound"):
         numerics.log_probs(tmp_path, dtype)
 
 
