@@ -79,4 +79,4 @@ def test_missing_questions_are_reported(tmp_path):
         MINORDPO_QUESTIONS="",
     )  # fmt: skip
     assert done.returncode != 0
-    assert "MINORDPO_QUESTIONS is not set: it names GSM8K's test.jsonl" in done.stdout + done.stderr
+    assert "MINORDPO_QUESTIONS is not set: set it to GSM8K's test.jsonl" in done.stdout + done.stderr
