@@ -49,13 +49,19 @@ def staging_folder(output: Path) -> Iterator[Path]:
 def publish(staged: Path, output: Path) -> None:
     """Rename `staged` (a file or folder) to `output`, replacing it.
 
-    A folder cannot be replaced in one step: the old one first moves to the staging folder and is removed with it.
+    A folder cannot be replaced in one step: the old one first moves to :func:`replaced_by` and is removed with the
+    staging folder.
     """
     if output.is_dir():
-        os.rename(output, staged.with_name(f"{staged.name}.replaced"))
+        os.rename(output, replaced_by(staged))
     elif output.exists() and staged.is_dir():
         output.unlink()
-    os.replace(staged, output)
+    os.rename(staged, output)
+
+
+def replaced_by(staged: Path) -> Path:
+    """Where :func:`publish` moves the folder that `staged` replaces."""
+    return staged.with_name(f"{staged.name}.replaced")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -80,8 +80,7 @@ def load(composed: DictConfig) -> TrainConfig:
 def identity(config: TrainConfig) -> dict[str, Any]:
     """The flat settings that determine what a run computes; they must not change when a run is resumed."""
     plain: Any = OmegaConf.to_container(OmegaConf.structured(config))
-    # an empty open section has nothing to compare
-    return {key: value for key, value in flatten(plain).items() if value != {} and decides(key)}
+    return {key: value for key, value in flatten(plain).items() if decides(key)}
 
 
 def decides(key: str) -> bool:

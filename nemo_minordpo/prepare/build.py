@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from nemo_minordpo.core.chat_template import date_line
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.files import refuse_existing
+from nemo_minordpo.files import publish, refuse_existing, replaced_by
 from nemo_minordpo.prepare.chunk import PAIR
 from nemo_minordpo.prepare.data_set import (
     OUTPUT_FILES,
@@ -41,7 +41,7 @@ from nemo_minordpo.terminal import progress_bar, say
 CHUNK_ROWS = 1000
 _CHUNK_BYTES = 8 << 20
 _FEWEST_CHUNKS = 4  # with fewer, the work is done before the first process has started
-_LOCK, _STAGED, _REPLACED = "lock", "staged", "replaced"  # in the scratch folder
+_LOCK, _STAGED = "lock", "staged"  # in the scratch folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ def build(recipe: Recipe, sources: list[Source], output: Path, options: BuildOpt
             one_per_question=options.one_per_question,
         )
         report = report_of(staged, output, manifest=manifest, tally=rows.tally)
-        _publish(staged, _place(output))
+        publish(staged, _place(output))
     show(report)
     return manifest
 
@@ -160,20 +160,14 @@ def _scratch(output: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def _clear(scratch: Path, place: Path, *, but: list[str]) -> None:
-    if (scratch / _REPLACED).exists() and not place.exists():  # a build ended between the two renames of _publish
-        os.rename(scratch / _REPLACED, place)
+    replaced = replaced_by(scratch / _STAGED)
+    if replaced.exists() and not place.exists():  # a build ended between the two renames of publish
+        os.rename(replaced, place)
     for found in scratch.iterdir():
         if found.is_dir():
             shutil.rmtree(found)
         elif found.name not in but:
             found.unlink()
-
-
-def _publish(staged: Path, place: Path) -> None:
-    """Rename `staged` to `place`; an existing folder is first moved to the scratch folder, and is deleted with it."""
-    if place.exists():
-        os.rename(place, staged.with_name(_REPLACED))
-    os.rename(staged, place)
 
 
 def _made_rows(recipe: Recipe, sources: list[Source], scratch: Path, options: BuildOptions) -> MadeRows:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nemo_minordpo import file_names
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import whole_file, write_json
 from nemo_minordpo.prepare.chunk import read_text, rejection_line
@@ -16,9 +17,9 @@ from nemo_minordpo.prepare.statistics import draw_histograms, summarise
 from nemo_minordpo.prepare.tally import Counts, Tally
 from nemo_minordpo.records import Manifest
 
-TRAIN_FILE, VALIDATION_FILE, REJECTED_FILE = "train.jsonl", "validation.jsonl", "rejected_rows.jsonl"
+REJECTED_FILE = "rejected_rows.jsonl"
 OUTPUT_FILES = (
-    TRAIN_FILE, VALIDATION_FILE, REJECTED_FILE, "manifest.json", "statistics.json", "statistics.png",
+    file_names.TRAIN, file_names.VALIDATION, REJECTED_FILE, file_names.MANIFEST, "statistics.json", "statistics.png",
 )  # fmt: skip
 _REASON = {
     DUPLICATE: "duplicate: same prompt and responses as {place}",
@@ -150,9 +151,9 @@ def _write_lines(rows: MadeRows, folder: Path, *, fate: np.ndarray, first: np.nd
     place_of: dict[int, str] = {}
     fates = enumerate(zip(fate.tolist(), first, strict=True))
     with ExitStack() as stack:
-        names = {TRAIN: TRAIN_FILE, DUPLICATE: REJECTED_FILE}
+        names = {TRAIN: file_names.TRAIN, DUPLICATE: REJECTED_FILE}
         if VALIDATION in fate:
-            names[VALIDATION] = VALIDATION_FILE
+            names[VALIDATION] = file_names.VALIDATION
         out = {what: stack.enter_context(whole_file(folder / name, "wb")) for what, name in names.items()}
         for (place, _, line), is_pair in rows.records():
             if not is_pair:

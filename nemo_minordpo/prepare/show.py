@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nemo_minordpo import file_names
+from nemo_minordpo.prepare.data_set import REJECTED_FILE
 from nemo_minordpo.prepare.statistics import statistics_table
 from nemo_minordpo.prepare.tally import SAMPLES, Tally
 from nemo_minordpo.records import Manifest, PreferencePair
@@ -68,7 +70,7 @@ def _notes(tally: Tally) -> list[str]:
 
 def _rejected(folder: Path, output: Path, manifest: Manifest) -> list[str]:
     lines = [f"  rejected: {number} x {kind}" for kind, number in list(manifest.rejected.items())[:_REASONS_SHOWN]]
-    with (folder / "rejected_rows.jsonl").open(encoding="utf-8") as rows:
+    with (folder / REJECTED_FILE).open(encoding="utf-8") as rows:
         for _, line in zip(range(_REASONS_SHOWN), rows, strict=False):
             row = json.loads(line)
             lines.append(f"  rejected {row['source']}: {row['reason']}")
@@ -86,7 +88,7 @@ def _samples(samples: list[tuple[str, str]]) -> list[str]:
 
 
 def _first_pair(folder: Path) -> list[str]:
-    with (folder / "train.jsonl").open(encoding="utf-8") as lines:
+    with (folder / file_names.TRAIN).open(encoding="utf-8") as lines:
         pair = PreferencePair.from_json(next(lines))
     return [
         "--- prompt of the first pair", pair.prompt.rstrip("\n"),

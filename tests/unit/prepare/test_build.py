@@ -244,7 +244,7 @@ def _killed_at(call, name, *arguments, **options):
 _ROWS_HALF_WRITTEN = (3, "nemo_minordpo.prepare.workers.make_chunk")
 _FILES_HALF_WRITTEN = (2, "nemo_minordpo.prepare.data_set.rejection_line")
 _NO_MANIFEST = (1, "nemo_minordpo.prepare.data_set.draw_histograms")
-_NOT_RENAMED = (1, "nemo_minordpo.prepare.build._publish")
+_NOT_RENAMED = (1, "nemo_minordpo.prepare.build.publish")
 
 
 @pytest.mark.parametrize("place", [_ROWS_HALF_WRITTEN, _FILES_HALF_WRITTEN, _NO_MANIFEST, _NOT_RENAMED])
