@@ -1,10 +1,7 @@
-"""Convert a GGUF file of a Llama model to a Hugging Face folder: dequantise to float32, rebuild the tokenizer.
+"""Convert a GGUF file of a Llama or Qwen2 model to a Hugging Face folder: dequantised weights, rebuilt tokenizer."""
 
-The tokenizer is built here because the one that transformers reads from such files has the wrong end-of-turn token,
-adds a BOS that the model never saw, and does not split numbers into digits.
-"""
-
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +9,25 @@ import torch
 from torch import Tensor
 
 from nemo_minordpo.convert.facts import facts_from_config
+from nemo_minordpo.convert.gguf_tokenizer import build_tokenizer
 from nemo_minordpo.convert.hf_folder import HfWeights, write_weights
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import publish, refuse_existing, sha256_of_file, staging_folder, write_json
 from nemo_minordpo.records import Manifest
 from nemo_minordpo.terminal import progress_bar
 
-_SPECIAL = 3  # token_type of a control token
-_REQUIRED = {"general.architecture": "llama", "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm"}
+
+@dataclass(frozen=True, kw_only=True)
+class _Architecture:
+    model_class: str  # transformers' name
+    pre_tokenizer: str  # the one that goes with it here
+    interleaves_rotary_halves: bool  # llama.cpp reorders the rows of queries and keys of Llama, not of Qwen2
+
+
+_ARCHITECTURES = {
+    "llama": _Architecture(model_class="LlamaForCausalLM", pre_tokenizer="smollm", interleaves_rotary_halves=True),
+    "qwen2": _Architecture(model_class="Qwen2ForCausalLM", pre_tokenizer="qwen2", interleaves_rotary_halves=False),
+}
 _OUTER = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -39,7 +47,7 @@ _INNER = {
 
 
 def gguf_to_hf(gguf: Path, output: Path, *, overwrite: bool = False) -> Manifest:
-    """Convert a GGUF file of a Llama model with SmolLM's tokenizer.
+    """Convert a GGUF file of a Llama model with SmolLM's tokenizer, or of a Qwen2 or Qwen2.5 model.
 
     Args:
         gguf: the file.
@@ -62,7 +70,7 @@ def gguf_to_hf(gguf: Path, output: Path, *, overwrite: bool = False) -> Manifest
         staged.mkdir()
         described = {_hf_name(t.name): torch.empty(*reversed(t.shape.tolist()), device="meta") for t in reader.tensors}
         num_bytes = write_weights(staged, described, _tensors(reader, config))
-        _tokenizer(fields).save_pretrained(staged)
+        build_tokenizer(fields).save_pretrained(staged)
         write_json(staged / "config.json", config)
         tokens = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
         write_json(staged / "generation_config.json", tokens)
@@ -86,29 +94,39 @@ def _open(gguf: Path) -> Any:
 
 
 def _require(fields: dict[str, Any], gguf: Path) -> None:
-    for key, value in _REQUIRED.items():
+    name = fields.get("general.architecture")
+    if name not in _ARCHITECTURES:
+        raise UserError(f"{gguf}: general.architecture={name!r}; only {_listed(_ARCHITECTURES)} can be converted")
+    wanted = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": _ARCHITECTURES[name].pre_tokenizer}
+    for key, value in wanted.items():
         if fields.get(key) != value:
             raise UserError(f"{gguf}: {key}={fields.get(key)!r}; only {value!r} can be converted")
-    for key in ("tokenizer.ggml.add_bos_token", "llama.rope.scaling.type"):
+    for key in ("tokenizer.ggml.add_bos_token", f"{name}.rope.scaling.type"):
         if fields.get(key):
             raise UserError(f"{gguf}: {key}={fields[key]!r} cannot be converted")
 
 
+def _listed(names: Iterable[str]) -> str:
+    return " and ".join(map(repr, names))
+
+
 def _config(fields: dict[str, Any], *, tied: bool) -> dict[str, Any]:
     """`config.json`. GGUF stores float32, where 1e-5 reads as 9.99999975e-6, so numbers are rounded to six digits."""
+    name = fields["general.architecture"]
+    hidden_size, num_heads = fields[f"{name}.embedding_length"], fields[f"{name}.attention.head_count"]
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": fields["llama.embedding_length"],
-        "intermediate_size": fields["llama.feed_forward_length"],
-        "num_hidden_layers": fields["llama.block_count"],
-        "num_attention_heads": fields["llama.attention.head_count"],
-        "num_key_value_heads": fields["llama.attention.head_count_kv"],
-        "head_dim": fields["llama.rope.dimension_count"],
+        "architectures": [_ARCHITECTURES[name].model_class],
+        "model_type": name,
+        "hidden_size": hidden_size,
+        "intermediate_size": fields[f"{name}.feed_forward_length"],
+        "num_hidden_layers": fields[f"{name}.block_count"],
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": fields[f"{name}.attention.head_count_kv"],
+        "head_dim": fields.get(f"{name}.rope.dimension_count", hidden_size // num_heads),
         "hidden_act": "silu",
-        "max_position_embeddings": fields["llama.context_length"],
-        "rms_norm_eps": float(f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}"),
-        "rope_theta": float(f"{fields['llama.rope.freq_base']:.6g}"),
+        "max_position_embeddings": fields[f"{name}.context_length"],
+        "rms_norm_eps": float(f"{fields[f'{name}.attention.layer_norm_rms_epsilon']:.6g}"),
+        "rope_theta": float(f"{fields[f'{name}.rope.freq_base']:.6g}"),
         "tie_word_embeddings": tied,
         "vocab_size": len(fields["tokenizer.ggml.tokens"]),
         "bos_token_id": fields["tokenizer.ggml.bos_token_id"],
@@ -121,7 +139,9 @@ def _config(fields: dict[str, Any], *, tied: bool) -> dict[str, Any]:
 def _tensors(reader: Any, config: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     from gguf.quants import dequantize
 
-    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    heads = {}  # of the projections whose rows are reordered
+    if _ARCHITECTURES[config["model_type"]].interleaves_rotary_halves:
+        heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     with progress_bar() as progress:
         for stored in progress.track(reader.tensors, description="dequantising tensors"):
             tensor = torch.from_numpy(dequantize(stored.data, stored.tensor_type).copy())
@@ -132,39 +152,10 @@ def _tensors(reader: Any, config: dict[str, Any]) -> Iterator[tuple[str, Tensor]
 def _hf_name(stored: str) -> str:
     if stored in _OUTER:
         return _OUTER[stored]
-    _, layer, name, _ = stored.split(".")
-    return f"model.layers.{layer}.{_INNER[name]}.weight"
+    _, layer, name, kind = stored.split(".")
+    return f"model.layers.{layer}.{_INNER[name]}.{kind}"
 
 
 def _halves_apart(weight: Tensor, num_heads: int) -> Tensor:
     """Undo GGUF's row order within a head: GGUF interleaves the rotary halves, Hugging Face does not."""
     return weight.reshape(num_heads, -1, 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
-
-
-def _tokenizer(fields: dict[str, Any]) -> Any:
-    """The byte-level BPE that the fields describe: single digits, no added BOS."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    tokens = fields["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
-    bpe: Any = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    bpe.decoder = decoders.ByteLevel()
-    kinds = zip(tokens, fields["tokenizer.ggml.token_type"], strict=True)
-    bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token, k in kinds if k == _SPECIAL])
-    bos, eos, unknown, padding = (
-        tokens[fields[f"tokenizer.ggml.{name}_token_id"]] for name in ("bos", "eos", "unknown", "padding")
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        bos_token=bos,
-        eos_token=eos,
-        unk_token=unknown,
-        pad_token=padding,
-        chat_template=fields["tokenizer.chat_template"],
-        clean_up_tokenization_spaces=False,
-        model_input_names=["input_ids", "attention_mask"],
-    )

@@ -35,7 +35,7 @@ NAMES = {
     "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
 }  # fmt: skip
-CONFIG = config_of(vocab_size=len(TOKENS))
+CONFIG = {model_type: config_of(model_type, vocab_size=len(TOKENS)) for model_type in ("llama", "qwen2")}
 
 
 def pairs_together(weight: Tensor, heads: int) -> Tensor:
@@ -47,24 +47,26 @@ def pairs_together(weight: Tensor, heads: int) -> Tensor:
     return torch.stack(rows)
 
 
-def write_gguf(path: Path, *, tied: bool = False, **changes: Any) -> dict[str, Tensor]:
+def write_gguf(path: Path, model_type: str = "llama", *, tied: bool = False, **changes: Any) -> dict[str, Tensor]:
     """Write a tiny model; return its Hugging Face tensors."""
-    tensors = tensors_of({**CONFIG, "tie_word_embeddings": tied})
-    writer = GGUFWriter(path, changes.get("architecture", "llama"))
+    tokens = changes.get("tokens", TOKENS)
+    tensors = tensors_of({**CONFIG[model_type], "tie_word_embeddings": tied, "vocab_size": len(tokens)})
+    writer = GGUFWriter(path, changes.get("architecture", model_type))
     writer.add_block_count(3)
     writer.add_context_length(64)
     writer.add_embedding_length(24)
     writer.add_feed_forward_length(20)
     writer.add_head_count(6)
     writer.add_head_count_kv(2)
-    writer.add_rope_dimension_count(4)
+    if model_type == "llama":  # llama.cpp leaves it out for Qwen2
+        writer.add_rope_dimension_count(4)
     writer.add_rope_freq_base(20000.0)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(changes.get("pre", "smollm"))
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([3, 3, 3] + [1] * (len(TOKENS) - 3))
-    writer.add_token_merges(["a b", "1 2", "\u0120 1"])
+    writer.add_tokenizer_pre(changes.get("pre", {"llama": "smollm"}.get(model_type, model_type)))
+    writer.add_token_list(tokens)
+    writer.add_token_types(changes.get("kinds", [3, 3, 3] + [1] * (len(TOKENS) - 3)))
+    writer.add_token_merges(changes.get("merges", ["a b", "1 2", "\u0120 1"]))
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
@@ -78,9 +80,11 @@ def write_gguf(path: Path, *, tied: bool = False, **changes: Any) -> dict[str, T
     for layer in range(3):
         for name, source in NAMES.items():
             weight = tensors[f"model.layers.{layer}.{source}.weight"]
-            if name in ("attn_q", "attn_k"):
+            if model_type == "llama" and name in ("attn_q", "attn_k"):
                 weight = pairs_together(weight, 6 if name == "attn_q" else 2)
             writer.add_tensor(f"blk.{layer}.{name}.weight", np.ascontiguousarray(weight.numpy()))
+            if (bias := f"model.layers.{layer}.{source}.bias") in tensors:
+                writer.add_tensor(f"blk.{layer}.{name}.bias", tensors[bias].numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -89,8 +93,9 @@ def write_gguf(path: Path, *, tied: bool = False, **changes: Any) -> dict[str, T
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_weights_and_config(tmp_path: Path, tied: bool) -> None:
-    wanted = write_gguf(tmp_path / "tiny.gguf", tied=tied)
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+def test_weights_and_config(tmp_path: Path, model_type: str, tied: bool) -> None:
+    wanted = write_gguf(tmp_path / "tiny.gguf", model_type, tied=tied)
     manifest = gguf_to_hf(tmp_path / "tiny.gguf", tmp_path / "hf")
     found = load_file(tmp_path / "hf" / "model.safetensors")
     assert found.keys() == wanted.keys()
@@ -99,7 +104,7 @@ def test_weights_and_config(tmp_path: Path, tied: bool) -> None:
     assert manifest.counts["hf_tensors"] == len(wanted)
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["rms_norm_eps"] == 1e-5  # not float32's 9.99999975e-6
-    wanted_config = {**CONFIG, "tie_word_embeddings": tied}
+    wanted_config = {**CONFIG[model_type], "tie_word_embeddings": tied}
     assert {key: config[key] for key in wanted_config} == wanted_config
     import_hf(tmp_path / "hf", tmp_path / "base.nemo")
 
@@ -117,10 +122,30 @@ def test_tokenizer_splits_digits_ends_turns_and_adds_nothing(tmp_path: Path) -> 
     assert turn == "<|im_start|>a\nb<|im_end|>\n"
 
 
+def test_tokenizer_of_qwen2(tmp_path: Path) -> None:
+    """Its published rules: NFC, single digits, no BOS; a turn ends with <|im_end|>."""
+    tokens = [*TOKENS, "<tool_call>", "\u00c3", "\u00a9", "\u00c3\u00a9", "[PAD19]", "[PAD20]"]
+    kinds = [3, 3, 3, *[1] * (len(TOKENS) - 3), 4, 1, 1, 1, 5, 5]
+    merges = ["a b", "1 2", "\u0120 1", "\u00c3 \u00a9"]
+    write_gguf(tmp_path / "tiny.gguf", "qwen2", tokens=tokens, kinds=kinds, merges=merges)
+    gguf_to_hf(tmp_path / "tiny.gguf", tmp_path / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert tokenizer.tokenize("ab12") == ["ab", "1", "2"]
+    assert tokenizer.tokenize("e\u0301") == tokenizer.tokenize("\u00e9") == ["\u00c3\u00a9"]
+    assert tokenizer("ab<|im_end|>").input_ids == [TOKENS.index("ab"), 2]
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (None, "<|im_end|>", "<|im_end|>")
+    written = tokenizer("<|im_start|>ab<tool_call>").input_ids
+    assert written == [1, TOKENS.index("ab"), tokens.index("<tool_call>")]
+    assert tokenizer.decode(written, skip_special_tokens=True) == "ab<tool_call>"  # part of an answer, so it stays
+    assert len(tokenizer) == len(tokens) - 2  # what only fills the embedding up has no text
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["vocab_size"] == len(tokens)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"architecture": "qwen2"}, "general.architecture='qwen2'"),
+        ({"architecture": "gemma"}, "general.architecture='gemma'"),
         ({"pre": "llama-bpe"}, "tokenizer.ggml.pre='llama-bpe'"),
         ({"add_bos": True}, "add_bos_token=True"),
     ],
