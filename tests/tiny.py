@@ -31,7 +31,9 @@ def write_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def write_model(folder: Path, *, tied: bool = False, seed: int = 0, qwen3: bool = False, **sizes: int) -> None:
+def write_model(
+    folder: Path, *, tied: bool = False, seed: int = 0, qwen3: bool = False, biases: float = 0.1, **sizes: int
+) -> None:
     """With all that conversions get wrong: grouped-query attention, biases not 0, norms not 1, an odd vocabulary size.
 
     Qwen3 has query and key norms instead of biases, and a head size that does not follow from the hidden size.
@@ -48,7 +50,7 @@ def write_model(folder: Path, *, tied: bool = False, seed: int = 0, qwen3: bool 
     )
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
-            torch.nn.init.normal_(parameter, std=0.1)
+            torch.nn.init.normal_(parameter, std=biases)
         if name.endswith(("q_norm.weight", "k_norm.weight")):
             torch.nn.init.normal_(parameter, mean=1.0, std=0.3)
     model.save_pretrained(folder)

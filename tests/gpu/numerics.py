@@ -29,6 +29,7 @@ _OPTIONS = options_with(beta=0.1)
 _TOKENS, _HIDDEN, _VOCAB = 256, 256, 8192
 _HEADS, _GROUPS, _HEAD_SIZE = 4, 2, 64
 _ROW_LENGTHS = (384, 96, 640, 512, 896, 40, 448, 768, 1024, 320, 120, 832)
+_PARTS = ("forward", "dq", "dk", "dv")
 _CEILING = 16  # roundings of the dtype, relative to the root mean square of the exact result
 _WARM_UP = 2  # rows: torch compiles once for rows below 128 places and once for all others
 
@@ -127,8 +128,47 @@ def attention(folder: Path, dtype_name: str) -> str:
             f"{name}:", found[number], 4 * expected[number], ceiling=_ceiling(dtype, exact[number]),
             controls={control: errors[number] for control, errors in controls.items()},
         )
-        for number, name in enumerate(("forward", "dq", "dk", "dv"))
+        for number, name in enumerate(_PARTS)
     )  # fmt: skip
+
+
+def large_scores(folder: Path) -> str:
+    """`pair_attention` on queries and keys like those of a trained model, whose constant parts put scores at +-1,000.
+
+    The row fills no whole number of blocks. Gradients must be finite at every place, padding included: what is not
+    finite there spoils the gradients of all weights.
+    """
+    need_cuda()
+    segments, length, dtype = _row_of_pairs(1000, seed=0), 1000, torch.bfloat16
+    used = int(segments[-1, -1])
+    row = _row_of_a_trained_model(length, seed=0)
+    of_places = torch.randn(*row[0].shape, generator=torch.Generator().manual_seed(1))
+    of_places[:, :, used:] = 0
+
+    def run(attend: Callable[..., Tensor], where: torch.device, kind: torch.dtype) -> list[Tensor]:
+        leaves = [leaf.to(dtype).to(where, kind).requires_grad_() for leaf in row]
+        attended = attend(*leaves)
+        weighed = attended * of_places[:, :, : attended.shape[2]].to(where, kind)
+        parts = [attended, *torch.autograd.grad(weighed.sum(), leaves)]
+        return [part.detach().cpu().double() for part in parts]
+
+    def ours(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return pair_attention(query, key, value, torch.from_numpy(segments), scale=None)
+
+    cpu = torch.device("cpu")
+    exact = run(partial(_dense_attention, mask=torch.from_numpy(may_attend(segments, used))), cpu, torch.float64)
+    tails_seen = torch.from_numpy(may_attend(segments[:, [0, 3, 3, 3]], used))
+    wrong = run(partial(_dense_attention, mask=tails_seen), cpu, torch.float64)
+    found = run(ours, device(), dtype)
+    if not all(part.isfinite().all() for part in found):
+        names = [name for name, part in zip(_PARTS, found, strict=True) if not part.isfinite().all()]
+        raise AssertionError(f"not finite: {', '.join(names)}")
+    words = []
+    for number, name in enumerate(_PARTS):
+        parts = [whole[number][:, :, :used] for whole in (found, wrong, exact)]
+        error, control = (_size(part - parts[2]) / _size(parts[2]) for part in parts[:2])
+        words.append(bounded(f"{name}:", error, 0.15, controls={"other tail seen": control}))
+    return "; ".join(words)
 
 
 def recompilation(folder: Path) -> str:
@@ -189,7 +229,8 @@ def _naive_head(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 def _dense_attention(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor, scale: float | None = None) -> Tensor:
     """Attention with all S x S scores over the first places of a row, as many as the mask has."""
     used = len(mask)
-    key, value = (tensor[:, :, :used].repeat_interleave(_HEADS // _GROUPS, dim=1) for tensor in (key, value))
+    per_group = query.shape[1] // key.shape[1]
+    key, value = (tensor[:, :, :used].repeat_interleave(per_group, dim=1) for tensor in (key, value))
     scores = query[:, :, :used] @ key.transpose(2, 3) * (_HEAD_SIZE**-0.5 if scale is None else scale)
     return scores.masked_fill(~mask.to(scores.device), -torch.inf).softmax(dim=3) @ value
 
@@ -197,6 +238,17 @@ def _dense_attention(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor,
 def _row(length: int, *, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(1, number, length, _HEAD_SIZE, generator=generator) for number in (_HEADS, _GROUPS, _GROUPS)]
+
+
+def _row_of_a_trained_model(length: int, *, seed: int) -> list[Tensor]:
+    """Queries and keys with a constant part, as large biases give them (Qwen2.5-0.5B's sizes and magnitudes)."""
+    heads, groups, generator = 14, 2, torch.Generator().manual_seed(seed)
+    query, key, value = (
+        torch.randn(1, number, length, _HEAD_SIZE, generator=generator) for number in (heads, *[groups] * 2)
+    )
+    query += torch.linspace(-6, 6, heads)[:, None, None]
+    key += torch.tensor([20.0, -10.0])[:, None, None]
+    return [query, key, value]
 
 
 def _row_of_pairs(length: int, *, seed: int) -> np.ndarray:

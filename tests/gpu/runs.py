@@ -29,8 +29,9 @@ ADAM = ["model.optim.name=adamw", "model.optim.lr=3e-4"]
 ADAM_WITH_MAIN_WEIGHTS = ["model.optim.name=mcore_distributed_optim", "model.optim.lr=3e-4"]
 
 
-def prepared(folder: Path) -> Path:
+def prepared(folder: Path, *, biases: float = 0.1) -> Path:
     """The folder, with pairs and the tiny model in both formats, created by the first check that needs them."""
+    folder.mkdir(exist_ok=True)
     with FileLock(folder / "prepared.lock"):  # checks run in parallel
         if not (folder / NEMO).exists():
             from nemo_minordpo.convert.hf_to_nemo import import_hf
@@ -38,7 +39,7 @@ def prepared(folder: Path) -> Path:
 
             write_pairs(folder / PAIRS, count=22, seed=0)
             write_pairs(folder / VALIDATION, count=5, seed=1)
-            write_model(folder / HF, **SIZES)
+            write_model(folder / HF, biases=biases, **SIZES)
             import_hf(folder / HF, folder / NEMO, overwrite=True)
     return folder
 

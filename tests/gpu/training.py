@@ -218,6 +218,25 @@ def twenty_steps(folder: Path, precision: str, way: str = "plain") -> str:
     return f"{bounded('rewards:', error(found), bound, controls=controls)}; {last}"
 
 
+def large_biases(folder: Path, precision: str) -> str:
+    """Gradients of a model whose biases of queries and keys are as large as Qwen2.5's: norm of the first step's."""
+    need_nemo()
+    if not host.has_cuda():
+        raise NotRun("no CUDA device to compare with the CPU")
+    need_precision(precision)
+    folder = runs.prepared(folder / "large_biases", biases=20.0)
+    runs.do_on_cpu(folder, "on_cpu", [runs.job(folder, "on_cpu", runs.ADAM, steps=2)])
+    name = f"large_{precision}"
+    way = WAYS["fusions"] if precision != "fp32" else []
+    runs.do(folder, name, [runs.job(folder, name, [*_adam(precision), *way], precision=precision, steps=2)])
+    found, expected = (
+        [line.values["grad_norm"] for line in runs.metrics(folder, run) if "grad_norm" in line.values]
+        for run in (name, "on_cpu")
+    )
+    error, late = (abs(norm / expected[0] - 1) for norm in (found[0], expected[1]))
+    return bounded(f"norm {found[0]:.3f}, CPU's {expected[0]:.3f}:", error, 0.1, controls={"the next step's": late})
+
+
 def _adam(precision: str) -> list[str]:
     return runs.ADAM if precision == "fp32" else runs.ADAM_WITH_MAIN_WEIGHTS
 

@@ -47,6 +47,7 @@ PHASES = (
                     Check(f"attention of pairs, {name}", f"{_NUMERICS}:attention", (name,))
                     for name in ("float32", "bfloat16")
                 ),
+                Check("attention of pairs, large scores", f"{_NUMERICS}:large_scores"),
                 *(
                     Check(f"log-probabilities, {name}", f"{_NUMERICS}:log_probs", (name,))
                     for name in ("float32", "bfloat16")
@@ -59,6 +60,10 @@ PHASES = (
                     for precision, name in _PRECISIONS.items()
                 ),
                 *(training(f"validation, {name}", "validation", precision) for precision, name in _PRECISIONS.items()),
+                *(
+                    training(f"large biases, {name}", "large_biases", precision)
+                    for precision, name in _PRECISIONS.items()
+                ),
                 *_each("stopped and resumed", "resume", ["plain", "adamw", "lora"]),
                 *_each("20 steps against CPU", "twenty_steps", list(_WAYS)),
             ),
