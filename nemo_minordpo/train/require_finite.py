@@ -4,7 +4,7 @@ Every rank decides from values that all ranks have, so they all stop, and none i
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,33 @@ def require_finite(values: dict[str, float], *, when: str) -> None:
         raise NotFiniteError(f"{when}: {first_of(bad)}")
 
 
+def require_finite_norm(norm: float, model: Any, *, when: str) -> None:
+    """Check the gradient norm, the same on every rank; collective if it is not finite.
+
+    Gradients that are not finite spread from the loss towards the embedding, so the last weight named, in the order of
+    the forward pass, is the closest to where they began.
+
+    Args:
+        norm: over all gradients.
+        model: MegatronGPTMinorDPOModel, with the gradients.
+        when: the step, for the message.
+
+    Raises:
+        NotFiniteError: on every rank; names the first and the last weight whose gradient is not finite.
+    """
+    if math.isfinite(norm):
+        return
+    gradients = [
+        (name, gradient)
+        for name, parameter in _trained(model)
+        # Megatron's optimizers accumulate in main_grad
+        if (gradient := getattr(parameter, "main_grad", parameter.grad)) is not None
+    ]
+    names = _of_all_ranks(tensors_not_finite(gradients))
+    ends = " to ".join(dict.fromkeys([names[0], names[-1]])) if names else "none by itself"
+    raise NotFiniteError(f"{when}: grad_norm is {norm}; weights whose gradient is not finite: {len(names)}, {ends}")
+
+
 def require_finite_pairs(table: Tensor, means: dict[str, float], *, when: str, places: Places) -> None:
     """Check the metrics of each pair.
 
@@ -97,16 +124,21 @@ def require_finite_weights(model: Any, *, when: str) -> None:
     Raises:
         NotFiniteError: on every rank; names the first tensors.
     """
-    own = tensors_not_finite(
-        (name, parameter)
-        for module in model.get_model_module_list()
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad
-    )
+    if names := sorted(set(_of_all_ranks(tensors_not_finite(_trained(model))))):
+        raise NotFiniteError(f"{when}: weights not finite: {first_of(names)}")
+
+
+def _trained(model: Any) -> Iterator[tuple[str, Any]]:
+    """This rank's trained weights, in the order of the forward pass."""
+    for module in model.get_model_module_list():
+        yield from ((name, weight) for name, weight in module.named_parameters() if weight.requires_grad)
+
+
+def _of_all_ranks(own: list[str]) -> list[str]:
+    """The names of all ranks, rank by rank; collective."""
     parts: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(parts, own)
-    if names := sorted({name for part in parts for name in part}):
-        raise NotFiniteError(f"{when}: weights not finite: {first_of(names)}")
+    return [name for part in parts for name in part]
 
 
 def _in_words(pairs: Sequence[int], total: int, places: Places) -> str:

@@ -27,6 +27,7 @@ from nemo_minordpo.train.require_finite import (
     Places,
     places_in,
     require_finite,
+    require_finite_norm,
     require_finite_pairs,
     require_finite_weights,
 )
@@ -162,9 +163,10 @@ class MinorDPOTrainer:
 
     def _finite_norm(self, grad_norm: Tensor | float | None) -> dict[str, float]:
         """The gradient norm as a metric, if the optimizer returns one; the same on every rank."""
-        norm = {} if grad_norm is None else {"grad_norm": float(grad_norm)}
-        require_finite(norm, when=f"step {self.progress.step + 1}")
-        return norm
+        if grad_norm is None:
+            return {}
+        require_finite_norm(float(grad_norm), self.model, when=f"step {self.progress.step + 1}")
+        return {"grad_norm": float(grad_norm)}
 
     def _places_of_step(self, step: int) -> Places:
         """Names the pairs of a step, given their columns in the step's table."""

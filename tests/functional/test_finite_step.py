@@ -39,8 +39,8 @@ def test_a_finite_step_is_taken(taken, name):
     ("name", "message", "optimizer_steps"),
     [
         ("pairs", "step 1: loss not finite for 1 of 4 pairs: pair ", 0),
-        ("norm", "step 1: grad_norm is inf", 0),
-        ("norm of Megatron's optimizer", "step 1: grad_norm is nan", 1),
+        ("norm", "step 1: grad_norm is inf; weights whose gradient is not finite: 1, bias", 0),
+        ("norm of Megatron's optimizer", "step 1: grad_norm is nan; weights whose gradient is not finite: 1, bias", 1),
     ],
 )
 def test_the_optimizer_does_not_step_on_a_known_bad_value(taken, name, message, optimizer_steps):
@@ -76,6 +76,9 @@ def _step(*, loss=0.5, norm=1.0, norm_of_step=None):
     table[ROWS["loss"], 2] = loss
     model = MagicMock(has_dropout=False, use_mcore_dist_optim=norm_of_step is not None)
     model.pair_metrics.return_value = model.gathered.return_value = table
+    layer = torch.nn.Linear(2, 1)
+    layer.weight.grad, layer.bias.main_grad = torch.ones(1, 2), torch.tensor([math.nan])
+    model.get_model_module_list.return_value = [layer]
     optimizer = MagicMock(param_groups=[{}])
     optimizer.step.return_value = (True, norm_of_step, None)
     train = batches_of(PAIRS)
@@ -96,6 +99,8 @@ def _step(*, loss=0.5, norm=1.0, norm_of_step=None):
         patch.object(module, "clip_gradients", lambda model, limit: None if norm is None else torch.tensor(norm)),
         patch.object(module.tensor_parallel, "model_parallel_cuda_manual_seed"),
         patch.object(module, "peak_memory_gib", lambda: 0.0),
+        patch.object(torch.distributed, "get_world_size", lambda: 1),
+        patch.object(torch.distributed, "all_gather_object", lambda parts, own: parts.__setitem__(0, own)),
     ):
         try:
             line = trainer._train_step(coming)

@@ -17,6 +17,7 @@ from nemo_minordpo.train.require_finite import (
     places_in,
     require_finite,
     require_finite_log_probs,
+    require_finite_norm,
     require_finite_pairs,
     require_finite_weights,
 )
@@ -92,6 +93,25 @@ def test_weights_of_any_rank_stop_every_rank(monkeypatch):
     of_another_rank.append("c")
     with pytest.raises(NotFiniteError, match=r"^after step 4: weights not finite: c$"):
         require_finite_weights(sound, when="after step 4")
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+def test_a_gradient_norm_names_the_first_and_the_last_weight(monkeypatch, value):
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_gather_object", lambda parts, own: parts.__setitem__(slice(2), [own, ["e"]]))
+    model = model_of(a=[1.0], b=[1.0], c=[1.0], d=[1.0])
+    a, b, c, _ = model.get_model_module_list()[0].parameters()
+    a.grad = torch.tensor([1.0])
+    b.grad = torch.tensor([value])
+    c.main_grad = torch.tensor([value])  # Megatron's; d has no gradient
+    require_finite_norm(2.0, model, when="step 3")
+    expected = f"^step 3: grad_norm is {value}; weights whose gradient is not finite: 3, b to e$"
+    with pytest.raises(NotFiniteError, match=expected):
+        require_finite_norm(value, model, when="step 3")
+    b.grad, c.main_grad = torch.tensor([1.0]), torch.tensor([1.0])
+    monkeypatch.setattr(dist, "all_gather_object", lambda parts, own: parts.__setitem__(slice(2), [own, []]))
+    with pytest.raises(NotFiniteError, match=r"not finite: 0, none by itself$"):
+        require_finite_norm(value, model, when="step 3")
 
 
 def test_frozen_weights_are_not_checked(monkeypatch):
