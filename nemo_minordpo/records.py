@@ -165,8 +165,15 @@ class Prediction:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SampledPrediction(Prediction):
+    """One of several answers to a question, drawn at a temperature above 0; a line of `predictions.jsonl`."""
+
+    sample: int  # number of the answer to its question, from 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Score(_Record):
-    """`score.json`: a model's result on a set of questions. Rates are fractions of `num_questions`."""
+    """`score.json`: a model's result on a set of questions. Rates are fractions of all answers."""
 
     model: str
     questions: str
@@ -179,6 +186,39 @@ class Score(_Record):
     no_answer_rate: float  # no strict answer found
     unfinished_rate: float
     mean_tokens: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledScore(Score):
+    """`score.json` of answers drawn at a temperature above 0.
+
+    The intervals of all accuracies are Wilson's for `num_questions`: more samples are not more questions. They are too
+    wide rather than too narrow, because a question with several samples scores between 0 and 1.
+    """
+
+    num_samples: int  # answers per question
+    temperature: float
+    top_p: float
+    seed: int
+    strict_majority_accuracy: float  # maj@N: the number that most answers name is right (core/samples.py)
+    strict_majority_interval_95: tuple[float, float]
+    flexible_majority_accuracy: float
+    flexible_majority_interval_95: tuple[float, float]
+    strict_pass_at: dict[str, float]  # k -> pass@k, with k as text
+    strict_pass_at_interval_95: dict[str, tuple[float, float]]
+    flexible_pass_at: dict[str, float]
+    flexible_pass_at_interval_95: dict[str, tuple[float, float]]
+
+
+def score_from_json(text: str) -> Score:
+    """A `score.json`, of greedy or of sampled answers.
+
+    Raises:
+        ValueError, TypeError: it is not a score.
+    """
+    value = parse_json(text)
+    is_sampled = isinstance(value, dict) and "num_samples" in value
+    return (SampledScore if is_sampled else Score).from_json(text)
 
 
 def _check_type(value: Any, kind: Any, *, name: str) -> None:

@@ -10,7 +10,7 @@ from nemo_minordpo.checked_json import read_json_object
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import refuse_existing, to_json_line, write_json
 from nemo_minordpo.flat import differences, flatten
-from nemo_minordpo.records import Prediction
+from nemo_minordpo.records import Prediction, SampledPrediction
 
 PREDICTIONS_NAME = "predictions.partial.jsonl"
 KEY_NAME = "predictions.partial.key.json"
@@ -44,7 +44,7 @@ class PartialPredictions:
                 folder holds a finished evaluation or other files.
         """
         self._path, self._key_path = folder / PREDICTIONS_NAME, folder / KEY_NAME
-        self.found: dict[int, Prediction] = {}
+        self.found: dict[tuple[int, int], Prediction] = {}  # by question and sample
         if is_interrupted(folder) and not overwrite:
             self._refuse_other_key(key)
             self.found = self._read()
@@ -55,11 +55,11 @@ class PartialPredictions:
                 (folder / name).unlink(missing_ok=True)
             write_json(self._key_path, key)
 
-    def add(self, predictions: list[Prediction]) -> None:
-        """Append to the file; the predictions are written when this returns."""
+    def add(self, prediction: Prediction) -> None:
+        """Append to the file; the prediction is written when this returns."""
         with self._path.open("a", encoding="utf-8") as out:
-            out.writelines(to_json_line(one) for one in predictions)
-        self.found.update({one.index: one for one in predictions})
+            out.write(to_json_line(prediction))
+        self.found[_place(prediction)] = prediction
 
     def remove(self) -> None:
         """Delete the files once the evaluation is complete; the key goes last, so that this too may be interrupted."""
@@ -78,19 +78,25 @@ class PartialPredictions:
                 + "\nchoose another folder, or start over with --overwrite"
             )
 
-    def _read(self) -> dict[int, Prediction]:
+    def _read(self) -> dict[tuple[int, int], Prediction]:
         text = self._path.read_text(encoding="utf-8", errors="replace") if self._path.is_file() else ""
         # A process killed in the middle of a write leaves half a line at the end: that question is asked again.
         whole, _, half = text.rpartition("\n")
         found = {}
         for number, line in enumerate(whole.split("\n") if whole else [], start=1):
             try:
-                one = Prediction(**json.loads(line))
+                row = json.loads(line)
+                one = (SampledPrediction if "sample" in row else Prediction)(**row)
             except (ValueError, TypeError) as error:
                 raise UserError(
                     f"{self._path}:{number}: not a prediction ({error}); start over with --overwrite"
                 ) from error
-            found[one.index] = one
+            found[_place(one)] = one
         if half:
             self._path.write_text("".join(to_json_line(asdict(one)) for one in found.values()), encoding="utf-8")
         return found
+
+
+def _place(prediction: Prediction) -> tuple[int, int]:
+    """The numbers of the question and of the sample."""
+    return prediction.index, prediction.sample if isinstance(prediction, SampledPrediction) else 0

@@ -1,6 +1,7 @@
 """`minordpo evaluate`: a Hugging Face folder answers GSM8K-format questions."""
 
 import itertools
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,9 +12,11 @@ from nemo_minordpo.core.chat_template import date_line
 from nemo_minordpo.core.gsm8k import ANSWER_RULES, Problem
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.evaluate.asking import Asking, Prompts
-from nemo_minordpo.evaluate.generate import Generator, load_generator
+from nemo_minordpo.evaluate.engine import Engine, Limits, Request
+from nemo_minordpo.evaluate.engines import load_engine
 from nemo_minordpo.evaluate.partial import PartialPredictions, interrupted_date, is_interrupted
-from nemo_minordpo.evaluate.score import is_strictly_right, judge, score
+from nemo_minordpo.evaluate.sampling import Sampling, sampling_of
+from nemo_minordpo.evaluate.score import is_strictly_right, judge, sampled_score, score
 from nemo_minordpo.files import read_lines, refuse_existing, sha256_of_file, write_json, write_jsonl
 from nemo_minordpo.provenance import code_version
 from nemo_minordpo.records import Manifest, Prediction, Score
@@ -35,14 +38,19 @@ def evaluate(
     date: str | None = None,
     template_options: dict[str, Any] | None = None,
     prompts_of: Path | None = None,
+    samples: int = 1,
+    temperature: float = 0.0,
+    top_p: float | None = None,
+    seed: int | None = None,
     batch_size: int = 16,
     max_new_tokens: int = 512,
     limit: int | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    engine: str = "auto",
     overwrite: bool = False,
 ) -> Score:
-    """Answer questions greedily, judge the answers, and write `predictions.jsonl`, `score.json` and `manifest.json`.
+    """Answer questions, judge the answers, and write `predictions.jsonl`, `score.json` and `manifest.json`.
 
     Predictions are written as they arrive: an interrupted evaluation resumes when it is rerun with the same model,
     questions and settings (the batch size may differ).
@@ -59,38 +67,50 @@ def evaluate(
         template_options: named options of the chat template, for example enable_thinking.
         prompts_of: folder of prepared pairs, or of a model trained on such pairs, from which template, system turn,
             date and options are taken unless given here.
-        batch_size: questions answered at once; affects only speed and memory.
+        samples: answers per question.
+        temperature: divides the logits before an answer is drawn; 0 = greedy.
+        top_p: draw from the likeliest tokens that have this probability together; None = all tokens.
+        seed: of the random numbers; None = 0.
+        batch_size: answers written at once; affects only speed and memory.
         max_new_tokens: longer answers are cut.
         limit: ask only the first `limit` questions; None = all.
         dtype: "float32", "bfloat16", "float16", or "auto": as stored; float32 on a CPU.
         device: a torch device, or "auto": CUDA if there is a GPU, else the CPU.
+        engine: "transformers", "vllm", or "auto": vLLM if it is installed and there is a GPU.
         overwrite: replace the content of `output`, finished or not.
 
     Raises:
         ValueError: an option is out of range, a question is bad (all are read before the model is loaded), the folder
             is not a model, a question does not fit the model's context, or the output exists.
     """
-    for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens), ("limit", limit)):
+    for name, value in (
+        ("samples", samples), ("batch_size", batch_size), ("max_new_tokens", max_new_tokens), ("limit", limit),
+    ):  # fmt: skip
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}: it must be 1 or more")
+    limits = Limits(batch_size=batch_size, max_new_tokens=max_new_tokens)
+    sampling = sampling_of(samples=samples, temperature=temperature, top_p=top_p, seed=seed)
     if not overwrite and not is_interrupted(output):
         refuse_existing(output, overwrite=False)  # before the model is loaded
     problems = _read_problems(questions, limit=limit)
-    generator = load_generator(model, dtype=dtype, device=device)
+    loaded = load_engine(model, name=engine, dtype=dtype, device=device, limits=limits)
     prompts_as = _prompts(
         Asking(template=template, system=system, date=date, template_options=template_options or {}),
-        generator, prompts_of=prompts_of, model=model, interrupted_date=None if overwrite else interrupted_date(output),
+        loaded, prompts_of=prompts_of, model=model, interrupted_date=None if overwrite else interrupted_date(output),
     )  # fmt: skip
     settings = prompts_as.way | {
         "max_new_tokens": max_new_tokens,
         "limit": limit,
-        "dtype": str(generator.model.dtype).removeprefix("torch."),
-        "device": generator.model.device.type,
+        "dtype": loaded.dtype,
+        "device": loaded.device,
+        "engine": loaded.name,
         "answer_rules": ANSWER_RULES,
     }
+    if sampling.temperature:
+        settings |= asdict(sampling) | {"samples": samples}
     rendered = [prompts_as.text(problem.question) for problem in problems]
-    prompts = [generator.encode(text) for text in rendered]
-    _check_context(generator, prompts, questions=questions, max_new_tokens=max_new_tokens)
+    prompts = [loaded.text.encode(text) for text in rendered]
+    _check_context(loaded, prompts, questions=questions, max_new_tokens=max_new_tokens)
 
     model_hashes = {path.name: sha256_of_file(path) for path in _model_files(model)}
     questions_hash = sha256_of_file(questions)
@@ -99,18 +119,23 @@ def evaluate(
     }  # fmt: skip
     partial = PartialPredictions(output, key=key, overwrite=overwrite)
     num_resumed = len(partial.found)
-    _answer(generator, problems, prompts, partial, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    _answer(loaded, problems, prompts, partial, limits=limits, sampling=sampling, num_samples=samples)
 
-    predictions = [partial.found[index] for index in range(len(problems))]
-    result = score(predictions, model=str(model), questions=str(questions))
+    predictions = [partial.found[place] for place in sorted(partial.found)]
+    names = {"model": str(model), "questions": str(questions)}
+    if sampling.temperature:
+        result = sampled_score(predictions, sampling=sampling, num_samples=samples, **names)
+    else:
+        result = score(predictions, **names)
     write_jsonl(output / file_names.PREDICTIONS, predictions)
     write_json(output / file_names.SCORE, asdict(result))
     inputs = {str(model / name): digest for name, digest in model_hashes.items()} | {str(questions): questions_hash}
+    counts = {"questions": len(problems), "taken from an interrupted run": num_resumed}
     Manifest(
         stage="evaluate",
         inputs=inputs,
         settings=settings | {"batch_size": batch_size, "first_prompt": rendered[0]},
-        counts={"questions": len(problems), "taken from an interrupted run": num_resumed},
+        counts=counts | ({"answers": len(predictions)} if sampling.temperature else {}),
     ).write(output)
     partial.remove()
     return result
@@ -132,12 +157,12 @@ def _read_problems(questions: Path, *, limit: int | None) -> list[Problem]:
 
 
 def _prompts(
-    asking: Asking, generator: Generator, *, prompts_of: Path | None, model: Path, interrupted_date: str | None
+    asking: Asking, engine: Engine, *, prompts_of: Path | None, model: Path, interrupted_date: str | None
 ) -> Prompts:
     """The prompt format; prints the date it shows, and a warning if it differs from the training's."""
     if prompts_of is not None:
         asking = asking.as_in(prompts_of)
-    prompts = asking.prompts(generator.tokenizer, interrupted_date=interrupted_date)
+    prompts = asking.prompts(engine.text.tokenizer, interrupted_date=interrupted_date)
     if date := prompts.way["date"]:
         say(date_line(date))
     if line := prompts.not_as_trained(model):
@@ -146,10 +171,10 @@ def _prompts(
 
 
 def _check_context(
-    generator: Generator, prompts: Sequence[Sequence[int]], *, questions: Path, max_new_tokens: int
+    engine: Engine, prompts: Sequence[Sequence[int]], *, questions: Path, max_new_tokens: int
 ) -> None:
     longest = max(len(prompt) for prompt in prompts)
-    context = getattr(generator.model.config, "max_position_embeddings", None)
+    context = engine.context
     if context is not None and longest + max_new_tokens > context:
         room = context - longest
         raise UserError(
@@ -157,7 +182,7 @@ def _check_context(
             f"context of {context}: "
             + (f"set max_new_tokens to at most {room}" if room > 0 else "shorten the question")
         )
-    largest, size = max(map(max, prompts)), generator.model.get_input_embeddings().num_embeddings
+    largest, size = max(map(max, prompts)), engine.num_embeddings
     if largest >= size:
         raise UserError(
             f"the tokenizer produced token id {largest}, but the model has {size} embeddings: they do not match"
@@ -173,39 +198,43 @@ def _model_files(model: Path) -> list[Path]:
 
 
 def _answer(
-    generator: Generator,
+    engine: Engine,
     problems: Sequence[Problem],
     prompts: Sequence[Sequence[int]],
     partial: PartialPredictions,
     *,
-    batch_size: int,
-    max_new_tokens: int,
+    limits: Limits,
+    sampling: Sampling,
+    num_samples: int,
 ) -> None:
-    """Answer the missing questions in batches of similar length, longest first: memory runs out early or never."""
-    missing = [index for index in range(len(problems)) if index not in partial.found]
-    missing.sort(key=lambda index: len(prompts[index]), reverse=True)
+    """Write the missing answers, those to the longest prompts first, so that prompts read together are of one length."""
+    order = sorted(range(len(problems)), key=lambda index: len(prompts[index]), reverse=True)
+    requests = [
+        Request(index=index, sample=sample, prompt=prompts[index])
+        for index in order
+        for sample in range(num_samples)
+        if (index, sample) not in partial.found
+    ]
     if partial.found:
-        say(f"resuming: {len(partial.found)} of {len(problems)} questions are already answered")
+        say(f"resuming: {len(partial.found)} of {len(problems) * num_samples} answers are already there")
+    if not requests:
+        return
+    started, num_tokens = time.perf_counter(), 0
     with progress_bar("{task.fields[state]}") as progress:
-        task = progress.add_task("answering", total=len(problems), completed=len(partial.found), state="")
-        for start in range(0, len(missing), batch_size):
-            batch = missing[start : start + batch_size]
-            tokens = itertools.count(1)
-            running = _running(partial.found.values())
+        task = progress.add_task(
+            "answering", total=len(problems) * num_samples, completed=len(partial.found), state="none judged yet"
+        )
 
-            def tick(tokens: Any = tokens, running: str = running) -> None:
-                progress.update(task, state=f"{running}, token {next(tokens)} of {max_new_tokens}")
+        def tick(count: int) -> None:
+            nonlocal num_tokens
+            num_tokens += count
+            progress.update(task, state=f"{state}, {num_tokens / (time.perf_counter() - started):.0f} tokens/s")
 
-            written = generator.generate(
-                [prompts[index] for index in batch], max_new_tokens=max_new_tokens, on_token=tick
-            )
-            partial.add(
-                [
-                    judge(index, problems[index], output=one.text, token_ids=one.token_ids, finished=one.finished)
-                    for index, one in zip(batch, written, strict=True)
-                ]
-            )
-            progress.update(task, completed=len(partial.found), state=_running(partial.found.values()))
+        state = _running(partial.found.values())
+        for request, one in engine.answers(requests, limits=limits, sampling=sampling, on_tokens=tick):
+            partial.add(judge(problems[request.index], request, one, sampled=sampling.temperature > 0))
+            state = _running(partial.found.values())
+            progress.update(task, completed=len(partial.found))
 
 
 def _running(predictions: Iterable[Prediction]) -> str:

@@ -12,7 +12,7 @@ from nemo_minordpo import file_names
 from nemo_minordpo.checked_json import checked_number
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.flat import flatten
-from nemo_minordpo.records import Score, StepMetrics
+from nemo_minordpo.records import Score, StepMetrics, score_from_json
 from nemo_minordpo.report.run_state import State, read_state
 
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margin")
@@ -125,7 +125,7 @@ def read_score(folder: Path) -> Score | None:
     if not path.is_file():
         return None
     try:
-        score = Score.from_json(path.read_text(encoding="utf-8"))
+        score = score_from_json(path.read_text(encoding="utf-8"))
         for number in (*score.strict_interval_95, *score.flexible_interval_95, score.mean_tokens):
             checked_number(number, "an interval or mean_tokens")
         for low, value, high in (
