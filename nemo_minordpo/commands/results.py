@@ -6,6 +6,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from nemo_minordpo.commands.cli import Date, Overwrite, TemplateOptions
+from nemo_minordpo.records import SampledScore
 
 
 def evaluate(
@@ -26,36 +27,57 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at a time.")] = 16,
+    samples: Annotated[int, typer.Option(min=1, help="Answers per question; more than one needs --temperature.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0, help="0: greedy; 1: draw answers as the model gives them.")] = 0.0,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest tokens that have this probability together.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed for drawing; default: 0.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Answers written at a time; default: as many as fit, up to 64.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are cut.")] = 512,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first N questions; default: all.")] = None,
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, float16, or auto: as stored; float32 on a CPU.")
     ] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, ..., or auto: cuda if there is one.")] = "auto",
+    engine: Annotated[
+        str, typer.Option(help="transformers, vllm, or auto: vllm if it is installed and there is a GPU.")
+    ] = "auto",
     overwrite: Overwrite = False,
 ) -> None:
     """Answer questions and score the answers.
 
-    Decodes greedily, with the paper's prompt; rerun an interrupted evaluation to resume it.
+    Decodes greedily, with the paper's prompt; rerun an interrupted evaluation to resume it. With --samples, answers are
+    drawn, and the score has maj@N and pass@k.
 
-    Examples: in the training's prompt format, and a Qwen3 without thinking
+    Examples: in the training's prompt format, eight samples per question, and a Qwen3 without thinking
       minordpo evaluate hf/minordpo gsm8k/test.jsonl runs/minordpo/evaluation --limit 200 --prompts-of hf/minordpo
+      minordpo evaluate hf/minordpo gsm8k/test.jsonl samples --samples 8 --temperature 0.7 --seed 1
       minordpo evaluate hf/base gsm8k/test.jsonl evaluation/base --template-option enable_thinking=false
     """
+    from nemo_minordpo.host.waiting import sleep_while_waiting
+
+    sleep_while_waiting()  # before anything imports torch
     from nemo_minordpo.core.chat_template import parse_options
     from nemo_minordpo.evaluate.run import evaluate
 
     score = evaluate(
         model, questions, output,
         template=cast(Any, template), system=system, date=date, template_options=parse_options(template_option or []),
-        prompts_of=prompts_of, batch_size=batch_size, max_new_tokens=max_new_tokens,
-        limit=limit, dtype=dtype, device=device, overwrite=overwrite,
+        prompts_of=prompts_of, samples=samples, temperature=temperature, top_p=top_p, seed=seed,
+        batch_size=batch_size, max_new_tokens=max_new_tokens, limit=limit, dtype=dtype, device=device, engine=engine,
+        overwrite=overwrite,
     )  # fmt: skip
     low, high = score.strict_interval_95
+    sampled = ""
+    if isinstance(score, SampledScore):
+        number = score.num_samples
+        sampled = f"maj@{number} {score.strict_majority_accuracy:.1%}, pass@{number} {score.strict_pass_at[str(number)]:.1%}, "
     typer.echo(
         f"{score.num_questions} questions: strict {score.strict_accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}), "
-        f"flexible {score.flexible_accuracy:.1%}, degenerate {score.degenerate_rate:.1%} -> {output}"
+        f"{sampled}flexible {score.flexible_accuracy:.1%}, degenerate {score.degenerate_rate:.1%} -> {output}"
     )
 
 

@@ -27,8 +27,9 @@ def whole_batches(
     Yields:
         Requests with the token ids of their answers, padded with end-of-text tokens.
     """
-    for start in range(0, len(requests), limits.batch_size):
-        batch = requests[start : start + limits.batch_size]
+    size = limits.batch_size or len(requests)
+    for start in range(0, len(requests), size):
+        batch = requests[start : start + size]
         width = max(len(request.prompt) for request in batch)
         padding = stop_ids[0]  # masked, so any token id would do
         ids = torch.tensor([[padding] * (width - len(one.prompt)) + list(one.prompt) for one in batch])

@@ -20,7 +20,7 @@ from nemo_minordpo.evaluate.sampling import Sampling
 from nemo_minordpo.evaluate.slots import SlotCache
 
 # Prompts of up to this many tokens, padding included, are read together. One prompt keeps a CPU busy.
-_READ_TOGETHER = {"cpu": 0, "cuda": 8192}
+_READ_TOGETHER = {"cpu": 256, "cuda": 8192}
 
 
 @dataclass(kw_only=True)
@@ -49,7 +49,7 @@ class Batch:
         self._model, self._limits, self._sampling, self._stop_ids = model, limits, sampling, frozenset(stop_ids)
         self._device = model.device
         self._waiting = deque(requests)
-        self._slots = min(limits.batch_size, len(requests))
+        self._slots = min(limits.batch_size or len(requests), len(requests))
         self._answers: list[_Answer | None] = [None] * self._slots
         self._prompts: list[Sequence[int]] = [()] * self._slots  # the prompt whose tokens each slot holds
         # one more slot, the last, holds what all prompts begin with

@@ -33,9 +33,9 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """batch_size: answers written at a time. max_new_tokens: longer answers are cut."""
+    """batch_size: answers written at a time; None = the engine decides. max_new_tokens: longer answers are cut."""
 
-    batch_size: int
+    batch_size: int | None
     max_new_tokens: int
 
 

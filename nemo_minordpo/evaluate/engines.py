@@ -34,6 +34,8 @@ def load_engine(folder: Path, *, name: str, dtype: str, device: str, limits: Lim
     has_vllm = importlib.util.find_spec("vllm") is not None
     if name == "vllm" and not has_vllm:
         raise UserError("engine is 'vllm', but the package vllm is not installed here: install it, or choose another")
+    if name == "vllm" and device not in ("auto", "cuda"):
+        raise UserError(f"engine is 'vllm', which chooses the device itself: device {device!r} needs 'transformers'")
     if name == "auto" and has_vllm and device in ("auto", "cuda") and torch.cuda.is_available():
         say("answering with vLLM, which is installed; --engine transformers for transformers")
         name = "vllm"
@@ -41,7 +43,7 @@ def load_engine(folder: Path, *, name: str, dtype: str, device: str, limits: Lim
     if name == "vllm":
         from nemo_minordpo.evaluate.vllm_engine import VllmEngine
 
-        return VllmEngine(folder, dtype=dtype, device=device, limits=limits)
+        return VllmEngine(folder, dtype=dtype, limits=limits)
     from nemo_minordpo.evaluate.generate import load_transformers
 
     return load_transformers(folder, dtype=dtype, device=device)

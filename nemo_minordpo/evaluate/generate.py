@@ -1,6 +1,7 @@
 """Answers of a model from a Hugging Face folder, computed by transformers."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from nemo_minordpo.evaluate.batches import whole_batches
 from nemo_minordpo.evaluate.continuous import Batch
 from nemo_minordpo.evaluate.engine import Generation, Limits, Request, Text
 from nemo_minordpo.evaluate.sampling import Sampling
+from nemo_minordpo.evaluate.slots import slots_that_fit
+from nemo_minordpo.host.packed import pack_linear_layers
 from nemo_minordpo.hugging_face import find_weights, load_causal_lm, load_tokenizer
 from nemo_minordpo.terminal import say
 
+_ROWS = 32  # of most matrix products on CPUs
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -39,6 +43,8 @@ class TransformersEngine:
         """See :meth:`Engine.answers`."""
         stop_ids = self.text.stop_ids
         length = max(len(request.prompt) for request in requests) + limits.max_new_tokens
+        batch_size = limits.batch_size or slots_that_fit(self.model, capacity=length)
+        limits = replace(limits, batch_size=batch_size)
         reason = _not_continuous(self.model, length=length)
         grouped = self._attention == "sdpa" and not reason
         self.model.config._attn_implementation = GROUPED if grouped else self._attention
@@ -99,6 +105,8 @@ def load_transformers(folder: Path, *, dtype: str, device: str) -> TransformersE
         raise UserError(f"{folder}: neither generation_config.json nor the tokenizer names an end-of-text token")
     model = model.to(place).eval()
     require_finite_tensors(model.named_parameters(), where=f"{folder}, weights in {_name(model.dtype)}")
+    if place.type == "cpu":
+        pack_linear_layers(model, rows=_ROWS)
     return TransformersEngine(model, Text(tokenizer=tokenizer, stop_ids=stop_ids))
 
 

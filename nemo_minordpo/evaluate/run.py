@@ -42,7 +42,7 @@ def evaluate(
     temperature: float = 0.0,
     top_p: float | None = None,
     seed: int | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     max_new_tokens: int = 512,
     limit: int | None = None,
     dtype: str = "auto",
@@ -71,7 +71,7 @@ def evaluate(
         temperature: divides the logits before an answer is drawn; 0 = greedy.
         top_p: draw from the likeliest tokens that have this probability together; None = all tokens.
         seed: of the random numbers; None = 0.
-        batch_size: answers written at once; affects only speed and memory.
+        batch_size: answers written at once; affects only speed and memory. None = as many as fit.
         max_new_tokens: longer answers are cut.
         limit: ask only the first `limit` questions; None = all.
         dtype: "float32", "bfloat16", "float16", or "auto": as stored; float32 on a CPU.

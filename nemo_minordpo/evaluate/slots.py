@@ -9,6 +9,20 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+# Without a batch size, keys and values take at most this much of a CPU's memory, or half of what a GPU has free.
+ROOM_ON_CPU = 4 << 30
+MOST_SLOTS = 64  # more rows make each of them little faster
+
+
+def slots_that_fit(model: Any, *, capacity: int) -> int:
+    """Number of slots, 1 to `MOST_SLOTS`; one takes 2 x layers x H x D x bytes per value x `capacity` bytes."""
+    config, device = model.config, model.device
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    needed = 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize * capacity
+    room = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else ROOM_ON_CPU
+    return max(1, min(MOST_SLOTS, room // needed))
+
 
 class SlotCache(Cache):
     """Keys and values of every layer, each [S, H, C, D], allocated when the layer writes for the first time.

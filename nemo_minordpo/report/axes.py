@@ -2,11 +2,11 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from nemo_minordpo.config import Resume, declared, reads, short_name
-from nemo_minordpo.records import Score
+from nemo_minordpo.records import SampledScore, Score
 from nemo_minordpo.report.runs import Run
 from nemo_minordpo.report.scores import BELOW_BASE, DEGENERATE, Rate, broke, strict, strict_over_seeds
 
@@ -114,7 +114,7 @@ def arrange(runs: list[Run], base: Score | None, left_out: list[str] | None = No
         members = sorted(places[loss, rate, beta], key=lambda run: _none_last(run.seed))
         _name_runs(name, members, notes)
         settings.append(_setting(name, loss=loss, runs=members, base=base))
-    notes += _unlike_settings(labels, runs) + _unlike_questions(runs, base)
+    notes += _unlike_settings(labels, runs) + _unlike_questions(runs, base) + _unlike_answers(runs, base)
     return Grid(settings=settings, base=base, notes=notes, left_out=left_out or [])
 
 
@@ -187,15 +187,29 @@ def _unlike_settings(labels: dict[int, str], runs: list[Run]) -> list[str]:
 
 
 def _unlike_questions(runs: list[Run], base: Score | None) -> list[str]:
+    asked = _grouped(runs, base, lambda score: f"{score.num_questions} of {score.questions}")
+    return [f"the scores are not on the same questions: {asked}"] if asked else []
+
+
+def _unlike_answers(runs: list[Run], base: Score | None) -> list[str]:
+    answered = _grouped(runs, base, _how_answered)
+    return [f"the answers were not chosen in the same way: {answered}"] if answered else []
+
+
+def _how_answered(score: Score) -> str:
+    if not isinstance(score, SampledScore):
+        return "greedy"
+    return f"{score.num_samples} drawn at temperature {score.temperature:g}, top-p {score.top_p:g}"
+
+
+def _grouped(runs: list[Run], base: Score | None, kind: Callable[[Score], str]) -> str:
+    """Which scores are of which kind; empty if all are of one."""
     scores = [("base", base)] * (base is not None) + [(run.name, run.score) for run in runs]
-    asked: dict[tuple[str, int], list[str]] = {}
+    found: dict[str, list[str]] = {}
     for name, score in scores:
         if score is not None:
-            asked.setdefault((score.questions, score.num_questions), []).append(name)
-    if len(asked) < 2:
-        return []
-    of_each = "; ".join(f"{count} of {questions}: {_some(names)}" for (questions, count), names in asked.items())
-    return [f"the scores are not on the same questions: {of_each}"]
+            found.setdefault(kind(score), []).append(name)
+    return "; ".join(f"{of_kind}: {_some(names)}" for of_kind, names in found.items()) if len(found) > 1 else ""
 
 
 def _some(names: list[str]) -> str:

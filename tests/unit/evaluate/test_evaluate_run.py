@@ -1,17 +1,20 @@
 import hashlib
 import json
+import math
 import shutil
 import time
+from dataclasses import asdict, fields
 
 import pytest
 
 from nemo_minordpo.core.gsm8k import ANSWER_RULES
 from nemo_minordpo.evaluate import run
-from nemo_minordpo.evaluate.generate import Generator
+from nemo_minordpo.evaluate.generate import TransformersEngine
 from nemo_minordpo.evaluate.partial import KEY_NAME, PREDICTIONS_NAME
 from nemo_minordpo.evaluate.run import evaluate
 from nemo_minordpo.files import write_json
-from nemo_minordpo.records import Manifest, Prediction
+from nemo_minordpo.records import Manifest, Prediction, Score
+from nemo_minordpo.report.runs import read_score
 
 SHORT = {"batch_size": 3, "max_new_tokens": 8, "device": "cpu"}
 
@@ -21,30 +24,31 @@ def _predictions(folder):
 
 
 @pytest.fixture
-def batches(monkeypatch):
-    """Records the widths and lengths of generated batches; `stop_after` interrupts."""
-    seen = {"batches": [], "stop_after": None}
-    original = Generator.generate
+def engine(monkeypatch):
+    """Records the requests of the last call and counts its answers; `stop_after` interrupts."""
+    seen = {"requests": [], "answers": 0, "stop_after": None}
+    original = TransformersEngine.answers
 
-    def generate(self, prompts, **options):
-        if len(seen["batches"]) == seen["stop_after"]:
-            raise KeyboardInterrupt
-        seen["batches"].append([len(prompt) for prompt in prompts])
-        return original(self, prompts, **options)
+    def answers(self, requests, **options):
+        seen.update(requests=requests, answers=0)
+        for answer in original(self, requests, **options):
+            if seen["answers"] == seen["stop_after"]:
+                raise KeyboardInterrupt
+            seen["answers"] += 1
+            yield answer
 
-    monkeypatch.setattr(Generator, "generate", generate)
+    monkeypatch.setattr(TransformersEngine, "answers", answers)
     return seen
 
 
-def test_results_are_in_file_order_though_batches_go_by_length(model_folder, questions, tmp_path, batches):
+def test_results_are_in_file_order_though_the_longest_prompts_go_first(model_folder, questions, tmp_path, engine):
     result = evaluate(model_folder, questions, tmp_path / "out", **SHORT)
     predictions = _predictions(tmp_path / "out")
     rows = [json.loads(line) for line in questions.read_text().splitlines()]
     assert [one.index for one in predictions] == list(range(10))
     assert [one.question for one in predictions] == [row["question"] for row in rows]
     assert [one.gold for one in predictions] == [str(number) for number in range(10)]
-    assert [len(batch) for batch in batches["batches"]] == [3, 3, 3, 1]
-    lengths = [length for batch in batches["batches"] for length in batch]
+    lengths = [len(request.prompt) for request in engine["requests"]]
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[0] > lengths[-1]
     assert result.num_questions == 10
@@ -60,6 +64,57 @@ def test_batch_size_changes_no_prediction(model_folder, questions, tmp_path):
     assert _predictions(tmp_path / "1") == _predictions(tmp_path / "4")
 
 
+SAMPLED = {"samples": 3, "temperature": 1.0, "seed": 7, "limit": 4, "max_new_tokens": 20, "device": "cpu"}
+
+
+def _lines(folder):
+    return (folder / "predictions.jsonl").read_text()
+
+
+def test_samples_depend_on_the_seed_and_on_nothing_else(model_folder, questions, tmp_path, engine):
+    evaluate(model_folder, questions, tmp_path / "whole", batch_size=5, **SAMPLED)
+    rows = [json.loads(line) for line in _lines(tmp_path / "whole").splitlines()]
+    assert [(row["index"], row["sample"]) for row in rows] == [(i, s) for i in range(4) for s in range(3)]
+    assert len({row["output"] for row in rows}) == 12, "all samples differ, or the comparisons below prove little"
+
+    engine.update(stop_after=5)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model_folder, questions, tmp_path / "resumed", batch_size=2, **SAMPLED)
+    engine.update(stop_after=None)
+    evaluate(model_folder, questions, tmp_path / "resumed", batch_size=3, **SAMPLED)
+    assert engine["answers"] == 7
+    assert _lines(tmp_path / "resumed") == _lines(tmp_path / "whole")
+    # another number of samples or questions leaves the others as they are
+    evaluate(model_folder, questions, tmp_path / "fewer", **(SAMPLED | {"samples": 2, "limit": 3}))
+    fewer = [json.loads(line) for line in _lines(tmp_path / "fewer").splitlines()]
+    assert fewer == [row for row in rows if row["index"] < 3 and row["sample"] < 2]
+    evaluate(model_folder, questions, tmp_path / "other", **(SAMPLED | {"seed": 8}))
+    others = [json.loads(line) for line in _lines(tmp_path / "other").splitlines()]
+    assert all(one["output"] != other["output"] for one, other in zip(rows, others, strict=True))
+
+
+def test_a_sampled_score_is_read_back_and_has_its_settings(model_folder, questions, tmp_path):
+    score = evaluate(model_folder, questions, tmp_path / "out", top_p=0.9, **SAMPLED)
+    assert (score.num_questions, score.num_samples, score.temperature, score.top_p, score.seed) == (4, 3, 1.0, 0.9, 7)
+    assert read_score(tmp_path / "out") == json_round_trip(score)
+    manifest = Manifest.read(tmp_path / "out")
+    assert {name: manifest.settings[name] for name in ("samples", "temperature", "top_p", "seed")} == {
+        "samples": 3, "temperature": 1.0, "top_p": 0.9, "seed": 7,
+    }  # fmt: skip
+    assert manifest.counts["answers"] == 12
+
+
+def json_round_trip(score):
+    return type(score).from_json(json.dumps(asdict(score)))
+
+
+def test_greedy_results_have_no_trace_of_samples(model_folder, questions, tmp_path):
+    evaluate(model_folder, questions, tmp_path / "out", **SHORT)
+    assert all("sample" not in json.loads(line) for line in _lines(tmp_path / "out").splitlines())
+    assert set(json.loads((tmp_path / "out/score.json").read_text())) == {one.name for one in fields(Score)}
+    assert not {"samples", "temperature"} & set(Manifest.read(tmp_path / "out").settings)
+
+
 def test_manifest_names_inputs_and_settings(model_folder, questions, tmp_path):
     evaluate(model_folder, questions, tmp_path / "out", limit=2, **SHORT)
     manifest = Manifest.read(tmp_path / "out")
@@ -73,26 +128,26 @@ def test_manifest_names_inputs_and_settings(model_folder, questions, tmp_path):
 
 
 @pytest.mark.parametrize("half_a_line", ["", '{"index": 9, "question": "An'])
-def test_an_interrupted_run_resumes(model_folder, questions, tmp_path, batches, half_a_line):
+def test_an_interrupted_run_resumes(model_folder, questions, tmp_path, engine, half_a_line):
     evaluate(model_folder, questions, tmp_path / "whole", **SHORT)
-    batches.update(batches=[], stop_after=2)
+    engine.update(stop_after=5)
     with pytest.raises(KeyboardInterrupt):
         evaluate(model_folder, questions, tmp_path / "out", **SHORT)
     assert not (tmp_path / "out/predictions.jsonl").exists()
     with (tmp_path / "out" / PREDICTIONS_NAME).open("a") as partial:
         partial.write(half_a_line)
-    batches.update(batches=[], stop_after=1)
+    engine.update(stop_after=4)
     with pytest.raises(KeyboardInterrupt):
         evaluate(model_folder, questions, tmp_path / "out", **SHORT)
-    batches.update(batches=[], stop_after=None)
+    engine.update(stop_after=None)
     evaluate(model_folder, questions, tmp_path / "out", **(SHORT | {"batch_size": 1}))
-    assert [len(batch) for batch in batches["batches"]] == [1]
+    assert engine["answers"] == 1
     assert _predictions(tmp_path / "out") == _predictions(tmp_path / "whole")
     assert Manifest.read(tmp_path / "out").counts["taken from an interrupted run"] == 9
     assert not (tmp_path / "out" / KEY_NAME).exists()
 
 
-def test_a_run_interrupted_at_the_very_end_is_finished(model_folder, questions, tmp_path, monkeypatch, batches):
+def test_a_run_interrupted_at_the_very_end_is_finished(model_folder, questions, tmp_path, monkeypatch, engine):
     def fail(*_, **__):
         raise KeyboardInterrupt
 
@@ -100,22 +155,22 @@ def test_a_run_interrupted_at_the_very_end_is_finished(model_folder, questions, 
         patch.setattr(run, "write_json", fail)
         with pytest.raises(KeyboardInterrupt):
             evaluate(model_folder, questions, tmp_path / "out", **SHORT)
-    batches.update(batches=[])
+    engine.update(requests=[])
     assert evaluate(model_folder, questions, tmp_path / "out", **SHORT).num_questions == 10
-    assert batches["batches"] == []
+    assert engine["requests"] == []
 
 
-def _interrupted(model, questions, output, batches):
-    batches.update(batches=[], stop_after=1)
+def _interrupted(model, questions, output, engine):
+    engine.update(stop_after=3)
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, questions, output, **SHORT)
-    batches.update(stop_after=None)
+    engine.update(stop_after=None)
 
 
-def test_an_interrupted_run_with_other_inputs_is_refused(model_folder, questions, tmp_path, batches, monkeypatch):
+def test_an_interrupted_run_with_other_inputs_is_refused(model_folder, questions, tmp_path, engine, monkeypatch):
     model = shutil.copytree(model_folder, tmp_path / "model")
     out = tmp_path / "out"
-    _interrupted(model, questions, out, batches)
+    _interrupted(model, questions, out, engine)
     before = (out / PREDICTIONS_NAME).read_bytes()
 
     with pytest.raises(ValueError, match=r"settings/max_new_tokens: 8 there, 9 now"):
@@ -143,20 +198,20 @@ def test_an_interrupted_run_with_other_inputs_is_refused(model_folder, questions
     assert Manifest.read(out).counts["taken from an interrupted run"] == 0
 
 
-def test_a_damaged_partial_file_is_refused(model_folder, questions, tmp_path, batches):
-    _interrupted(model_folder, questions, tmp_path / "out", batches)
+def test_a_damaged_partial_file_is_refused(model_folder, questions, tmp_path, engine):
+    _interrupted(model_folder, questions, tmp_path / "out", engine)
     partial = tmp_path / "out" / PREDICTIONS_NAME
     partial.write_text("{}\n" + partial.read_text())
     with pytest.raises(ValueError, match=f"{PREDICTIONS_NAME}:1: not a prediction"):
         evaluate(model_folder, questions, tmp_path / "out", **SHORT)
 
 
-def test_existing_results_are_replaced_only_on_demand(model_folder, questions, tmp_path, batches):
+def test_existing_results_are_replaced_only_on_demand(model_folder, questions, tmp_path, engine):
     evaluate(model_folder, questions, tmp_path / "out", **SHORT)
-    batches.update(batches=[])
+    engine.update(requests=[])
     with pytest.raises(ValueError, match="exists already"):
         evaluate(model_folder, questions, tmp_path / "out", **SHORT)
-    assert batches["batches"] == []
+    assert engine["requests"] == []
     evaluate(model_folder, questions, tmp_path / "out", limit=2, overwrite=True, **SHORT)
     assert len(_predictions(tmp_path / "out")) == 2
 
@@ -165,6 +220,16 @@ def test_existing_results_are_replaced_only_on_demand(model_folder, questions, t
     ("options", "reason"),
     [
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"samples": 0}, "samples is 0"),
+        ({"samples": 2}, "samples is 2, but temperature 0 is greedy"),
+        ({"seed": 2}, "seed is 2, but temperature 0 is greedy"),
+        ({"top_p": 0.9}, "top_p is 0.9, but temperature 0 is greedy"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": math.nan}, "temperature is nan"),
+        ({"temperature": 1.0, "top_p": 0.0}, "top_p is 0.0"),
+        ({"temperature": 1.0, "seed": -1}, "seed is -1"),
+        ({"engine": "fast"}, "engine is 'fast': choose auto, transformers, vllm"),
+        ({"engine": "vllm"}, "the package vllm is not installed"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"limit": 0}, "limit is 0"),
         ({"template": "fancy"}, "'fancy'"),
@@ -256,12 +321,12 @@ def test_date_and_options_reach_the_template_and_the_manifest(dated_model, quest
 
 
 def test_an_evaluation_resumed_on_another_day_uses_the_date_of_the_first(
-    dated_model, questions, tmp_path, batches, monkeypatch
+    dated_model, questions, tmp_path, engine, monkeypatch
 ):
     # two time zones whose dates always differ
     monkeypatch.setenv("TZ", "Pacific/Kiritimati")
     time.tzset()
-    _interrupted(dated_model, questions, tmp_path / "out", batches)
+    _interrupted(dated_model, questions, tmp_path / "out", engine)
     key = (tmp_path / "out" / KEY_NAME).read_text()
     first = json.loads(key)["settings"]["date"]
     monkeypatch.setenv("TZ", "Etc/GMT+12")

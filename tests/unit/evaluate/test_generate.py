@@ -9,9 +9,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AddedToken, AutoTokenizer
 
 from nemo_minordpo.core.gsm8k import plain_prompt
-from nemo_minordpo.evaluate.generate import load_generator
+from nemo_minordpo.evaluate.engine import Limits, Request, Text
+from nemo_minordpo.evaluate.engines import load_engine
+from nemo_minordpo.evaluate.generate import TransformersEngine
+from nemo_minordpo.evaluate.sampling import Sampling
 
 QUESTIONS = ["1?", "Ann has twenty-three pens and gives one away. How many?", "Short one", "And a middling question?"]
+
+
+def load_generator(folder, *, dtype, device):
+    limits = Limits(batch_size=None, max_new_tokens=1)
+    return load_engine(folder, name="transformers", dtype=dtype, device=device, limits=limits)
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +28,14 @@ def generator(model_folder):
 
 
 def _prompts(generator):
-    return [generator.encode(plain_prompt(question)) for question in QUESTIONS]
+    return [generator.text.encode(plain_prompt(question)) for question in QUESTIONS]
+
+
+def _generate(generator, prompts, *, max_new_tokens, batch_size=None, on_tokens=lambda count: None):
+    requests = [Request(index=index, sample=0, prompt=prompt) for index, prompt in enumerate(prompts)]
+    limits = Limits(batch_size=batch_size, max_new_tokens=max_new_tokens)
+    answers = generator.answers(requests, limits=limits, sampling=Sampling(), on_tokens=on_tokens)
+    return [answer for _, answer in sorted(answers, key=lambda pair: pair[0].index)]
 
 
 def _naive(generator, prompt, number):
@@ -29,18 +44,18 @@ def _naive(generator, prompt, number):
     for _ in range(number):
         with torch.inference_mode():
             best = int(generator.model(torch.tensor([ids])).logits[0, -1].argmax())
-        if best in generator.stop_ids:
+        if best in generator.text.stop_ids:
             return ids[len(prompt) :], True
         ids.append(best)
     return ids[len(prompt) :], False
 
 
-def test_a_padded_batch_gives_the_same_as_each_prompt_alone(generator):
+@pytest.mark.parametrize("batch_size", [1, 3, None])
+def test_a_batch_gives_the_same_as_each_prompt_alone(generator, batch_size):
     prompts = _prompts(generator)
-    assert len({len(prompt) for prompt in prompts}) == 4, "the test needs padding"
-    together = generator.generate(prompts, max_new_tokens=40, on_token=lambda: None)
-    alone = [generator.generate([prompt], max_new_tokens=40, on_token=lambda: None)[0] for prompt in prompts]
-    assert together == alone
+    assert len({len(prompt) for prompt in prompts}) == 4
+    together = _generate(generator, prompts, max_new_tokens=40, batch_size=batch_size)
+    generator.model.config._attn_implementation = "sdpa"
     assert [(one.token_ids, one.finished) for one in together] == [_naive(generator, p, 40) for p in prompts]
     assert len({tuple(one.token_ids) for one in together}) == 4, "a model that ignores its prompt proves nothing"
 
@@ -49,24 +64,24 @@ def test_no_warnings_and_progress_is_reported(generator, caplog):
     ticks = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        generator.generate(_prompts(generator)[:1], max_new_tokens=5, on_token=lambda: ticks.append(1))
-    assert len(ticks) == 5
+        _generate(generator, _prompts(generator)[:2], max_new_tokens=5, on_tokens=ticks.append)
+    assert ticks == [2] * 5
     assert not caplog.records
 
 
 def test_an_end_of_text_ends_only_its_own_row(generator):
     prompts = _prompts(generator)
-    free = generator.generate(prompts, max_new_tokens=20, on_token=lambda: None)
+    free = _generate(generator, prompts, max_new_tokens=20)
     # From now on, the token at position 7 of the first answer ends answers.
     stop = free[0].token_ids[7]
-    stopping = load_generator_like(generator, [stop])
-    for before, after in zip(free, stopping.generate(prompts, max_new_tokens=20, on_token=lambda: None), strict=True):
+    stopping = TransformersEngine(generator.model, Text(tokenizer=generator.text.tokenizer, stop_ids=[stop]))
+    for before, after in zip(free, _generate(stopping, prompts, max_new_tokens=20), strict=True):
         ends = stop in before.token_ids
         assert after.finished is ends
         assert after.token_ids == (before.token_ids[: before.token_ids.index(stop)] if ends else before.token_ids)
     first_place = free[0].token_ids.index(stop)
-    assert stopping.generate(prompts[:1], max_new_tokens=first_place, on_token=lambda: None)[0].finished is False
-    assert stopping.generate(prompts[:1], max_new_tokens=first_place + 1, on_token=lambda: None)[0].finished is True
+    assert _generate(stopping, prompts[:1], max_new_tokens=first_place)[0].finished is False
+    assert _generate(stopping, prompts[:1], max_new_tokens=first_place + 1)[0].finished is True
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -97,11 +112,7 @@ def test_logits_that_are_not_finite_are_refused(model_folder, tmp_path):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     generator = load_generator(folder, dtype="auto", device="cpu")
     with pytest.raises(ValueError, match="logits are not finite in float32, though its weights are"):
-        generator.generate(_prompts(generator)[:1], max_new_tokens=2, on_token=lambda: None)
-
-
-def load_generator_like(generator, stop_ids):
-    return type(generator)(model=generator.model, tokenizer=generator.tokenizer, stop_ids=stop_ids)
+        _generate(generator, _prompts(generator)[:1], max_new_tokens=2)
 
 
 def _copy(model_folder, tmp_path):
@@ -119,8 +130,8 @@ def test_stops_at_every_end_token_that_the_folder_names(model_folder, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens([AddedToken("<|im_end|>", special=True)])
     tokenizer.save_pretrained(folder)
-    assert load_generator(folder, dtype="auto", device="cpu").stop_ids == [0, 5, 7, len(tokenizer) - 1]
-    assert load_generator(model_folder, dtype="auto", device="cpu").stop_ids == [0]
+    assert load_generator(folder, dtype="auto", device="cpu").text.stop_ids == [0, 5, 7, len(tokenizer) - 1]
+    assert load_generator(model_folder, dtype="auto", device="cpu").text.stop_ids == [0]
 
 
 def test_a_folder_without_an_end_of_text_is_refused(model_folder, tmp_path):
@@ -135,7 +146,7 @@ def test_a_folder_without_an_end_of_text_is_refused(model_folder, tmp_path):
 
 def test_a_prompt_is_encoded_as_it_is(generator):
     text = "Q? <|endoftext|>"
-    assert generator.tokenizer.decode(generator.encode(text)) == text
+    assert generator.text.tokenizer.decode(generator.text.encode(text)) == text
 
 
 @pytest.mark.parametrize("bos_token", ["<|endoftext|>", None])
@@ -151,17 +162,17 @@ def test_a_prompt_begins_as_in_training(model_folder, tmp_path, bos_token):
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     _edit(folder / "tokenizer_config.json", bos_token=bos_token)
     generator = load_generator(folder, dtype="auto", device="cpu")
-    (letter,) = generator.tokenizer.encode("a", add_special_tokens=False)
-    assert generator.tokenizer.encode("a") == [0, letter, 0], "control: this tokenizer adds tokens on both sides"
+    (letter,) = generator.text.tokenizer.encode("a", add_special_tokens=False)
+    assert generator.text.tokenizer.encode("a") == [0, letter, 0], "control: this tokenizer adds tokens on both sides"
     # Only a beginning-of-text token, only in front, and only once.
-    assert generator.encode("a") == ([0, letter] if bos_token else [letter])
-    assert generator.encode("<|endoftext|>a") == [0, letter]
+    assert generator.text.encode("a") == ([0, letter] if bos_token else [letter])
+    assert generator.text.encode("<|endoftext|>a") == [0, letter]
 
 
 def test_a_tokenizer_without_a_beginning_token_gets_none(model_folder, tmp_path):
     folder = _copy(model_folder, tmp_path)
     _edit(folder / "tokenizer_config.json", bos_token="<|endoftext|>")
-    assert len(load_generator(folder, dtype="auto", device="cpu").encode("a")) == 1
+    assert len(load_generator(folder, dtype="auto", device="cpu").text.encode("a")) == 1
 
 
 def test_dtype(model_folder, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from nemo_minordpo.core.gsm8k import ANSWER_RULES, Problem, same_number
 from nemo_minordpo.evaluate import lm_eval_tasks
 from nemo_minordpo.evaluate.lm_eval_tasks import gsm8k_minordpo
+from nemo_minordpo.evaluate.engine import Generation, Request
 from nemo_minordpo.evaluate.score import judge
 
 TASK = Path(lm_eval_tasks.__file__).parent / "gsm8k_minordpo.yaml"
@@ -29,7 +30,10 @@ def test_the_harness_judges_as_evaluate_does(output, strict, flexible, no_answer
     assert gsm8k_minordpo.judge({"question": "Q?", "answer": answer}, [output]) == {
         "strict": strict, "flexible": flexible, "no_answer": no_answer,
     }  # fmt: skip
-    one = judge(0, Problem(question="Q?", answer=answer), output=output, token_ids=[1], finished=True)
+    one = judge(
+        Problem(question="Q?", answer=answer), Request(index=0, sample=0, prompt=[1]),
+        Generation(token_ids=[1], text=output, finished=True), sampled=False,
+    )  # fmt: skip
     assert (same_number(one.strict, "18"), same_number(one.flexible, "18"), one.strict is None) == (
         bool(strict), bool(flexible), bool(no_answer),
     )  # fmt: skip
