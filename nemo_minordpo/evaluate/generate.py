@@ -45,7 +45,7 @@ class TransformersEngine:
         length = max(len(request.prompt) for request in requests) + limits.max_new_tokens
         batch_size = limits.batch_size or slots_that_fit(self.model, capacity=length)
         limits = replace(limits, batch_size=batch_size)
-        reason = _not_continuous(self.model, length=length)
+        reason = why_whole_batches(self.model, length=length)
         grouped = self._attention == "sdpa" and not reason
         self.model.config._attn_implementation = GROUPED if grouped else self._attention
         if reason:
@@ -59,7 +59,7 @@ class TransformersEngine:
             yield request, self.text.generation(token_ids)
 
 
-def _not_continuous(model: Any, *, length: int) -> str:
+def why_whole_batches(model: Any, *, length: int) -> str:
     """Why continuous batching would not give the answers of this model; empty if it does.
 
     Args:

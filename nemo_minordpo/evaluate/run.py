@@ -92,7 +92,7 @@ def evaluate(
     sampling = sampling_of(samples=samples, temperature=temperature, top_p=top_p, seed=seed)
     if not overwrite and not is_interrupted(output):
         refuse_existing(output, overwrite=False)  # before the model is loaded
-    problems = _read_problems(questions, limit=limit)
+    problems = read_problems(questions, limit=limit)
     loaded = load_engine(model, name=engine, dtype=dtype, device=device, limits=limits)
     prompts_as = _prompts(
         Asking(template=template, system=system, date=date, template_options=template_options or {}),
@@ -141,7 +141,7 @@ def evaluate(
     return result
 
 
-def _read_problems(questions: Path, *, limit: int | None) -> list[Problem]:
+def read_problems(questions: Path, *, limit: int | None) -> list[Problem]:
     problems, faults = [], []
     for number, text in itertools.islice(read_lines(questions), limit):
         try:

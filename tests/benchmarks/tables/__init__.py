@@ -39,6 +39,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "scaling": _of("scaling", cpu.scaling),
     "plan": _of("plan", cpu.plan),
     "conversion": _of("conversion", cpu.conversion),
+    "answers": _of("answers", cpu.answers),
+    "answers-waiting": _of("answers", cpu.waiting),
     "prepare": _of("prepare", cpu.prepare),
     "gpu": _of("gpu", gpu.speed),
     "gpu-short": _of("gpu", gpu.speed_short),

@@ -160,3 +160,34 @@ def prepare(results: list[dict[str, Any]]) -> str:
             for row in results
         ],
     )
+
+
+def answers(result: dict[str, Any]) -> str:
+    names = {"whole batches": "whole batches of 16, as before", "continuous": "`minordpo evaluate`"}
+    rows = []
+    kinds = dict.fromkeys((run["dtype"], run["kind"]) for run in result["runs"])
+    for dtype, kind in kinds:
+        runs = [run for run in result["runs"] if (run["dtype"], run["kind"]) == (dtype, kind)]
+        seconds = sorted(run["seconds"] for run in runs)
+        rows.append(
+            (
+                dtype,
+                names[kind],
+                f"{statistics.median(seconds):.0f} ({seconds[0]:.0f}-{seconds[-1]:.0f})",
+                f"{statistics.median(run['tokens'] / run['seconds'] for run in runs):.0f}",
+                f"{statistics.median(run['tokens'] / run['limit_s'] for run in runs):.0f}",
+                f"{min(run['same_answers'] for run in runs)} of {result['questions']}",
+                f"{max(run['rss_peak_gib'] for run in runs):.1f}",
+            )
+        )
+    columns = "precision | answered by | s (fastest-slowest): | tokens/s: | limit, tokens/s: | same answers:"
+    return table(f"{columns} | peak memory, GiB:", rows)
+
+
+def waiting(result: dict[str, Any]) -> str:
+    of = {(row["waiting"], row["beside_another"]): sorted(row["step_ms"]) for row in result["waiting"]}
+    rows = [
+        (name, *[f"{statistics.median(of[kind, busy]):.0f} ({of[kind, busy][0]:.0f}-{of[kind, busy][-1]:.0f})" for busy in (False, True)])
+        for kind, name in (("spin", "spin, OpenMP's default"), ("sleep", "sleep, as `evaluate` sets"))
+    ]  # fmt: skip
+    return table("waiting threads | ms per token of 16 answers, alone: | beside another process:", rows)
