@@ -28,7 +28,9 @@ def evaluate(
         ),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Answers per question; more than one needs --temperature.")] = 1,
-    temperature: Annotated[float, typer.Option(min=0, help="0: greedy; 1: draw answers as the model gives them.")] = 0.0,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="0: greedy; 1: draw answers as the model gives them.")
+    ] = 0.0,
     top_p: Annotated[
         float | None, typer.Option(help="Draw from the likeliest tokens that have this probability together.")
     ] = None,
@@ -73,8 +75,8 @@ def evaluate(
     low, high = score.strict_interval_95
     sampled = ""
     if isinstance(score, SampledScore):
-        number = score.num_samples
-        sampled = f"maj@{number} {score.strict_majority_accuracy:.1%}, pass@{number} {score.strict_pass_at[str(number)]:.1%}, "
+        number, passed = score.num_samples, score.strict_pass_at[str(score.num_samples)]
+        sampled = f"maj@{number} {score.strict_majority_accuracy:.1%}, pass@{number} {passed:.1%}, "
     typer.echo(
         f"{score.num_questions} questions: strict {score.strict_accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}), "
         f"{sampled}flexible {score.flexible_accuracy:.1%}, degenerate {score.degenerate_rate:.1%} -> {output}"

@@ -32,7 +32,7 @@ def whole_batches(
         batch = requests[start : start + size]
         width = max(len(request.prompt) for request in batch)
         padding = stop_ids[0]  # masked, so any token id would do
-        ids = torch.tensor([[padding] * (width - len(one.prompt)) + list(one.prompt) for one in batch])
+        ids = torch.tensor([[padding] * (width - len(one.prompt)) + one.prompt for one in batch])
         mask = torch.tensor([[0] * (width - len(one.prompt)) + [1] * len(one.prompt) for one in batch])
         # Replaces the folder's own generation_config completely: its sampling settings would only cause warnings, but
         # its repetition penalty (Qwen ships 1.05 and 1.1) would hide the degeneration that we measure.

@@ -51,7 +51,7 @@ class Batch:
         self._waiting = deque(requests)
         self._slots = min(limits.batch_size or len(requests), len(requests))
         self._answers: list[_Answer | None] = [None] * self._slots
-        self._prompts: list[Sequence[int]] = [()] * self._slots  # the prompt whose tokens each slot holds
+        self._prompts: list[list[int]] = [[]] * self._slots  # the prompt whose tokens each slot holds
         # one more slot, the last, holds what all prompts begin with
         self._cache = SlotCache(
             slots=self._slots + 1, capacity=max(len(one.prompt) for one in requests) + limits.max_new_tokens,
@@ -147,7 +147,7 @@ class Batch:
         )  # fmt: skip
 
 
-def common_beginning(prompts: Sequence[Sequence[int]]) -> int:
+def common_beginning(prompts: Sequence[list[int]]) -> int:
     """The number of tokens that all prompts begin with, without the last token of any."""
     first, last = min(prompts), max(prompts)  # sorted like words, so all others lie between these two
     pairs = zip(first, last, strict=False)

@@ -19,7 +19,7 @@ class Request:
 
     index: int
     sample: int
-    prompt: Sequence[int]
+    prompt: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)

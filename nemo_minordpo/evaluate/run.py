@@ -170,9 +170,7 @@ def _prompts(
     return prompts
 
 
-def _check_context(
-    engine: Engine, prompts: Sequence[Sequence[int]], *, questions: Path, max_new_tokens: int
-) -> None:
+def _check_context(engine: Engine, prompts: Sequence[list[int]], *, questions: Path, max_new_tokens: int) -> None:
     longest = max(len(prompt) for prompt in prompts)
     context = engine.context
     if context is not None and longest + max_new_tokens > context:
@@ -200,14 +198,14 @@ def _model_files(model: Path) -> list[Path]:
 def _answer(
     engine: Engine,
     problems: Sequence[Problem],
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[list[int]],
     partial: PartialPredictions,
     *,
     limits: Limits,
     sampling: Sampling,
     num_samples: int,
 ) -> None:
-    """Write the missing answers, those to the longest prompts first, so that prompts read together are of one length."""
+    """Write the missing answers, longest prompts first: prompts that are read together are then similar in length."""
     order = sorted(range(len(problems)), key=lambda index: len(prompts[index]), reverse=True)
     requests = [
         Request(index=index, sample=sample, prompt=prompts[index])

@@ -60,7 +60,9 @@ def sampling_of(*, samples: int, temperature: float, top_p: float | None, seed: 
     if temperature == 0:
         for name, given in (("top_p", top_p), ("seed", seed), ("samples", samples if samples > 1 else None)):
             if given is not None:
-                raise UserError(f"{name} is {given}, but temperature 0 is greedy: every answer is the same. Set temperature")
+                raise UserError(
+                    f"{name} is {given}, but temperature 0 is greedy: every answer is the same. Set temperature"
+                )
         return Sampling()
     sampling = Sampling(temperature=temperature, top_p=1.0 if top_p is None else top_p, seed=seed or 0)
     if not 0 < sampling.top_p <= 1:

@@ -50,7 +50,7 @@ class VllmEngine:
         for start in range(0, len(requests), _AT_ONCE):
             some = requests[start : start + _AT_ONCE]
             written = self._llm.generate(
-                [{"prompt_token_ids": list(request.prompt)} for request in some],
+                [{"prompt_token_ids": request.prompt} for request in some],
                 [self._parameters(request, limits, sampling) for request in some],
                 use_tqdm=False,
             )

@@ -9,6 +9,6 @@ import os
 
 
 def sleep_while_waiting() -> None:
-    """Let OpenMP's threads sleep while they wait, unless the user has set otherwise; has no effect once torch is loaded."""
+    """Let OpenMP's threads sleep while they wait, unless the user set otherwise. Call before torch is imported."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # GNU, in torch's own packages
     os.environ.setdefault("KMP_BLOCKTIME", "0")  # Intel and LLVM, in conda's

@@ -15,6 +15,7 @@ every token, both at the rates that the process itself measures first.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -71,7 +72,7 @@ def measure(kind: str, dtype: str, model: Path, questions: Path) -> None:
         for request, one in engine.answers(requests, limits=limits, sampling=Sampling(), on_tokens=tick):
             answers[request.index] = one.token_ids
     except (StopIteration, RuntimeError):  # StopIteration, which a generator may not let pass
-        steps = [1000 * (end - start) for start, end in zip(times, times[1:], strict=False)]
+        steps = [1000 * (end - start) for start, end in itertools.pairwise(times)]
         print(json.dumps({"step_ms": statistics.median(steps)}), flush=True)
         return
     seconds = time.perf_counter() - started

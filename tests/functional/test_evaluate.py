@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 
@@ -52,9 +53,9 @@ def _answer_seven(folder):
     model.save_pretrained(folder)
 
 
-def _evaluate(*arguments):
+def _evaluate(*arguments, **environment):
     command = [sys.executable, "-m", "nemo_minordpo", "evaluate", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,28 @@ def test_template_and_token_limit_from_the_command_line(folder, tmp_path):
     # The limit leaves no room for the end of the turn.
     score = json.loads((tmp_path / "out/score.json").read_text())
     assert (score["num_questions"], score["unfinished_rate"], score["strict_accuracy"]) == (1, 1.0, 1.0)
+
+
+def test_threads_sleep_while_they_wait(folder, tmp_path):
+    """OpenMP prints its settings when it is loaded: they must be there before torch is."""
+    done = _evaluate(
+        folder / "model", folder / "questions.jsonl", tmp_path / "out", "--limit", 1, OMP_DISPLAY_ENV="true"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr
+
+
+def test_samples_from_the_command_line(folder, tmp_path):
+    options = ["--samples", 4, "--temperature", 0.05, "--seed", 1]
+    done = _evaluate(folder / "model", folder / "questions.jsonl", tmp_path / "out", *options)
+    assert done.returncode == 0, done.stderr
+    assert "4 questions: strict 75.0%" in done.stdout
+    assert "maj@4 75.0%, pass@4 75.0%" in done.stdout
+    rows = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
+    assert [(row["index"], row["sample"]) for row in rows] == [(i, s) for i in range(4) for s in range(4)]
+    refused = _evaluate(folder / "model", folder / "questions.jsonl", tmp_path / "no", "--samples", 4)
+    assert refused.returncode == 2
+    assert "samples is 4, but temperature 0 is greedy" in refused.stderr
 
 
 def test_a_folder_that_is_not_a_model_is_refused(folder, tmp_path):

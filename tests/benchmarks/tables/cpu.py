@@ -173,7 +173,7 @@ def answers(result: dict[str, Any]) -> str:
             (
                 dtype,
                 names[kind],
-                f"{statistics.median(seconds):.0f} ({seconds[0]:.0f}-{seconds[-1]:.0f})",
+                _median(seconds),
                 f"{statistics.median(run['tokens'] / run['seconds'] for run in runs):.0f}",
                 f"{statistics.median(run['tokens'] / run['limit_s'] for run in runs):.0f}",
                 f"{min(run['same_answers'] for run in runs)} of {result['questions']}",
@@ -184,10 +184,14 @@ def answers(result: dict[str, Any]) -> str:
     return table(f"{columns} | peak memory, GiB:", rows)
 
 
+def _median(ordered: list[float]) -> str:
+    return f"{statistics.median(ordered):.0f} ({ordered[0]:.0f}-{ordered[-1]:.0f})"
+
+
 def waiting(result: dict[str, Any]) -> str:
     of = {(row["waiting"], row["beside_another"]): sorted(row["step_ms"]) for row in result["waiting"]}
     rows = [
-        (name, *[f"{statistics.median(of[kind, busy]):.0f} ({of[kind, busy][0]:.0f}-{of[kind, busy][-1]:.0f})" for busy in (False, True)])
+        (name, *[_median(of[kind, busy]) for busy in (False, True)])
         for kind, name in (("spin", "spin, OpenMP's default"), ("sleep", "sleep, as `evaluate` sets"))
     ]  # fmt: skip
     return table("waiting threads | ms per token of 16 answers, alone: | beside another process:", rows)

@@ -7,8 +7,8 @@ import pytest
 
 from nemo_minordpo.core.gsm8k import ANSWER_RULES, Problem, same_number
 from nemo_minordpo.evaluate import lm_eval_tasks
-from nemo_minordpo.evaluate.lm_eval_tasks import gsm8k_minordpo
 from nemo_minordpo.evaluate.engine import Generation, Request
+from nemo_minordpo.evaluate.lm_eval_tasks import gsm8k_minordpo
 from nemo_minordpo.evaluate.score import judge
 
 TASK = Path(lm_eval_tasks.__file__).parent / "gsm8k_minordpo.yaml"

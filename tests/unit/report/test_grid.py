@@ -1,5 +1,6 @@
 """Runs grouped into settings: names, seeds, unfair comparisons; and curves over steps and seeds."""
 
+import json
 import math
 
 import pytest
@@ -99,6 +100,21 @@ def test_scores_of_different_questions_are_a_note(make):
     runs = [make("a", right=50), make("b", loss="ipo", right=30, questions=60)]
     assert arrange(runs, None).notes == [
         "the scores are not on the same questions: 100 of test.jsonl: dpo; 60 of test.jsonl: ipo"
+    ]
+
+
+def test_greedy_and_drawn_answers_are_a_note(make):
+    runs = [make("a", right=50), make("b", loss="ipo", right=30)]
+    path = runs[1].folder / "evaluation/score.json"
+    drawn = {"num_samples": 4, "temperature": 0.7, "top_p": 1.0, "seed": 0}
+    for rule in ("strict", "flexible"):
+        drawn |= {f"{rule}_majority_accuracy": 0.5, f"{rule}_majority_interval_95": [0.4, 0.6]}
+        drawn |= {f"{rule}_pass_at": {"4": 0.9}, f"{rule}_pass_at_interval_95": {"4": [0.8, 0.95]}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | drawn))
+    runs[1] = read_run(runs[1].folder)
+    assert runs[1].score.strict_pass_at == {"4": 0.9}
+    assert arrange(runs, None).notes == [
+        "the answers were not chosen in the same way: greedy: dpo; 4 drawn at temperature 0.7, top-p 1: ipo"
     ]
 
 
