@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
@@ -64,7 +63,7 @@ class _Chosen:
         numbers = [
             sampling.uniforms(index=one.index, sample=one.sample, count=limits.max_new_tokens) for one in batch
         ]  # fmt: skip
-        self._uniforms = iter(torch.from_numpy(np.stack(numbers, axis=1)).to(model.device))  # by place
+        self._uniforms = zip(*numbers, strict=True)  # by place
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if not torch.stack(scores.aminmax()).isfinite().all():

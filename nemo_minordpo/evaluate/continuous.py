@@ -19,7 +19,7 @@ from nemo_minordpo.evaluate.engine import Limits, Request
 from nemo_minordpo.evaluate.sampling import Sampling
 from nemo_minordpo.evaluate.slots import SlotCache
 
-# Prompts of up to this many tokens, padding included, are read together. One prompt keeps a CPU busy.
+# Prompts of up to this many tokens, padding included, are read together; a few keep a CPU busy.
 _READ_TOGETHER = {"cpu": 256, "cuda": 8192}
 
 
@@ -92,7 +92,7 @@ class Batch:
             )
             self._answers[slot] = _Answer(request=request, uniforms=uniforms)
             source = self._prompts.index(request.prompt) if request.prompt in self._prompts else None
-            if source in new or (len(new) + 1) * len(request.prompt) > _READ_TOGETHER[self._device.type]:
+            if source in new or (len(new) + 1) * len(request.prompt) > _READ_TOGETHER.get(self._device.type, 0):
                 self._read(new)
                 new = []
             if source is None:
@@ -137,7 +137,7 @@ class Batch:
         logits = read.logits[:, -1]
         if not torch.stack(logits.aminmax()).isfinite().all():
             raise not_finite(self._model)
-        uniforms = torch.tensor([answer.uniforms[len(answer.token_ids)] for answer in answers], device=self._device)
+        uniforms = [answer.uniforms[len(answer.token_ids)] for answer in answers]
         return self._sampling.next_tokens(logits, uniforms).tolist()
 
     def _forward(self, module: Any, tokens: Tensor, places: Tensor, mask: Tensor) -> Any:

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from nemo_minordpo.evaluate.sampling import Sampling, sampling_of
 from nemo_minordpo.evaluate.score import is_strictly_right, judge, sampled_score, score
 from nemo_minordpo.files import read_lines, refuse_existing, sha256_of_file, write_json, write_jsonl
 from nemo_minordpo.provenance import code_version
-from nemo_minordpo.records import Manifest, Prediction, Score
+from nemo_minordpo.records import Manifest, Score
 from nemo_minordpo.terminal import progress_bar, say
 
 # The files that determine a model's output; optimizer checkpoints and manifests do not.
@@ -217,24 +217,20 @@ def _answer(
         say(f"resuming: {len(partial.found)} of {len(problems) * num_samples} answers are already there")
     if not requests:
         return
-    started, num_tokens = time.perf_counter(), 0
+    total, started, num_tokens = len(problems) * num_samples, time.perf_counter(), 0
+    num_right = sum(map(is_strictly_right, partial.found.values()))
     with progress_bar("{task.fields[state]}") as progress:
-        task = progress.add_task(
-            "answering", total=len(problems) * num_samples, completed=len(partial.found), state="none judged yet"
-        )
+        task = progress.add_task("answering", total=total, completed=len(partial.found), state="none judged yet")
 
         def tick(count: int) -> None:
             nonlocal num_tokens
             num_tokens += count
-            progress.update(task, state=f"{state}, {num_tokens / (time.perf_counter() - started):.0f} tokens/s")
+            judged = f"{num_right / len(partial.found):.1%} correct" if partial.found else "none judged yet"
+            speed = num_tokens / (time.perf_counter() - started)
+            progress.update(task, completed=len(partial.found), state=f"{judged}, {speed:.0f} tokens/s")
 
-        state = _running(partial.found.values())
         for request, one in engine.answers(requests, limits=limits, sampling=sampling, on_tokens=tick):
-            partial.add(judge(problems[request.index], request, one, sampled=sampling.temperature > 0))
-            state = _running(partial.found.values())
-            progress.update(task, completed=len(partial.found))
-
-
-def _running(predictions: Iterable[Prediction]) -> str:
-    right = [is_strictly_right(one) for one in predictions]
-    return f"{100 * sum(right) / len(right):.1f} % correct" if right else "none judged yet"
+            prediction = judge(problems[request.index], request, one, sampled=sampling.temperature > 0)
+            partial.add(prediction)
+            num_right += is_strictly_right(prediction)
+        tick(0)

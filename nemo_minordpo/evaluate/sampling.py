@@ -4,6 +4,7 @@ B = answers, V = vocabulary size.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,12 +32,12 @@ class Sampling:
         """
         return np.random.default_rng([self.seed, index, sample]).random(count)
 
-    def next_tokens(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+    def next_tokens(self, logits: Tensor, uniforms: Sequence[float]) -> Tensor:
         """The next token of each answer, [B], int64.
 
         Args:
             logits: [B, V], any floating type.
-            uniforms: [B], float64: the random number of each answer at this place; not read at temperature 0.
+            uniforms: the random number of each answer at this place; not read at temperature 0.
         """
         if self.temperature == 0:
             return logits.argmax(dim=-1)
@@ -45,7 +46,8 @@ class Sampling:
             probabilities = _nucleus(probabilities, self.top_p)
         # float64: in float32 the sum over a large vocabulary would lose its rare tokens
         cumulative = probabilities.cumsum(dim=-1, dtype=torch.float64)
-        places = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)
+        numbers = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None]
+        places = torch.searchsorted(cumulative, numbers * cumulative[:, -1:], right=True)
         return places.squeeze(-1).clamp(max=logits.shape[-1] - 1)
 
 

@@ -9,8 +9,7 @@ LOGITS = torch.tensor([0.5, 0.25, 0.15, 0.1]).log()
 
 
 def _drawn(sampling, uniforms, logits=LOGITS):
-    numbers = torch.as_tensor(uniforms, dtype=torch.float64)
-    return sampling.next_tokens(logits.expand(len(numbers), -1), numbers).tolist()
+    return sampling.next_tokens(logits.expand(len(uniforms), -1), list(uniforms)).tolist()
 
 
 def test_greedy_reads_no_random_number():
