@@ -67,7 +67,9 @@ def why_whole_batches(model: Any, *, length: int) -> str:
         length: most tokens of a prompt and its answer.
     """
     kind, window = model.config.model_type, getattr(model.config, "sliding_window", None)
-    scaling = (getattr(model.config, "rope_scaling", None) or {}).get("rope_type")
+    # transformers 5 names it rope_parameters
+    rotary = getattr(model.config, "rope_scaling", None) or getattr(model.config, "rope_parameters", None) or {}
+    scaling = rotary.get("rope_type")
     if not getattr(model, "_supports_attention_backend", False):
         return f"{kind} models do not support attention from outside in transformers {transformers.__version__}"
     if window is not None and length > window:
