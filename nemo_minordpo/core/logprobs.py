@@ -3,6 +3,8 @@
 T = response tokens, H = hidden size, V = vocabulary, P = tensor-parallel size, R = responses.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -241,7 +243,27 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
         return left @ right
     if left.is_cuda and _HAS_OUT_DTYPE:
         return torch.mm(left, right, out_dtype=dtype)  # pyright: ignore[reportCallIssue]
-    return left.to(dtype) @ right.to(dtype)
+    with _rounding_factors_to(left.dtype):
+        return left.to(dtype) @ right.to(dtype)
+
+
+@contextmanager
+def _rounding_factors_to(dtype: torch.dtype) -> Iterator[None]:
+    """Let a CPU with bfloat16 instructions use them in float32 products: sums remain float32 (torch 2.9 and later).
+
+    Torch has no CPU product of bfloat16 numbers with a float32 result. Rounding the factors to bfloat16 is exact if
+    they are bfloat16 numbers already.
+    """
+    if dtype != torch.bfloat16 or not _HAS_FP32_PRECISION:
+        yield
+        return
+    settings: Any = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -252,6 +274,8 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += _product(left, right)
 
 
+# from torch 2.9, on CPUs
+_HAS_FP32_PRECISION = hasattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision")
 # from torch 2.8, on CUDA
 _HAS_OUT_DTYPE = "dtype" in torch.ops.aten.mm.overloads()
 # torch 2.8 to 2.10 require the sum to have the dtype of the factors

@@ -41,8 +41,20 @@ def install() -> StandIn:
     cuda.manual_seed = torch.manual_seed
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     torch.nn.Module.cuda = lambda self, device=None: self  # type: ignore[method-assign,assignment]
+    name_types_as_on_cuda()
     heap.keep_freed_memory()
     return StandIn("a CUDA device", "CUDA calls are mapped to the CPU; collectives run over gloo")
+
+
+def name_types_as_on_cuda() -> None:
+    """`tensor.type()` says "torch.cuda.FloatTensor": optimizers with main weights sort the weights by such names."""
+    original: Any = torch.Tensor.type
+
+    def type_of(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found = original(self, *args, **kwargs)
+        return found if args or kwargs else found.replace("torch.", "torch.cuda.", 1)
+
+    torch.Tensor.type = type_of  # type: ignore[method-assign,assignment]
 
 
 def _on_cpu(factory: Any) -> Any:

@@ -22,21 +22,24 @@ class RMSNorm(torch.nn.RMSNorm):
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        # at least float32, also inside: a rounded norm would scale the whole row
+        wide = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
         inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse).mul_(weight)
+        return (x * inverse).mul_(weight).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         """``dx = r * (g - n * mean(g * n))`` with ``n = x * r`` and ``g = grad * weight``; ``dw = sum(grad * n)``."""
         x, weight, inverse = ctx.saved_tensors
         normed = x * inverse
-        grad_weight = (grad * normed).flatten(0, -2).sum(dim=0) if ctx.needs_input_grad[1] else None
+        grad = grad.to(normed.dtype)
+        of_weight = (grad * normed).flatten(0, -2).sum(dim=0).to(weight.dtype) if ctx.needs_input_grad[1] else None
         grad = grad * weight
         # one dot product per row: no temporary of the size of x
         mean = torch.einsum("...h,...h->...", grad, normed).unsqueeze(-1).div_(x.shape[-1])
-        return grad.addcmul_(normed, mean, value=-1.0).mul_(inverse), grad_weight, None
+        return grad.addcmul_(normed, mean, value=-1.0).mul_(inverse).to(x.dtype), of_weight, None
 
 
 def swiglu(x: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ def _final_norm_without_transformer_engine() -> StandIn:
     block.LayerNormImpl = local_norm()
     return StandIn(
         "Transformer Engine",
-        "Megatron-Core's local layer spec in float32, attention through torch's scaled_dot_product_attention",
+        "Megatron-Core's local layer spec, attention through torch's scaled_dot_product_attention",
     )
 
 

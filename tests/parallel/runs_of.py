@@ -25,6 +25,9 @@ ADAM = [
 # Only runs without dropout can resume at another layout: dropout masks belong to a rank.
 ADAM_WITHOUT_DROPOUT = ADAM[:-1]
 FP8 = [*ADAM_WITHOUT_DROPOUT, "model.data.packed_sequence_size=96"]
+BF16 = "precision=bf16"
+BF16_LAYOUTS = ("one", "tp2", "pp2", "dp2", "sp2")
+SHARDED = [*ADAM_WITHOUT_DROPOUT, BF16, "model.optim.name=mcore_distributed_optim"]
 BEST = [
     "trainer.dpo.save_interval=1", "trainer.dpo.val_check_interval=1",
     "exp_manager.checkpoint_callback_params.keep_last=1", "exp_manager.checkpoint_callback_params.save_top_k=2",
@@ -243,10 +246,40 @@ def fp8(workspace: Path, ranks: int) -> list[dict]:
     ]
 
 
+def bfloat16(workspace: Path, ranks: int) -> list[dict]:
+    """Float32 main weights beside bfloat16 weights: every layout, both optimizers that have them, resumed runs."""
+    if ranks == 4:
+        return []
+    jobs = [
+        job(workspace, f"bf16_{name}", [*SGD, BF16], layout=name) for name in BF16_LAYOUTS if ranks_of(name) == ranks
+    ]
+    if ranks == 2:
+        return [
+            *jobs,
+            job(workspace, "bf16_sharded_dp2", SHARDED, layout="dp2"),
+            job(workspace, "bf16_sharded_moved", SHARDED, layout="dp2", dies_after=4),
+        ]
+    everything = [*ADAM, *WATCH, BF16]
+    lora = [*LORA, BF16]
+    return [
+        *jobs,
+        job(workspace, "bf16_live", [*SGD, BF16, "model.dpo.reference_log_probs=live"]),
+        job(workspace, "bf16_log_probs", [*SGD, BF16], log_probs=True),
+        *(
+            job(workspace, f"bf16_{name}", overrides, dies_after=dies_after)
+            for whole, stopped, overrides in (
+                ("whole", "stopped", everything), ("sharded", "sharded_stopped", SHARDED), ("lora", "lora_stopped", lora),
+            )
+            for name, dies_after in ((whole, None), (stopped, 4), (stopped, None))
+        ),
+        job(workspace, "bf16_sharded_moved", SHARDED),
+    ]  # fmt: skip
+
+
 # In running order.
 GROUPS = {
     "layouts": layouts, "losses": losses, "live": live, "adapters": adapters, "from adapters": from_adapters,
-    "watch": watch, "separate": separate, "round trips": round_trips, "whole": whole, "resumed": resumed, "fp8": fp8,
+    "watch": watch, "separate": separate, "round trips": round_trips, "whole": whole, "resumed": resumed, "fp8": fp8, "bfloat16": bfloat16,
 }  # fmt: skip
 
 

@@ -26,6 +26,8 @@ _WITHOUT_CUDA = {
     "gradient_accumulation_fusion": False,
     "persist_layer_norm": False,
     "apply_rope_fusion": False,
+    # NeMo's main gradients would be reduced while the backward pass runs; it then waits for CUDA, but not for gloo
+    "async_grad_allreduce": False,
 }
 # Keys of `model.data` that NeMo's DPO model reads although our own dataset replaces NeMo's.
 _UNUSED_DATA = {"data_impl": "jsonl", "splits_string": None, "index_mapping_dir": None, "skip_warmup": True}
@@ -174,8 +176,7 @@ def _check(config: TrainConfig, model: DictConfig, *, cuda: bool, te: bool) -> N
     problems = layout_problems(model, num_nodes=config.trainer.num_nodes, devices=config.trainer.devices)
     if model.tokenizer.library != "huggingface":
         problems.append(f"model.tokenizer.library={model.tokenizer.library}: huggingface expected")
-    if not cuda and config.trainer.precision != "32-true":
-        problems.append(f"trainer.precision={config.trainer.precision} needs a GPU; use precision=fp32 on this machine")
+    problems += [] if cuda else _problems_of_precision_on_cpus(config)
     if not cuda and config.trainer.accelerator == "gpu":
         problems.append("trainer.accelerator=gpu: this machine has no CUDA device")
     adapters = config.model.peft.peft_scheme != "none"
@@ -203,6 +204,17 @@ def _check(config: TrainConfig, model: DictConfig, *, cuda: bool, te: bool) -> N
     problems += _packing_problems(config, model, cuda=cuda)
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _problems_of_precision_on_cpus(config: TrainConfig) -> list[str]:
+    """CPUs train in float32, or in bfloat16 with main weights."""
+    precision, section = config.trainer.precision, config.model
+    if section.fp8:
+        return ["model.fp8=true (precision=fp8_hybrid) needs a GPU; use precision=bf16 or fp32 on this machine"]
+    if precision == "32-true" or (precision == "bf16-mixed" and section.megatron_amp_O2):
+        return []
+    weights = "" if precision == "16-mixed" else f" with model.megatron_amp_O2={str(section.megatron_amp_O2).lower()}"
+    return [f"trainer.precision={precision}{weights} needs a GPU; use precision=bf16 or fp32 on this machine"]
 
 
 def _fp8_problems(model: DictConfig) -> list[str]:

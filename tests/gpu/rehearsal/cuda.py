@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from nemo_minordpo.host.cuda import name_types_as_on_cuda
+
 _CPU = torch.device("cpu")
 _MEMORY = 80 << 30
 _PROPERTIES = types.SimpleNamespace(
@@ -27,6 +29,7 @@ def install() -> None:
             if module is torch.cuda or hasattr(module, name):
                 setattr(module, name, instead)
     torch.cuda.default_generators = (torch.default_generator,)
+    name_types_as_on_cuda()
     torch.load = _loading_to_cpu(torch.load)
     # not in the mode, which is off inside the functions that it calls, e.g. a backward pass
     torch.mm, torch.addmm = map(_with_dtype_of_result, (torch.mm, torch.addmm))
@@ -51,8 +54,6 @@ class _OnCpu(TorchFunctionMode):
             args = ("cuda", *args)  # torch without CUDA rejects device numbers
         elif func in (torch.Tensor.cuda, torch.Tensor.pin_memory):
             return args[0]
-        elif func is torch.Tensor.type and len(args) == 1 and not kwargs:
-            return func(*args).replace("torch.", "torch.cuda.")
         return func(*args, **kwargs)
 
 
