@@ -27,7 +27,9 @@ ADAM_WITHOUT_DROPOUT = ADAM[:-1]
 FP8 = [*ADAM_WITHOUT_DROPOUT, "model.data.packed_sequence_size=96"]
 BF16 = "precision=bf16"
 BF16_LAYOUTS = ("one", "tp2", "pp2", "dp2", "sp2")
-SHARDED = [*ADAM_WITHOUT_DROPOUT, BF16, "model.optim.name=mcore_distributed_optim"]
+SHARDED = [*ADAM_WITHOUT_DROPOUT, "model.optim.name=mcore_distributed_optim"]
+CURVE = [*ADAM_WITHOUT_DROPOUT, "trainer.dpo.max_steps=20", "trainer.dpo.val_check_interval=1"]
+CURVE_SEEDS = (1, 2, 3)
 BEST = [
     "trainer.dpo.save_interval=1", "trainer.dpo.val_check_interval=1",
     "exp_manager.checkpoint_callback_params.keep_last=1", "exp_manager.checkpoint_callback_params.save_top_k=2",
@@ -247,33 +249,35 @@ def fp8(workspace: Path, ranks: int) -> list[dict]:
 
 
 def bfloat16(workspace: Path, ranks: int) -> list[dict]:
-    """Float32 main weights beside bfloat16 weights: every layout, both optimizers that have them, resumed runs."""
-    if ranks == 4:
-        return []
+    """Bfloat16 weights with float32 main weights: every layout, both optimizers that have them, resumed runs, curves."""
+
+    def resumed(name: str, overrides: list[str], *, layout: str) -> list[dict]:
+        return [
+            job(workspace, f"bf16_{run}", [*overrides, BF16], layout=layout, dies_after=dies_after)
+            for run, dies_after in ((name, None), (f"{name}_stopped", 4), (f"{name}_stopped", None))
+        ]
+
     jobs = [
         job(workspace, f"bf16_{name}", [*SGD, BF16], layout=name) for name in BF16_LAYOUTS if ranks_of(name) == ranks
     ]
     if ranks == 2:
         return [
             *jobs,
-            job(workspace, "bf16_sharded_dp2", SHARDED, layout="dp2"),
-            job(workspace, "bf16_sharded_moved", SHARDED, layout="dp2", dies_after=4),
+            *resumed("sharded", SHARDED, layout="dp2"),
+            *resumed("lora", LORA, layout="tp2"),
+            job(workspace, "bf16_moved", [*SHARDED, BF16], layout="dp2", dies_after=4),
         ]
-    everything = [*ADAM, *WATCH, BF16]
-    lora = [*LORA, BF16]
+    if ranks != 1:
+        return []
     return [
         *jobs,
+        *resumed("whole", [*ADAM, *WATCH], layout="one"),
+        job(workspace, "bf16_moved", [*SHARDED, BF16]),
         job(workspace, "bf16_live", [*SGD, BF16, "model.dpo.reference_log_probs=live"]),
-        job(workspace, "bf16_log_probs", [*SGD, BF16], log_probs=True),
-        *(
-            job(workspace, f"bf16_{name}", overrides, dies_after=dies_after)
-            for whole, stopped, overrides in (
-                ("whole", "stopped", everything), ("sharded", "sharded_stopped", SHARDED), ("lora", "lora_stopped", lora),
-            )
-            for name, dies_after in ((whole, None), (stopped, 4), (stopped, None))
-        ),
-        job(workspace, "bf16_sharded_moved", SHARDED),
-    ]  # fmt: skip
+        job(workspace, "log_probs_bf16", [*SGD, BF16], log_probs=True),
+        *(job(workspace, f"curve_{seed}", [*CURVE, f"model.seed={seed}"]) for seed in CURVE_SEEDS),
+        job(workspace, "curve_bf16", [*CURVE, f"model.seed={CURVE_SEEDS[0]}", BF16]),
+    ]
 
 
 # In running order.
