@@ -257,7 +257,7 @@ def _rounding_factors_to(dtype: torch.dtype) -> Iterator[None]:
     if dtype != torch.bfloat16 or not _HAS_FP32_PRECISION:
         yield
         return
-    settings: Any = torch.backends.mkldnn.matmul
+    settings: Any = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
     before = settings.fp32_precision
     settings.fp32_precision = "bf16"
     try:

@@ -18,14 +18,16 @@ _OVERHEAD_CPU, _OVERHEAD_CUDA = 0.9 * GIB, 2.0 * GIB
 class Numerics:
     """Bytes per weight on a rank, and per activation.
 
-    optimizer: moments, plus float32 weights if the model computes in another type.
-    activation: per number saved for the backward pass.
+    gradient: of a trained weight, in all passes of a step. optimizer: moments, plus float32 weights if the model
+    computes in another type. activation: per number saved for the backward pass.
+    new_gradient: of a weight whose gradient one backward pass adds, until it is added; of the largest weight.
     """
 
     weight: float
     gradient: float
     optimizer: float
     activation: int
+    new_gradient: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,21 +46,28 @@ class Layout:
     num_targets: int
 
 
+PURPOSES = ("weights", "gradients", "optimizer", "activations", "vocabulary", "head", "overhead")
+
+
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes on the fullest rank; `parameters` counts its weights."""
+    """Bytes on the fullest rank; `parameters` counts its weights.
+
+    vocabulary: the gradient of the embedding or of the head that one backward pass adds to the others', [V / T, H].
+    """
 
     parameters: int
     weights: float
     gradients: float
     optimizer: float
     activations: float
+    vocabulary: float
     head: float
     overhead: float
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.head + self.overhead
+        return sum(getattr(self, name) for name in PURPOSES)
 
 
 def fullest_rank(size: ModelSize, layout: Layout, numerics: Numerics, *, tied: bool, cuda: bool) -> RankMemory:
@@ -90,6 +99,7 @@ def _stage(stage: int, size: ModelSize, layout: Layout, numerics: Numerics, tied
         tensor_parallel=layout.tensor_parallel, pipeline_parallel=layout.pipeline_parallel,
     )  # fmt: skip
     is_last = stage == layout.pipeline_parallel - 1
+    vocabulary = -(-size.vocab_size // layout.tensor_parallel) * size.hidden_size
     # 1F1B schedule: a stage has one row in flight for itself and one for each later stage
     in_flight = min(layout.pipeline_parallel - stage, layout.num_rows)
     layers = size.num_layers // layout.pipeline_parallel
@@ -97,7 +107,7 @@ def _stage(stage: int, size: ModelSize, layout: Layout, numerics: Numerics, tied
     boundary = layout.row_length * size.hidden_size / (layout.tensor_parallel if layout.sequence_parallel else 1)
     saved = in_flight * layers * boundary + layer if layout.recompute else in_flight * layers * layer
     if not cuda and layout.num_rows > in_flight:
-        # the heap is never returned to the system (host/heap.py), and the next row fits few of the freed blocks
+        # most of the heap is never returned to the system (host/heap.py), and the next row fits few of the freed blocks
         saved *= 2
     return RankMemory(
         parameters=parameters,
@@ -105,6 +115,7 @@ def _stage(stage: int, size: ModelSize, layout: Layout, numerics: Numerics, tied
         gradients=parameters * numerics.gradient,
         optimizer=parameters * numerics.optimizer,
         activations=saved * numerics.activation,
+        vocabulary=vocabulary * numerics.new_gradient if stage == 0 or is_last else 0.0,
         head=_head_bytes(size, layout, cuda=cuda) if is_last else 0.0,
         overhead=_OVERHEAD_CUDA if cuda else _OVERHEAD_CPU,
     )

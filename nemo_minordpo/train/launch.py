@@ -15,6 +15,7 @@ from nemo_minordpo.core.metrics import METRICS
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.file_names import MODEL_CONFIG
 from nemo_minordpo.files import publish, staging_folder, write_text
+from nemo_minordpo.host.processor import bfloat16_in_words
 from nemo_minordpo.hugging_face import find_tokenizer
 from nemo_minordpo.sidecars import copy_sidecars, has_tokenizer, tokenizer_folder
 from nemo_minordpo.terminal import say
@@ -65,7 +66,8 @@ def main(overrides: list[str], *, only_reference: bool = False) -> None:
     if started_by_launcher or config.trainer.num_nodes * config.trainer.devices == 1:
         if rank_of_process() == 0:
             num_pairs = len(load_arrays(folder.data("train")))
-            for note in [*unread_notes(config), *schedule_notes(config, num_pairs=num_pairs)]:
+            notes = [*_precision_notes(config), *unread_notes(config), *schedule_notes(config, num_pairs=num_pairs)]
+            for note in notes:
                 say(f"note: {note}")
         run_this_rank(config, only_reference=only_reference)
         return
@@ -227,6 +229,13 @@ def load_tokenizer(path: Path) -> Any:
     except UserError as error:
         moved = "" if path.is_dir() else "; if it has moved, set +model.tokenizer.type=FOLDER"
         raise UserError(f"model.tokenizer.type={path}, from the checkpoint: {error}{moved}") from error
+
+
+def _precision_notes(config: TrainConfig) -> list[str]:
+    """Says so if a run in bfloat16 computes on the CPU: on a machine with a broken GPU, for example."""
+    if config.trainer.precision == "32-true" or host.has_cuda():
+        return []
+    return [f"no GPU, so this run computes on the CPU: {bfloat16_in_words()}"]
 
 
 def _start_ranks(devices: int, overrides: list[str]) -> None:

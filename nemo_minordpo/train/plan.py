@@ -14,7 +14,7 @@ from rich.table import Table
 from nemo_minordpo import host
 from nemo_minordpo.config import TrainConfig, unread_notes
 from nemo_minordpo.core.flops import ModelSize, StepWork
-from nemo_minordpo.core.memory import GIB, Layout, Numerics, RankMemory, fullest_rank
+from nemo_minordpo.core.memory import GIB, PURPOSES, Layout, Numerics, RankMemory, fullest_rank
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.train.data.dataset import PairBatches, steps_of_run
 from nemo_minordpo.train.data.tokens import expand_files, sample_pairs
@@ -93,7 +93,7 @@ def main(
         UserError: the settings cannot work, or the model does not fit; the message says what would.
     """
     config = read_settings(overrides)
-    plan = make_plan(config)
+    plan = make_plan(config, elsewhere=device_memory_gib is not None)
     memory = _memory_of_machine(config) if device_memory_gib is None else device_memory_gib * GIB
     if not launcher:
         flops = _peak_of_machine(config) if device_tflops is None else device_tflops * 1e12
@@ -121,28 +121,36 @@ def check_settings(overrides: list[str], *, checkpoint: DictConfig | None) -> No
     """
     config = read_settings(overrides)
     if checkpoint is not None:
-        _planned_model(config, checkpoint)
+        _planned_model(config, checkpoint, cuda=_is_for_cuda(config, elsewhere=True))
 
 
-def _is_for_cuda(config: TrainConfig) -> bool:
-    """Whether the run is for GPUs; a plan for them can be made on a machine without any."""
-    return host.has_cuda() or config.trainer.precision != "32-true"
+def _is_for_cuda(config: TrainConfig, *, elsewhere: bool) -> bool:
+    """Whether the run is for GPUs; a plan for them can be made on a machine without any.
+
+    elsewhere: for another machine than this one, which has GPUs if the run is in low precision.
+    """
+    if config.trainer.accelerator != "auto":
+        return config.trainer.accelerator == "gpu"
+    return host.has_cuda() or (config.trainer.precision != "32-true" and (elsewhere or bool(config.model.fp8)))
 
 
-def _planned_model(config: TrainConfig, checkpoint: DictConfig) -> DictConfig:
-    cuda = _is_for_cuda(config)
+def _planned_model(config: TrainConfig, checkpoint: DictConfig, *, cuda: bool) -> DictConfig:
     return build_model_config(config, checkpoint, cuda=cuda, te=host.has_transformer_engine() or cuda)
 
 
-def make_plan(config: TrainConfig) -> Plan:
+def make_plan(config: TrainConfig, *, elsewhere: bool = False) -> Plan:
     """Make the plan of a run, from a sample of its pairs.
+
+    Args:
+        config: the run's.
+        elsewhere: it is for another machine than this one; in low precision, one with GPUs.
 
     Raises:
         UserError: for the same reasons as `minordpo train` before it starts ranks.
     """
-    cuda = _is_for_cuda(config)
+    cuda = _is_for_cuda(config, elsewhere=elsewhere)
     checkpoint = read_checkpoint_config(Path(config.pretrained_checkpoint.restore_from_path))
-    model = _planned_model(config, checkpoint)
+    model = _planned_model(config, checkpoint, cuda=cuda)
     tokenizer = load_tokenizer(Path(model.tokenizer.type))
     size = model_size(model, vocab_size=len(tokenizer))
     section = config.model
@@ -175,7 +183,7 @@ def make_plan(config: TrainConfig) -> Plan:
     )
     num_steps = steps_of_run(config.trainer.dpo, num_pairs=num_pairs, global_batch_size=section.global_batch_size)
     frozen = section.peft.peft_scheme != "none"
-    numerics = numerics_of(config, data_parallel=data_parallel)
+    numerics = numerics_of(config, data_parallel=data_parallel, cuda=cuda)
     tied = bool(model.get("share_embeddings_and_output_weights", True))
     return Plan(
         size=size,
@@ -193,7 +201,7 @@ def make_plan(config: TrainConfig) -> Plan:
     )
 
 
-def numerics_of(config: TrainConfig, *, data_parallel: int) -> Numerics:
+def numerics_of(config: TrainConfig, *, data_parallel: int, cuda: bool) -> Numerics:
     """Bytes per weight, with its gradient and optimizer state, for the run's precision and optimizer."""
     section, low = config.model, config.trainer.precision != "32-true"
     frozen = section.peft.peft_scheme != "none"
@@ -207,6 +215,8 @@ def numerics_of(config: TrainConfig, *, data_parallel: int) -> Numerics:
         gradient=0 if frozen else 4,
         optimizer=0 if frozen else (moments + masters) / (data_parallel if distributed else 1),
         activation=2 if low else 4,
+        # torch's CPU kernels convert a bfloat16 gradient to float32 before they add it to the main gradient
+        new_gradient=0 if frozen or cuda else 2 + 4 if low else 4,
     )
 
 
@@ -232,7 +242,7 @@ def _what_fits(config: TrainConfig, plan: Plan, device_memory: float) -> str:
         data_parallel = plan.ranks // (tensor * pipeline)
         rows = max(plan.layout.num_rows * plan.data_parallel // data_parallel, 1)
         layout = replace(plan.layout, tensor_parallel=tensor, pipeline_parallel=pipeline, num_rows=rows)
-        numerics = numerics_of(config, data_parallel=data_parallel)
+        numerics = numerics_of(config, data_parallel=data_parallel, cuda=plan.cuda)
         memory = fullest_rank(plan.size, layout, numerics, tied=plan.tied, cuda=plan.cuda)
         if memory.total <= device_memory:
             fitting.append(
@@ -255,7 +265,7 @@ def _print(plan: Plan, config: TrainConfig, device: Device) -> None:
         f"{memory.parameters:,} weights on the fullest rank"
     )
     table = Table("memory of the fullest rank", "GiB")
-    for name in ("weights", "gradients", "optimizer", "activations", "head", "overhead", "total"):
+    for name in (*PURPOSES, "total"):
         table.add_row(name, f"{getattr(memory, name) / GIB:.2f}")
     table.add_row("available", f"{device.memory / GIB:.2f}")
     console.print(table)

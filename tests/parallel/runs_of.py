@@ -249,7 +249,7 @@ def fp8(workspace: Path, ranks: int) -> list[dict]:
 
 
 def bfloat16(workspace: Path, ranks: int) -> list[dict]:
-    """Bfloat16 weights with float32 main weights: every layout, both optimizers that have them, resumed runs, curves."""
+    """bfloat16 weights with float32 main weights: layouts, both optimizers that have them, resumed runs, curves."""
 
     def resumed(name: str, overrides: list[str], *, layout: str) -> list[dict]:
         return [
@@ -283,7 +283,8 @@ def bfloat16(workspace: Path, ranks: int) -> list[dict]:
 # In running order.
 GROUPS = {
     "layouts": layouts, "losses": losses, "live": live, "adapters": adapters, "from adapters": from_adapters,
-    "watch": watch, "separate": separate, "round trips": round_trips, "whole": whole, "resumed": resumed, "fp8": fp8, "bfloat16": bfloat16,
+    "watch": watch, "separate": separate, "round trips": round_trips, "whole": whole, "resumed": resumed, "fp8": fp8,
+    "bfloat16": bfloat16,
 }  # fmt: skip
 
 

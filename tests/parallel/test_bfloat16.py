@@ -1,4 +1,4 @@
-"""bfloat16 weights with float32 main weights, on CPUs: layouts, resumed runs, and errors against float64 and float32."""
+"""bfloat16 weights with float32 main weights on CPUs: layouts, resumed runs, errors against float64 and float32."""
 
 import numpy as np
 import pytest
@@ -101,8 +101,9 @@ def test_log_probs_are_as_exact_as_those_of_transformers_in_bfloat16(runs, works
     naive_of_tokens, naive_of_responses = errors(naive)
     noise = max(runs.metrics(f"bf16_{name}")[0].values["reference_noise"] for name in ("one", "pp2", "dp2"))
     print(
-        f"nats per token, root mean square: {of_tokens:.1e}, transformers {naive_of_tokens:.1e}; per response, largest: "
-        f"{of_responses:.1e}, transformers {naive_of_responses:.1e}; noise of the reference {noise:.1e}"
+        f"nats per token, root mean square: {of_tokens:.1e}, transformers {naive_of_tokens:.1e}; "
+        f"per response, largest: {of_responses:.1e}, transformers {naive_of_responses:.1e}; "
+        f"noise of the reference {noise:.1e}"
     )
     assert of_tokens <= naive_of_tokens
     assert of_responses < BOUND / 2  # the origin of the bound

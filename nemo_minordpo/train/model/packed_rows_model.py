@@ -41,6 +41,7 @@ class PackedRowsModel(MegatronGPTDPOModel):
       0.14 nats of noise per response), skips the prompt and never stores the logits.
     - `finish_training_step`: gradients of query and key norms are summed over the tensor-parallel ranks, each of which
       has those of its own heads (upstream: only under sequence parallelism or Megatron's distributed optimizer).
+    - `allreduce_gradients`: one gradient after another, in place (upstream copies all of them, on a single rank too).
     - `sharded_state_dict`: adapters are sharded too (NeMo: one file per rank, for one layout).
     - `next_tokens` replaces NeMo's generation, which needs a padded batch of its own and does not support packed rows.
     """
@@ -69,6 +70,16 @@ class PackedRowsModel(MegatronGPTDPOModel):
         ):
             self.allreduce_sequence_parallel_gradients()
         super().finish_training_step()
+
+    def allreduce_gradients(self) -> None:
+        """Average the gradients over the data-parallel ranks; called without main gradients, i.e. in float32."""
+        _, size = self.data_parallel
+        if size == 1:
+            return
+        group: Any = parallel_state.get_data_parallel_group()
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                torch.distributed.all_reduce(parameter.grad.div_(size), group=group)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
