@@ -249,10 +249,9 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 @contextmanager
 def _rounding_factors_to(dtype: torch.dtype) -> Iterator[None]:
-    """Let a CPU with bfloat16 instructions use them in float32 products: sums remain float32 (torch 2.9 and later).
+    """Let a CPU use its bfloat16 instructions in float32 products of bfloat16 numbers, which this rounding keeps exact.
 
-    Torch has no CPU product of bfloat16 numbers with a float32 result. Rounding the factors to bfloat16 is exact if
-    they are bfloat16 numbers already.
+    Sums are float32. Torch has no CPU product of bfloat16 tensors with a float32 result.
     """
     if dtype != torch.bfloat16 or not _HAS_FP32_PRECISION:
         yield

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+_DESCRIPTION = Path("/proc/cpuinfo")
 # as Linux names them: Intel and AMD; Intel's tiles; Arm
 _BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
 _N, _REPEATS = 1024, 10
@@ -13,8 +14,7 @@ _N, _REPEATS = 1024, 10
 
 def bfloat16_instructions() -> list[str]:
     """The bfloat16 instructions of this processor, by Linux's names; none if the system does not list any."""
-    description = Path("/proc/cpuinfo")
-    words = set(description.read_text().split()) if description.exists() else set()
+    words = set(_DESCRIPTION.read_text().split()) if _DESCRIPTION.exists() else set()
     return [name for name in _BFLOAT16 if name in words]
 
 

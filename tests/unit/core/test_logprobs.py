@@ -104,6 +104,15 @@ def test_bfloat16_is_multiplied_without_rounding_to_bfloat16(block_size):
         assert here < 2**-7 * there.abs().max()
 
 
+def test_only_bfloat16_factors_may_be_rounded_to_bfloat16():
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    for dtype, expected in ((torch.bfloat16, "bf16"), (torch.float16, before), (torch.float32, before)):
+        with logprobs._rounding_factors_to(dtype):
+            assert settings.fp32_precision == expected
+        assert settings.fp32_precision == before != "bf16"
+
+
 @pytest.mark.parametrize("block_size", [1, 2, 3])
 def test_huge_logits_stay_finite(block_size):
     hidden = torch.tensor([[1e4], [1e4]], requires_grad=True)

@@ -32,6 +32,34 @@ def test_rms_norm(shape):
     assert_same(lambda x, _: norm(x), lambda x, _: plain(x), x, norm.weight)
 
 
+def test_rms_norm_of_bfloat16_is_rounded_once():
+    x, norm = 3 * torch.randn(50, 896, dtype=torch.bfloat16), RMSNorm(896, eps=1e-6, dtype=torch.bfloat16)
+    torch.nn.init.normal_(norm.weight)
+    wide = x.double()
+    inverse = (wide.square().mean(dim=1, keepdim=True) + 1e-6).rsqrt()
+    exact, found = wide * inverse * norm.weight.double(), norm(x)
+    assert found.dtype == torch.bfloat16
+    one_rounding = torch.finfo(torch.bfloat16).eps / 2 * exact.abs() + 1e-6
+    assert ((found.double() - exact).abs() <= one_rounding).all()
+    # the control: a norm in bfloat16
+    rounded = x * x.square().mean(dim=1, keepdim=True).add(1e-6).rsqrt() * norm.weight
+    assert ((rounded.double() - exact).abs() > one_rounding).any()
+
+
+def test_gradients_of_rms_norm_in_bfloat16():
+    x, norm = torch.randn(50, 96, dtype=torch.bfloat16, requires_grad=True), RMSNorm(96, eps=1e-6, dtype=torch.bfloat16)
+    torch.nn.init.normal_(norm.weight)
+    grad = torch.randn(50, 96, dtype=torch.bfloat16)
+    found = torch.autograd.grad(norm(x), (x, norm.weight), grad)
+    inputs = [x.detach().double().requires_grad_(), norm.weight.detach().double().requires_grad_()]
+    plain = torch.nn.functional.rms_norm(inputs[0], (96,), inputs[1], eps=1e-6)
+    exact = torch.autograd.grad(plain, inputs, grad.double())
+    for one, other in zip(found, exact, strict=True):
+        assert one.dtype == torch.bfloat16
+        error = (one.double() - other).square().mean().sqrt() / other.square().mean().sqrt()
+        assert error < torch.finfo(torch.bfloat16).eps  # one rounding is half of it at most
+
+
 def test_a_frozen_norm_passes_gradients_through():
     norm = RMSNorm(4, eps=1e-5).requires_grad_(False)
     x = torch.randn(3, 4, requires_grad=True)

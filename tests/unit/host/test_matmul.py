@@ -12,7 +12,7 @@ def test_same_product(sizes, turned):
     rows, inner, columns = sizes
     left = torch.randn(inner, rows).T if turned[0] else torch.randn(rows, inner)
     right = torch.randn(columns, inner).T if turned[1] else torch.randn(inner, columns)
-    found, exact = matmul._mm(left, right), left.double() @ right.double()
+    found, exact = matmul._through_onednn(left, right), left.double() @ right.double()
     assert found.dtype == torch.float32
     assert found.is_contiguous()
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
@@ -24,7 +24,44 @@ def test_other_types_stay_with_torch(dtype):
     assert torch.equal(matmul._mm(left, right), torch.full((300, 300), 40, dtype=dtype))
 
 
-def test_other_processors_are_left_alone(monkeypatch):
-    monkeypatch.setattr(matmul, "_is_amd_with_avx512", lambda: False)
-    assert matmul.install() == []
-    assert matmul._library is None
+@pytest.mark.parametrize("turned", [False, True])
+def test_bfloat16_through_float32_is_rounded_once(turned):
+    left, right = torch.randn(300, 2000).bfloat16(), torch.randn(2000, 200).bfloat16()
+    if turned:
+        left, right = right.T, left.T
+    found, exact = matmul._through_float32(left, right), left.double() @ right.double()
+    assert found.dtype == torch.bfloat16
+    one_rounding = torch.finfo(torch.bfloat16).eps / 2
+    of_sums = 1e-4  # in float32, where terms cancel
+    assert ((found.double() - exact).abs() <= one_rounding * exact.abs() + of_sums).all()
+    # the control: rounded in between
+    halves = sum(matmul._through_float32(left[:, part], right[part]) for part in (slice(0, 1000), slice(1000, 2000)))
+    assert ((halves.double() - exact).abs() > one_rounding * exact.abs() + of_sums).any()
+
+
+@pytest.mark.parametrize(
+    ("amd", "instructions", "replaced"),
+    [
+        (False, ["amx_bf16"], []),
+        (False, [], [torch.bfloat16]),
+        (True, ["avx512_bf16"], [torch.float32]),
+        (True, [], [torch.float32, torch.bfloat16]),
+    ],
+)
+def test_only_slow_products_are_replaced(monkeypatch, amd, instructions, replaced):
+    registered = []
+
+    class Library:
+        def __init__(self, *names): ...
+
+        def impl(self, name, function, key):
+            registered.append((name, function, key))
+
+    monkeypatch.setattr(matmul, "_is_amd_with_avx512", lambda: amd)
+    monkeypatch.setattr(matmul, "bfloat16_instructions", lambda: instructions)
+    monkeypatch.setattr(matmul, "_products", {})
+    monkeypatch.setattr(matmul, "_library", None)
+    monkeypatch.setattr(torch.library, "Library", Library)
+    assert len(matmul.install()) == len(replaced)
+    assert list(matmul._products) == replaced
+    assert registered == ([("mm", matmul._mm, "CPU")] if replaced else [])

@@ -73,7 +73,12 @@ def test_a_single_key_of_a_nested_setting_can_be_changed():
             "model.pipeline_model_parallel_size=1 (DP=3)",
         ),
         (["model.tensor_model_parallel_size=2"], "1 ranks (trainer.num_nodes=1 x trainer.devices=1) cannot be divided"),
-        (["precision=bf16"], "needs a GPU"),
+        (["precision=fp8_hybrid"], "model.fp8=true (precision=fp8_hybrid) needs a GPU; use precision=bf16 or fp32"),
+        (["trainer.precision=16-mixed"], "trainer.precision=16-mixed needs a GPU; use precision=bf16 or fp32"),
+        (
+            ["trainer.precision=bf16-mixed"],
+            "trainer.precision=bf16-mixed with model.megatron_amp_O2=false needs a GPU; use precision=bf16 or fp32",
+        ),
         (["trainer.accelerator=gpu"], "no CUDA device"),
         (["+model.tokenizer.library=sentencepiece"], "huggingface expected"),
         (["model.activations_checkpoint_granularity=some"], "granularity=some: null, selective or full expected"),
@@ -108,6 +113,12 @@ def test_settings_that_packed_pairs_rule_out_are_rejected(settings, message, cud
         build(cuda=cuda, te=cuda, checkpoint={**CHECKPOINT, **settings})
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_bfloat16_on_cpus_has_main_weights_that_are_reduced_after_the_backward_pass():
+    model = build("precision=bf16")
+    assert (model.precision, model.megatron_amp_O2, model.async_grad_allreduce) == ("bf16-mixed", True, False)
+    assert "async_grad_allreduce" not in build("precision=bf16", cuda=True, te=True)
 
 
 def test_megatron_would_sum_frozen_gradients_of_query_and_key_norms():

@@ -27,8 +27,8 @@ def overrides(tmp_path, tokenizer, write):
     ]  # fmt: skip
 
 
-def plan(overrides, *more):
-    return make_plan(load(compose([*overrides, *more])))
+def plan(overrides, *more, elsewhere=True):
+    return make_plan(load(compose([*overrides, *more])), elsewhere=elsewhere)
 
 
 def run(overrides, *more, memory=1.5, tflops=1.0, launcher=False):
@@ -73,7 +73,17 @@ def test_the_printed_plan(overrides, capsys):
     assert "1 nodes x 1 ranks: TP=1 x PP=1 x DP=1; 1 rows of" in output
     assert "TFLOP per step of 8 pairs" in output
     assert "for 7 steps" in output
-    for name in ("weights", "gradients", "optimizer", "activations", "head", "overhead", "total", "available"):
+    for name in (
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations",
+        "vocabulary",
+        "head",
+        "overhead",
+        "total",
+        "available",
+    ):
         assert name in output
 
 
@@ -110,6 +120,24 @@ def test_the_nearest_layouts_that_fit(overrides):
 def test_settings_that_train_rejects_are_rejected(overrides, more, message):
     with pytest.raises(ValueError, match=message):
         run(overrides, *more)
+
+
+def test_bfloat16_is_planned_for_gpus_unless_it_is_for_this_machine(overrides):
+    assert plan(overrides, "precision=bf16").cuda
+    assert not plan(overrides, "precision=bf16", elsewhere=False).cuda
+    assert not plan(overrides, "precision=bf16", "trainer.accelerator=cpu").cuda
+    assert plan(overrides, "precision=bf16", "trainer.accelerator=gpu", elsewhere=False).cuda
+    assert plan(overrides, "precision=fp8_hybrid", elsewhere=False).cuda
+    assert not plan(overrides).cuda
+
+
+def test_a_new_gradient_of_the_vocabulary_on_cpus(overrides):
+    """In float32 beside the sum; in bfloat16 also its float32 copy; adapters have no such gradient."""
+    for more, expected in (([], 4), (["precision=bf16"], 6), (["model.peft.peft_scheme=lora"], 0)):
+        made = plan(overrides, *more, elsewhere=False)
+        assert made.memory.vocabulary == expected * made.size.vocab_size * made.size.hidden_size
+        assert made.memory.total - made.memory.vocabulary > made.memory.weights
+    assert plan(overrides, "precision=bf16").memory.vocabulary == 0
 
 
 def test_bytes_of_a_weight(overrides):

@@ -72,7 +72,9 @@ def memory_gib(config, architecture):
     )  # fmt: skip
     size = model_size(model, vocab_size=0)
     tied = bool(model.share_embeddings_and_output_weights)
-    memory = fullest_rank(size, layout, numerics_of(config, data_parallel=data_parallel), tied=tied, cuda=True)
+    memory = fullest_rank(
+        size, layout, numerics_of(config, data_parallel=data_parallel, cuda=True), tied=tied, cuda=True
+    )
     return memory.total / GIB
 
 
