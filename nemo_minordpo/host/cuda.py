@@ -52,7 +52,9 @@ def name_types_as_on_cuda() -> None:
 
     def type_of(self: Any, *args: Any, **kwargs: Any) -> Any:
         found = original(self, *args, **kwargs)
-        return found if args or kwargs else found.replace("torch.", "torch.cuda.", 1)
+        # under a TorchFunctionMode, as in the rehearsal of a GPU, this function is the original's implementation, too
+        is_named = args or kwargs or found.startswith("torch.cuda.")
+        return found if is_named else found.replace("torch.", "torch.cuda.", 1)
 
     torch.Tensor.type = type_of  # type: ignore[method-assign,assignment]
 

@@ -38,6 +38,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "head": _of("head", cpu.head),
     "scaling": _of("scaling", cpu.scaling),
     "plan": _of("plan", cpu.plan),
+    "memory": _of("memory", cpu.memory),
     "conversion": _of("conversion", cpu.conversion),
     "answers": _of("answers", cpu.answers),
     "answers-waiting": _of("answers", cpu.waiting),

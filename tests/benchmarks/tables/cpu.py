@@ -127,6 +127,23 @@ def plan(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def memory(rows: list[dict[str, Any]]) -> str:
+    purposes = list(rows[0]["planned_gib"])
+    return table(
+        f"layers: | weights: | precision | {': | '.join(purposes)}: | measured:",
+        [
+            (
+                row["layers"],
+                f"{row['weights'] / 1e6:.0f}M",
+                row["precision"],
+                *(f"{row['planned_gib'][name]:.2f}" for name in purposes),
+                "-" if row["measured_gib"] is None else f"{row['measured_gib']:.2f}",
+            )
+            for row in rows
+        ],
+    )
+
+
 def _settings(given: list[str]) -> str:
     own = [setting for setting in given if "activations_checkpoint" not in setting]
     short = ", ".join(setting.removeprefix("model.").removeprefix("trainer.") for setting in own)
