@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from nemo_minordpo.core import flex
 from nemo_minordpo.core.attention import pair_attention
 from nemo_minordpo.core.flex import MAX_GRAPHS, row_attention
 from nemo_minordpo.core.logprobs import vocab_parallel_log_probs
@@ -132,13 +133,23 @@ def attention(folder: Path, dtype_name: str) -> str:
     )  # fmt: skip
 
 
-def large_scores(folder: Path) -> str:
+def large_scores(folder: Path, tiles: str = "own") -> str:
     """`pair_attention` on queries and keys like those of a trained model, whose constant parts put scores at +-1,000.
 
     The row fills no whole number of blocks. Gradients must be finite at every place, padding included: what is not
     finite there spoils the gradients of all weights.
+
+    Args:
+        folder: unused.
+        tiles: "own", "torch's", or "one stage": own ones, without overlap of loads and products. They tell a fault of
+            the tiles from one of the kernel.
     """
     need_cuda()
+    if tiles == "torch's":
+        flex._TILES.clear()
+    if tiles == "one stage":
+        for options in flex._TILES.values():
+            options.update(fwd_num_stages=1, bwd_num_stages=1)
     segments, length, dtype = _row_of_pairs(1000, seed=0), 1000, torch.bfloat16
     used = int(segments[-1, -1])
     row = _row_of_a_trained_model(length, seed=0)

@@ -62,7 +62,12 @@ _PREPARATION = (
 _CORRECTNESS = (
     (
         Check("attention of pairs, bfloat16", f"{_NUMERICS}:attention", ("bfloat16",), limit_s=120),
-        Check("attention of pairs, large scores", f"{_NUMERICS}:large_scores", limit_s=120),
+        *(
+            Check(
+                f"attention of pairs, large scores, {tiles} tiles", f"{_NUMERICS}:large_scores", (tiles,), limit_s=120
+            )
+            for tiles in ("own", "torch's", "one stage")
+        ),
         Check("attention of pairs, float32", f"{_NUMERICS}:attention", ("float32",), limit_s=120),
         Check("attention: no recompilation", f"{_NUMERICS}:recompilation", limit_s=120),
     ),
@@ -71,6 +76,7 @@ _CORRECTNESS = (
         training("model, local layers, fp32", "log_probs_of_local_layers"),
         training("model, FP8", "log_probs", "fp8_hybrid"),
         training("model, bf16", "log_probs", "bf16"),
+        training("large biases, bf16, fusions", "large_biases", "bf16", "fusions"),
         training("large biases, bf16", "large_biases", "bf16"),
     ),
     # the first check leaves its CPU run for the others
