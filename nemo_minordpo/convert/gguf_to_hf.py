@@ -70,7 +70,10 @@ def gguf_to_hf(gguf: Path, output: Path, *, overwrite: bool = False) -> Manifest
         staged.mkdir()
         described = {_hf_name(t.name): torch.empty(*reversed(t.shape.tolist()), device="meta") for t in reader.tensors}
         num_bytes = write_weights(staged, described, _tensors(reader, config))
-        build_tokenizer(fields).save_pretrained(staged)
+        try:
+            build_tokenizer(fields).save_pretrained(staged)
+        except UserError as error:
+            raise UserError(f"{gguf}: {error}") from error
         write_json(staged / "config.json", config)
         tokens = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
         write_json(staged / "generation_config.json", tokens)

@@ -9,6 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from nemo_minordpo.core.finite import first_of
+from nemo_minordpo.errors import UserError
+
 # tokenizer.ggml.token_type
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
 
@@ -18,6 +21,9 @@ def build_tokenizer(fields: dict[str, Any]) -> Any:
 
     Args:
         fields: the file's keys and values; `tokenizer.ggml.pre` is "smollm" or "qwen2".
+
+    Raises:
+        UserError: ids of added tokens are not those that the tokenizer would give them.
     """
     return {"smollm": _smollm, "qwen2": _qwen2}[fields["tokenizer.ggml.pre"]](fields)
 
@@ -61,7 +67,7 @@ def _qwen2(fields: dict[str, Any]) -> Any:
         words = {token: index for token, index in _vocabulary(fields).items() if index not in added}
         vocabulary.write_text(json.dumps(words), encoding="utf-8")
         merges.write_text("\n".join(map(" ".join, _merges(fields))), encoding="utf-8")
-        return Qwen2TokenizerFast(
+        tokenizer = Qwen2TokenizerFast(
             vocab_file=str(vocabulary),
             merges_file=str(merges),
             eos_token=eos,
@@ -70,6 +76,10 @@ def _qwen2(fields: dict[str, Any]) -> Any:
             added_tokens_decoder=added,
             chat_template=fields["tokenizer.chat_template"],
         )
+    moved = [str(token) for index, token in added.items() if tokenizer.convert_tokens_to_ids(str(token)) != index]
+    if moved:  # added tokens get the ids after the words'
+        raise UserError(f"added tokens must come after the words of the vocabulary: {first_of(moved)}")
+    return tokenizer
 
 
 def _vocabulary(fields: dict[str, Any]) -> dict[str, int]:

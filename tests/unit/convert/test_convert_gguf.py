@@ -67,10 +67,11 @@ def write_gguf(path: Path, model_type: str = "llama", *, tied: bool = False, **c
     writer.add_token_list(tokens)
     writer.add_token_types(changes.get("kinds", [3, 3, 3] + [1] * (len(TOKENS) - 3)))
     writer.add_token_merges(changes.get("merges", ["a b", "1 2", "\u0120 1"]))
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
-    writer.add_pad_token_id(2)
+    special = changes.get("special", 0)
+    writer.add_bos_token_id(special + 1)
+    writer.add_eos_token_id(special + 2)
+    writer.add_unk_token_id(special)
+    writer.add_pad_token_id(special + 2)
     writer.add_add_bos_token(changes.get("add_bos", False))
     writer.add_chat_template(TEMPLATE)
     for name, source in (("token_embd", "embed_tokens"), ("output_norm", "norm")):
@@ -95,7 +96,8 @@ def write_gguf(path: Path, model_type: str = "llama", *, tied: bool = False, **c
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("model_type", ["llama", "qwen2"])
 def test_weights_and_config(tmp_path: Path, model_type: str, tied: bool) -> None:
-    wanted = write_gguf(tmp_path / "tiny.gguf", model_type, tied=tied)
+    tokenizer = OF_QWEN2 if model_type == "qwen2" else {}
+    wanted = write_gguf(tmp_path / "tiny.gguf", model_type, tied=tied, **tokenizer)
     manifest = gguf_to_hf(tmp_path / "tiny.gguf", tmp_path / "hf")
     found = load_file(tmp_path / "hf" / "model.safetensors")
     assert found.keys() == wanted.keys()
@@ -104,7 +106,8 @@ def test_weights_and_config(tmp_path: Path, model_type: str, tied: bool) -> None
     assert manifest.counts["hf_tensors"] == len(wanted)
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["rms_norm_eps"] == 1e-5  # not float32's 9.99999975e-6
-    wanted_config = {**CONFIG[model_type], "tie_word_embeddings": tied}
+    vocab_size = len(tokenizer.get("tokens", TOKENS))
+    wanted_config = {**CONFIG[model_type], "tie_word_embeddings": tied, "vocab_size": vocab_size}
     assert {key: config[key] for key in wanted_config} == wanted_config
     import_hf(tmp_path / "hf", tmp_path / "base.nemo")
 
@@ -122,24 +125,38 @@ def test_tokenizer_splits_digits_ends_turns_and_adds_nothing(tmp_path: Path) -> 
     assert turn == "<|im_start|>a\nb<|im_end|>\n"
 
 
+WORDS = [*TOKENS[3:], "\u00c3", "\u00a9", "\u00c3\u00a9"]
+ADDED = [*TOKENS[:3], "<tool_call>"]
+OF_QWEN2: dict[str, Any] = {
+    "tokens": [*WORDS, *ADDED, "[PAD20]", "[PAD21]"],
+    "kinds": [*[1] * len(WORDS), 3, 3, 3, 4, 5, 5],
+    "merges": ["a b", "1 2", "\u0120 1", "\u00c3 \u00a9"],
+    "special": len(WORDS),
+}
+
+
 def test_tokenizer_of_qwen2(tmp_path: Path) -> None:
     """Its published rules: NFC, single digits, no BOS; a turn ends with <|im_end|>."""
-    tokens = [*TOKENS, "<tool_call>", "\u00c3", "\u00a9", "\u00c3\u00a9", "[PAD19]", "[PAD20]"]
-    kinds = [3, 3, 3, *[1] * (len(TOKENS) - 3), 4, 1, 1, 1, 5, 5]
-    merges = ["a b", "1 2", "\u0120 1", "\u00c3 \u00a9"]
-    write_gguf(tmp_path / "tiny.gguf", "qwen2", tokens=tokens, kinds=kinds, merges=merges)
+    write_gguf(tmp_path / "tiny.gguf", "qwen2", **OF_QWEN2)
     gguf_to_hf(tmp_path / "tiny.gguf", tmp_path / "hf")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    tokenizer, ids = AutoTokenizer.from_pretrained(tmp_path / "hf"), OF_QWEN2["tokens"].index
     assert tokenizer.tokenize("ab12") == ["ab", "1", "2"]
     assert tokenizer.tokenize("e\u0301") == tokenizer.tokenize("\u00e9") == ["\u00c3\u00a9"]
-    assert tokenizer("ab<|im_end|>").input_ids == [TOKENS.index("ab"), 2]
+    assert tokenizer("ab<|im_end|>").input_ids == [ids("ab"), ids("<|im_end|>")]
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (None, "<|im_end|>", "<|im_end|>")
     written = tokenizer("<|im_start|>ab<tool_call>").input_ids
-    assert written == [1, TOKENS.index("ab"), tokens.index("<tool_call>")]
+    assert written == [ids("<|im_start|>"), ids("ab"), ids("<tool_call>")]
     assert tokenizer.decode(written, skip_special_tokens=True) == "ab<tool_call>"  # part of an answer, so it stays
-    assert len(tokenizer) == len(tokens) - 2  # what only fills the embedding up has no text
+    assert len(tokenizer) == len(WORDS) + len(ADDED)  # what only fills the embedding up has no text
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
-    assert config["vocab_size"] == len(tokens)
+    assert config["vocab_size"] == len(OF_QWEN2["tokens"])
+
+
+def test_added_tokens_among_the_words_are_refused(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", "qwen2")
+    with pytest.raises(ValueError, match=r"tiny\.gguf: added tokens must come after the words .*<\|endoftext\|>"):
+        gguf_to_hf(tmp_path / "tiny.gguf", tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
 
 
 @pytest.mark.parametrize(
