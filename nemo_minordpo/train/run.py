@@ -78,7 +78,7 @@ def _train(
             stalls.beat("model.nemo")
             save_model(folder.nemo, model=trainer.model, attempt=attempt)
     finally:
-        stalls.rest()
+        stalls.end()
     if own is not None:
         own.note("stopped" if reason else "complete", step=trainer.progress.step, detail=reason)
     log.finish(reason=reason)

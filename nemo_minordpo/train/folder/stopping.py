@@ -89,6 +89,7 @@ class StallDetector:
         self._on_stall, self._clock = on_stall, clock
         self._last = math.inf
         self._doing = ""
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._wait_for_stall, name="stall detector", daemon=True)
 
     def beat(self, doing: str) -> None:
@@ -97,9 +98,10 @@ class StallDetector:
         if self._limit < math.inf and not self._thread.is_alive():
             self._thread.start()
 
-    def rest(self) -> None:
-        """Expect no more progress from now on."""
+    def end(self) -> None:
+        """Expect no more progress; nothing is watched from now on."""
         self._last = math.inf
+        self._ended.set()
 
     def stalled(self) -> str:
         """Why this process must exit now; empty if it need not."""
@@ -113,7 +115,8 @@ class StallDetector:
 
     def _wait_for_stall(self) -> None:
         while not (reason := self.stalled()):
-            time.sleep(min(self._limit / 10, 1.0))
+            if self._ended.wait(min(self._limit / 10, 1.0)):
+                return
         faulthandler.dump_traceback(file=sys.__stderr__ or 2)
         self._on_stall(reason)
         os._exit(1)

@@ -91,7 +91,7 @@ def test_no_stall_before_the_first_step_or_after_the_last(stalls, clock):
     clock.now += 1e6
     assert stalls.stalled() == ""
     stalls.beat("the last step")
-    stalls.rest()
+    stalls.end()
     clock.now += 1e6
     assert stalls.stalled() == ""
 
@@ -129,6 +129,16 @@ def test_helper_processes_survive_signals(name, spared):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout == ("alive\n" if spared else "dead\n"), done.stderr
+
+
+def test_the_thread_ends_with_the_run():
+    """A process that trains several times must not gather threads: it forks to write checkpoints."""
+    stalls = StallDetector(max_seconds=600, on_stall=lambda reason: None)
+    stalls.beat("a step")
+    assert stalls._thread.is_alive()
+    stalls.end()
+    stalls._thread.join(timeout=60)
+    assert not stalls._thread.is_alive()
 
 
 def test_without_a_limit_there_is_no_thread():
