@@ -7,7 +7,7 @@ from unittest import mock
 
 # torch is imported inside functions: machine.pretend() must run first
 
-_HEAD_SIZES, _RATIOS, _GROUPS = (32, 64, 128), (1, 2, 4, 7, 8), 2
+_HEAD_SIZES, _RATIOS, _GROUPS = (32, 64, 128), (1, 2, 4, 8), 2
 # places in a row, and whether it is trained on: from the first multiple of 8, on and next to blocks of 128
 _ROWS = (
     (512, True), (480, False), (8, True), (16, False), (96, True), (40, False), (120, False), (72, True), (128, True),
