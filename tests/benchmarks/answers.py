@@ -126,9 +126,9 @@ def run(kind: str, dtype: str, model: Path, questions: Path) -> dict[str, Any]:
 
 def dtypes() -> list[str]:
     """float32, and bfloat16 where the processor has instructions for it: elsewhere it is emulated."""
-    described = Path("/proc/cpuinfo").read_text()
-    has_bfloat16 = "avx512_bf16" in described or "amx_bf16" in described
-    return ["float32", *(["bfloat16"] if has_bfloat16 else [])]
+    from nemo_minordpo.host.processor import bfloat16_instructions  # imports torch, which a measurement must not yet
+
+    return ["float32", *(["bfloat16"] if bfloat16_instructions() else [])]
 
 
 def processor() -> str:
