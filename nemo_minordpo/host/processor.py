@@ -1,15 +1,23 @@
-"""What this machine's processor computes bfloat16 with."""
+"""This machine's processor: its name, and what it computes bfloat16 with."""
 
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 _DESCRIPTION = Path("/proc/cpuinfo")
 # as Linux names them: Intel and AMD; Intel's tiles; Arm
 _BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
-_N, _REPEATS = 1024, 10
+_N, _REPEATS = 512, 5
+
+
+def processor_name() -> str:
+    """Model and number of usable cores, such as ``AMD EPYC 9R14, 2 cores``."""
+    lines = _DESCRIPTION.read_text().splitlines() if _DESCRIPTION.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    return f"{model}, {len(os.sched_getaffinity(0))} cores"
 
 
 def bfloat16_instructions() -> list[str]:
@@ -29,15 +37,29 @@ def bfloat16_in_words() -> str:
 
 
 def bfloat16_speed() -> float:
-    """Seconds of a float32 matrix product divided by those of a bfloat16 one, each the best of a few, in turn."""
+    """Seconds of a float32 matrix product divided by those of a bfloat16 one."""
     with torch.random.fork_rng():
-        factors = torch.randn(2, _N, _N)
-    times = [(_seconds(factors), _seconds(factors.bfloat16())) for _ in range(_REPEATS)]
-    float32, bfloat16 = map(min, zip(*times, strict=True))
+        factor = torch.randn(_N, _N)
+    rounded = factor.bfloat16()
+    float32, bfloat16 = core_seconds(lambda: torch.mm(factor, factor), lambda: torch.mm(rounded, rounded))
     return float32 / bfloat16
 
 
-def _seconds(factors: Tensor) -> float:
-    started = time.perf_counter()
-    torch.mm(factors[0], factors[1])
-    return time.perf_counter() - started
+def core_seconds(*calls: Callable[[], object]) -> list[float]:
+    """CPU seconds of each call on a single core, the best of a few in turn.
+
+    CPU time of one thread hardly depends on what other processes do, unlike the time that passes.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rounds = [[_seconds(call) for call in calls] for _ in range(_REPEATS)]
+    finally:
+        torch.set_num_threads(threads)
+    return [min(times) for times in zip(*rounds, strict=True)]
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.thread_time()
+    call()
+    return time.thread_time() - started

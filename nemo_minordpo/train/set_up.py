@@ -29,6 +29,7 @@ from nemo_minordpo.train.model.adapters import load_adapters
 from nemo_minordpo.train.model.generation import GenerationLimits
 from nemo_minordpo.train.model.minordpo_model import MegatronGPTMinorDPOModel
 from nemo_minordpo.train.model.model_config import build_model_config, read_checkpoint_config, row_multiple_of
+from nemo_minordpo.train.products import agree_on_products
 from nemo_minordpo.train.reference import evaluate_reference
 from nemo_minordpo.train.reference_cache import ReferenceCache, load_or_evaluate, reference_folder, reference_key
 from nemo_minordpo.train.require_finite import places_in
@@ -47,6 +48,8 @@ def set_up(config: TrainConfig, folder: RunFolder) -> MinorDPOTrainer:
         MegatronGPTMinorDPOModel, model_config, lightning_trainer, strict=True, restore_path=str(checkpoint)
     )
     init_distributed(lightning_trainer, model, model_config.get("transformer_engine", False))
+    if not host.has_cuda():
+        agree_on_products(folder)
     if config.model.peft.peft_scheme != "none":
         init_peft(model, model_config)
     if config.model.peft.restore_from_path is not None:
@@ -172,7 +175,6 @@ def _answer_watch(config: TrainConfig, folder: RunFolder, model: Any) -> Any:
 
 
 def _throughput(model: Any) -> Any:
-
     torch.distributed.barrier()  # ranks of one machine share its cores
     peak = torch.tensor(
         measure_matmul_peak(next(model.parameters()).dtype), dtype=torch.float64, device=torch.cuda.current_device()

@@ -131,12 +131,6 @@ def dtypes() -> list[str]:
     return ["float32", *(["bfloat16"] if bfloat16_instructions() else [])]
 
 
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown")
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"
-
-
 def beside(model: Path, questions: Path, *, rounds: int) -> list[dict[str, Any]]:
     """Milliseconds per token step with both ways of waiting, alone and beside another process, in turns."""
     found: dict[tuple[str, bool], list[float]] = {}
@@ -175,7 +169,9 @@ def main() -> None:
     for row in rows:
         row["same_answers"] = sum(ours == theirs for ours, theirs in zip(row.pop("answers"), reference, strict=True))
     waiting = beside(given.model, given.questions, rounds=given.rounds)
-    result = {"processor": processor(), "questions": QUESTIONS, "runs": rows, "waiting": waiting}
+    from nemo_minordpo.host.processor import processor_name  # imports torch, as above
+
+    result = {"processor": processor_name(), "questions": QUESTIONS, "runs": rows, "waiting": waiting}
     given.output.write_text(json.dumps(result, indent=1) + "\n")
     fill_pages()
 

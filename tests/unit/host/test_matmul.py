@@ -40,15 +40,15 @@ def test_bfloat16_through_float32_is_rounded_once(turned):
 
 
 @pytest.mark.parametrize(
-    ("amd", "instructions", "replaced"),
+    ("gains", "replaced"),
     [
-        (False, ["amx_bf16"], []),
-        (False, [], [torch.bfloat16]),
-        (True, ["avx512_bf16"], [torch.float32]),
-        (True, [], [torch.float32, torch.bfloat16]),
+        ({"float32": 1.08, "bfloat16": 0.5}, []),
+        ({"float32": 0.9, "bfloat16": 4.5}, ["bfloat16"]),
+        ({"float32": 2.1, "bfloat16": 0.5}, ["float32"]),
+        ({"float32": 2.1, "bfloat16": 4.5}, ["float32", "bfloat16"]),
     ],
 )
-def test_only_slow_products_are_replaced(monkeypatch, amd, instructions, replaced):
+def test_only_slow_products_are_replaced(monkeypatch, gains, replaced):
     registered = []
 
     class Library:
@@ -57,11 +57,21 @@ def test_only_slow_products_are_replaced(monkeypatch, amd, instructions, replace
         def impl(self, name, function, key):
             registered.append((name, function, key))
 
-    monkeypatch.setattr(matmul, "_is_amd_with_avx512", lambda: amd)
-    monkeypatch.setattr(matmul, "bfloat16_instructions", lambda: instructions)
+    monkeypatch.setattr(matmul, "_gain", gains.get)
     monkeypatch.setattr(matmul, "_products", {})
     monkeypatch.setattr(matmul, "_library", None)
     monkeypatch.setattr(torch.library, "Library", Library)
     assert len(matmul.install()) == len(replaced)
-    assert list(matmul._products) == replaced
+    assert matmul.replaced() == replaced
+    matmul.use(replaced)
+    assert matmul.replaced() == replaced
     assert registered == ([("mm", matmul._mm, "CPU")] if replaced else [])
+    matmul.use([])
+    assert matmul._mm(torch.ones(2, 3), torch.ones(3, 4)).tolist() == [[3.0] * 4] * 2
+
+
+def test_gain_is_a_ratio_of_measured_times(monkeypatch):
+    monkeypatch.setattr(matmul, "core_seconds", lambda *calls: [len([call() for call in calls]) * 1.0, 0.5])
+    assert matmul._gain("float32") == matmul._gain("bfloat16") == 4.0
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert matmul._gain("float32") == 0.0
