@@ -7,6 +7,7 @@ import typer
 
 from nemo_minordpo.commands import data, experiments, models, results, training
 from nemo_minordpo.commands.cli import PLAIN, Command, Commands
+from nemo_minordpo.host.waiting import wait_briefly
 
 _FLOW = """Preference training (DPO, DPOP, MinorDPO) on NeMo-Aligner and Megatron-Core, from data to a measured model.
 
@@ -65,6 +66,7 @@ _add(app, "sweep", experiments.sweep)
 
 def main() -> None:
     """Entry point of `minordpo`."""
+    wait_briefly()  # commands import torch later
     app(prog_name="minordpo")
 
 

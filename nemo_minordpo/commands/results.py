@@ -59,9 +59,6 @@ def evaluate(
       minordpo evaluate hf/minordpo gsm8k/test.jsonl samples --samples 8 --temperature 0.7 --seed 1
       minordpo evaluate hf/base gsm8k/test.jsonl evaluation/base --template-option enable_thinking=false
     """
-    from nemo_minordpo.host.waiting import sleep_while_waiting
-
-    sleep_while_waiting()  # before anything imports torch
     from nemo_minordpo.core.chat_template import parse_options
     from nemo_minordpo.evaluate.run import evaluate
 

@@ -3,10 +3,13 @@
 import sys
 
 from nemo_minordpo.errors import UserError, refused_by_machine
+from nemo_minordpo.host.waiting import wait_briefly
 from nemo_minordpo.terminal import say
-from nemo_minordpo.train.launch import ONLY_REFERENCE, main
 
 if __name__ == "__main__":
+    wait_briefly()  # before torch is imported
+    from nemo_minordpo.train.launch import ONLY_REFERENCE, main
+
     overrides = [argument for argument in sys.argv[1:] if argument != ONLY_REFERENCE]
     try:
         main(overrides, only_reference=len(overrides) < len(sys.argv) - 1)

@@ -1,5 +1,6 @@
 """Matrix products of a run on CPUs: the same library on all ranks and in all attempts, because libraries round
-differently, and a resumed run must repeat the uninterrupted one bit for bit."""
+differently, and a resumed run must repeat the uninterrupted one bit for bit.
+"""
 
 import json
 from pathlib import Path
@@ -15,7 +16,7 @@ from nemo_minordpo.train.folder.run_folder import RunFolder, rank_of_process
 
 
 def agree_on_products(folder: RunFolder) -> None:
-    """Make every rank use the first rank's choice of host/matmul.py, recorded in the run's first attempt. Collective."""
+    """Make every rank use the first rank's choice (host/matmul.py), recorded by the first attempt. Collective."""
     chosen = [_of_run(folder.path / file_names.PRODUCTS) if rank_of_process() == 0 else None]
     torch.distributed.broadcast_object_list(chosen)
     assert chosen[0] is not None

@@ -35,7 +35,8 @@ class Settings:
     tensor_parallel: int
     threads: int  # per process
     steps: int  # at most
-    onednn: bool = False  # float32 matrix products as in host/matmul.py on AMD processors; ours only
+    torch_products: bool = False  # without the matrix products of host/matmul.py; ours only
+    precision: str = "fp32"  # or bf16; ours and TRL
     work: str | None = None  # empty folder for a worker's files
 
     @classmethod

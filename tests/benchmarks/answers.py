@@ -8,7 +8,7 @@ in turns:
 - Answers to the first 40 questions, at most 256 tokens each. "whole batches" is how `evaluate` answered before: batches
   of 16, padded on the left, each as long as its longest answer, torch's matrix products, threads that spin.
 - Milliseconds per token step of 16 answers, alone and beside another process that multiplies matrices on all cores,
-  with threads that spin while they wait and threads that sleep.
+  with threads that spin while they wait, OpenMP's default, and threads that spin for microseconds and then sleep.
 
 The limit is the larger of two times: to read the weights once per step from memory, and to do the matrix products of
 every token, both at the rates that the process itself measures first.
@@ -30,16 +30,16 @@ from tests.benchmarks.tables import fill_pages
 
 BEFORE, NOW = "whole batches", "continuous"
 QUESTIONS, NEW_TOKENS, BATCH_BEFORE, STEPS = 40, 256, 16, 15
-SPIN, SLEEP = "spin", "sleep"
+SPIN, BRIEFLY = "spin", "briefly"
 _OTHER = "import torch\na = torch.randn(700, 700)\nwhile True: a @ a"
 
 
 def measure(kind: str, dtype: str, model: Path, questions: Path) -> None:
     """One measurement, named by `kind`; prints a line of JSON."""
-    if kind in (NOW, SLEEP):
-        from nemo_minordpo.host.waiting import sleep_while_waiting
+    if kind in (NOW, BRIEFLY):
+        from nemo_minordpo.host.waiting import wait_briefly
 
-        sleep_while_waiting()
+        wait_briefly()
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -65,7 +65,7 @@ def measure(kind: str, dtype: str, model: Path, questions: Path) -> None:
 
     def tick(_: int) -> None:
         times.append(time.perf_counter())
-        if kind in (SPIN, SLEEP) and len(times) > STEPS:
+        if kind in (SPIN, BRIEFLY) and len(times) > STEPS:
             raise StopIteration
 
     try:
@@ -138,7 +138,7 @@ def beside(model: Path, questions: Path, *, rounds: int) -> list[dict[str, Any]]
         for busy in (False, True):
             other = subprocess.Popen([sys.executable, "-c", _OTHER]) if busy else None
             try:
-                for kind in (SPIN, SLEEP):
+                for kind in (SPIN, BRIEFLY):
                     found.setdefault((kind, busy), []).append(run(kind, "float32", model, questions)["step_ms"])
             finally:
                 if other is not None:

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from nemo_minordpo import host
+from nemo_minordpo.host.waiting import wait_briefly
 from tests.benchmarks import Conversation, Settings, keep_torch_matmul
 
 
 def main() -> None:
+    wait_briefly()
     settings = Settings.from_arguments()
     conversation = Conversation(pairs=settings.global_batch_size, silent=os.environ.get("RANK", "0") != "0")
-    if not settings.onednn:
+    if settings.torch_products:
         keep_torch_matmul()
     stand_ins = host.prepare()
     import torch
@@ -64,6 +66,7 @@ def build_trainer(settings: Settings, folder: Path) -> Any:
         "model.optim.sched.warmup_ratio=0",
         f"model.tensor_model_parallel_size={settings.tensor_parallel}",
         f"trainer.devices={settings.tensor_parallel}",
+        f"precision={settings.precision}",
     ]
     if int(os.environ.get("RANK", "0")) == 0:
         folder.mkdir(parents=True, exist_ok=True)

@@ -3,9 +3,13 @@
     make bench                                   # all cases; writes docs/results/benchmark.json and .png
     python -m tests.benchmarks.run --case 30M/zero-shot/tp1 --rounds 3 --output runs/bench/result.json
 
-Every competitor is a process (with tensor parallelism, one per rank) that is loaded once and then does one step
-when asked, while the others sleep. A round asks each once, in turn; the first round is a warm-up and does not count.
-For larger models, only ours and one other are loaded at a time, because all of them do not fit into 24 GiB.
+Every competitor is a process (with tensor parallelism, one per rank) that does one step when asked, while the others
+sleep. A round asks each once, in turn. The first step of a process is a warm-up and does not count. 30M: all are loaded
+at once. 135M: ours and one other, because all of them do not fit into 24 GiB. 0.5B: one, loaded anew for every round.
+
+Ours and TRL also run in bfloat16, TRL's default, where a machine without bfloat16 instructions is slower: see the
+results' `machine`, which also has the peak of matrix products before and after a case, and the load by other processes.
+A case counts as measured if no competitor's seconds per token vary by more than SPREAD between rounds.
 """
 
 import argparse
@@ -23,12 +27,32 @@ from typing import Any
 
 from tests.benchmarks import Settings
 from tests.benchmarks.inputs import Inputs, make_inputs
+from tests.benchmarks.machine import OtherLoad, describe
 from tests.benchmarks.show import add_result
 from tests.benchmarks.tables import fill_pages
 
 ROOT = Path(__file__).parent.parent.parent
-OURS, OURS_TORCH, ALIGNER, TRL = "ours", "ours, torch's matmul", "nemo-aligner 0.7.0", "trl"
-WORKERS = {OURS: "ours_worker", OURS_TORCH: "ours_worker", ALIGNER: "aligner_worker", TRL: "trl_worker"}
+SPREAD = 1.3  # slowest / fastest round, in seconds per token
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """How a competitor is started; tables/cpu.py has the names to show."""
+
+    worker: str
+    precision: str = "fp32"
+    torch_products: bool = False
+
+
+OURS = "ours"
+TRAINERS = {
+    OURS: Trainer("ours_worker"),
+    "ours, bf16": Trainer("ours_worker", precision="bf16"),
+    "ours, torch's matmul": Trainer("ours_worker", torch_products=True),
+    "nemo-aligner 0.7.0": Trainer("aligner_worker"),
+    "trl": Trainer("trl_worker"),
+    "trl, bf16": Trainer("trl_worker", precision="bf16"),
+}
 
 
 @dataclass(frozen=True)
@@ -49,11 +73,20 @@ class Case:
     def name(self) -> str:
         return f"{self.model}/{self.pairs}/tp{self.tensor_parallel}"
 
-    @property
-    def groups(self) -> list[list[str]]:
+    def trainers(self, machine: dict[str, Any]) -> list[str]:
+        """The competitors; torch's own products are one only where ours are others."""
+        without = {"ours, torch's matmul"} if not any("float32 matrix" in way for way in machine["chosen"]) else set()
+        if self.tensor_parallel > 1:
+            without |= {"trl", "trl, bf16", "ours, bf16"}
+        return [name for name in TRAINERS if name not in without]
+
+    def groups(self, names: list[str]) -> list[list[str]]:
         """Groups of competitors that are loaded at the same time."""
-        others = [OURS_TORCH, ALIGNER, *([TRL] if self.tensor_parallel == 1 else [])]
-        return [[OURS, *others]] if self.model == "30M" else [[OURS, other] for other in others]
+        if self.model == "30M":
+            return [names]
+        if self.model == "0.5B":
+            return [[name] for name in names] * self.rounds
+        return [[OURS, other] for other in names if other != OURS]
 
 
 CASES = (
@@ -63,6 +96,7 @@ CASES = (
     Case("135M", "few-shot", 1, 2, 1, 2),
     Case("30M", "zero-shot", 2, 16, 4, 3),
     Case("134M", "zero-shot", 2, 8, 2, 2),
+    Case("0.5B", "zero-shot", 1, 4, 1, 2),
 )
 
 
@@ -76,7 +110,8 @@ class Competitor:
             hf=str(inputs.hf[case.model]), nemo=str(inputs.nemo[case.model]), pairs=str(inputs.pairs[case.pairs]),
             global_batch_size=case.global_batch_size, micro_batch_size=case.micro_batch_size, seq_length=4096,
             beta=0.1, lr=1e-6, tensor_parallel=ranks, threads=threads, steps=case.rounds + 1,
-            onednn=name == OURS, work=tempfile.mkdtemp(dir=work),
+            torch_products=TRAINERS[name].torch_products, precision=TRAINERS[name].precision,
+            work=tempfile.mkdtemp(dir=work),
         )  # fmt: skip
         file = Path(tempfile.mkdtemp(dir=work)) / "settings.json"
         file.write_text(json.dumps(asdict(settings)))
@@ -86,7 +121,7 @@ class Competitor:
         self.log = file.with_name("log.txt")
         self._ranks = [
             subprocess.Popen(
-                [str(python), "-m", f"tests.benchmarks.{WORKERS[name]}", str(file)],
+                [str(python), "-m", f"tests.benchmarks.{TRAINERS[name].worker}", str(file)],
                 cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log.open("a"), text=True,
                 env={
                     **os.environ, "OMP_NUM_THREADS": str(threads), "RANK": str(rank), "LOCAL_RANK": str(rank),
@@ -105,6 +140,10 @@ class Competitor:
             rank.stdin.flush()
         return self._answer()
 
+    @property
+    def pids(self) -> list[int]:
+        return [rank.pid for rank in self._ranks]
+
     def close(self) -> None:
         for rank in self._ranks:
             rank.kill()
@@ -119,53 +158,76 @@ class Competitor:
         return json.loads(line)
 
 
-def run_case(case: Case, inputs: Inputs, work: Path, pythons: dict[str, Path]) -> dict[str, Any]:
-    """Medians, extremes and ratios of one case."""
+def run_case(case: Case, inputs: Inputs, work: Path, *, trl: Path) -> dict[str, Any]:
+    """Medians, all rounds, ratios and the machine of one case."""
+    machine = describe()
+    names = case.trainers(machine)
     ready: dict[str, Any] = {}
     counted: dict[str, list[dict[str, Any]]] = {}
-    speed_up: dict[str, float] = {}
-    for group in case.groups:
-        group_ready, steps = run_group(group, case, inputs, work, pythons)
+    beside_ours: dict[str, list[float]] = {}
+    load = OtherLoad()
+    for group in case.groups(names):
+        group_ready, steps = run_group(group, case, inputs, work, load, trl=trl)
         ready |= group_ready
         for name, rows in steps.items():
             counted.setdefault(name, []).extend(rows)
-            # round by round, so that disturbances of the machine affect both
-            speed_up[name] = statistics.median(
-                other["seconds"] / ours["seconds"] for other, ours in zip(rows, steps[OURS], strict=True)
-            )
+            if len(group) > 1:  # round by round, so that disturbances of the machine affect both
+                beside_ours[name] = _ratios(rows, steps[OURS])
+    beside_ours = beside_ours or {name: _ratios(rows, counted[OURS]) for name, rows in counted.items()}
+    tokens = {row["round"]: row["tokens_per_s_equivalent"] * row["step_s"] for row in counted[OURS]}
+    spread = {name: _spread([row["seconds"] / tokens[row["round"]] for row in rows]) for name, rows in counted.items()}
+    again = describe()
     return {
         "case": {"name": case.name, **asdict(case)},
+        "machine": {
+            "processor": machine["processor"], "chosen": machine["chosen"], "gflops_before": machine["gflops"],
+            "gflops_after": again["gflops"], "load_of_others": load.share,
+        },
         "ready": ready,
         "results": {name: _summary(rows) for name, rows in counted.items()},
-        "speed_up": speed_up,
-    }
+        "speed_up": {name: statistics.median(ratios) for name, ratios in beside_ours.items()},
+        "spread": spread,
+        "measured": max(spread.values()) <= SPREAD,
+    }  # fmt: skip
 
 
 def run_group(
-    names: list[str], case: Case, inputs: Inputs, work: Path, pythons: dict[str, Path]
+    names: list[str], case: Case, inputs: Inputs, work: Path, load: OtherLoad, *, trl: Path
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
     """Each competitor's ready line, and its steps without the first."""
     competitors: dict[str, Competitor] = {}
     steps: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    rounds = 1 if len(names) == 1 else case.rounds
     try:
         for name in names:
-            competitors[name] = Competitor(name, case, inputs, work, python=pythons[name])
+            python = trl if TRAINERS[name].worker == "trl_worker" else Path(sys.executable)
+            competitors[name] = Competitor(name, case, inputs, work, python=python)
         order = list(names)
-        for number in range(case.rounds + 1):
+        for number in range(rounds + 1):
             random.Random(number).shuffle(order)
             for name in order:
-                steps[name].append(competitors[name].step())
-                print(f"{case.name} round {number} {name}: {steps[name][-1]['seconds']:.2f} s", file=sys.stderr)
+                with load.beside(competitors[name].pids):
+                    step = competitors[name].step()
+                steps[name].append({**step, "round": number})
+                print(f"{case.name} round {number} {name}: {step['seconds']:.2f} s", file=sys.stderr)
         ready = {name: competitor.ready for name, competitor in competitors.items()}
     finally:
         for competitor in competitors.values():
             competitor.close()
-    losses = {name: rounds[0]["loss"] for name, rounds in steps.items()}
+    losses = {name: rows[0]["loss"] for name, rows in steps.items()}
     if any(abs(loss - 0.6931) > 0.01 for loss in losses.values()):
         raise RuntimeError(
             f"{case.name}: policy equals reference in the first step, so its loss must be ln 2: {losses}"
         )
-    return ready, {name: rounds[1:] for name, rounds in steps.items()}
+    return ready, {name: rows[1:] for name, rows in steps.items()}
+
+
+def _ratios(rows: list[dict[str, Any]], ours: list[dict[str, Any]]) -> list[float]:
+    return [other["seconds"] / own["seconds"] for other, own in zip(rows, ours, strict=True)]
+
+
+def _spread(values: list[float]) -> float:
+    return max(values) / min(values)
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -174,8 +236,9 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "seconds": statistics.median(seconds),
         "fastest": min(seconds),
         "slowest": max(seconds),
+        "rounds": seconds,
         "pairs_per_s": statistics.median(row["pairs"] / row["seconds"] for row in rows),
-        "rss_peak_gib": rows[-1]["rss_peak_gib"],
+        "rss_peak_gib": max(row["rss_peak_gib"] for row in rows),
     }
     for name in ("matmul_peak_fraction", "tokens_per_s", "tokens_per_s_equivalent", "row_fill", "model_tflops"):
         if name in rows[0]:
@@ -202,11 +265,11 @@ def main() -> None:
         cases = [Case(**{**asdict(case), "rounds": given.rounds}) for case in cases]
     (given.work / "workers").mkdir(parents=True, exist_ok=True)
     inputs = make_inputs(given.data, given.work.absolute())
-    here = Path(sys.executable)
-    pythons = {OURS: here, OURS_TORCH: here, ALIGNER: here, TRL: given.trl.absolute()}
     # after each case, so that an interrupted run has its first results, and a later run adds others
     for case in cases:
-        result = run_case(case, inputs, (given.work / "workers").absolute(), pythons)
+        result = run_case(case, inputs, (given.work / "workers").absolute(), trl=given.trl.absolute())
+        if not result["measured"]:
+            print(f"{case.name}: not measured, rounds vary by more than {SPREAD}: {result['spread']}", file=sys.stderr)
         add_result(result, given.output, order=[case.name for case in CASES])
     fill_pages()
 

@@ -8,13 +8,17 @@ from tests.benchmarks.tables.cpu import TRAINERS
 
 
 def add_result(result: dict[str, Any], output: Path, *, order: list[str]) -> None:
-    """Add a case to `output`, replacing its earlier result, and draw all cases in a figure next to it."""
+    """Add a case to `output`, replacing its earlier result on this processor, and draw a figure next to it."""
     output.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(output.read_text()) if output.exists() else []
-    results = [other for other in results if other["case"]["name"] != result["case"]["name"]] + [result]
-    results.sort(key=lambda other: order.index(other["case"]["name"]))
+    results = [other for other in results if _key(other) != _key(result)] + [result]
+    results.sort(key=lambda other: (_key(other)[0], order.index(other["case"]["name"])))
     output.write_text(json.dumps(results, indent=1) + "\n")
-    draw(results, output.with_suffix(".png"))
+    draw([one for one in results if _key(one)[0] == _key(result)[0]], output.with_suffix(".png"))
+
+
+def _key(result: dict[str, Any]) -> tuple[str, str]:
+    return result["machine"]["processor"], result["case"]["name"]
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:

@@ -7,8 +7,9 @@ choice for TRL:
 
 - `precompute_ref_log_probs`: the reference is evaluated before the first step and not timed; `reference_seconds` of
   the ready line says how long it took.
-- `gradient_checkpointing=False` and `bf16=False` (both true by default): recomputation costs time, and every
-  competitor computes in float32.
+- `gradient_checkpointing=False` (true by default): recomputation costs time.
+- `bf16`, true by default, is false unless the settings ask for it: the weights stay float32, autocast multiplies in
+  bfloat16.
 - Attention is transformers' choice (sdpa on CPUs), padding is to the longest sequence of a micro-batch.
 - Fused AdamW, constant learning rate, no weight decay, gradients clipped to 1.0, no shuffling.
 - `logging_steps=1`, so that every step reports its loss; TRL computes metrics for every micro-batch anyway.
@@ -88,7 +89,7 @@ def build_trainer(settings: Settings, folder: str) -> tuple[Any, float]:
             weight_decay=0.0,
             max_grad_norm=1.0,
             use_cpu=True,
-            bf16=False,
+            bf16=settings.precision == "bf16",
             gradient_checkpointing=False,
             logging_steps=1,
             save_strategy="no",

@@ -102,15 +102,6 @@ def test_template_and_token_limit_from_the_command_line(folder, tmp_path):
     assert (score["num_questions"], score["unfinished_rate"], score["strict_accuracy"]) == (1, 1.0, 1.0)
 
 
-def test_threads_sleep_while_they_wait(folder, tmp_path):
-    """OpenMP prints its settings when it is loaded: they must be there before torch is."""
-    done = _evaluate(
-        folder / "model", folder / "questions.jsonl", tmp_path / "out", "--limit", 1, OMP_DISPLAY_ENV="true"
-    )
-    assert done.returncode == 0, done.stderr
-    assert "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr
-
-
 def test_samples_from_the_command_line(folder, tmp_path):
     options = ["--samples", 4, "--temperature", 0.05, "--seed", 1]
     done = _evaluate(folder / "model", folder / "questions.jsonl", tmp_path / "out", *options)

@@ -8,9 +8,11 @@ from tests.benchmarks.tables.markdown import table
 MIB = 2**20
 TRAINERS = {
     "ours": "nemo-minordpo",
+    "ours, bf16": "nemo-minordpo, bf16",
     "ours, torch's matmul": "nemo-minordpo, torch's matmul",
     "nemo-aligner 0.7.0": "NeMo-Aligner 0.7.0",
     "trl": "TRL 1.16.0",
+    "trl, bf16": "TRL 1.16.0, bf16",
 }
 
 
@@ -19,18 +21,50 @@ def _case(case: dict[str, Any]) -> str:
 
 
 def benchmark(results: list[dict[str, Any]]) -> str:
+    """One table per processor, below its peaks and the load by other processes."""
+    return "\n".join(
+        f"**{name}.** {_machine([one['machine'] for one in own])}\n\n{_benchmark(own)}"
+        for name, own in _by_processor(results).items()
+    )
+
+
+def _by_processor(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    names = dict.fromkeys(result["machine"]["processor"] for result in results)
+    return {name: [one for one in results if one["machine"]["processor"] == name] for name in names}
+
+
+def _machine(machines: list[dict[str, Any]]) -> str:
+    if "load_of_others" not in machines[0]:
+        return "Peaks and load were not recorded."
+    peaks = [one[when] for one in machines for when in ("gflops_before", "gflops_after")]
+    ways = [
+        f"{words} {min(values):.0f}-{max(values):.0f}"
+        for words, which, dtype in (
+            ("float32 by torch", "torch", "float32"), ("by oneDNN", "instead", "float32"),
+            ("bfloat16 by torch", "torch", "bfloat16"), ("in float32 and rounded", "instead", "bfloat16"),
+        )
+        if (values := [peak[which][dtype] for peak in peaks])
+    ]  # fmt: skip
+    load = max(one["load_of_others"] for one in machines)
+    return f"Matrix products, GFLOP/s: {', '.join(ways)}. Load by other processes: at most {load:.0%} of all cores."
+
+
+def _benchmark(results: list[dict[str, Any]]) -> str:
     rows = []
     for result in results:
         where = _case(result["case"])
+        if not result["measured"]:
+            where += f"; not measured: rounds vary {max(result['spread'].values()):.1f}x"
         for name, row in result["results"].items():
             share = f"{row['matmul_peak_fraction']:.0%}" if "matmul_peak_fraction" in row else "-"
+            ratio = f"{result['speed_up'][name]:.1f}x"
             rows.append(
                 (
                     where,
                     TRAINERS[name],
                     f"{row['seconds']:.2f} ({row['fastest']:.2f}-{row['slowest']:.2f})",
                     f"{row['pairs_per_s']:.2f}",
-                    f"{result['speed_up'][name]:.1f}x",
+                    ratio if result["measured"] else f"({ratio})",
                     share,
                     f"{row['rss_peak_gib']:.1f}",
                 )
@@ -44,22 +78,33 @@ def benchmark(results: list[dict[str, Any]]) -> str:
 
 
 def benchmark_short(results: list[dict[str, Any]]) -> str:
-    """One row per case: speed relative to each competitor, and memory."""
+    """One row per case that was measured: ranges over processors of the speed relative to each competitor, memory."""
     others = ("nemo-aligner 0.7.0", "trl")
     rows = []
-    for result in results:
-        trainers, ratio = result["results"], result["speed_up"]
-        memory = [f"{trainers[name]['rss_peak_gib']:.1f}" for name in ("ours", *others) if name in trainers]
+    for name in dict.fromkeys(result["case"]["name"] for result in results if result["measured"]):
+        measured = [result for result in results if result["measured"] and result["case"]["name"] == name]
+        trainers = measured[0]["results"]
+        memory = [f"{trainers[other]['rss_peak_gib']:.1f}" for other in ("ours", *others) if other in trainers]
         rows.append(
             (
-                _case(result["case"]),
-                f"{trainers['ours']['pairs_per_s']:.2f}",
-                *[f"{ratio[name]:.1f}x" if name in ratio else "-" for name in others],
+                _case(measured[0]["case"]),
+                _range([one["results"]["ours"]["pairs_per_s"] for one in measured], digits=2),
+                *[
+                    _range([one["speed_up"][other] for one in measured], digits=1, unit="x")
+                    if other in trainers
+                    else "-"
+                    for other in others
+                ],
                 " / ".join([*memory, "-"][: len(others) + 1]),
             )
         )
     columns = "float32, two CPU cores | pairs/s: | faster than NeMo-Aligner 0.7.0: | faster than TRL 1.16.0: "
     return table(f"{columns}| GiB: this / NeMo-Aligner / TRL:", rows)
+
+
+def _range(values: list[float], *, digits: int, unit: str = "") -> str:
+    low, high = (f"{value:.{digits}f}{unit}" for value in (min(values), max(values)))
+    return low if low == high else f"{low}-{high}"
 
 
 def peak(rows: list[dict[str, Any]]) -> str:
@@ -209,6 +254,6 @@ def waiting(result: dict[str, Any]) -> str:
     of = {(row["waiting"], row["beside_another"]): sorted(row["step_ms"]) for row in result["waiting"]}
     rows = [
         (name, *[_median(of[kind, busy]) for busy in (False, True)])
-        for kind, name in (("spin", "spin, OpenMP's default"), ("sleep", "sleep, as `evaluate` sets"))
+        for kind, name in (("spin", "spin, OpenMP's default"), ("briefly", "spin briefly, then sleep"))
     ]  # fmt: skip
     return table("waiting threads | ms per token of 16 answers, alone: | beside another process:", rows)
