@@ -4,7 +4,7 @@ Shared by the workers, which run in different environments; uses only the standa
 
 A worker is started as ``python -m tests.benchmarks.NAME SETTINGS.json`` from the root of the repository. It loads its
 model, prints a line ``{"ready": true, ...}`` and waits. For every line ``step`` that it reads, it does one whole
-optimizer step on the next pairs of the file and prints ``{"seconds": ..., "cpu_seconds": ..., "pairs": ...,
+optimizer step on the first pairs of the file and prints ``{"seconds": ..., "cpu_seconds": ..., "pairs": ...,
 "loss": ..., "rss_peak_gib": ...}``; it ends at ``quit``, at the end of its input, or after `steps` steps.
 `cpu_seconds` is the CPU time of all threads: close to seconds x threads, unless other processes use the CPUs too.
 """
@@ -26,7 +26,7 @@ class Settings:
 
     hf: str  # folder of the model
     nemo: str  # .nemo of the same weights
-    pairs: str  # jsonl with the exact texts, in training order
+    pairs: str  # jsonl with the exact texts; every step has the first ones
     global_batch_size: int  # pairs
     micro_batch_size: int  # pairs
     seq_length: int  # tokens, no pair is longer
@@ -46,17 +46,17 @@ class Settings:
         return cls(**{field.name: given[field.name] for field in fields(cls) if field.name in given})
 
     def read_pairs(self) -> list[dict[str, str]]:
-        """The texts of all steps, without other fields.
+        """The texts of all steps, without other fields: the same pairs in every step, so that steps are comparable.
 
         Raises:
-            ValueError: the file has fewer pairs than the steps need.
+            ValueError: the file has fewer pairs than a step needs.
         """
-        needed = self.steps * self.global_batch_size
+        needed = self.global_batch_size
         with open(self.pairs, encoding="utf-8") as file:
             rows = [json.loads(line) for _, line in zip(range(needed), file, strict=False)]
         if len(rows) < needed:
-            raise ValueError(f"{self.pairs} has {len(rows)} pairs, but {self.steps} steps need {needed}")
-        return [{key: row[key] for key in _PAIR_KEYS} for row in rows]
+            raise ValueError(f"{self.pairs} has {len(rows)} pairs, but a step needs {needed}")
+        return [{key: row[key] for key in _PAIR_KEYS} for row in rows] * self.steps
 
 
 class Conversation:

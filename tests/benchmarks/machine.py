@@ -19,7 +19,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 def describe() -> dict[str, Any]:
     """Processor, and GFLOP/s of products of two 2048 x 2048 matrices on all cores, by type and library.
 
-    torch: torch's own product; instead: the alternative of host/matmul.py.
+    torch: torch's own product; instead: the alternative of host/matmul.py; replaced: where that is used.
     """
     run = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks.machine"], stdout=subprocess.PIPE, text=True, check=True
@@ -44,12 +44,13 @@ def _measure() -> dict[str, Any]:
             times.append(time.perf_counter() - started)
         return 2 * _N**3 / min(times) / 1e9
 
-    chosen = [stand_in.instead for stand_in in matmul.install()]
+    matmul.install()
+    replaced = matmul.replaced()
     matmul.use([])
     own = {name: gflops(getattr(torch, name)) for name in ("float32", "bfloat16")}
     matmul.use(own)
     instead = {name: gflops(getattr(torch, name)) for name in own}
-    return {"processor": processor_name(), "gflops": {"torch": own, "instead": instead}, "chosen": chosen}
+    return {"processor": processor_name(), "gflops": {"torch": own, "instead": instead}, "replaced": replaced}
 
 
 class OtherLoad:
