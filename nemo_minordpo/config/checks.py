@@ -54,7 +54,7 @@ def unread_notes(config: TrainConfig) -> list[str]:
     """
     losses, label = weights_of(config.model.dpo), loss_label(config.model.dpo.preference_loss)
     return [
-        f"{key}={value_of(config, key)} has no effect on {label}; only used by {readers(setting.losses)}"
+        f"{key}={value_of(config, key)} has no effect on {label}; it is read by {readers(setting.losses)}"
         for key, setting in DECLARED.items()
         if not reads(losses, key) and default_of(key) not in (value_of(config, key), MISSING)
     ]

@@ -270,20 +270,20 @@ def test_durations(text, seconds):
 def test_changed_settings_that_the_loss_ignores_are_reported():
     unread = ["model.dpo.dpop_lambda=5", "model.dpo.gt_reward_scale=2"]
     assert config.unread_notes(load(*unread)) == [
-        "model.dpo.dpop_lambda=5.0 has no effect on minordpo; only used by dpop",
-        "model.dpo.gt_reward_scale=2.0 has no effect on minordpo; only used by rpo_sq, rpo_bwd_kl, rpo_fwd_kl",
+        "model.dpo.dpop_lambda=5.0 has no effect on minordpo; it is read by dpop",
+        "model.dpo.gt_reward_scale=2.0 has no effect on minordpo; it is read by rpo_sq, rpo_bwd_kl, rpo_fwd_kl",
     ]
     assert len(config.unread_notes(load("loss=dpop", *unread))) == 1
     (note,) = config.unread_notes(load("model.dpo.preference_loss={minordpo:1,dpop:0.5}", *unread))
-    assert note.startswith("model.dpo.gt_reward_scale=2.0 has no effect on minordpo + 0.5 dpop; only used by rpo_sq, ")
+    assert note.startswith("model.dpo.gt_reward_scale=2.0 has no effect on minordpo + 0.5 dpop; it is read by rpo_sq, ")
     assert config.unread_notes(load("model.dpo.preference_loss=mine:loss", *unread)) == []
     live = ["model.dpo.reference_log_probs=live", "model.dpo.preference_average_log_probs=true"]
     assert config.unread_notes(load("model.dpo.preference_loss=simpo", *live)) == [
-        "model.dpo.preference_average_log_probs=True has no effect on simpo; only used by all but simpo, sft",
-        "model.dpo.reference_log_probs=live has no effect on simpo; only used by all but simpo, sft",
+        "model.dpo.preference_average_log_probs=True has no effect on simpo; it is read by all but simpo, sft",
+        "model.dpo.reference_log_probs=live has no effect on simpo; it is read by all but simpo, sft",
     ]
     assert config.unread_notes(load(*live, "model.dpo.sft_average_log_probs=true")) == [
-        "model.dpo.sft_average_log_probs=True has no effect on minordpo; only used by sft"
+        "model.dpo.sft_average_log_probs=True has no effect on minordpo; it is read by sft"
     ]
     assert config.unread_notes(load("model.dpo.sft_loss_weight=1", "model.dpo.sft_average_log_probs=true")) == []
     assert config.unread_notes(load("model.dpo.preference_loss=sft")) == []  # beta must be given
