@@ -83,8 +83,10 @@ def _draw(document: Document, output: Path) -> list[Path]:
     grid, curves, figures = document.grid, document.curves, output / _FIGURES
     paths = [output / "rewards.png"]
     if len(grid.settings) <= _MOST_PANELS:
-        titles = [one.name if "beta" in one.name else f"{one.name}, beta {number(one.beta)}" for one in grid.settings]
-        draw_rewards(grid.settings, titles, curves, paths[0])
+        # log-probabilities, the rewards of a loss without a reference, would flatten the others on a shared axis
+        drawn = [one for one in grid.settings if one.has_reference] or grid.settings
+        titles = [one.name if "beta" in one.name else f"{one.name}, beta {number(one.beta)}" for one in drawn]
+        draw_rewards(drawn, titles, curves, paths[0])
     else:
         draw_overview(grid, curves, paths[0])
         for (loss, rate), settings in grid.rows().items():

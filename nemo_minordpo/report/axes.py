@@ -4,8 +4,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from nemo_minordpo.config import Resume, declared, reads, short_name
+from nemo_minordpo.config import Resume, declared, default_of, reads, short_name
 from nemo_minordpo.records import SampledScore, Score
 from nemo_minordpo.report.runs import Run
 from nemo_minordpo.report.scores import BELOW_BASE, DEGENERATE, Rate, broke, strict, strict_over_seeds
@@ -32,6 +33,10 @@ class Setting:
     @property
     def is_degenerate(self) -> bool:
         return any(reason.startswith(DEGENERATE) for reason in self.breaks)
+
+    @property
+    def has_reference(self) -> bool:
+        return all(run.has_reference for run in self.runs)
 
     @property
     def scores(self) -> list[Score]:
@@ -138,19 +143,31 @@ def _labels(runs: list[Run]) -> dict[int, str]:
         members = [run for run in runs if run.loss == loss]
         differing = _differing(members)
         for run in members:
-            more = ", ".join(f"{short_name(key)} {run.settings.get(key)}" for key in differing)
+            more = ", ".join(f"{short_name(key)} {_value(run, key)}" for key in differing)
             labels[id(run)] = f"{loss} ({more})" if more else loss
     return labels
 
 
 def _differing(runs: list[Run]) -> list[str]:
-    """The distinguishing settings that differ between runs whose loss reads them."""
+    """The distinguishing settings that differ between runs whose losses read them, or that make another loss of one."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
-    return [
-        key
-        for key in keys
-        if _tells_apart(key) and len({str(run.settings.get(key)) for run in runs if reads(run.loss, key)}) > 1
-    ]
+    return [key for key in keys if _tells_apart(key) and len(_values_of(key, runs)) > 1]
+
+
+def _values_of(key: str, runs: list[Run]) -> set[str]:
+    """The values of a setting in the runs whose losses read it, and the default of one that makes another loss."""
+    values = {str(_value(run, key)) for run in runs if reads(run.losses, key)}
+    return values | {str(default_of(key))} if values and _is_variant(key) else values
+
+
+def _value(run: Run, key: str) -> Any:
+    """A setting of a run; the default of one that makes another loss, if the run's version did not have it."""
+    return run.settings.get(key, default_of(key) if _is_variant(key) else None)
+
+
+def _is_variant(key: str) -> bool:
+    setting = declared(key)
+    return setting is not None and setting.is_variant
 
 
 def _tells_apart(key: str) -> bool:
@@ -180,7 +197,7 @@ def _unlike_settings(labels: dict[int, str], runs: list[Run]) -> list[str]:
     named = {key for loss in {run.loss for run in runs} for key in _differing([r for r in runs if r.loss == loss])}
     return [
         f"the losses also differ in {key}: "
-        + ", ".join(dict.fromkeys(f"{labels[id(run)]} {run.settings.get(key)}" for run in runs))
+        + ", ".join(dict.fromkeys(f"{labels[id(run)]} {_value(run, key)}" for run in runs))
         for key in _differing(runs)
         if key not in named
     ]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from nemo_minordpo.config import MARGINS
 from nemo_minordpo.report.axes import Grid, number
 from nemo_minordpo.report.candidates import Relation, relations
 from nemo_minordpo.report.candidates import sentence as candidates_sentence
@@ -48,6 +49,7 @@ class Document:
             f"at least {100 * DEGENERATE_ABOVE_BASE:.0f} percentage points above the base model's and the intervals do "
             "not overlap.",
         ]
+        lines += margin_lines(self.grid)
         if any(len(setting.runs) > 1 for setting in self.grid.settings):
             lines.append(
                 "All seeds answer the same questions, so the interval of their mean is that of a single run, widened "
@@ -99,6 +101,18 @@ class Document:
         ordered = sorted(lines.items(), key=lambda item: -abs(item[1][0].correlation or 0))
         rows = [[metric, *(_relation(one, whole=one.runs == "all") for one in group)] for metric, group in ordered]
         return Table(heads, rows)
+
+
+def margin_lines(grid: Grid) -> list[str]:
+    """What the losses compare, if one of them does not compare the margin; and which of them have no reference."""
+    names = dict.fromkeys(name for run in grid.runs for name in run.losses if name in MARGINS)
+    others = [f"{name}: {MARGINS[name]}" for name in names if MARGINS[name] != MARGINS["dpo"]]
+    compared = f"The margin is {MARGINS['dpo']} for every loss. What a loss itself compares: {'; '.join(others)}."
+    free = dict.fromkeys(one.loss for one in grid.settings if not one.has_reference)
+    left_out = (
+        f"No reference: {', '.join(free)}. Its rewards in the curves are log-probabilities; tables leave them out."
+    )
+    return [compared] * bool(others) + [left_out] * bool(free)
 
 
 def document_of(grid: Grid) -> Document:

@@ -67,7 +67,8 @@ def is_degenerate(score: Score, base: Score | None) -> bool:
 def broke(run: Run, base: Score | None) -> list[str]:
     """How a run broke; empty = it did not. Its accuracy is judged elsewhere, over all seeds."""
     reasons = []
-    if run.steps and any(math.isnan(run.final(name)) or math.isinf(run.final(name)) for name in REWARDS):
+    watched = REWARDS if run.has_reference else ("loss",)
+    if run.steps and not all(math.isfinite(run.final(name)) for name in watched):
         reasons.append(NO_NUMBERS)
     if run.score is not None and is_degenerate(run.score, base):
         reasons.append(DEGENERATE)

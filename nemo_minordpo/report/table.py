@@ -54,7 +54,7 @@ def _row(run: Run) -> Row:
         beta=run.beta,
         learning_rate=run.learning_rate,
         seed=run.seed,
-        **({name: run.final(metric) for name, metric in ends.items()} if run.steps else {}),
+        **({name: run.final(metric) for name, metric in ends.items()} if run.steps and run.has_reference else {}),
     )
 
 

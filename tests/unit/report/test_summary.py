@@ -37,8 +37,8 @@ def run(
     started = RunEvent(time="2024", attempt=1, job="j", event="started", step=0, max_steps=1)
     folder = Path(f"{loss}-{beta}-{rate}-{seed}")
     return Run(
-        folder=folder, loss=loss, beta=beta, learning_rate=rate, seed=seed, settings=settings, lines={"train": [line]},
-        seconds=1.0, score=None if right is None else score(right, degenerate=degenerate),
+        folder=folder, loss=loss, losses=(loss,), beta=beta, learning_rate=rate, seed=seed, settings=settings,
+        lines={"train": [line]}, seconds=1.0, score=None if right is None else score(right, degenerate=degenerate),
         state=State(folder=folder, events=[started, *([DONE] if done else [])], failures=[]),
     )  # fmt: skip
 
