@@ -13,13 +13,14 @@ from nemo_minordpo.report.axes import Grid, Setting, number
 from nemo_minordpo.report.candidates import candidate_metrics
 from nemo_minordpo.report.csv_files import known_betas, metrics_of
 from nemo_minordpo.report.curves import Curve, Curves
-from nemo_minordpo.report.document import Document, Table
+from nemo_minordpo.report.document import Document
 from nemo_minordpo.report.figures.canvas import REWARD_COLORS, beta_colors, loss_colors
 from nemo_minordpo.report.figures.coefficient import coefficient, margins
 from nemo_minordpo.report.figures.score import place_of
+from nemo_minordpo.report.page_problems import problems_section
 from nemo_minordpo.report.runs import REWARDS, Run
 from nemo_minordpo.report.scores import Rate
-from nemo_minordpo.report.table import COLUMNS, headings
+from nemo_minordpo.report.table import COLUMNS, Table, headings
 
 _ASSETS = resources.files("nemo_minordpo.report") / "assets"
 
@@ -31,6 +32,11 @@ def as_html(document: Document) -> str:
         "title": escape(_title(grid)),
         "summary": escape(_summary(grid)),
         "reading": _list(document.sentences) or "<p>No run has a step or a score yet.</p>",
+        "score_table": _section("Scores", _table(document.score_table, kind="named"), anchor="score-table"),
+        "comparisons": _section("Paired tests", _table(document.comparisons_table, kind="named"), anchor="paired"),
+        "problems": _section(
+            "Problems on which models differ", problems_section(document.differing), anchor="problems"
+        ),
         "claims": _claims(document),
         "best": _section("Best at each setting", _table(document.best_table), anchor="best") if grid.is_sweep else "",
         "runs": _runs_table(document),
