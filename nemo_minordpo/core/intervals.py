@@ -1,9 +1,9 @@
-"""Confidence intervals for rates, means and rank correlations."""
+"""Confidence intervals for rates and rank correlations."""
 
 import math
 from collections.abc import Sequence
 
-from scipy.special import stdtrit
+from nemo_minordpo.core.behrens_fisher import half_width
 
 Z_95 = 1.959963984540054  # the standard normal's 97.5 % point
 
@@ -27,18 +27,23 @@ def wilson_interval(successes: float, total: int) -> tuple[float, float]:
     return low, high
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval for the mean of a normal distribution: mean -+ t s / sqrt(n), with n - 1 degrees of freedom.
+def interval_over_seeds(rates: Sequence[float], total: int) -> tuple[float, float]:
+    """95 % interval for a rate over other seeds and other questions: two errors, added as in core/behrens_fisher.py.
 
-    Source: Student 1908.
+    The error from the seeds is s / sqrt(N), with N - 1 degrees of freedom. That from the questions, with n - 1, is
+    sqrt(q(1-q) / (n + 4)), where q = (n mean + 2) / (n + 4). Source of the latter: Agresti and Coull 1998.
 
     Args:
-        values: n >= 2 independent values.
+        rates: of the N >= 2 seeds, on the same questions.
+        total: n, at least 2.
     """
-    count, mean = len(values), sum(values) / len(values)
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
-    half = float(stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count)
-    return mean - half, mean + half
+    count, mean = len(rates), sum(rates) / len(rates)
+    of_seeds = sum((rate - mean) ** 2 for rate in rates) / (count - 1) / count
+    adjusted = (total * mean + 2) / (total + 4)
+    of_questions = adjusted * (1 - adjusted) / (total + 4)
+    errors = math.sqrt(of_seeds), math.sqrt(of_questions)
+    half = half_width(errors=errors, freedoms=(count - 1, total - 1))
+    return max(mean - half, 0.0), min(mean + half, 1.0)
 
 
 def rank_correlation_interval(correlation: float, count: int) -> tuple[float, float]:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import bdtr, stdtr, stdtrit
+from scipy.special import bdtr
 
+from nemo_minordpo.core.behrens_fisher import half_width, tail
 from nemo_minordpo.core.intervals import Z_95
 
 
@@ -49,15 +50,17 @@ def over_seeds_and_problems(first: np.ndarray, second: np.ndarray) -> Difference
     """Two settings, each trained with the same N seeds, each run answering the same M problems.
 
     Both seeds and problems are samples: the result is about other seeds and other problems. The difference d of the
-    mean accuracies is divided by a standard error that adds the variance over seeds and the variance over problems:
+    mean accuracies has an error from each, with N - 1 and M - 1 degrees of freedom:
 
-        t = d / sqrt(v_seeds + v_problems),  v_seeds = var(mean of each seed) / N,  v_problems likewise / M
+        e_seeds = sqrt(var(means of the seeds) / N),  e_problems = sqrt(var(means of the problems) / M)
 
-    with (v_seeds + v_problems)^2 / (v_seeds^2/(N-1) + v_problems^2/(M-1)) degrees of freedom. t^2 is Clark's min F', a
-    lower bound of the F of this design, because the variance of single answers is in both terms. The number of seeds
-    sets no bound on p; a sign-flip test over N seeds cannot go below 2^(1-N), 0.06 with five. The K problems on which
-    the settings differ do: p is at least 2^(1-K), as in a sign-flip test over these, also if both variances are 0.
-    Source: Clark 1973, min F'; Raaijmakers et al. 1999.
+    p is the probability that |e_seeds T1 + e_problems T2| >= |d| (core/behrens_fisher.py); the interval belongs to it.
+    d^2 / (e_seeds^2 + e_problems^2) is Clark's min F'; his approximate degrees of freedom are too many for few seeds.
+
+    The number of seeds sets no lower bound on p, but with fewer seeds the difference must be larger. A sign-flip test
+    over N seeds, in contrast, cannot go below 2^(1-N): 0.06 with five. p is at least 2^(1-K), as in a sign-flip test
+    over the K problems on which the settings differ, even if both errors are 0.
+    Source: Clark 1973 for the two errors, Fisher 1935 for their sum.
 
     Args:
         first: [N, M], 0 or 1; N and M are at least 2.
@@ -66,14 +69,9 @@ def over_seeds_and_problems(first: np.ndarray, second: np.ndarray) -> Difference
     differences = first.astype(float) - second
     by_seed, by_problem = differences.mean(axis=1), differences.mean(axis=0)
     value = float(differences.mean())
-    seeds, problems = (float(means.var(ddof=1)) / len(means) for means in (by_seed, by_problem))
-    error = math.sqrt(seeds + problems)
-    if error == 0:
-        p, half = float(value == 0), 0.0
-    else:
-        freedom = error**4 / (seeds**2 / (len(by_seed) - 1) + problems**2 / (len(by_problem) - 1))
-        p = 2 * float(stdtr(freedom, -abs(value) / error))
-        half = float(stdtrit(freedom, 0.975)) * error
+    seeds, problems = (math.sqrt(float(means.var(ddof=1)) / len(means)) for means in (by_seed, by_problem))
+    sources = {"errors": (seeds, problems), "freedoms": (len(by_seed) - 1, len(by_problem) - 1)}
+    p, half = tail(abs(value), **sources), half_width(**sources)
     bound = min(1.0, 2.0 ** (1 - np.count_nonzero(by_problem)))
     return Difference(value=value, low=max(value - half, -1.0), high=min(value + half, 1.0), p=max(p, bound))
 

@@ -1,7 +1,7 @@
 """Which models differ: paired tests on the same problems, with Holm's correction over all of the report's.
 
 Every setting is compared with the base model and, at the same beta and learning rate, with every other loss. With one
-seed, McNemar's exact test is used; with several, a test over seeds and problems (core/paired.py).
+seed, McNemar's exact test is used; with several, a test over both seeds and problems (core/paired.py).
 """
 
 import itertools
@@ -171,13 +171,14 @@ def _some(names: list[str]) -> str:
 def comparisons_table(found: list[Comparison]) -> Table:
     """One line per comparison."""
     heads = [
-        "model", "against", "accuracy", "seeds", "problems", "difference, points (95 % interval)",
-        "only the first right", "only the second right", "p", "p after Holm's correction", "at 5 %",
+        "model", "against", "at 5 %", "difference, points (95 % interval)", "p", "p after Holm's correction",
+        "only the first right", "only the second right", "accuracy", "seeds", "problems",
     ]  # fmt: skip
     rows = [
         [
-            one.first.name, one.names[1], one.rule, str(one.num_seeds), str(one.num_problems), _points(one.difference),
-            str(one.only_first), str(one.only_second), f"{one.difference.p:.2g}", f"{one.adjusted_p:.2g}", one.verdict,
+            one.first.name, one.names[1], one.verdict, _points(one.difference), f"{one.difference.p:.2g}",
+            f"{one.adjusted_p:.2g}", str(one.only_first), str(one.only_second), one.rule, str(one.num_seeds),
+            str(one.num_problems),
         ]
         for one in found
     ]  # fmt: skip

@@ -41,7 +41,7 @@ def differing(grid: Grid) -> list[Differing]:
         for setting in settings:
             run = next((run for run in setting.runs if run.answers is not None), None)
             if run is not None and run.answers is not None:
-                seed = f", seed {run.seed}" if len(setting.runs) > 1 else ""
+                seed = f" (seed {run.seed})" if len(setting.runs) > 1 else ""
                 answers[f"{setting.loss}{seed}"] = run.answers
         if len(answers) > 1:
             found.append(_differing(f"lr {number(rate)}, beta {number(beta)}", answers))

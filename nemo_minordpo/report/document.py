@@ -50,8 +50,8 @@ class Document:
         if any(len(setting.runs) > 1 for setting in self.grid.settings):
             lines.append(
                 "All seeds answer the same questions, so the interval of their mean is that of a single run, widened "
-                "to include every seed. It says little about other seeds. The interval over seeds is Student's: it is "
-                "about other seeds, on the same questions."
+                "to include every seed. It says little about other seeds. The interval over seeds and problems "
+                "also covers other seeds."
             )
         lines += _of_paired_tests(self.comparisons)
         width = self.curves.steps.width
@@ -138,9 +138,9 @@ def _of_paired_tests(found: list[Comparison]) -> list[str]:
         )
     if any(one.num_seeds > 1 for one in found):
         lines.append(
-            "Paired tests with several seeds: min F' (Clark 1973), whose standard error adds the variance over seeds "
-            "to that over problems. It is about other seeds and other problems, and assumes that the differences of "
-            "mean accuracies are normally distributed."
+            "Paired tests with several seeds: Behrens and Fisher's, with one error from the seeds and one from the "
+            "problems. It is about other seeds and other problems. With two or three seeds, only differences far "
+            "larger than those between seeds are significant."
         )
     if found:
         lines.append(

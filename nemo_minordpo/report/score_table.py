@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nemo_minordpo.core.intervals import mean_interval
+from nemo_minordpo.core.intervals import interval_over_seeds
 from nemo_minordpo.records import Score
 from nemo_minordpo.report.axes import Grid, Setting
 from nemo_minordpo.report.scores import Rate, degenerate, flexible, over_seeds, strict
@@ -26,7 +26,9 @@ def score_table(grid: Grid) -> Table:
     columns["seeds"] = [str(len(one.runs)) if one else "-" for *_, one in lines]
     for name, of in RATES.items():
         columns[f"{name}, % (95 % interval)"] = [_rate(over_seeds(of, scores)) for _, scores, _ in lines]
-    columns["strict over seeds, % (95 % interval)"] = [_over_seeds(scores) for _, scores, _ in lines]
+    columns["strict over seeds and problems, % (95 % interval)"] = [
+        _rate(_over_seeds(scores)) for _, scores, _ in lines
+    ]
     for heading, metric in HELD_OUT.items():
         columns[heading] = ["-" if one is None else _percent(one.final(metric)) for *_, one in lines]
     filled = {heading: cells for heading, cells in columns.items() if any(cell != "-" for cell in cells)}
@@ -38,7 +40,7 @@ def score_csv(grid: Grid) -> str:
     """The same, unrounded, for each setting."""
     header = ["name", "seeds"]
     header += [f"{name}{end}" for name in RATES for end in ("", "_low", "_high")]
-    header += ["strict_seeds_low", "strict_seeds_high", *HELD_OUT.values()]
+    header += ["strict_over_seeds_low", "strict_over_seeds_high", *HELD_OUT.values()]
     return csv_text(header, [_cells(one) for one in grid.settings])
 
 
@@ -47,18 +49,19 @@ def _cells(setting: Setting) -> list[Any]:
     for of in RATES.values():
         rate = over_seeds(of, setting.scores)
         cells += (rate.value, rate.low, rate.high) if rate else (None, None, None)
-    values = [score.strict_accuracy for score in setting.scores]
-    cells += mean_interval(values) if len(values) > 1 else (None, None)
+    rate = _over_seeds(setting.scores)
+    cells += (rate.low, rate.high) if rate else (None, None)
     ends = [setting.final(metric) for metric in HELD_OUT.values()]
     return cells + [end if math.isfinite(end) else None for end in ends]
 
 
-def _over_seeds(scores: Sequence[Score]) -> str:
-    if len(scores) < 2:
-        return "-"
+def _over_seeds(scores: Sequence[Score]) -> Rate | None:
+    questions = min((score.num_questions for score in scores), default=0)
+    if len(scores) < 2 or questions < 2:
+        return None
     values = [score.strict_accuracy for score in scores]
-    low, high = mean_interval(values)
-    return _rate(Rate(value=sum(values) / len(values), low=max(low, 0.0), high=min(high, 1.0)))
+    low, high = interval_over_seeds(values, questions)
+    return Rate(value=sum(values) / len(values), low=low, high=high)
 
 
 def _rate(rate: Rate | None) -> str:
