@@ -13,6 +13,7 @@ from scipy.special import stdtr, stdtrit
 
 # Cells into which one T is divided: narrow near 0, and wide in the tails.
 _EDGES = np.sinh(np.linspace(-12, 12, 1201))
+_EDGES[[0, -1]] = -np.inf, np.inf
 _MIDDLES = np.sinh(np.linspace(-12, 12, 2401)[1::2])
 _SMALLEST = 1e-300  # instead of an error of 0
 
