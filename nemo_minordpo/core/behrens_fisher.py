@@ -7,6 +7,8 @@ p-values, where the usual approximation (Satterthwaite's) rejects many times too
 Source: Behrens 1929, Fisher 1935; that it is conservative: Robinson 1976.
 """
 
+from typing import cast
+
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import stdtr, stdtrit
@@ -39,4 +41,5 @@ def half_width(*, errors: tuple[float, float], freedoms: tuple[int, int]) -> flo
     widest = sum(error * float(stdtrit(freedom, 0.9875)) for error, freedom in zip(errors, freedoms, strict=True))
     if widest == 0:
         return 0.0
-    return float(brentq(lambda distance: tail(distance, errors=errors, freedoms=freedoms) - 0.05, 0, 1.01 * widest))
+    found = brentq(lambda distance: tail(distance, errors=errors, freedoms=freedoms) - 0.05, 0, 1.01 * widest)
+    return cast(float, found)  # not the tuple of full_output

@@ -137,7 +137,7 @@ def _groups(chosen: list[Comparison], of_rule: list[Comparison], word: str) -> l
     return [
         word.join(names)
         + ("" if total[names] == 1 else f" at {len(those)} of {total[names]} settings")
-        + (f" ({listed(those)})" if 0 < len(those) < total[names] and len(those) <= 2 else "")
+        + (f" ({listed(those)})" if len(those) < total[names] and len(those) <= 2 else "")
         for names, those in places.items()
     ]
 
