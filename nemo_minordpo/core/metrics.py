@@ -100,6 +100,12 @@ PAIR_METRICS = {
         unit="nats per token",
         reading="As deviation/chosen.",
     ),
+    "logps/accuracy": PairMetric(
+        of=lambda pairs, options, loss: (torch.sign(pairs.chosen_log_probs - pairs.rejected_log_probs) + 1) / 2,
+        formula="1 if log pi(chosen response) > log pi(rejected response), 1/2 if equal, else 0",
+        unit="fraction of pairs",
+        reading="Whether the model itself prefers the chosen response; short responses have an advantage.",
+    ),
     "dpo/coefficient": PairMetric(
         of=lambda pairs, options, loss: coefficient(pairs.compared(options).log_ratio_margin, beta=options.beta),
         formula="beta * sigmoid(-beta * (chosen - rejected)), Eq. 4 of the paper",

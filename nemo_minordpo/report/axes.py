@@ -8,8 +8,9 @@ from typing import Any
 
 from nemo_minordpo.config import Resume, declared, default_of, reads, short_name
 from nemo_minordpo.records import SampledScore, Score
+from nemo_minordpo.report.answers import Answers
 from nemo_minordpo.report.runs import Run
-from nemo_minordpo.report.scores import BELOW_BASE, DEGENERATE, Rate, broke, strict, strict_over_seeds
+from nemo_minordpo.report.scores import BELOW_BASE, DEGENERATE, Rate, broke, over_seeds, strict
 
 Place = tuple[float | None, float | None]  # learning rate, beta
 
@@ -56,6 +57,7 @@ class Grid:
     base: Score | None
     notes: list[str]
     left_out: list[str]  # folders without a readable run, each with the reason
+    base_answers: Answers | None = None
 
     @property
     def runs(self) -> list[Run]:
@@ -92,18 +94,25 @@ class Grid:
             rows.setdefault((setting.loss, setting.learning_rate), []).append(setting)
         return rows
 
-    def scored(self) -> dict[Place, list[Setting]]:
-        """The scored settings at each learning rate and beta, best first."""
+    def places(self) -> dict[Place, list[Setting]]:
+        """The settings at each learning rate and beta, in the order of the losses."""
         places: dict[Place, list[Setting]] = {}
         for setting in self.settings:
-            if setting.score is not None:
-                places.setdefault(setting.place, []).append(setting)
-        for settings in places.values():
-            settings.sort(key=lambda one: -one.score.value if one.score else 0)
+            places.setdefault(setting.place, []).append(setting)
         return dict(sorted(places.items(), key=lambda item: [_none_last(value) for value in item[0]]))
 
+    def scored(self) -> dict[Place, list[Setting]]:
+        """The scored settings at each learning rate and beta, best first."""
+        scored = {
+            place: sorted((one for one in settings if one.score), key=lambda one: -one.score.value if one.score else 0)
+            for place, settings in self.places().items()
+        }
+        return {place: settings for place, settings in scored.items() if settings}
 
-def arrange(runs: list[Run], base: Score | None, left_out: list[str] | None = None) -> Grid:
+
+def arrange(
+    runs: list[Run], base: Score | None, left_out: list[str] | None = None, base_answers: Answers | None = None
+) -> Grid:
     """Group runs into settings and name both; anything that makes a comparison unfair becomes a note."""
     notes: list[str] = []
     labels = _labels(runs)
@@ -120,11 +129,11 @@ def arrange(runs: list[Run], base: Score | None, left_out: list[str] | None = No
         _name_runs(name, members, notes)
         settings.append(_setting(name, loss=loss, runs=members, base=base))
     notes += _unlike_settings(labels, runs) + _unlike_questions(runs, base) + _unlike_answers(runs, base)
-    return Grid(settings=settings, base=base, notes=notes, left_out=left_out or [])
+    return Grid(settings=settings, base=base, notes=notes, left_out=left_out or [], base_answers=base_answers)
 
 
 def _setting(name: str, *, loss: str, runs: list[Run], base: Score | None) -> Setting:
-    score = strict_over_seeds([run.score for run in runs if run.score is not None])
+    score = over_seeds(strict, [run.score for run in runs if run.score is not None])
     counts = Counter(reason for run in runs for reason in broke(run, base))
     of_all = f" in {{}} of {len(runs)} seeds" if len(runs) > 1 else ""
     breaks = [reason + of_all.format(count) for reason, count in counts.items()]

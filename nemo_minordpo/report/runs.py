@@ -14,6 +14,7 @@ from nemo_minordpo.config import loss_label, mixed
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.flat import flatten
 from nemo_minordpo.records import Score, StepMetrics, score_from_json
+from nemo_minordpo.report.answers import Answers, read_answers
 from nemo_minordpo.report.run_state import State, read_state
 
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margin")
@@ -39,6 +40,7 @@ class Run:
     seconds: float  # duration of all training steps, including repeated ones; NaN if no step logged it
     score: Score | None
     state: State
+    answers: Answers | None = None  # one to each question of the score
     left_out: list[str] = field(default_factory=list)  # the parts of its files that could not be read
     notes: list[str] = field(default_factory=list)
     name: str = ""
@@ -110,6 +112,7 @@ def read_run(folder: Path) -> Run:
     lines, seconds = _read_metrics(folder / file_names.METRICS, notes=notes, left_out=left_out)
     notes += left_out
     seed, weights = settings.get("model.seed"), _weights(settings)
+    score, answers = _score_and_answers(folder / file_names.EVALUATION, notes)
     run = Run(
         folder=folder,
         loss=loss_label(weights),
@@ -120,8 +123,9 @@ def read_run(folder: Path) -> Run:
         settings=settings,
         lines=lines,
         seconds=seconds,
-        score=_score_or_note(folder / file_names.EVALUATION, notes),
+        score=score,
         state=state,
+        answers=answers,
         left_out=left_out,
         notes=notes,
     )
@@ -157,12 +161,22 @@ def read_score(folder: Path) -> Score | None:
         raise UserError(f"{path}: not a score as `minordpo evaluate` writes it ({error})") from error
 
 
-def _score_or_note(folder: Path, notes: list[str]) -> Score | None:
+def answers_or_note(folder: Path, score: Score, notes: list[str]) -> Answers | None:
+    """The answers behind a score; why they cannot be read becomes a note."""
     try:
-        return read_score(folder)
+        return read_answers(folder, score)
+    except (UserError, OSError) as error:
+        notes.append(f"not in the paired tests: {error}")
+        return None
+
+
+def _score_and_answers(folder: Path, notes: list[str]) -> tuple[Score | None, Answers | None]:
+    try:
+        score = read_score(folder)
     except UserError as error:
         notes.append(str(error))
-        return None
+        return None, None
+    return score, None if score is None else answers_or_note(folder, score, notes)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -47,6 +47,14 @@ def test_a_lost_pair_counts_as_lost():
     assert summary(metrics([-1.0, 2.0, 1.0, 3.0], [1.0, 3.0, 0.0, 3.5]))["rewards/accuracy"] == 0.25
 
 
+@pytest.mark.parametrize(("log_probs", "accuracy"), [((-3.0, -4.0), 1.0), ((-4.0, -3.0), 0.0), ((-3.0, -3.0), 0.5)])
+def test_the_models_own_preference_does_not_depend_on_the_reference(log_probs, accuracy):
+    """In all cases, both rewards prefer the rejected response."""
+    pairs = pairs_with(torch.tensor([-1.0, -2.0]), torch.tensor([1.0, 0.0]), log_probs=log_probs)
+    means = summary(pair_metrics(pairs, options_with(beta=0.1), torch.ones(2)))
+    assert (means["logps/accuracy"], means["rewards/accuracy"]) == (accuracy, 0.0)
+
+
 @pytest.mark.parametrize(
     ("margins", "quantiles"),
     [
