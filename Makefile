@@ -76,6 +76,7 @@ bench: $(VENV)/.installed $(VENV_TRL)/.installed  ## compare speed with NeMo-Ali
 	$(VENV)/bin/python -m tests.benchmarks.peak
 	$(VENV)/bin/python -m tests.benchmarks.conversion
 	$(VENV)/bin/python -m tests.benchmarks.plan
+	$(VENV)/bin/python -m tests.benchmarks.memory
 	$(VENV)/bin/python -m tests.benchmarks.metamath
 
 lint: $(VENV)/.installed  ## check style, types and import layers

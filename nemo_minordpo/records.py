@@ -150,7 +150,7 @@ class Failure(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prediction:
+class Prediction(_Record):
     """One answered question; a line of `predictions.jsonl`. Numbers are strings as core/gsm8k.py normalises them."""
 
     index: int  # position of the question in the file, from 0
@@ -219,6 +219,17 @@ def score_from_json(text: str) -> Score:
     value = parse_json(text)
     is_sampled = isinstance(value, dict) and "num_samples" in value
     return (SampledScore if is_sampled else Score).from_json(text)
+
+
+def prediction_from_json(text: str) -> Prediction:
+    """A line of `predictions.jsonl`, greedy or sampled.
+
+    Raises:
+        ValueError, TypeError: it is not a prediction.
+    """
+    value = parse_json(text)
+    is_sampled = isinstance(value, dict) and "sample" in value
+    return (SampledPrediction if is_sampled else Prediction).from_json(text)
 
 
 def _check_type(value: Any, kind: Any, *, name: str) -> None:

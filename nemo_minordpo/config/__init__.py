@@ -8,8 +8,8 @@ them with the command line, and :func:`load` rejects unknown settings.
 from nemo_minordpo.config.checks import unread_notes
 from nemo_minordpo.config.keys import DECLARED, closest, declared, default_of, reads, short_name, unknown_key, value_of
 from nemo_minordpo.config.loading import compose, decides, identity, load
+from nemo_minordpo.config.losses import LOSS_NAMES, MARGINS, loss_label, mixed, weights_of
 from nemo_minordpo.config.model_sections import (
-    LOSS_NAMES,
     DataSection,
     DPOSection,
     LoraSection,
@@ -26,6 +26,7 @@ __all__ = [
     "CONF",
     "DECLARED",
     "LOSS_NAMES",
+    "MARGINS",
     "CheckpointSection",
     "DPOSection",
     "DataSection",
@@ -46,10 +47,13 @@ __all__ = [
     "hydra_value",
     "identity",
     "load",
+    "loss_label",
+    "mixed",
     "read_override",
     "reads",
     "short_name",
     "unknown_key",
     "unread_notes",
     "value_of",
+    "weights_of",
 ]

@@ -1,6 +1,9 @@
 """Combinations of settings that cannot work, and settings that have no effect."""
 
+from omegaconf import MISSING
+
 from nemo_minordpo.config.keys import DECLARED, default_of, reads, value_of
+from nemo_minordpo.config.losses import loss_label, readers, weights_of
 from nemo_minordpo.config.sections import TrainConfig
 
 
@@ -13,6 +16,11 @@ def combination_problems(config: TrainConfig) -> list[str]:
             (
                 objective.preference_loss_weight == 0 and objective.sft_loss_weight == 0,
                 "model.dpo.preference_loss_weight and model.dpo.sft_loss_weight are both 0: there is no loss to train",
+            ),
+            (
+                objective.minordpo_floor != 0 and objective.preference_average_log_probs,
+                f"model.dpo.minordpo_floor={objective.minordpo_floor} is in nats of a whole response: it does not work "
+                "with model.dpo.preference_average_log_probs=true",
             ),
             (
                 optim.betas is not None and optim.name == "sgd",
@@ -44,9 +52,9 @@ def unread_notes(config: TrainConfig) -> list[str]:
 
     Not an error: the runs of a sweep over losses share their settings.
     """
-    loss = config.model.dpo.preference_loss
+    losses, label = weights_of(config.model.dpo), loss_label(config.model.dpo.preference_loss)
     return [
-        f"{key}={value_of(config, key)} has no effect on {loss}; only used by {', '.join(setting.losses)}"
+        f"{key}={value_of(config, key)} has no effect on {label}; it is read by {readers(setting.losses)}"
         for key, setting in DECLARED.items()
-        if not reads(loss, key) and value_of(config, key) != default_of(key)
+        if not reads(losses, key) and default_of(key) not in (value_of(config, key), MISSING)
     ]

@@ -7,21 +7,13 @@ from functools import reduce
 from types import UnionType
 from typing import Any, get_args, get_origin
 
-from nemo_minordpo.config.model_sections import LOSS_NAMES
+from nemo_minordpo.config.losses import LOSS_NAMES
 from nemo_minordpo.config.sections import TrainConfig
 from nemo_minordpo.config.setting import Setting, setting_of
 
 _WORDS = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", list: "a list"}
 # Settings of other trainers that have no counterpart here, and what to do instead.
 _REFUSED = {
-    "preference_average_log_probs": (
-        "log-probabilities are summed over a response, never averaged; leave it out, and to get the effect of an "
-        "average divide model.dpo.ref_policy_kl_penalty by the number of tokens in a typical response"
-    ),
-    "sft_average_log_probs": (
-        "log-probabilities are summed over a response, never averaged; leave it out, and to get the effect of an "
-        "average divide model.dpo.sft_loss_weight by the number of tokens in a typical response"
-    ),
     "bf16": "precision=bf16 trains in bfloat16",
     "fp16": "precision=bf16 trains in bfloat16; training in float16 has no shortcut here",
     "experiment": "`minordpo sweep NAME` runs the experiments of conf/experiment",
@@ -64,10 +56,12 @@ def value_of(config: TrainConfig, key: str) -> Any:
     return reduce(getattr, key.split("."), config)
 
 
-def reads(loss: str, key: str) -> bool:
-    """Whether a loss reads a setting; a user-defined loss is assumed to read all of them."""
+def reads(losses: Iterable[str], key: str) -> bool:
+    """Whether one of some losses reads a setting; a user-defined loss is assumed to read all of them."""
     setting = declared(key)
-    return setting is None or not setting.losses or loss in setting.losses or loss not in LOSS_NAMES
+    if setting is None or not setting.losses:
+        return True
+    return any(loss in setting.losses or loss not in LOSS_NAMES for loss in losses)
 
 
 def short_name(key: str) -> str:
@@ -101,7 +95,7 @@ def is_open(key: str) -> bool:
 
 def kind_of(key: str) -> tuple[Any, Any, bool]:
     """(str, int, float, bool, list, dict or a section; item type of a list, else None; whether null is allowed)."""
-    hint = SETTINGS[key]
+    hint = str if SETTINGS[key] is Any else SETTINGS[key]  # Any: a string, or more (Setting.is_mix)
     may_be_null = isinstance(hint, UnionType)
     if may_be_null:
         (hint,) = (part for part in get_args(hint) if part is not type(None))

@@ -1,16 +1,17 @@
 """The sections of `model`: objective, data, optimizer, adapters, layout."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
 from nemo_minordpo import DEFAULT_SEED
 from nemo_minordpo.config.lora import DEFAULT_RANK, DEFAULT_TARGETS, LORA_TARGETS
+from nemo_minordpo.config.losses import LOSS_NAMES, SFT, WITH_REFERENCE
 from nemo_minordpo.config.setting import Resume, setting
 
-# The losses of core/losses.py, and those that read ground-truth rewards.
-LOSS_NAMES = ("dpo", "dpop", "minordpo", "ipo", "rpo_sq", "rpo_bwd_kl", "rpo_fwd_kl")
-_RPO = ("rpo_sq", "rpo_bwd_kl", "rpo_fwd_kl")
+_RPO = ("rpo_sq", "rpo_bwd_kl", "rpo_fwd_kl")  # they read ground-truth rewards
+_SIGMOID = ("dpo", "dpop", "minordpo", "robust", "bdpo", "dpo_shift", "simpo")
 _CHECKPOINTS = {None: "as in the checkpoint's own configuration"}
 _STARTING_ADAPTERS = "as in the adapters to start from; for new adapters"
 
@@ -22,27 +23,58 @@ class DPOSection:
     ref_policy_kl_penalty: float = setting(
         MISSING, "beta, the strength of the pull towards the reference; the paper tries 0.02 to 0.2",
         unit="per nat", above=0, why="0 learns nothing", axis=True, short="beta",
-        aliases=("beta", "kl_penalty", "pref_beta"),
+        aliases=("beta", "kl_penalty", "pref_beta"), losses=tuple(name for name in LOSS_NAMES if name != SFT),
     )  # fmt: skip
-    preference_loss: str = setting(
+    # a name, or a mapping of names to weights
+    preference_loss: Any = setting(
         "minordpo", "the loss; your own function is imported from the current folder or an installed package",
-        choices=LOSS_NAMES, own="package.module:function", axis=True, short="",
+        choices=LOSS_NAMES, own="package.module:function", is_mix=True, axis=True, short="",
         aliases=("loss", "loss_type", "pref_loss"),
     )  # fmt: skip
     dpop_lambda: float = setting(
         50.0, "lambda, the weight of the penalty on chosen responses below the reference; Pal et al. 2024 use 50",
         minimum=0, losses=("dpop",),
     )  # fmt: skip
+    minordpo_floor: float = setting(
+        0.0, "the rejected response is pushed down until its log-ratio falls to this; the paper has 0",
+        unit="nats", losses=("minordpo",), is_variant=True,
+    )  # fmt: skip
+    label_smoothing: float = setting(
+        0.0, "probability that the two responses of a pair are in the wrong order; `dpo` with it is conservative DPO",
+        minimum=0, below=0.5, losses=_SIGMOID, is_variant=True, aliases=("dpo_label_smoothing",),
+    )  # fmt: skip
+    bdpo_lambda: float = setting(
+        0.5, "weight of the policy in the mixture with the reference; near 1 it is DPO",
+        above=0, below=1, losses=("bdpo",),
+    )  # fmt: skip
+    dpo_shift_lambda: float = setting(
+        0.75, "factor of the rejected log-ratio; near 1 it is DPO; Yang et al. 2025 try 0.5 to 0.95",
+        above=0, below=1, losses=("dpo_shift",),
+    )  # fmt: skip
+    simpo_gamma: float = setting(
+        0.5, "the margin that a pair should reach, beta times the difference per token", losses=("simpo",)
+    )
     gt_reward_scale: float = setting(1.0, "factor of `chosen_reward - rejected_reward`", losses=_RPO)
+    preference_average_log_probs: bool = setting(
+        False, "divide the log-ratios that the loss reads by the tokens of the response: length-normalised DPO",
+        losses=WITH_REFERENCE, is_variant=True,
+    )  # fmt: skip
     preference_loss_weight: float = setting(1.0, "factor of the preference loss", minimum=0)
-    sft_loss_weight: float = setting(0.0, "factor of `-log pi(chosen)`, summed over tokens", minimum=0)
+    sft_loss_weight: float = setting(
+        0.0, "weight of the loss `sft`, added to the preference loss",
+        minimum=0, is_variant=True, aliases=("pref_ftx", "rpo_alpha"),
+    )  # fmt: skip
+    sft_average_log_probs: bool | None = setting(
+        None, "divide `log pi(chosen)` in the loss `sft` by the tokens of the response",
+        special={None: "as `preference_average_log_probs`"}, losses=(SFT,),
+    )  # fmt: skip
     reference_log_probs: str = setting(
         "cached", "`cached`: evaluated once, before the first step; `live`: at every step, by swapping weights",
-        choices=("cached", "live"), aliases=("precompute_ref_log_probs",),
+        choices=("cached", "live"), losses=WITH_REFERENCE, aliases=("precompute_ref_log_probs",),
     )  # fmt: skip
     reference_cache: str | None = setting(
         None, "folder of the reference's cached log-probabilities; any number of runs can share it",
-        special={None: "`reference_cache` next to the run folder"}, resume=Resume.FREE,
+        special={None: "`reference_cache` next to the run folder"}, losses=WITH_REFERENCE, resume=Resume.FREE,
     )  # fmt: skip
 
 

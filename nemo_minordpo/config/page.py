@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from nemo_minordpo.config.keys import DECLARED, default_of, kind_of
+from nemo_minordpo.config.losses import readers
 from nemo_minordpo.config.overrides import hydra_value
 from nemo_minordpo.config.sections import TrainConfig
 from nemo_minordpo.config.setting import Setting
@@ -47,7 +48,7 @@ def _row(key: str, setting: Setting) -> str:
     default = default_of(key)
     meaning = setting.help[0].upper() + setting.help[1:] + "."
     if setting.losses:
-        meaning += f" Read by {', '.join(f'`{loss}`' for loss in setting.losses)}."
+        meaning += f" Read by {readers(setting.losses, form='`{}`')}."
     cells = [
         f"`{key}`",
         "required" if default == MISSING else f"`{hydra_value(default)}`",
@@ -65,6 +66,7 @@ def _values(key: str, setting: Setting) -> str:
     if setting.choices:
         choices = ", ".join(f"`{choice}`" for choice in setting.choices)
         words = f"{'some of ' if inner else ''}{choices}" + (f", or `{setting.own}`" if setting.own else "")
+        words += ", or names with weights, `{minordpo: 1.0, sft: 0.1}`" if setting.is_mix else ""
     elif setting.is_duration:
         words = "DD:HH:MM:SS"
     else:

@@ -34,6 +34,8 @@ def duration_in_seconds(text: str) -> int:
 
 def _out_of_range(key: str, value: Any, setting: Setting) -> str:
     """Why a value is out of range; empty if it is not."""
+    if setting.is_mix and not isinstance(value, str):
+        return _wrong_mix(key, value, setting)
     if isinstance(value, list):
         return _wrong_list(key, value, setting)
     if value is None or isinstance(value, dict) or value in setting.special:
@@ -68,6 +70,21 @@ def _wrong_choice(key: str, value: Any, setting: Setting) -> str:
     own = f", or one of your own as {setting.own}" if setting.own else ""
     known = f"known: {', '.join(setting.choices)}{own}"
     return f"{key}={value!r} is unknown; {known}{closest(value, setting.choices)}"
+
+
+def _wrong_mix(key: str, value: Any, setting: Setting) -> str:
+    """Why a value is not a mapping of choices to weights; empty if it is one."""
+    form = f"{key}={{{setting.choices[0]}: 1.0, {setting.choices[-1]}: 0.1}}"
+    if not isinstance(value, dict) or not value:
+        return f"{key}={value}: a name, or names with weights, expected, such as {form}"
+    for name, weight in value.items():
+        if name not in setting.choices:
+            own = f"; {setting.own} cannot be mixed: call the other losses in it" if setting.own else ""
+            known = f"known: {', '.join(setting.choices)}{own}"
+            return f"{key}: {name!r} is unknown; {known}{closest(str(name), setting.choices)}"
+        if not isinstance(weight, int | float) or isinstance(weight, bool) or weight < 0:
+            return f"{key}.{name}={weight}: a weight >= 0 expected, such as {form}"
+    return "" if any(value.values()) else f"{key}={value}: every weight is 0: there is no loss to train"
 
 
 def _wrong_duration(key: str, value: str, setting: Setting) -> str:

@@ -30,6 +30,7 @@ class Setting:
     minimum, above, below: range (>=, >, <) of a number, or of each number in a list.
     choices: allowed values, or allowed items of a list.
     own: a form allowed in addition to the choices, in words.
+    is_mix: a mapping of choices to weights is allowed too.
     length: number of items in a list.
     nonempty: what a list must contain at least one of.
     is_duration: the format is DD:HH:MM:SS; the range is in seconds.
@@ -38,6 +39,7 @@ class Setting:
     losses: the losses that read it; empty = all.
     resume: whether it may change when a run is resumed.
     reference: the reference's log-probabilities depend on it.
+    is_variant: a value other than the default makes it another loss: the report names it.
     axis: an axis of the report; runs that differ in another setting get different names there.
     short: its name in run names and messages; None = the last part of its key.
     aliases: its names in other trainers, in lower case.
@@ -50,6 +52,7 @@ class Setting:
     below: float | None = None
     choices: tuple[Any, ...] = ()
     own: str = ""
+    is_mix: bool = False
     length: int | None = None
     nonempty: str = ""
     is_duration: bool = False
@@ -58,15 +61,16 @@ class Setting:
     losses: tuple[str, ...] = ()
     resume: Resume = Resume.SAME
     reference: bool = False
+    is_variant: bool = False
     axis: bool = False
     short: str | None = None
     aliases: tuple[str, ...] = ()
 
     @property
     def range_in_words(self) -> str:
-        """`in [0, 1)`, `>= 1`, `> 0`; empty if every number is allowed."""
-        if self.minimum is not None and self.below is not None:
-            return f"in [{self.minimum}, {self.below})"
+        """`in [0, 1)`, `in (0, 1)`, `>= 1`, `> 0`; empty if every number is allowed."""
+        if self.below is not None:
+            return f"in ({self.above}, {self.below})" if self.minimum is None else f"in [{self.minimum}, {self.below})"
         if self.minimum is not None:
             return f">= {self.minimum}"
         return f"> {self.above}" if self.above is not None else ""

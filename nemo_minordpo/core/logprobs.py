@@ -76,8 +76,25 @@ def sequence_log_probs(token_log_probs: Tensor, credits: Tensor) -> Tensor:
     Returns:
         [R], float64, nats; 0 for a response without tokens.
     """
-    with_nothing = torch.cat([token_log_probs.double(), token_log_probs.new_zeros(1, dtype=torch.float64)])
-    return with_nothing[credits].sum(dim=1)
+    return _with_padding(token_log_probs)[credits].sum(dim=1)
+
+
+def shared_log_probs(token_log_probs: Tensor, credits: Tensor) -> Tensor:
+    """Sum of the log-probabilities of the tokens that count towards both responses of a pair.
+
+    Args:
+        token_log_probs, credits: as in :func:`sequence_log_probs`; R = 2 m, chosen responses first.
+
+    Returns:
+        [m], float64, nats; 0 for a pair that shares no token of its responses.
+    """
+    chosen, rejected = credits[: len(credits) // 2], credits[len(credits) // 2 :]
+    return _with_padding(token_log_probs)[chosen].where(chosen == rejected, 0.0).sum(dim=1)
+
+
+def _with_padding(token_log_probs: Tensor) -> Tensor:
+    """[T + 1], float64: padded credits refer to the last one, 0."""
+    return torch.cat([token_log_probs.double(), token_log_probs.new_zeros(1, dtype=torch.float64)])
 
 
 def num_tokens(credits: Tensor, *, num_targets: int) -> Tensor:

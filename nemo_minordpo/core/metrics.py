@@ -35,7 +35,7 @@ class PairMetric:
 PAIR_METRICS = {
     "loss": PairMetric(
         of=lambda pairs, options, loss: loss,
-        formula="preference_loss_weight * loss - sft_loss_weight * log pi(chosen)",
+        formula="the sum of the losses, each times its weight",
         unit="nats",
         reading="The minimised quantity. log 2 = 0.693 before the first step of dpo, dpop and minordpo.",
         is_decisive=True,
@@ -80,17 +80,44 @@ PAIR_METRICS = {
         reading="As logps/chosen.",
         is_decisive=True,
     ),
+    "logps/shared": PairMetric(
+        of=lambda pairs, options, loss: pairs.shared_log_probs,
+        formula="log pi(response tokens before the first difference), 0 if there are none",
+        unit="nats",
+        reading="The part of logps/chosen and logps/rejected that both have in common. Its gradient cancels in "
+        "chosen - rejected, so nothing in dpo keeps it from falling.",
+    ),
+    "deviation/chosen": PairMetric(
+        of=lambda pairs, options, loss: pairs.chosen_log_ratio / pairs.chosen_num_tokens,
+        formula="chosen / tokens of the chosen response",
+        unit="nats per token",
+        reading="Distance from the reference, comparable between lengths and data sets: MinorSFT's metric, Xie et al. "
+        "2024 (arXiv 2408.10642).",
+    ),
+    "deviation/rejected": PairMetric(
+        of=lambda pairs, options, loss: pairs.rejected_log_ratio / pairs.rejected_num_tokens,
+        formula="rejected / tokens of the rejected response",
+        unit="nats per token",
+        reading="As deviation/chosen.",
+    ),
+    "logps/accuracy": PairMetric(
+        of=lambda pairs, options, loss: (torch.sign(pairs.chosen_log_probs - pairs.rejected_log_probs) + 1) / 2,
+        formula="1 if log pi(chosen response) > log pi(rejected response), 1/2 if equal, else 0",
+        unit="fraction of pairs",
+        reading="Whether the model itself prefers the chosen response; short responses have an advantage.",
+    ),
     "dpo/coefficient": PairMetric(
-        of=lambda pairs, options, loss: coefficient(pairs.log_ratio_margin, beta=options.beta),
+        of=lambda pairs, options, loss: coefficient(pairs.compared(options).log_ratio_margin, beta=options.beta),
         formula="beta * sigmoid(-beta * (chosen - rejected)), Eq. 4 of the paper",
         unit="per nat",
-        reading="Weight of a pair in DPO's gradient: beta / 2 before the first step, near 0 for pairs already learnt.",
+        reading="Weight of a pair in DPO's gradient: beta / 2 before the first step, near 0 for pairs already learnt. "
+        "With preference_average_log_probs, of the log-ratios per token. Other losses weigh pairs differently.",
     ),
     "minordpo/rejected_below_reference": PairMetric(
-        of=lambda pairs, options, loss: (pairs.rejected_log_ratio <= 0).to(loss.dtype),
-        formula="1 if rejected <= 0, else 0",
+        of=lambda pairs, options, loss: (pairs.rejected_log_ratio <= options.minordpo_floor).to(loss.dtype),
+        formula="1 if rejected <= minordpo_floor, else 0",
         unit="fraction of pairs",
-        reading="Pairs whose rejected response minordpo no longer pushes down.",
+        reading="Pairs whose rejected response minordpo no longer pushes down; minordpo_floor is 0 unless it is set.",
     ),
     "dpop/chosen_below_reference": PairMetric(
         of=lambda pairs, options, loss: (pairs.chosen_log_ratio < 0).to(loss.dtype),
@@ -101,12 +128,14 @@ PAIR_METRICS = {
 }
 ROWS = {name: row for row, name in enumerate(PAIR_METRICS)}
 DECISIVE = tuple(name for name, metric in PAIR_METRICS.items() if metric.is_decisive)
-# A few pairs can dominate the mean margin; quantiles show the rest.
-MARGIN_QUANTILES = {"rewards/margin_p10": 0.1, "rewards/margin_p50": 0.5, "rewards/margin_p90": 0.9}
+# A few pairs can dominate a mean; quantiles show the rest. Metric -> level, for each of two metrics of a pair.
+_QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9}
+_OF_QUANTILES = ("rewards/margin", "rewards/chosen")
+QUANTILES = {f"{name}_{suffix}": level for name in _OF_QUANTILES for suffix, level in _QUANTILES.items()}
 # The side of the kink that a pair is on determines its gradient. Pairs closer to the kink than the noise of the
 # reference are on one side or the other by chance.
 UNDECIDED = {"minordpo/rejected_undecided": "rewards/rejected", "dpop/chosen_undecided": "rewards/chosen"}
-METRICS = (*PAIR_METRICS, *MARGIN_QUANTILES, *UNDECIDED)
+METRICS = (*PAIR_METRICS, *QUANTILES, *UNDECIDED)
 
 
 @torch.no_grad()
@@ -123,22 +152,24 @@ def pair_metrics(pairs: Pairs, options: Options, loss: Tensor) -> Tensor:
     return torch.stack([metric.of(pairs, options, loss) for metric in PAIR_METRICS.values()]).double()
 
 
-def summary(values: Tensor, *, noise: float = 0.0) -> dict[str, float]:
-    """The mean of each metric over pairs, :data:`MARGIN_QUANTILES` and :data:`UNDECIDED`.
+def summary(values: Tensor, *, noise: float = 0.0, floor: float = 0.0) -> dict[str, float]:
+    """The mean of each metric over pairs, :data:`QUANTILES` and :data:`UNDECIDED`.
 
     Args:
         values: [len(PAIR_METRICS), N], laid out as by :func:`pair_metrics`, for all pairs.
-        noise: nats; pairs whose log-ratio is at most this far from 0 count as undecided.
+        noise: nats; pairs whose log-ratio is at most this far from the kink count as undecided.
+        floor: nats, MinorDPO's kink; DPOP's is at 0.
 
     Raises:
         ValueError: there are no pairs.
     """
     if not values.shape[1]:
         raise ValueError("no pairs: there is nothing to average")
-    levels = values.new_tensor(list(MARGIN_QUANTILES.values()))
-    margins = values[ROWS["rewards/margin"]].quantile(levels)
-    undecided = (values[[ROWS[name] for name in UNDECIDED.values()]].abs() <= noise).double().mean(dim=1)
-    return dict(zip(METRICS, torch.cat([values.mean(dim=1), margins, undecided]).tolist(), strict=True))
+    levels = values.new_tensor(list(_QUANTILES.values()))
+    quantiles = values[[ROWS[name] for name in _OF_QUANTILES]].quantile(levels, dim=1).T.flatten()
+    kinks = values.new_tensor([[floor], [0.0]])
+    undecided = ((values[[ROWS[name] for name in UNDECIDED.values()]] - kinks).abs() <= noise).double().mean(dim=1)
+    return dict(zip(METRICS, torch.cat([values.mean(dim=1), quantiles, undecided]).tolist(), strict=True))
 
 
 def not_finite(values: Tensor) -> tuple[list[str], list[int]]:

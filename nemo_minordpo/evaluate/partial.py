@@ -1,6 +1,5 @@
 """Saves predictions as they arrive, so that an interrupted evaluation can resume."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from nemo_minordpo.checked_json import read_json_object
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import refuse_existing, to_json_line, write_json
 from nemo_minordpo.flat import differences, flatten
-from nemo_minordpo.records import Prediction, SampledPrediction
+from nemo_minordpo.records import Prediction, SampledPrediction, prediction_from_json
 
 PREDICTIONS_NAME = "predictions.partial.jsonl"
 KEY_NAME = "predictions.partial.key.json"
@@ -85,8 +84,7 @@ class PartialPredictions:
         found = {}
         for number, line in enumerate(whole.split("\n") if whole else [], start=1):
             try:
-                row = json.loads(line)
-                one = (SampledPrediction if "sample" in row else Prediction)(**row)
+                one = prediction_from_json(line)
             except (ValueError, TypeError) as error:
                 raise UserError(
                     f"{self._path}:{number}: not a prediction ({error}); start over with --overwrite"

@@ -1,8 +1,9 @@
 """Turn run folders and scores into tables, figures and one page. Reads only files; needs neither torch nor NeMo.
 
-`runs.py` and `run_state.py` read, `axes.py` groups runs into settings, `scores.py`, `summary.py`, `claims.py`,
-`candidates.py` and `health.py` judge, `curves.py` thins, `document.py` collects the results, and `figures/`,
-`page.py`, `markdown.py` and `csv_files.py` write them. `status.py` is `minordpo status`.
+`runs.py`, `answers.py` and `run_state.py` read, `axes.py` groups runs into settings, `scores.py`, `score_table.py`,
+`summary.py`, `comparisons.py`, `differing.py`, `claims.py`, `candidates.py` and `health.py` judge, `curves.py` thins,
+`document.py` collects the results, and `figures/`, `page.py`, `markdown.py` and `csv_files.py` write them. `status.py`
+is `minordpo status`.
 """
 
 import re
@@ -21,8 +22,8 @@ from nemo_minordpo.report.figures.rewards import draw_overview, draw_rewards
 from nemo_minordpo.report.figures.score import draw_score
 from nemo_minordpo.report.markdown import as_markdown
 from nemo_minordpo.report.page import as_html
-from nemo_minordpo.report.runs import Run, read_run, read_score
-from nemo_minordpo.report.table import as_csv, as_rich
+from nemo_minordpo.report.runs import Run, answers_or_note, read_run, read_score
+from nemo_minordpo.report.table import BASE, as_csv, as_rich
 
 __all__ = ["report"]
 
@@ -55,7 +56,10 @@ def report(runs: list[Path], *, base: Path | None, output: Path, overwrite: bool
     base_score = None if base is None else read_score(base)
     if base is not None and base_score is None:
         raise UserError(f"{base / SCORE}: no such file; `minordpo evaluate` writes it")
-    document = document_of(arrange(read, base_score, left_out))
+    notes: list[str] = []
+    base_answers = None if base is None or base_score is None else answers_or_note(base, base_score, notes)
+    grid = arrange(read, base_score, left_out, base_answers)
+    document = document_of(grid, [f"{BASE}: {note}" for note in notes])
     written = [*_draw(document, output), *_write_csv_files(document, output)]
     write_text(output / "report.csv", as_csv(document.rows))
     figures = [str(path.relative_to(output)) for path in written if path.suffix == ".png"]
@@ -83,8 +87,10 @@ def _draw(document: Document, output: Path) -> list[Path]:
     grid, curves, figures = document.grid, document.curves, output / _FIGURES
     paths = [output / "rewards.png"]
     if len(grid.settings) <= _MOST_PANELS:
-        titles = [one.name if "beta" in one.name else f"{one.name}, beta {number(one.beta)}" for one in grid.settings]
-        draw_rewards(grid.settings, titles, curves, paths[0])
+        # log-probabilities, the rewards of a loss without a reference, would flatten the others on a shared axis
+        drawn = [one for one in grid.settings if one.has_reference] or grid.settings
+        titles = [one.name if "beta" in one.name else f"{one.name}, beta {number(one.beta)}" for one in drawn]
+        draw_rewards(drawn, titles, curves, paths[0])
     else:
         draw_overview(grid, curves, paths[0])
         for (loss, rate), settings in grid.rows().items():
@@ -102,7 +108,8 @@ def _draw(document: Document, output: Path) -> list[Path]:
 
 def _write_csv_files(document: Document, output: Path) -> list[Path]:
     paths = []
-    for name, text in csv_files(document.grid, document.curves, document.relations).items():
+    found = csv_files(document.grid, document.curves, relations=document.relations, comparisons=document.comparisons)
+    for name, text in found.items():
         paths.append(output / _NUMBERS / name)
         write_text(paths[-1], text)
     return paths

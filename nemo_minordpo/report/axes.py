@@ -4,11 +4,13 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from nemo_minordpo.config import Resume, declared, reads, short_name
+from nemo_minordpo.config import Resume, declared, default_of, reads, short_name
 from nemo_minordpo.records import SampledScore, Score
+from nemo_minordpo.report.answers import Answers
 from nemo_minordpo.report.runs import Run
-from nemo_minordpo.report.scores import BELOW_BASE, DEGENERATE, Rate, broke, strict, strict_over_seeds
+from nemo_minordpo.report.scores import BELOW_BASE, DEGENERATE, Rate, broke, over_seeds, strict
 
 Place = tuple[float | None, float | None]  # learning rate, beta
 
@@ -34,6 +36,10 @@ class Setting:
         return any(reason.startswith(DEGENERATE) for reason in self.breaks)
 
     @property
+    def has_reference(self) -> bool:
+        return all(run.has_reference for run in self.runs)
+
+    @property
     def scores(self) -> list[Score]:
         return [run.score for run in self.runs if run.score is not None]
 
@@ -51,6 +57,7 @@ class Grid:
     base: Score | None
     notes: list[str]
     left_out: list[str]  # folders without a readable run, each with the reason
+    base_answers: Answers | None = None
 
     @property
     def runs(self) -> list[Run]:
@@ -87,18 +94,25 @@ class Grid:
             rows.setdefault((setting.loss, setting.learning_rate), []).append(setting)
         return rows
 
-    def scored(self) -> dict[Place, list[Setting]]:
-        """The scored settings at each learning rate and beta, best first."""
+    def places(self) -> dict[Place, list[Setting]]:
+        """The settings at each learning rate and beta, in the order of the losses."""
         places: dict[Place, list[Setting]] = {}
         for setting in self.settings:
-            if setting.score is not None:
-                places.setdefault(setting.place, []).append(setting)
-        for settings in places.values():
-            settings.sort(key=lambda one: -one.score.value if one.score else 0)
+            places.setdefault(setting.place, []).append(setting)
         return dict(sorted(places.items(), key=lambda item: [_none_last(value) for value in item[0]]))
 
+    def scored(self) -> dict[Place, list[Setting]]:
+        """The scored settings at each learning rate and beta, best first."""
+        scored = {
+            place: sorted((one for one in settings if one.score), key=lambda one: -one.score.value if one.score else 0)
+            for place, settings in self.places().items()
+        }
+        return {place: settings for place, settings in scored.items() if settings}
 
-def arrange(runs: list[Run], base: Score | None, left_out: list[str] | None = None) -> Grid:
+
+def arrange(
+    runs: list[Run], base: Score | None, left_out: list[str] | None = None, base_answers: Answers | None = None
+) -> Grid:
     """Group runs into settings and name both; anything that makes a comparison unfair becomes a note."""
     notes: list[str] = []
     labels = _labels(runs)
@@ -115,11 +129,11 @@ def arrange(runs: list[Run], base: Score | None, left_out: list[str] | None = No
         _name_runs(name, members, notes)
         settings.append(_setting(name, loss=loss, runs=members, base=base))
     notes += _unlike_settings(labels, runs) + _unlike_questions(runs, base) + _unlike_answers(runs, base)
-    return Grid(settings=settings, base=base, notes=notes, left_out=left_out or [])
+    return Grid(settings=settings, base=base, notes=notes, left_out=left_out or [], base_answers=base_answers)
 
 
 def _setting(name: str, *, loss: str, runs: list[Run], base: Score | None) -> Setting:
-    score = strict_over_seeds([run.score for run in runs if run.score is not None])
+    score = over_seeds(strict, [run.score for run in runs if run.score is not None])
     counts = Counter(reason for run in runs for reason in broke(run, base))
     of_all = f" in {{}} of {len(runs)} seeds" if len(runs) > 1 else ""
     breaks = [reason + of_all.format(count) for reason, count in counts.items()]
@@ -138,19 +152,31 @@ def _labels(runs: list[Run]) -> dict[int, str]:
         members = [run for run in runs if run.loss == loss]
         differing = _differing(members)
         for run in members:
-            more = ", ".join(f"{short_name(key)} {run.settings.get(key)}" for key in differing)
+            more = ", ".join(f"{short_name(key)} {_value(run, key)}" for key in differing)
             labels[id(run)] = f"{loss} ({more})" if more else loss
     return labels
 
 
 def _differing(runs: list[Run]) -> list[str]:
-    """The distinguishing settings that differ between runs whose loss reads them."""
+    """The distinguishing settings that differ between runs whose losses read them, or that make another loss of one."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
-    return [
-        key
-        for key in keys
-        if _tells_apart(key) and len({str(run.settings.get(key)) for run in runs if reads(run.loss, key)}) > 1
-    ]
+    return [key for key in keys if _tells_apart(key) and len(_values_of(key, runs)) > 1]
+
+
+def _values_of(key: str, runs: list[Run]) -> set[str]:
+    """The values of a setting in the runs whose losses read it, and the default of one that makes another loss."""
+    values = {str(_value(run, key)) for run in runs if reads(run.losses, key)}
+    return values | {str(default_of(key))} if values and _is_variant(key) else values
+
+
+def _value(run: Run, key: str) -> Any:
+    """A setting of a run; the default of one that makes another loss, if the run's version did not have it."""
+    return run.settings.get(key, default_of(key) if _is_variant(key) else None)
+
+
+def _is_variant(key: str) -> bool:
+    setting = declared(key)
+    return setting is not None and setting.is_variant
 
 
 def _tells_apart(key: str) -> bool:
@@ -180,7 +206,7 @@ def _unlike_settings(labels: dict[int, str], runs: list[Run]) -> list[str]:
     named = {key for loss in {run.loss for run in runs} for key in _differing([r for r in runs if r.loss == loss])}
     return [
         f"the losses also differ in {key}: "
-        + ", ".join(dict.fromkeys(f"{labels[id(run)]} {run.settings.get(key)}" for run in runs))
+        + ", ".join(dict.fromkeys(f"{labels[id(run)]} {_value(run, key)}" for run in runs))
         for key in _differing(runs)
         if key not in named
     ]

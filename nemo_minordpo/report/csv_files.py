@@ -5,13 +5,17 @@ from typing import Any
 
 from nemo_minordpo.report.axes import Grid
 from nemo_minordpo.report.candidates import Relation, candidate_metrics
+from nemo_minordpo.report.comparisons import Comparison, comparisons_csv
 from nemo_minordpo.report.curves import Curves
 from nemo_minordpo.report.figures.coefficient import coefficient, margins
 from nemo_minordpo.report.runs import REWARDS, Run
+from nemo_minordpo.report.score_table import score_csv
 from nemo_minordpo.report.table import csv_text
 
 
-def csv_files(grid: Grid, curves: Curves, found: list[Relation]) -> dict[str, str]:
+def csv_files(
+    grid: Grid, curves: Curves, *, relations: list[Relation], comparisons: list[Comparison]
+) -> dict[str, str]:
     """File name -> content."""
     return {
         "settings.csv": _settings(grid),
@@ -19,7 +23,9 @@ def csv_files(grid: Grid, curves: Curves, found: list[Relation]) -> dict[str, st
         "curves_over_seeds.csv": _curves_over_seeds(grid, curves),
         "coefficient.csv": _coefficient(grid),
         "ends.csv": _ends(grid),
-        "candidates.csv": _candidates(found),
+        "candidates.csv": _candidates(relations),
+        "scores.csv": score_csv(grid),
+        "comparisons.csv": comparisons_csv(comparisons),
     }
 
 

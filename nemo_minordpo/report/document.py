@@ -1,24 +1,22 @@
 """The report's text and tables, shared by the Markdown file and the page."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
+from nemo_minordpo.config import MARGINS
 from nemo_minordpo.report.axes import Grid, number
 from nemo_minordpo.report.candidates import Relation, relations
 from nemo_minordpo.report.candidates import sentence as candidates_sentence
 from nemo_minordpo.report.claims import Claim, claims
+from nemo_minordpo.report.comparisons import SIGNIFICANT, Comparison, comparisons, comparisons_table, unpaired
+from nemo_minordpo.report.comparisons import sentences as paired_sentences
 from nemo_minordpo.report.curves import Curves
+from nemo_minordpo.report.differing import Differing, differing
 from nemo_minordpo.report.health import Health
+from nemo_minordpo.report.score_table import score_table
 from nemo_minordpo.report.scores import DEGENERATE_ABOVE_BASE
 from nemo_minordpo.report.summary import best_of, is_apart, listed, summary
-from nemo_minordpo.report.table import Row, rows_of
-
-
-class Table(NamedTuple):
-    """Column heads, and rows with one cell per column."""
-
-    heads: list[str]
-    rows: list[list[str]]
+from nemo_minordpo.report.table import Row, Table, rows_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +30,8 @@ class Document:
     claims: list[Claim]
     relations: list[Relation]
     candidates_sentence: str
+    comparisons: list[Comparison]
+    differing: list[Differing]
     notes: list[str]
 
     @property
@@ -48,15 +48,26 @@ class Document:
             f"at least {100 * DEGENERATE_ABOVE_BASE:.0f} percentage points above the base model's and the intervals do "
             "not overlap.",
         ]
+        lines += margin_lines(self.grid)
         if any(len(setting.runs) > 1 for setting in self.grid.settings):
             lines.append(
                 "All seeds answer the same questions, so the interval of their mean is that of a single run, widened "
-                "to include every seed. It says little about other seeds."
+                "to include every seed. It says little about other seeds. The interval over seeds and problems "
+                "also covers other seeds."
             )
+        lines += _of_paired_tests(self.comparisons)
         width = self.curves.steps.width
         if width > 1:
             lines.append(f"Curves are thinned: each point is the mean over {width} steps.")
         return lines
+
+    @property
+    def score_table(self) -> Table:
+        return score_table(self.grid)
+
+    @property
+    def comparisons_table(self) -> Table:
+        return comparisons_table(self.comparisons)
 
     @property
     def best_table(self) -> Table:
@@ -101,19 +112,56 @@ class Document:
         return Table(heads, rows)
 
 
-def document_of(grid: Grid) -> Document:
-    found = relations(grid)
+def margin_lines(grid: Grid) -> list[str]:
+    """What the losses compare, if one of them does not compare the margin; and which of them have no reference."""
+    names = dict.fromkeys(name for run in grid.runs for name in run.losses if name in MARGINS)
+    others = [f"{name}: {MARGINS[name]}" for name in names if MARGINS[name] != MARGINS["dpo"]]
+    compared = f"The margin is {MARGINS['dpo']} for every loss. What a loss itself compares: {'; '.join(others)}."
+    free = dict.fromkeys(one.loss for one in grid.settings if not one.has_reference)
+    left_out = (
+        f"No reference: {', '.join(free)}. Its rewards in the curves are log-probabilities; tables leave them out."
+    )
+    return [compared] * bool(others) + [left_out] * bool(free)
+
+
+def document_of(grid: Grid, notes: Sequence[str] = ()) -> Document:
+    """The document; `notes` are those on the base model."""
+    found, compared = relations(grid), comparisons(grid)
     of_runs = [f"{run.name}: {note}" for run in grid.runs for note in run.notes]
     return Document(
         grid=grid,
         curves=Curves(grid),
         rows=rows_of(grid),
-        sentences=summary(grid),
+        sentences=[*summary(grid), *paired_sentences(compared)],
         claims=claims(grid),
         relations=found,
         candidates_sentence=candidates_sentence(grid, found),
-        notes=grid.left_out + grid.notes + of_runs,
+        comparisons=compared,
+        differing=differing(grid),
+        notes=grid.left_out + grid.notes + list(notes) + unpaired(grid, compared) + of_runs,
     )
+
+
+def _of_paired_tests(found: list[Comparison]) -> list[str]:
+    """Which paired tests were used, and what they assume."""
+    lines = []
+    if any(one.num_seeds == 1 for one in found):
+        lines.append(
+            "Paired tests with one seed: McNemar's exact test on the problems that only one of two models solved. It "
+            "is about other problems, not about other seeds."
+        )
+    if any(one.num_seeds > 1 for one in found):
+        lines.append(
+            "Paired tests with several seeds: Behrens and Fisher's, with one error from the seeds and one from the "
+            "problems. It is about other seeds and other problems. With two or three seeds, only differences far "
+            "larger than those between seeds are significant."
+        )
+    if found:
+        lines.append(
+            f"A difference is significant if its p-value, after Holm's correction for all {len(found)} comparisons of "
+            f"this report, is at most {SIGNIFICANT}."
+        )
+    return lines
 
 
 def _health_cells(row: Row, health: Health) -> list[str]:

@@ -11,7 +11,7 @@ _WATCHED = ("loss", *REWARDS, "grad_norm")
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """None = the run did not log it.
+    """None = the run did not log it, or its loss has no reference.
 
     rejected_below: fraction of pairs, at the end of training, whose rejected answer is no likelier than under the
     reference: there MinorDPO's penalty is off.

@@ -15,6 +15,9 @@ def as_markdown(document: Document, *, figures: list[str]) -> str:
     lines += markdown_table(headings(), ([cell(row) for cell in COLUMNS.values()] for row in document.rows))
     lines += ["", *_paragraphs(document.explanation)]
     lines += [f"![{name}]({name})\n" for name in figures]
+    for heading, table in (("Scores", document.score_table), ("Paired tests", document.comparisons_table)):
+        if table.rows:
+            lines += [f"## {heading}", "", *markdown_table(*table), ""]
     if document.grid.is_sweep:
         lines += _sections_of_a_sweep(document)
     if document.notes:

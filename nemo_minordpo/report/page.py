@@ -13,14 +13,17 @@ from nemo_minordpo.report.axes import Grid, Setting, number
 from nemo_minordpo.report.candidates import candidate_metrics
 from nemo_minordpo.report.csv_files import known_betas, metrics_of
 from nemo_minordpo.report.curves import Curve, Curves
-from nemo_minordpo.report.document import Document, Table
+from nemo_minordpo.report.document import Document
 from nemo_minordpo.report.figures.canvas import REWARD_COLORS, beta_colors, loss_colors
 from nemo_minordpo.report.figures.coefficient import coefficient, margins
-from nemo_minordpo.report.figures.score import place_of
+from nemo_minordpo.report.figures.score import place_of, seeds_place
+from nemo_minordpo.report.page_problems import problems_section
 from nemo_minordpo.report.runs import REWARDS, Run
 from nemo_minordpo.report.scores import Rate
-from nemo_minordpo.report.table import COLUMNS, headings
+from nemo_minordpo.report.table import COLUMNS, Table, headings
 
+# A longer table of comparisons is folded.
+_MOST_ROWS = 12
 _ASSETS = resources.files("nemo_minordpo.report") / "assets"
 
 
@@ -31,6 +34,11 @@ def as_html(document: Document) -> str:
         "title": escape(_title(grid)),
         "summary": escape(_summary(grid)),
         "reading": _list(document.sentences) or "<p>No run has a step or a score yet.</p>",
+        "score_table": _section("Scores", _table(document.score_table, kind="named"), anchor="score-table"),
+        "comparisons": _section("Paired tests", _folded(document.comparisons_table), anchor="paired"),
+        "problems": _section(
+            "Problems on which models differ", problems_section(document.differing), anchor="problems"
+        ),
         "claims": _claims(document),
         "best": _section("Best at each setting", _table(document.best_table), anchor="best") if grid.is_sweep else "",
         "runs": _runs_table(document),
@@ -87,6 +95,14 @@ def _table(table: Table, *, kind: str = "") -> str:
     head = "".join(f"<th scope=col>{escape(one)}</th>" for one in table.heads)
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in table.rows)
     return f'<div class="wide {kind}"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _folded(table: Table) -> str:
+    """A table; folded if it is long."""
+    whole = _table(table, kind="named")
+    if len(table.rows) <= _MOST_ROWS:
+        return whole
+    return f"<details><summary>{len(table.rows)} comparisons</summary>{whole}</details>"
 
 
 def _claims(document: Document) -> str:
@@ -153,6 +169,7 @@ def _setting(
         "rate": grid.learning_rates.index(setting.learning_rate),
         "runs": [places[id(run)] for run in setting.runs],
         "place": place_of(grid, setting),
+        "seedsPlace": seeds_place(grid, setting),
         "score": _rate(setting.score),
         "breaks": setting.breaks,
         "degenerate": setting.is_degenerate,

@@ -10,15 +10,19 @@ import yaml
 
 from nemo_minordpo import file_names
 from nemo_minordpo.checked_json import checked_number
+from nemo_minordpo.config import loss_label, mixed
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.flat import flatten
 from nemo_minordpo.records import Score, StepMetrics, score_from_json
+from nemo_minordpo.report.answers import Answers, read_answers
 from nemo_minordpo.report.run_state import State, read_state
 
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margin")
 # A metric's final value is its mean over this fraction of the steps: a single batch is too noisy to compare.
 FINAL_PART = 0.1
 TRAIN = "train"
+_LOSS = "model.dpo.preference_loss"
+_OF_LOG_RATIOS = ("rewards/", "deviation/", "dpo/", "dpop/", "minordpo/")
 
 
 @dataclass
@@ -26,7 +30,8 @@ class Run:
     """One training run; `notes` lists what is missing or odd."""
 
     folder: Path
-    loss: str
+    loss: str  # "minordpo"; of a mix "minordpo + 0.1 sft"
+    losses: tuple[str, ...]  # the losses in it
     beta: float | None
     learning_rate: float | None
     seed: int | None
@@ -35,6 +40,7 @@ class Run:
     seconds: float  # duration of all training steps, including repeated ones; NaN if no step logged it
     score: Score | None
     state: State
+    answers: Answers | None = None  # one to each question of the score
     left_out: list[str] = field(default_factory=list)  # the parts of its files that could not be read
     notes: list[str] = field(default_factory=list)
     name: str = ""
@@ -42,6 +48,12 @@ class Run:
     @property
     def steps(self) -> list[StepMetrics]:
         return self.lines.get(TRAIN, [])
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether rewards are log-ratios: without a reference, training logs log-probabilities in their place."""
+        first = next((step.values for step in self.steps if "logps/chosen" in step.values), {})
+        return not first or first.get("rewards/chosen") != first["logps/chosen"]
 
     @property
     def is_finished(self) -> bool:
@@ -71,12 +83,15 @@ class Run:
         return [float(step.values.get(name, math.nan)) for step in self.steps]
 
     def final(self, metric: str) -> float:
-        """The metric's final value; NaN if it was not logged there or is not a number.
+        """The metric's final value; NaN if it was not logged there, is not a number, or lacks its reference.
 
         Training: the mean over the last tenth of the steps (at least one); other splits: their last line.
         """
         split, _, name = metric.partition("/")
-        if split != TRAIN and split in self.lines:
+        is_training = split == TRAIN or split not in self.lines
+        if (metric if is_training else name).startswith(_OF_LOG_RATIOS) and not self.has_reference:
+            return math.nan
+        if not is_training:
             return self.lines[split][-1].values.get(name, math.nan)
         if not self.steps:
             return math.nan
@@ -96,18 +111,21 @@ def read_run(folder: Path) -> Run:
     left_out = list(state.left_out)
     lines, seconds = _read_metrics(folder / file_names.METRICS, notes=notes, left_out=left_out)
     notes += left_out
-    seed = settings.get("model.seed")
+    seed, weights = settings.get("model.seed"), _weights(settings)
+    score, answers = _score_and_answers(folder / file_names.EVALUATION, notes)
     run = Run(
         folder=folder,
-        loss=str(settings["model.dpo.preference_loss"]),
+        loss=loss_label(weights),
+        losses=tuple(weights),
         beta=_number(settings, "model.dpo.ref_policy_kl_penalty", notes),
         learning_rate=_number(settings, "model.optim.lr", notes),
         seed=seed if isinstance(seed, int) else None,
         settings=settings,
         lines=lines,
         seconds=seconds,
-        score=_score_or_note(folder / file_names.EVALUATION, notes),
+        score=score,
         state=state,
+        answers=answers,
         left_out=left_out,
         notes=notes,
     )
@@ -143,12 +161,22 @@ def read_score(folder: Path) -> Score | None:
         raise UserError(f"{path}: not a score as `minordpo evaluate` writes it ({error})") from error
 
 
-def _score_or_note(folder: Path, notes: list[str]) -> Score | None:
+def answers_or_note(folder: Path, score: Score, notes: list[str]) -> Answers | None:
+    """The answers behind a score; why they cannot be read becomes a note."""
     try:
-        return read_score(folder)
+        return read_answers(folder, score)
+    except (UserError, OSError) as error:
+        notes.append(f"not in the paired tests: {error}")
+        return None
+
+
+def _score_and_answers(folder: Path, notes: list[str]) -> tuple[Score | None, Answers | None]:
+    try:
+        score = read_score(folder)
     except UserError as error:
         notes.append(str(error))
-        return None
+        return None, None
+    return score, None if score is None else answers_or_note(folder, score, notes)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -159,9 +187,17 @@ def _read_config(path: Path) -> dict[str, Any]:
         json.dumps(config, default=str, ensure_ascii=False).encode()  # half a surrogate pair cannot be printed
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # not UTF-8, number too long, nesting too deep
         raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(config, dict) or not isinstance(flatten(config).get("model.dpo.preference_loss"), str):
-        raise UserError(f"{path}: not the config of a training run: it has no model.dpo.preference_loss")
+    if not isinstance(config, dict) or not _weights(flatten(config)):
+        raise UserError(f"{path}: not the config of a training run: it has no {_LOSS}")
     return config
+
+
+def _weights(settings: dict[str, Any]) -> dict[str, float]:
+    """The losses of `model.dpo.preference_loss` and their weights; empty if there are none."""
+    if isinstance(loss := settings.get(_LOSS), str):
+        return mixed(loss)
+    of_mix = {key.removeprefix(f"{_LOSS}."): value for key, value in settings.items() if key.startswith(f"{_LOSS}.")}
+    return {name: value for name, value in of_mix.items() if isinstance(value, int | float)}
 
 
 def _number(settings: dict[str, Any], key: str, notes: list[str]) -> float | None:

@@ -1,7 +1,7 @@
 """Judge scores: a rate with its interval, whether two rates differ, and whether a run broke."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nemo_minordpo.core.intervals import wilson_interval
@@ -38,15 +38,25 @@ def strict(score: Score) -> Rate:
     return Rate(value=score.strict_accuracy, low=low, high=high)
 
 
-def strict_over_seeds(scores: Sequence[Score]) -> Rate | None:
-    """The strict accuracy of a setting; None without scores.
+def flexible(score: Score) -> Rate:
+    low, high = score.flexible_interval_95
+    return Rate(value=score.flexible_accuracy, low=low, high=high)
+
+
+def degenerate(score: Score) -> Rate:
+    low, high = wilson_interval(score.degenerate_rate * score.num_questions, score.num_questions)
+    return Rate(value=score.degenerate_rate, low=low, high=high)
+
+
+def over_seeds(of: Callable[[Score], Rate], scores: Sequence[Score]) -> Rate | None:
+    """A setting's mean rate; None without scores.
 
     Seeds answer the same questions, so more seeds are not more questions: the interval of the mean is that of a
     single run's questions, widened to include every seed.
     """
     if len(scores) < 2:
-        return strict(scores[0]) if scores else None
-    values = [score.strict_accuracy for score in scores]
+        return of(scores[0]) if scores else None
+    values = [of(score).value for score in scores]
     questions = min(score.num_questions for score in scores)
     mean = sum(values) / len(values)
     low, high = wilson_interval(mean * questions, questions)
@@ -60,14 +70,14 @@ def is_degenerate(score: Score, base: Score | None) -> bool:
         return False
     if base is None:
         return True
-    low, _ = wilson_interval(score.degenerate_rate * score.num_questions, score.num_questions)
-    return low > wilson_interval(usual * base.num_questions, base.num_questions)[1]
+    return degenerate(score).against(degenerate(base)) == "higher"
 
 
 def broke(run: Run, base: Score | None) -> list[str]:
     """How a run broke; empty = it did not. Its accuracy is judged elsewhere, over all seeds."""
     reasons = []
-    if run.steps and any(math.isnan(run.final(name)) or math.isinf(run.final(name)) for name in REWARDS):
+    watched = REWARDS if run.has_reference else ("loss",)
+    if run.steps and not all(math.isfinite(run.final(name)) for name in watched):
         reasons.append(NO_NUMBERS)
     if run.score is not None and is_degenerate(run.score, base):
         reasons.append(DEGENERATE)

@@ -38,7 +38,9 @@ def _of_what_is_there(grid: Grid) -> str:
 def _of_rewards(grid: Grid) -> str:
     sides: dict[str, list[str]] = {"below zero": [], "above zero": [], "at zero": [], "at a non-finite value": []}
     for loss in grid.losses:
-        trained = [one for one in grid.of(loss) if any(run.steps and run.is_finished for run in one.runs)]
+        trained = [
+            one for one in grid.of(loss) if one.has_reference and any(run.steps and run.is_finished for run in one.runs)
+        ]
         for side, parts in sides.items():
             ends = [end for end in (one.final("rewards/chosen") for one in trained) if _side(end) == side]
             if ends:

@@ -4,10 +4,10 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from nemo_minordpo.records import Score
 from nemo_minordpo.report.axes import Grid
@@ -15,6 +15,13 @@ from nemo_minordpo.report.health import Health, health_of
 from nemo_minordpo.report.runs import Run
 
 BASE = "base"
+
+
+class Table(NamedTuple):
+    """Column heads, and rows with one cell per column."""
+
+    heads: list[str]
+    rows: list[list[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +61,7 @@ def _row(run: Run) -> Row:
         beta=run.beta,
         learning_rate=run.learning_rate,
         seed=run.seed,
-        **({name: run.final(metric) for name, metric in ends.items()} if run.steps else {}),
+        **({name: run.final(metric) for name, metric in ends.items()} if run.steps and run.has_reference else {}),
     )
 
 
@@ -96,9 +103,9 @@ def headings() -> list[str]:
     return [name.replace("-\n", "").replace("/\n", "/").strip().replace("\n", " ") for name in COLUMNS]
 
 
-def as_rich(rows: list[Row]) -> Table:
+def as_rich(rows: list[Row]) -> RichTable:
     """The table for a terminal."""
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table = RichTable(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     for number, heading in enumerate(COLUMNS):
         table.add_column(heading, justify="right" if number else "left")
     for row in rows:

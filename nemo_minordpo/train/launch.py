@@ -9,7 +9,16 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from nemo_minordpo import host
-from nemo_minordpo.config import DataSection, TrainConfig, closest, compose, duration_in_seconds, load, unread_notes
+from nemo_minordpo.config import (
+    DataSection,
+    TrainConfig,
+    closest,
+    compose,
+    duration_in_seconds,
+    hydra_value,
+    load,
+    unread_notes,
+)
 from nemo_minordpo.core.losses import needs_reference
 from nemo_minordpo.core.metrics import METRICS
 from nemo_minordpo.errors import UserError
@@ -26,7 +35,7 @@ from nemo_minordpo.train.folder.run_folder import RunFolder, rank_of_process
 from nemo_minordpo.train.folder.stopping import StopRequest
 from nemo_minordpo.train.model import starting_adapters
 from nemo_minordpo.train.model.model_config import build_model_config, model_size, read_checkpoint_config
-from nemo_minordpo.train.model.preference_loss import loss_called, require_usable_loss, source_of
+from nemo_minordpo.train.model.preference_loss import losses_of, require_usable_loss, source_of
 from nemo_minordpo.train.schedule import schedule_notes
 
 # Tells the ranks that torchrun starts to stop before the first step.
@@ -47,9 +56,12 @@ def main(overrides: list[str], *, only_reference: bool = False) -> None:
         UserError: the configuration, the checkpoint or the pairs are wrong; raised before anything is loaded.
     """
     config = read_settings(overrides)
-    loss = config.model.dpo.preference_loss
-    if only_reference and not needs_reference(loss_called(loss)):
-        raise UserError(f"model.dpo.preference_loss={loss} needs no reference: there is nothing to evaluate")
+    section = config.model.dpo
+    if only_reference and not any(map(needs_reference, losses_of(section))):
+        raise UserError(
+            f"model.dpo.preference_loss={hydra_value(section.preference_loss)} needs no reference: there is nothing to "
+            "evaluate"
+        )
     started_by_launcher = "WORLD_SIZE" in os.environ or "SLURM_NTASKS" in os.environ
     if config.trainer.num_nodes > 1 and not started_by_launcher:
         raise UserError(

@@ -270,7 +270,7 @@ class MinorDPOTrainer:
     def _summary(self, values: Tensor, *, when: str, places: Places) -> dict[str, float]:
         """Means over all ranks' values, which must be finite; arguments as in train/require_finite.py."""
         table = self.model.gathered(values)
-        means = summary(table, noise=self.progress.reference_noise)
+        means = summary(table, noise=self.progress.reference_noise, floor=self.model.options.minordpo_floor)
         require_finite_pairs(table, means, when=when, places=places)
         return means
 

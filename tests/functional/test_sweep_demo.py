@@ -80,6 +80,9 @@ def test_from_questions_to_a_report(first):
         assert (work / f"runs/{loss}/hf/model.safetensors").exists()
     assert (work / "report/rewards.png").stat().st_size > 10_000
     assert "rewards/chosen" in (work / "report/report.md").read_text()
+    with (work / "report/numbers/comparisons.csv").open() as table:
+        compared = [(row["model"], row["against"]) for row in csv.DictReader(table) if row["accuracy"] == "strict"]
+    assert compared == [("dpo", "base"), ("minordpo", "base"), ("minordpo", "dpo")]
 
 
 def test_a_complete_sweep_repeats_nothing(first):

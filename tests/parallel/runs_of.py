@@ -35,6 +35,11 @@ BEST = [
     "exp_manager.checkpoint_callback_params.keep_last=1", "exp_manager.checkpoint_callback_params.save_top_k=2",
     "exp_manager.checkpoint_callback_params.monitor=rewards/margin",
 ]  # fmt: skip
+# Losses that together read every input, with and without the reference, per response and per token.
+MIX = [
+    "model.dpo.preference_loss={minordpo:1.0,simpo:0.5,bdpo:0.3,rpo_sq:0.1}", "model.dpo.sft_loss_weight=0.2",
+    "model.dpo.preference_average_log_probs=true", "model.dpo.label_smoothing=0.1",
+]  # fmt: skip
 RECOMPUTE = [
     "model.activations_checkpoint_granularity=full", "model.activations_checkpoint_method=uniform",
     "model.activations_checkpoint_num_layers=1",
@@ -89,14 +94,18 @@ def layouts(workspace: Path, ranks: int) -> list[dict]:
 def losses(workspace: Path, ranks: int) -> list[dict]:
     """Every loss and schedule, and log-probabilities token by token."""
     if ranks == 2:
-        return [job(workspace, "log_probs_tp2", SGD, layout="tp2", log_probs=True)]
+        return [
+            job(workspace, "log_probs_tp2", SGD, layout="tp2", log_probs=True),
+            job(workspace, "mix_dp2", [*SGD, *MIX], layout="dp2"),
+        ]
     if ranks != 1:
         return []
     return [
         job(workspace, "log_probs_one", SGD, log_probs=True),
+        job(workspace, "mix_one", [*SGD, *MIX]),
         *(
             job(workspace, f"loss_{name}", [*SGD, f"model.dpo.preference_loss={name}", "model.optim.lr=1e-4"])
-            for name in ("dpo", "dpop", "ipo", "rpo_sq", "rpo_bwd_kl", "rpo_fwd_kl")
+            for name in ("dpo", "dpop", "ipo", "rpo_sq", "rpo_bwd_kl", "rpo_fwd_kl", "simpo")
         ),
         job(workspace, "sft", [*SGD, "model.dpo.sft_loss_weight=0.5", "model.optim.lr=1e-4"]),
         job(workspace, "cosine", [*SGD, "model.optim.sched.name=cosine", "model.optim.sched.warmup_steps=2"]),
@@ -171,7 +180,7 @@ def watch(workspace: Path, ranks: int) -> list[dict]:
 def separate(workspace: Path, ranks: int) -> list[dict]:
     """Packed pairs against the same sequences one by one."""
     if ranks == 4:
-        return [job(workspace, "separate_tp2pp2", SGD, layout="tp2pp2", separate=10)]
+        return [job(workspace, "separate_tp2pp2", [*SGD, *MIX], layout="tp2pp2", separate=10)]
     if ranks == 2:
         dpop = [*SGD, "model.dpo.preference_loss=dpop"]
         return [

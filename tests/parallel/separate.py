@@ -153,10 +153,11 @@ def _separate(model, some, reference):
     pairs = Pairs(
         chosen_log_ratio=ratios[:, 0], rejected_log_ratio=ratios[:, 1],
         chosen_log_probs=by_side[:, 0], rejected_log_probs=by_side[:, 1],
+        shared_log_probs=torch.zeros_like(by_side[:, 0]),
         chosen_num_tokens=counts[:, 0], rejected_num_tokens=counts[:, 1],
         reward_margin=torch.ones(len(some), device=log_probs.device),
     )  # fmt: skip
-    losses = objective(model.loss_function, pairs, model.options)
+    losses = objective(model.losses, pairs, model.options)
     losses.mean().backward()
     for (prompt, response), weight in zip(sequences, log_probs.grad, strict=True):
         _run(model, prompt, response, weight=weight.item())

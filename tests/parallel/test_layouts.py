@@ -9,7 +9,10 @@ from tests.parallel.runs_of import LAYOUTS, LORA_LAYOUTS, NUM_STEPS, QWEN3_LAYOU
 
 RUNS_OF = ("layouts", "live", "adapters")
 
-COMPARED = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margin", "logps/chosen", "grad_norm")
+COMPARED = (
+    "loss", "rewards/chosen", "rewards/rejected", "rewards/margin", "logps/chosen", "logps/shared", "deviation/chosen",
+    "grad_norm",
+)  # fmt: skip
 
 
 def worst_relative_difference(one, other, name):
@@ -26,7 +29,7 @@ def test_layout_changes_only_rounding(runs, layout, split):
     assert [line.step for line in other] == [line.step for line in one]
     assert [line.consumed_pairs for line in other] == [line.consumed_pairs for line in one]
     names = [name for name in COMPARED if name in one[0].values]
-    assert len(names) >= 5
+    assert len(names) >= 7
     differences = {name: worst_relative_difference(one, other, name) for name in names}
     print(layout, split, {name: f"{value:.1e}" for name, value in differences.items()})
     assert largest(differences.values()) < 1e-5, differences

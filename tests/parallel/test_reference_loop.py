@@ -12,6 +12,7 @@ from nemo_minordpo.convert.nemo_to_hf import export_hf
 from nemo_minordpo.train.schedule import learning_rate
 from tests.comparison import largest
 from tests.parallel.runs_of import NUM_STEPS
+from tests.parallel.test_layouts import COMPARED, worst_relative_difference
 
 RUNS_OF = ("layouts", "losses")
 
@@ -148,8 +149,17 @@ def test_every_loss_trains(runs):
         lines = runs.metrics(f"loss_{name}")
         assert lines[0].values["loss"] == pytest.approx(value, rel=1e-5), name
         assert lines[-1].values["loss"] < lines[0].values["loss"], name
+    lines = runs.metrics("loss_simpo")
+    assert lines[-1].values["loss"] < lines[0].values["loss"]
+    assert lines[0].values["rewards/chosen"] == lines[0].values["logps/chosen"] < -1  # it has no reference
     lines = runs.metrics("sft")
     assert lines[0].values["loss"] == pytest.approx(np.log(2) - 0.5 * lines[0].values["logps/chosen"], rel=1e-6)
+
+
+def test_a_mix_that_reads_every_input_is_the_same_on_two_ranks(runs):
+    one, two = runs.metrics("mix_one"), runs.metrics("mix_dp2")
+    assert one[-1].values["loss"] < one[0].values["loss"]
+    assert largest(worst_relative_difference(one, two, name) for name in COMPARED) < 1e-5
 
 
 def rows_of_runs(runs):

@@ -39,6 +39,37 @@ def test_the_command_line_selects_the_loss(name):
     assert load(f"model.dpo.preference_loss={name}").model.dpo.preference_loss == name
 
 
+@pytest.mark.parametrize("text", ["{minordpo:1.0,sft:0.1}", "{minordpo: 1, sft: 0.1}"])
+def test_the_command_line_mixes_losses(text):
+    mixed = load(f"model.dpo.preference_loss={text}")
+    assert mixed.model.dpo.preference_loss == {"minordpo": 1.0, "sft": 0.1}
+    assert config.weights_of(mixed.model.dpo) == {"minordpo": 1.0, "sft": 0.1}
+    assert config.loss_label(mixed.model.dpo.preference_loss) == "minordpo + 0.1 sft"
+    assert config.identity(mixed)["model.dpo.preference_loss.sft"] == 0.1
+    assert config.decides("model.dpo.preference_loss.sft")
+
+
+def test_weights_of_an_objective():
+    def weights(*overrides):
+        return config.weights_of(load(*overrides).model.dpo)
+
+    assert weights() == {"minordpo": 1.0}
+    assert weights("model.dpo.sft_loss_weight=0.5") == {"minordpo": 1.0, "sft": 0.5}
+    assert weights("model.dpo.preference_loss_weight=0", "model.dpo.sft_loss_weight=1") == {"minordpo": 0.0, "sft": 1.0}
+    mix = "model.dpo.preference_loss={dpo:3,sft:1}"
+    assert weights(mix, "model.dpo.preference_loss_weight=2", "model.dpo.sft_loss_weight=0.5") == {
+        "dpo": 6.0,
+        "sft": 2.5,
+    }
+    assert config.loss_label({"dpo": 0.5}) == "0.5 dpo"
+
+
+def test_a_floor_and_averages_do_not_go_together():
+    load("model.dpo.minordpo_floor=-2")
+    with pytest.raises(ValueError, match=r"minordpo_floor=-2.0 is in nats of a whole response: it does not work with"):
+        load("model.dpo.minordpo_floor=-2", "model.dpo.preference_average_log_probs=true")
+
+
 def test_every_config_file_composes():
     groups = {
         folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
@@ -63,7 +94,29 @@ def test_missing_required_settings_are_reported(missing):
     ("override", "message"),
     [
         ("model.dpo.preference_loss=minordop", "did you mean 'minordpo'"),
-        ("model.dpo.preference_loss=simpo", "known: dpo, dpop, minordpo, ipo"),
+        ("model.dpo.preference_loss=kto", "known: dpo, dpop, minordpo, ipo"),
+        (
+            "model.dpo.preference_loss={minordpo:1,sfd:0.1}",
+            "preference_loss: 'sfd' is unknown; known: dpo, dpop, minord",
+        ),
+        ("model.dpo.preference_loss={minordpo:1,sfd:0.1}", "did you mean 'sft'?"),
+        ("model.dpo.preference_loss={my_losses.f:1}", "package.module:function cannot be mixed: call the other losses"),
+        (
+            "model.dpo.preference_loss={minordpo:1,sft:-0.1}",
+            "preference_loss.sft=-0.1: a weight >= 0 expected, such as model.dpo.preference_loss={dpo: 1.0, sft: 0.1}",
+        ),
+        ("model.dpo.preference_loss={minordpo:one}", "preference_loss.minordpo=one: a weight >= 0 expected"),
+        ("model.dpo.preference_loss={minordpo:null}", "preference_loss.minordpo=None: a weight >= 0 expected"),
+        ("model.dpo.preference_loss={minordpo:true}", "preference_loss.minordpo=True: a weight >= 0 expected"),
+        ("model.dpo.preference_loss={minordpo:inf}", "preference_loss.minordpo=inf: a finite number expected"),
+        ("model.dpo.preference_loss={minordpo:0,sft:0}", "every weight is 0: there is no loss to train"),
+        ("model.dpo.preference_loss={}", "preference_loss={}: a name, or names with weights, expected, such as"),
+        ("model.dpo.preference_loss=[dpo,sft]", "a name, or names with weights, expected, such as"),
+        ("model.dpo.preference_loss=null", "preference_loss=None: a name, or names with weights, expected"),
+        ("model.dpo.preference_loss=3", "preference_loss=3: a name, or names with weights, expected"),
+        ("model.dpo.label_smoothing=0.5", "label_smoothing=0.5 must be in [0, 0.5)"),
+        ("model.dpo.bdpo_lambda=1", "bdpo_lambda=1.0 must be in (0, 1)"),
+        ("model.dpo.dpo_shift_lambda=0", "dpo_shift_lambda=0.0 must be in (0, 1)"),
         ("model.dpo.ref_policy_kl_penalty=0", "beta must be > 0"),
         ("model.dpo.ref_policy_kl_penalty=-0.1", "beta must be > 0"),
         ("model.dpo.ref_policy_kl_penalty=nan", "beta must be > 0"),
@@ -108,7 +161,7 @@ def test_missing_required_settings_are_reported(missing):
         ("model.data.data_prefix.train=[]", "name at least one jsonl file"),
         (
             "model.dpo.preference_loss=my_losses",
-            "rpo_bwd_kl, rpo_fwd_kl, or one of your own as package.module",
+            "simpo, sft, or one of your own as package.module",
         ),
         ("model.dpo.preference_loss='my losses:f'", "or one of your own as package.module:function"),
         ("model.peft.lora_tuning.target_modules=[conv]", "target_modules=['conv']: some of attention_qkv, "),
@@ -177,8 +230,9 @@ def test_keys_of_the_checkpoint_are_separated():
     assert load("+model.hidden_dropout=0.1").checkpoint_overrides == {"hidden_dropout": 0.1}
 
 
-def test_a_saved_configuration_loads_unchanged(tmp_path):
-    loaded = load("+model.hidden_dropout=0.1", "model.optim.sched.warmup_steps=3")
+@pytest.mark.parametrize("loss", ["dpo", "{minordpo:1.0,sft:0.1}"])
+def test_a_saved_configuration_loads_unchanged(tmp_path, loss):
+    loaded = load("+model.hidden_dropout=0.1", "model.optim.sched.warmup_steps=3", f"model.dpo.preference_loss={loss}")
     OmegaConf.save(OmegaConf.structured(loaded), tmp_path / "config.yaml")
     assert config.load(OmegaConf.load(tmp_path / "config.yaml")) == loaded
 
@@ -216,11 +270,23 @@ def test_durations(text, seconds):
 def test_changed_settings_that_the_loss_ignores_are_reported():
     unread = ["model.dpo.dpop_lambda=5", "model.dpo.gt_reward_scale=2"]
     assert config.unread_notes(load(*unread)) == [
-        "model.dpo.dpop_lambda=5.0 has no effect on minordpo; only used by dpop",
-        "model.dpo.gt_reward_scale=2.0 has no effect on minordpo; only used by rpo_sq, rpo_bwd_kl, rpo_fwd_kl",
+        "model.dpo.dpop_lambda=5.0 has no effect on minordpo; it is read by dpop",
+        "model.dpo.gt_reward_scale=2.0 has no effect on minordpo; it is read by rpo_sq, rpo_bwd_kl, rpo_fwd_kl",
     ]
     assert len(config.unread_notes(load("loss=dpop", *unread))) == 1
+    (note,) = config.unread_notes(load("model.dpo.preference_loss={minordpo:1,dpop:0.5}", *unread))
+    assert note.startswith("model.dpo.gt_reward_scale=2.0 has no effect on minordpo + 0.5 dpop; it is read by rpo_sq, ")
     assert config.unread_notes(load("model.dpo.preference_loss=mine:loss", *unread)) == []
+    live = ["model.dpo.reference_log_probs=live", "model.dpo.preference_average_log_probs=true"]
+    assert config.unread_notes(load("model.dpo.preference_loss=simpo", *live)) == [
+        "model.dpo.preference_average_log_probs=True has no effect on simpo; it is read by all but simpo, sft",
+        "model.dpo.reference_log_probs=live has no effect on simpo; it is read by all but simpo, sft",
+    ]
+    assert config.unread_notes(load(*live, "model.dpo.sft_average_log_probs=true")) == [
+        "model.dpo.sft_average_log_probs=True has no effect on minordpo; it is read by sft"
+    ]
+    assert config.unread_notes(load("model.dpo.sft_loss_weight=1", "model.dpo.sft_average_log_probs=true")) == []
+    assert config.unread_notes(load("model.dpo.preference_loss=sft")) == []  # beta must be given
     assert config.unread_notes(load()) == []
 
 

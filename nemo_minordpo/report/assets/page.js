@@ -267,7 +267,7 @@
       const seeds = setting.runs.length > 1 ? setting.runs.map(run => data.runs[run].score) : [];
       for (const seed of seeds.filter(one => one !== null)) {
         pen.beginPath();
-        pen.arc(x, y(seed), 2.2 * dot, 0, 7);
+        pen.arc(u.valToPos(setting.seedsPlace, "x", true), y(seed), 2.2 * dot, 0, 7);
         pen.fill();
       }
       if (setting.degenerate) {

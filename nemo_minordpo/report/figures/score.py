@@ -8,11 +8,17 @@ from nemo_minordpo.report.axes import Grid, Setting, number
 from nemo_minordpo.report.figures.canvas import DASHES, MARKERS, legend_above, loss_colors, panels, save
 
 _APART = 0.09  # gap between the losses at one beta, as a fraction of the distance to the next beta
+_BESIDE = 0.035  # the seeds' dots stand beside their mean, which would cover them
 
 
 def place_of(grid: Grid, setting: Setting) -> float:
     """A setting's x position: betas are evenly spaced, and the losses at one beta are slightly offset."""
     return grid.betas.index(setting.beta) + _APART * (grid.losses.index(setting.loss) - (len(grid.losses) - 1) / 2)
+
+
+def seeds_place(grid: Grid, setting: Setting) -> float:
+    """The x position of the dots of a setting's seeds."""
+    return place_of(grid, setting) + _BESIDE
 
 
 def draw_score(grid: Grid, path: Path) -> None:
@@ -55,10 +61,10 @@ def _draw_loss(axes: Axes, grid: Grid, settings: list[Setting], number_of_loss: 
         linestyle=DASHES[number_of_loss % len(DASHES)], marker=MARKERS[number_of_loss % len(MARKERS)],
         label=settings[0].loss,
     )  # fmt: skip
-    for place, setting in zip(places, settings, strict=True):
+    for setting in settings:
         if len(setting.scores) > 1:
             seeds = [100 * score.strict_accuracy for score in setting.scores]
-            axes.plot([place] * len(seeds), seeds, ".", color=color, markersize=4, alpha=0.8)
+            axes.plot([seeds_place(grid, setting)] * len(seeds), seeds, ".", color=color, markersize=4, alpha=0.8)
     crossed = [(at, value) for at, value, one in zip(places, values, settings, strict=True) if one.is_degenerate]
     if crossed:
         axes.plot(*zip(*crossed, strict=True), "x", color="black", markersize=11, markeredgewidth=2, zorder=5)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import Progress
 
-from nemo_minordpo.config import TrainConfig
+from nemo_minordpo.config import TrainConfig, loss_label
 from nemo_minordpo.files import to_json_line
 from nemo_minordpo.host import StandIn
 from nemo_minordpo.records import StepMetrics
@@ -62,7 +62,7 @@ class RunLog:
             self._folder.open_metrics(after=resumed) as self._metrics,
             progress_bar("{task.fields[values]}", console=self._console, redirect_stdout=False) as bar,
         ):
-            title = f"training {self._config.model.dpo.preference_loss}"
+            title = f"training {loss_label(self._config.model.dpo.preference_loss)}"
             self._task = bar.add_task(title, total=max_steps, completed=resumed, values="")
             self._bar = bar
             yield

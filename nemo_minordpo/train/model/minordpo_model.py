@@ -16,7 +16,7 @@ from nemo_minordpo.core.metrics import PAIR_METRICS, pair_metrics, summary
 from nemo_minordpo.train.data.dataset import MicroBatch, StepBatch
 from nemo_minordpo.train.model import fp8
 from nemo_minordpo.train.model.packed_rows_model import PackedRowsModel
-from nemo_minordpo.train.model.preference_loss import loss_called, options_of, pairs_of
+from nemo_minordpo.train.model.preference_loss import losses_of, options_of, pairs_of
 
 
 class MegatronGPTMinorDPOModel(PackedRowsModel):
@@ -24,7 +24,7 @@ class MegatronGPTMinorDPOModel(PackedRowsModel):
 
     Overrides of NeMo-Aligner 0.7.0's MegatronGPTDPOModel, in addition to those of :class:`PackedRowsModel`, and why:
 
-    - `__init__`: beta has no default; the loss is one of core/losses.py, or the user's own.
+    - `__init__`: beta has no default; the losses are those of core/losses.py, or the user's own.
     - `get_forward_output_and_loss_func`: packed pairs whose shared tokens are computed once; log-probabilities of
       response tokens only, summed per response; no collective per micro-batch except in the head (upstream: four).
     - `get_loss_and_metrics`: the mean over the pairs of the whole global batch (upstream averages the means of
@@ -38,9 +38,9 @@ class MegatronGPTMinorDPOModel(PackedRowsModel):
         """Arguments as passed by NeMo; `cfg.dpo` is the objective (config.DPOSection)."""
         super().__init__(cfg, trainer=trainer)
         section = DPOSection(**cfg.dpo)
-        self.loss_function = loss_called(section.preference_loss)
+        self.losses = losses_of(section)
         self.options = options_of(section)
-        self.needs_reference = needs_reference(self.loss_function)
+        self.needs_reference = any(map(needs_reference, self.losses))
 
     def get_loss_and_metrics(self, batch: StepBatch, forward_only: bool) -> tuple[float, dict[str, float]]:
         """Forward (and backward) over a step's pairs.
@@ -130,9 +130,9 @@ class MegatronGPTMinorDPOModel(PackedRowsModel):
 
     def _loss_and_metrics(self, hidden: Tensor, micro_batch: MicroBatch, batch: StepBatch) -> tuple[Tensor, Tensor]:
         """The scaled loss that the schedule differentiates, and the metrics of the micro-batch's pairs."""
-        log_probs = self.sequence_log_probs(hidden, micro_batch.row)
-        pairs = pairs_of(log_probs, micro_batch, needs_reference=self.needs_reference)
-        loss = objective(self.loss_function, pairs, self.options)
+        token_log_probs = self.token_log_probs(hidden, micro_batch.row)
+        pairs = pairs_of(token_log_probs, micro_batch, needs_reference=self.needs_reference)
+        loss = objective(self.losses, pairs, self.options)
         metrics = pair_metrics(pairs, self.options, loss)
         # The schedule divides by the number of micro-batches, and the gradient reduction by the data-parallel size;
         # undoing both leaves the mean over the global batch.

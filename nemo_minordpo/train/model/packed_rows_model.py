@@ -180,10 +180,13 @@ class PackedRowsModel(MegatronGPTDPOModel):
             collect_non_loss_data=collects_values,
         )
 
+    def token_log_probs(self, hidden: Tensor, row: PackedRow[Tensor]) -> Tensor:
+        """[T], nats, from the last stage's hidden states."""
+        return self._through_head(vocab_parallel_log_probs, hidden, row.places, row.targets)
+
     def sequence_log_probs(self, hidden: Tensor, row: PackedRow[Tensor]) -> Tensor:
         """[2 m], float64, nats, from the last stage's hidden states."""
-        token_log_probs = self._through_head(vocab_parallel_log_probs, hidden, row.places, row.targets)
-        return sequence_log_probs(token_log_probs, row.credits)
+        return sequence_log_probs(self.token_log_probs(hidden, row), row.credits)
 
     def _through_head(self, function: Callable[..., Tensor], hidden: Tensor, places: Tensor, *more: Any) -> Tensor:
         """Call `function` (core/logprobs.py) on the last stage's hidden states at some places and the head's weight."""

@@ -1,4 +1,4 @@
-"""The loss of a run, one of core/losses.py or a user-defined function, and its inputs.
+"""The losses of a run, of core/losses.py or a user-defined function, and their inputs.
 
 A user-defined loss is named `package.module:function`. It is imported from the current folder or an installed package,
 and tried on two pairs before anything is loaded or written.
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_minordpo.config import DPOSection
-from nemo_minordpo.core.logprobs import num_tokens
+from nemo_minordpo.config import DPOSection, weights_of
+from nemo_minordpo.core.logprobs import num_tokens, sequence_log_probs, shared_log_probs
 from nemo_minordpo.core.losses import LOSSES, Loss, Options, Pairs, needs_reference
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.train.data.dataset import MicroBatch, split_pairs
@@ -34,42 +34,48 @@ def loss_called(name: str) -> Loss:
     return LOSSES[name] if name in LOSSES else _own_loss(name)
 
 
+def losses_of(section: DPOSection) -> dict[Loss, float]:
+    """The losses of the objective and their weights; errors as of :func:`loss_called`."""
+    return {loss_called(name): weight for name, weight in weights_of(section).items()}
+
+
 def source_of(section: DPOSection) -> dict[str, list[Path]]:
     """The file of a user-defined loss, as an input of the run: its contents are part of the run's identity."""
-    if section.preference_loss in LOSSES:
-        return {}
-    file = _module_of(section.preference_loss).__file__
-    assert file is not None  # the module defines the loss
-    return {"loss": [Path(file)]}
+    files = [_module_of(name).__file__ for name in _own(section)]
+    return {"loss": [Path(file) for file in files if file is not None]} if files else {}
 
 
 def options_of(section: DPOSection) -> Options:
-    """The options of the objective; in the configuration, beta has another name."""
+    """The options of the objective; beta and the default of `sft_average_log_probs` differ in the configuration."""
     named = {item.name: getattr(section, item.name) for item in fields(Options) if item.name != "beta"}
+    if section.sft_average_log_probs is None:
+        named["sft_average_log_probs"] = section.preference_average_log_probs
     return Options(beta=section.ref_policy_kl_penalty, **named)
 
 
-def pairs_of(log_probs: Tensor, micro_batch: MicroBatch, *, needs_reference: bool) -> Pairs:
-    """The inputs of the loss for a micro-batch.
+def pairs_of(token_log_probs: Tensor, micro_batch: MicroBatch, *, needs_reference: bool) -> Pairs:
+    """The inputs of the losses for a micro-batch.
 
     Args:
-        log_probs: [2 m], float64, nats, under the policy.
+        token_log_probs: [T], nats, under the policy.
         micro_batch: the m pairs; without reference log-probabilities, the policy is the reference.
         needs_reference: False = use log-probabilities in place of log-ratios.
     """
-    log_ratios = log_probs
+    credits = micro_batch.row.credits
+    log_ratios = log_probs = sequence_log_probs(token_log_probs, credits)
     if needs_reference:
         known = micro_batch.reference_log_probs
         log_ratios = log_probs - (log_probs.detach() if known is None else known)
     chosen_log_ratio, rejected_log_ratio = split_pairs(log_ratios)
     chosen_log_probs, rejected_log_probs = split_pairs(log_probs)
-    counts = num_tokens(micro_batch.row.credits, num_targets=len(micro_batch.row.targets))
+    counts = num_tokens(credits, num_targets=len(micro_batch.row.targets))
     chosen_num_tokens, rejected_num_tokens = split_pairs(counts)
     return Pairs(
         chosen_log_ratio=chosen_log_ratio,
         rejected_log_ratio=rejected_log_ratio,
         chosen_log_probs=chosen_log_probs,
         rejected_log_probs=rejected_log_probs,
+        shared_log_probs=shared_log_probs(token_log_probs, credits),
         chosen_num_tokens=chosen_num_tokens,
         rejected_num_tokens=rejected_num_tokens,
         reward_margin=micro_batch.reward_margin,
@@ -82,10 +88,17 @@ def require_usable_loss(section: DPOSection) -> None:
     Raises:
         UserError: the loss cannot be used; the message says why.
     """
-    name = section.preference_loss
-    if name in LOSSES:
-        return
-    loss, options = _own_loss(name), options_of(section)
+    for name in _own(section):
+        _require_usable(name, options_of(section))
+
+
+def _own(section: DPOSection) -> list[str]:
+    """The names of user-defined losses: one or none."""
+    return [name for name in weights_of(section) if name not in LOSSES]
+
+
+def _require_usable(name: str, options: Options) -> None:
+    loss = _own_loss(name)
     log_probs = torch.tensor([-3.0, -7.5, -4.0, -6.5], dtype=torch.float64, requires_grad=True)
     reference = torch.tensor([-3.5, -7.0, -3.75, -7.5], dtype=torch.float64)
     log_ratios = log_probs - reference if needs_reference(loss) else log_probs
@@ -136,6 +149,7 @@ def _tried(loss: Loss, name: str, options: Options, log_probs: Tensor, log_ratio
         rejected_log_ratio=log_ratios[rejected][pairs],
         chosen_log_probs=log_probs[chosen][pairs],
         rejected_log_probs=log_probs[rejected][pairs],
+        shared_log_probs=log_probs[chosen][pairs] / 2,
         chosen_num_tokens=torch.tensor([3, 9])[pairs],
         rejected_num_tokens=torch.tensor([5, 6])[pairs],
         reward_margin=torch.tensor([1.0, 0.5])[pairs],

@@ -11,7 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nemo_minordpo.core import logprobs
-from nemo_minordpo.core.logprobs import sequence_log_probs, vocab_parallel_argmax, vocab_parallel_log_probs
+from nemo_minordpo.core.logprobs import (
+    sequence_log_probs,
+    shared_log_probs,
+    vocab_parallel_argmax,
+    vocab_parallel_log_probs,
+)
 
 TOKENS, HIDDEN, VOCAB = 37, 16, 48
 # 48 rows: a multiple of 1 and 16, not of 7 and 20; 64 is more than that
@@ -301,6 +306,14 @@ def test_sequence_sums_worked_by_hand():
     (sums * torch.tensor([1.0, 10.0, 100.0, 1000.0])).sum().backward()
     assert values.grad.tolist() == [11.0, 1.0, 10.0, 1010.0]
     assert values.grad.dtype == torch.float32
+
+
+def test_shared_log_probs_worked_by_hand():
+    values = torch.tensor([-1.0, -2.0, -4.0, torch.nan, -16.0])
+    # pairs: two shared tokens of three; none; none, and a token that is not finite in a tail
+    chosen, rejected = [[0, 1, 2], [2, 5, 5], [3, 5, 5]], [[0, 1, 4], [0, 1, 5], [2, 4, 5]]
+    assert shared_log_probs(values, torch.tensor(chosen + rejected)).tolist() == [-3.0, 0.0, 0.0]
+    assert shared_log_probs(values, torch.zeros(0, 0, dtype=torch.long)).shape == (0,)
 
 
 def test_sequence_sums_are_in_float64():

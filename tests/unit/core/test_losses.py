@@ -9,8 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nemo_minordpo import config
-from nemo_minordpo.core.losses import LOSSES, Options, coefficient, dpo, dpop, minordpo, needs_reference, objective
+from nemo_minordpo.core.losses import (
+    LOSSES,
+    Options,
+    coefficient,
+    dpo,
+    dpop,
+    minordpo,
+    needs_reference,
+    objective,
+    rpo_sq,
+    sft,
+)
 from tests.losses import options_with, pairs_with
+
+SIGMOIDS = ("dpo", "dpop", "minordpo", "bdpo", "dpo_shift")  # -log sigmoid(beta * margin), of log-ratios
 
 
 def softplus(x: float) -> float:
@@ -18,8 +31,15 @@ def softplus(x: float) -> float:
     return math.log1p(math.exp(x))
 
 
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
 def call(name, chosen, rejected, *, beta=0.5, reward_margin=0.0, **options):
-    return LOSSES[name](pairs_with(chosen, rejected, reward_margin=reward_margin), options_with(beta=beta, **options))
+    """A loss at some log-ratios; the log-probabilities are the log-ratios, less 3 and 4."""
+    pairs = pairs_with(chosen, rejected, reward_margin=reward_margin)
+    pairs = dataclasses.replace(pairs, chosen_log_probs=chosen - 3, rejected_log_probs=rejected - 4)
+    return LOSSES[name](pairs, options_with(beta=beta, **options))
 
 
 @pytest.mark.parametrize(
@@ -34,6 +54,12 @@ def call(name, chosen, rejected, *, beta=0.5, reward_margin=0.0, **options):
         ("dpop", 2.0, 0.5, 1.5),  # chosen above the reference: as DPO
         ("dpop", -0.1, 0.5, -0.1 - 0.5 - 50 * 0.1),  # below: inside the sigmoid, times beta
         ("dpop", 0.0, 0.5, -0.5),
+        ("bdpo", 2.0, 0.5, 2.0 - math.log((math.exp(0.5) + 1) / 2)),
+        ("bdpo", -2.0, -40.0, -2.0 - math.log(0.5)),  # the rejected response counts no lower than log(1 - lambda)
+        ("dpo_shift", 2.0, 0.5, 2.0 - 0.75 * 0.5),
+        ("dpo_shift", 2.0, -1.0, 2.0 + 0.75),
+        # 2 and 3 tokens; log-probabilities -1 and -3.5; gamma 0.5 is divided by beta 0.5
+        ("simpo", 2.0, 0.5, -1.0 / 2 + 3.5 / 3 - 1.0),
     ],
 )
 def test_value_worked_by_hand(name, chosen, rejected, inside):
@@ -41,22 +67,54 @@ def test_value_worked_by_hand(name, chosen, rejected, inside):
     torch.testing.assert_close(loss, torch.tensor([softplus(-0.5 * inside)]))
 
 
-def test_every_loss_is_worked_by_hand():
-    chosen, rejected = torch.tensor([2.0]), torch.tensor([0.5])
-    a, b = 1 / (1 + math.exp(-0.25)), 1 / (1 + math.exp(-0.75))
+@pytest.mark.parametrize(("chosen", "rejected"), [(2.0, 0.5), (-1.5, -0.75)])
+def test_every_loss_is_worked_by_hand(chosen, rejected):
+    """Slow and obvious, from probabilities: beta 0.5, label smoothing 0.1, a reward margin of 0.125, twice."""
+    difference = chosen - rejected
+    a, b = sigmoid(0.25), sigmoid(0.5 * difference)
+
+    def logistic(margin):
+        right = sigmoid(0.5 * margin)
+        return -0.9 * math.log(right) - 0.1 * math.log(1 - right)
+
     values = {
-        "dpo": softplus(-0.5 * 1.5),
-        "dpop": softplus(-0.5 * 1.5),
-        "minordpo": softplus(-0.5 * 1.5),
-        "ipo": (1.5 - 1.0) ** 2,  # 1 / (2 beta) = 1
-        "rpo_sq": (0.5 * 1.5 - 0.25) ** 2,  # a reward margin of 0.125, twice
+        "dpo": logistic(difference),
+        "dpop": logistic(difference - 5 * max(0, -chosen)),
+        "minordpo": logistic(chosen - max(0.25, rejected)),
+        "ipo": (difference - 1.0) ** 2,  # 1 / (2 beta) = 1
+        "rpo_sq": (0.5 * difference - 0.25) ** 2,
         "rpo_bwd_kl": a * math.log(a / b) + (1 - a) * math.log((1 - a) / (1 - b)),
         "rpo_fwd_kl": b * math.log(b / a) + (1 - b) * math.log((1 - b) / (1 - a)),
+        "robust": (-0.9 * math.log(b) + 0.1 * math.log(1 - b)) / 0.8,
+        "hinge": max(0, 1 - 0.5 * difference),
+        "apo_zero": 1 - sigmoid(0.5 * chosen) + sigmoid(0.5 * rejected),
+        "apo_down": sigmoid(0.5 * chosen) + 1 - b,
+        "nca_pair": -math.log(sigmoid(0.5 * chosen))
+        - 0.5 * math.log(1 - sigmoid(0.5 * chosen))
+        - 0.5 * math.log(1 - sigmoid(0.5 * rejected)),
+        "bdpo": logistic(chosen - math.log(0.3 * math.exp(rejected) + 0.7)),
+        "dpo_shift": logistic(chosen - 0.6 * rejected),
+        "simpo": logistic((chosen - 3) / 2 - (rejected - 4) / 3 - 0.4 / 0.5),
+        "sft": 3 - chosen,
     }
     assert values.keys() == LOSSES.keys()
+    options = {
+        "label_smoothing": 0.1, "dpop_lambda": 5.0, "minordpo_floor": 0.25, "gt_reward_scale": 2.0, "bdpo_lambda": 0.3,
+        "dpo_shift_lambda": 0.6, "simpo_gamma": 0.4,
+    }  # fmt: skip
     for name, value in values.items():
-        loss = call(name, chosen, rejected, beta=0.5, reward_margin=0.125, gt_reward_scale=2.0)
-        assert loss.item() == pytest.approx(value, rel=1e-5), name
+        sides = torch.tensor([chosen], dtype=torch.float64), torch.tensor([rejected], dtype=torch.float64)
+        loss = call(name, *sides, beta=0.5, reward_margin=0.125, **options)
+        assert loss.item() == pytest.approx(value, rel=1e-12), name
+
+
+@pytest.mark.parametrize("name", SIGMOIDS)
+@pytest.mark.parametrize(("chosen", "rejected"), [(2.0, 0.5), (-1.5, -0.75), (0.5, -3.0)])
+def test_the_margins_that_the_report_names_are_those_of_the_losses(name, chosen, rejected):
+    values = {"chosen": chosen, "rejected": rejected, "max": max, "log": math.log, "exp": math.exp}
+    margin = eval(config.MARGINS[name], values | dataclasses.asdict(options_with(beta=0.5)))
+    found = call(name, torch.tensor([chosen], dtype=torch.float64), torch.tensor([rejected], dtype=torch.float64))
+    assert found.item() == pytest.approx(softplus(-0.5 * margin), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -65,17 +123,18 @@ def test_every_loss_is_worked_by_hand():
 def test_gradient_against_finite_differences(name, chosen, rejected):
     """float64, on both sides of both kinks."""
     values = [torch.tensor([value], dtype=torch.float64, requires_grad=True) for value in (chosen, rejected)]
-    call(name, *values, beta=0.1, dpop_lambda=5.0, reward_margin=0.4).sum().backward()
+    options = {"beta": 0.1, "dpop_lambda": 5.0, "minordpo_floor": -0.5, "label_smoothing": 0.2, "reward_margin": 0.4}
+    call(name, *values, **options).sum().backward()
     step = 1e-6
     for index, value in enumerate(values):
         ends = []
         for shift in (step, -step):
             moved = [item.detach().clone() for item in values]
             moved[index] += shift
-            ends.append(call(name, *moved, beta=0.1, dpop_lambda=5.0, reward_margin=0.4).item())
+            ends.append(call(name, *moved, **options).item())
         numeric = (ends[0] - ends[1]) / (2 * step)
-        assert value.grad is not None
-        assert value.grad.item() == pytest.approx(numeric, rel=1e-7, abs=1e-9)
+        gradient = 0.0 if value.grad is None else value.grad.item()
+        assert gradient == pytest.approx(numeric, rel=1e-7, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +146,34 @@ def test_minordpo_pushes_the_rejected_side_only_above_the_reference(rejected, le
     minordpo(pairs_with(chosen, rejected), options_with(beta=0.5)).sum().backward()
     assert (rejected.grad.item() > 0) is learns
     assert chosen.grad.item() < 0  # control: the chosen side always learns
+
+
+@pytest.mark.parametrize("floor", [-2.0, 1.5])
+def test_minordpo_pushes_down_to_its_floor(floor):
+    above, at, below = (torch.tensor([floor + by], dtype=torch.float64, requires_grad=True) for by in (1e-6, 0, -1e-6))
+    for rejected in (above, at, below):
+        call("minordpo", torch.zeros(1, dtype=torch.float64), rejected, minordpo_floor=floor).sum().backward()
+    assert above.grad.item() > 0
+    assert at.grad.item() == below.grad.item() == 0
+
+
+def test_label_smoothing_stops_the_margin_where_the_sigmoid_is_sure_enough():
+    """At beta * margin = log((1 - e) / e) the gradient is 0; beyond, it pulls the margin back."""
+    target = math.log(0.9 / 0.1) / 0.5
+    for margin, sign in ((target - 1, -1), (target, 0), (target + 1, 1)):
+        chosen = torch.tensor([margin], dtype=torch.float64, requires_grad=True)
+        call("dpo", chosen, torch.zeros(1, dtype=torch.float64), label_smoothing=0.1).sum().backward()
+        assert chosen.grad.item() * sign >= 0
+        assert abs(chosen.grad.item()) < 1e-12 if sign == 0 else abs(chosen.grad.item()) > 1e-3
+
+
+def test_robust_is_dpo_on_average_over_pairs_in_the_wrong_order():
+    chosen, rejected = torch.tensor([1.25], dtype=torch.float64), torch.tensor([-0.5], dtype=torch.float64)
+    right, wrong = (
+        call("robust", chosen, rejected, label_smoothing=0.2),
+        call("robust", rejected, chosen, label_smoothing=0.2),
+    )
+    torch.testing.assert_close(0.8 * right + 0.2 * wrong, call("dpo", chosen, rejected))
 
 
 @pytest.mark.parametrize(("chosen", "penalised"), [(1.0, False), (0.0, False), (-1e-6, True), (-1.0, True)])
@@ -138,30 +225,53 @@ def test_one_value_a_pair():
 def test_the_configuration_knows_the_names_and_which_options_each_loss_reads():
     assert tuple(LOSSES) == config.LOSS_NAMES
     chosen, rejected = torch.tensor([-1.0]), torch.tensor([0.5])
-    changed = {"ref_policy_kl_penalty": {"beta": 0.3}, "dpop_lambda": {"dpop_lambda": 7.0}}
-    changed |= {"gt_reward_scale": {"gt_reward_scale": 3.0}}
-    read_by_all = {"preference_loss_weight", "sft_loss_weight"}  # of objective()
+    changed = {
+        "ref_policy_kl_penalty": {"beta": 0.3}, "dpop_lambda": {"dpop_lambda": 7.0},
+        "minordpo_floor": {"minordpo_floor": 1.0}, "label_smoothing": {"label_smoothing": 0.2},
+        "bdpo_lambda": {"bdpo_lambda": 0.2}, "dpo_shift_lambda": {"dpo_shift_lambda": 0.2},
+        "simpo_gamma": {"simpo_gamma": 2.0}, "gt_reward_scale": {"gt_reward_scale": 3.0},
+        "sft_average_log_probs": {"sft_average_log_probs": True},
+        "preference_average_log_probs": {"preference_average_log_probs": True, "sft_average_log_probs": False},
+    }  # fmt: skip
     options = {item.name for item in dataclasses.fields(Options)}
-    assert {name for values in changed.values() for name in values} == options - read_by_all
-    for name in LOSSES:
-        before = call(name, chosen, rejected, reward_margin=0.25)
+    assert {name for values in changed.values() for name in values} == options
+    for name, loss in LOSSES.items():
+        pairs = pairs_with(chosen, rejected, reward_margin=0.25)
+        before = objective({loss: 1.0}, pairs, options_with(beta=0.5))
         for key, options in changed.items():
-            reads = not torch.equal(before, call(name, chosen, rejected, reward_margin=0.25, **options))
-            assert reads is config.reads(name, f"model.dpo.{key}"), (name, key)
+            after = objective({loss: 1.0}, pairs, options_with(**{"beta": 0.5} | options))
+            assert (not torch.equal(before, after)) is config.reads([name], f"model.dpo.{key}"), (name, key)
 
 
-def test_the_objective_adds_the_likelihood_of_the_chosen_response():
-    pairs = pairs_with(torch.tensor([2.0]), torch.tensor([0.5]), log_probs=(-3.0, -4.0))
-    options = options_with(beta=0.5, preference_loss_weight=2.0, sft_loss_weight=0.25)
-    by_hand = 2 * softplus(-0.75) + 0.25 * 3
-    torch.testing.assert_close(objective(dpo, pairs, options), torch.tensor([by_hand]))
+def test_the_objective_is_the_weighted_sum_of_its_losses():
+    pairs = pairs_with(torch.tensor([2.0]), torch.tensor([0.5]), log_probs=(-3.0, -4.0), reward_margin=3.0)
+    by_hand = 2 * softplus(-0.75) + 0.25 * 3 + 0.5 * (0.75 - 3.0) ** 2
+    found = objective({dpo: 2.0, sft: 0.25, rpo_sq: 0.5}, pairs, options_with(beta=0.5))
+    torch.testing.assert_close(found, torch.tensor([by_hand]))
+
+
+def test_averages_are_over_the_tokens_of_each_response():
+    pairs = pairs_with(torch.tensor([2.0]), torch.tensor([0.5]), log_probs=(-3.0, -4.0), num_tokens=(4, 2))
+    options = {"beta": 0.5, "preference_average_log_probs": True}
+    found = objective({dpo: 1.0, sft: 1.0}, pairs, options_with(**options, sft_average_log_probs=False))
+    torch.testing.assert_close(found, torch.tensor([softplus(-0.5 * (2.0 / 4 - 0.5 / 2)) + 3]))
+    # left out, the average of sft follows that of the preference losses
+    found = objective({dpo: 1.0, sft: 1.0}, pairs, options_with(**options))
+    torch.testing.assert_close(found, torch.tensor([softplus(-0.5 * (2.0 / 4 - 0.5 / 2)) + 3 / 4]))
 
 
 def test_a_loss_says_that_it_needs_no_reference():
-    def simpo(pairs, options):
+    def own(pairs, options):
         return pairs.chosen_log_probs
 
-    assert needs_reference(simpo)
-    simpo.needs_reference = False
-    assert not needs_reference(simpo)
-    assert all(map(needs_reference, LOSSES.values()))
+    assert needs_reference(own)
+    own.needs_reference = False
+    assert not needs_reference(own)
+    assert [name for name, loss in LOSSES.items() if not needs_reference(loss)] == ["simpo", "sft"]
+
+
+@pytest.mark.parametrize("name", ["simpo", "sft"])
+def test_a_loss_without_a_reference_reads_no_log_ratio(name):
+    pairs = pairs_with(torch.tensor([2.0]), torch.tensor([0.5]))
+    others = dataclasses.replace(pairs, chosen_log_ratio=torch.tensor([9.0]), rejected_log_ratio=torch.tensor([-9.0]))
+    assert torch.equal(*(LOSSES[name](one, options_with(beta=0.5)) for one in (pairs, others)))

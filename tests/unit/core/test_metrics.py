@@ -5,9 +5,9 @@ import torch
 
 from nemo_minordpo.core.metrics import (
     DECISIVE,
-    MARGIN_QUANTILES,
     METRICS,
     PAIR_METRICS,
+    QUANTILES,
     ROWS,
     not_finite,
     pair_metrics,
@@ -32,6 +32,10 @@ def test_means_worked_by_hand():
     assert means["rewards/accuracy"] == pytest.approx((1 + 1 + 0.5) / 3)  # a tie tells nothing
     assert means["logps/chosen"] == -3.0
     assert means["logps/rejected"] == -4.0
+    assert means["logps/shared"] == -1.0
+    # 2 tokens in each chosen response, 3 in each rejected one
+    assert means["deviation/chosen"] == pytest.approx(1 / 3 / 2)
+    assert means["deviation/rejected"] == pytest.approx(-2 / 3 / 3)
     assert means["dpo/coefficient"] == pytest.approx(
         0.1 * (1 / (1 + math.exp(0.1)) + 1 / (1 + math.exp(0.2)) + 0.5) / 3, rel=1e-6
     )
@@ -43,6 +47,14 @@ def test_a_lost_pair_counts_as_lost():
     assert summary(metrics([-1.0, 2.0, 1.0, 3.0], [1.0, 3.0, 0.0, 3.5]))["rewards/accuracy"] == 0.25
 
 
+@pytest.mark.parametrize(("log_probs", "accuracy"), [((-3.0, -4.0), 1.0), ((-4.0, -3.0), 0.0), ((-3.0, -3.0), 0.5)])
+def test_the_models_own_preference_does_not_depend_on_the_reference(log_probs, accuracy):
+    """In all cases, both rewards prefer the rejected response."""
+    pairs = pairs_with(torch.tensor([-1.0, -2.0]), torch.tensor([1.0, 0.0]), log_probs=log_probs)
+    means = summary(pair_metrics(pairs, options_with(beta=0.1), torch.ones(2)))
+    assert (means["logps/accuracy"], means["rewards/accuracy"]) == (accuracy, 0.0)
+
+
 @pytest.mark.parametrize(
     ("margins", "quantiles"),
     [
@@ -52,8 +64,10 @@ def test_a_lost_pair_counts_as_lost():
     ],
 )
 def test_quantiles_of_the_margin_worked_by_hand(margins, quantiles):
-    means = summary(metrics(margins, [0.0] * len(margins)))
-    assert tuple(means[name] for name in MARGIN_QUANTILES) == pytest.approx(quantiles)
+    means = summary(metrics([margin + 2 for margin in margins], [2.0] * len(margins)))
+    assert tuple(means[f"rewards/margin_{name}"] for name in ("p10", "p50", "p90")) == pytest.approx(quantiles)
+    of_chosen = tuple(quantile + 2 for quantile in quantiles)
+    assert tuple(means[f"rewards/chosen_{name}"] for name in ("p10", "p50", "p90")) == pytest.approx(of_chosen)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +79,22 @@ def test_pairs_nearer_to_a_kink_than_the_noise_are_undecided(noise, rejected, ch
     assert means["dpop/chosen_undecided"] == chosen
 
 
+def test_the_kink_of_minordpo_is_at_its_floor():
+    chosen, rejected = torch.zeros(3), torch.tensor([-2.5, -2.0, 0.0])
+    values = pair_metrics(pairs_with(chosen, rejected), options_with(beta=0.1, minordpo_floor=-2.0), torch.zeros(3))
+    means = summary(values, noise=0.75, floor=-2.0)
+    assert means["minordpo/rejected_below_reference"] == pytest.approx(2 / 3)
+    assert means["minordpo/rejected_undecided"] == pytest.approx(2 / 3)
+    assert means["dpop/chosen_undecided"] == 1.0  # its kink stays at 0
+
+
+def test_the_coefficient_is_that_of_the_log_ratios_the_loss_sees():
+    sides = torch.tensor([2.0]), torch.tensor([-1.5])
+    options = options_with(beta=0.5, preference_average_log_probs=True)
+    (found,) = pair_metrics(pairs_with(*sides), options, torch.zeros(1))[ROWS["dpo/coefficient"]].tolist()
+    assert found == pytest.approx(0.5 / (1 + math.exp(0.5 * (2.0 / 2 + 1.5 / 3))))
+
+
 def test_one_pair_that_carries_the_mean_leaves_the_median_alone():
     means = summary(metrics([0.1, 0.1, 0.1, 0.1, 99.6], [0.0] * 5))
     assert means["rewards/margin"] == pytest.approx(20)
@@ -73,7 +103,7 @@ def test_one_pair_that_carries_the_mean_leaves_the_median_alone():
 
 def test_a_margin_that_is_no_number_shows_in_every_quantile():
     means = summary(metrics([1.0, math.nan, 2.0], [0.0] * 3))
-    assert all(math.isnan(means[name]) for name in MARGIN_QUANTILES)
+    assert all(math.isnan(means[name]) for name in QUANTILES)
 
 
 def test_each_pair_has_a_column():

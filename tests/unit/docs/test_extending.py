@@ -27,6 +27,7 @@ PAIRS = Pairs(
     rejected_log_ratio=torch.tensor([-0.5, 1.0], dtype=torch.float64),
     chosen_log_probs=torch.tensor([-4.0, -6.0], dtype=torch.float64),
     rejected_log_probs=torch.tensor([-9.0, -2.0], dtype=torch.float64),
+    shared_log_probs=torch.tensor([-1.0, 0.0], dtype=torch.float64),
     chosen_num_tokens=torch.tensor([4, 2]),
     rejected_num_tokens=torch.tensor([3, 2]),
     reward_margin=torch.tensor([1.0, 1.0]),

@@ -47,6 +47,47 @@ def write_score(folder, right, *, questions=QUESTIONS, degenerate=0.0, **changes
     return folder
 
 
+def write_answers(folder, outcomes, *, outputs=None):
+    """The answers and the score of an evaluation.
+
+    Args:
+        folder: the evaluation's.
+        outcomes: for each question, one of "right", "flexible" (right, but not in the requested format), "wrong",
+            "degenerate".
+        outputs: for each question, what the model wrote; None = something short.
+    """
+    lines = []
+    for index, outcome in enumerate(outcomes):
+        gold, given = str(index + 2), str(index + 2 if outcome in ("right", "flexible") else index + 1)
+        lines.append(
+            {
+                "index": index, "question": f"How many are {index} + 2?", "num_tokens": 9, "finished": True,
+                "output": outputs[index] if outputs else f"Let me see.\nSo the answer is: {given}",
+                "gold": gold, "strict": None if outcome == "flexible" else given, "flexible": given,
+                "degenerate": "loop" if outcome == "degenerate" else None,
+            }
+        )  # fmt: skip
+    total, right, degenerate = len(outcomes), outcomes.count("right"), outcomes.count("degenerate")
+    flexible = right + outcomes.count("flexible")
+    write_score(
+        folder, right, questions=total, degenerate=degenerate / total,
+        flexible_accuracy=flexible / total, flexible_interval_95=wilson_interval(flexible, total),
+    )  # fmt: skip
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def outcomes_of(right, degenerate, chance):
+    """Outcomes of so many right answers; the first questions are the easiest, and degenerate answers are wrong."""
+    ease = sorted(range(QUESTIONS), key=lambda index: index / QUESTIONS + chance.gauss(0, 0.25))
+    outcomes = ["wrong"] * QUESTIONS
+    for index in ease[:right]:
+        outcomes[index] = "right"
+    for index in ease[QUESTIONS - min(round(degenerate * QUESTIONS), QUESTIONS - right) :]:
+        outcomes[index] = "degenerate"
+    return outcomes
+
+
 def write_events(folder, max_steps, *, end=None, alarm=None):
     events = [("started", 0, "2 ranks", max_steps), *([("alarm", alarm, "they repeat themselves", 0)] if alarm else [])]
     events += [(end, max_steps, "", 0)] if end else []
@@ -66,6 +107,13 @@ def answers_line(step, degenerate, *, divergence):
         "mean_tokens": 90.0, "kl_reference": divergence, "step_s": 1.0,
     }  # fmt: skip
     return metrics_line(step, values, "watch")
+
+
+def _held_out(values):
+    """The same on pairs that were not trained on: a little worse."""
+    margin = values["rewards/margin"] * 0.9
+    accuracy = {"rewards/accuracy": min(0.98, 0.5 + margin / 25), "logps/accuracy": min(0.9, 0.4 + margin / 30)}
+    return {"loss": values["loss"] * 1.05, "rewards/margin": margin, **accuracy}
 
 
 def _ends(loss, beta, rate):
@@ -105,15 +153,13 @@ def write_run(folder, *, loss, beta, rate, seed, steps=300, stop=None):
             }  # fmt: skip
             out.write(metrics_line(step, values))
             if step % (steps // 6) == 0:
-                out.write(
-                    metrics_line(step, {"loss": values["loss"] * 1.05, "rewards/margin": margin * 0.9}, "validation")
-                )
+                out.write(metrics_line(step, _held_out(values), "validation"))
                 out.write(answers_line(step, degenerate * part, divergence=abs(chosen)))
     write_events(folder, steps, end=None if stop else "complete", alarm=steps // 2 if degenerate > 0.2 else None)
     if stop is None:
         (folder / "model.nemo").touch()
         right = round(QUESTIONS * min(max(accuracy + chance.gauss(0, 0.012), 0.0), 1.0))
-        write_score(folder / "evaluation", right, degenerate=degenerate)
+        write_answers(folder / "evaluation", outcomes_of(right, degenerate, chance))
     return folder
 
 
@@ -123,7 +169,8 @@ def write_sweep(folder, *, steps=300, losses=LOSSES, betas=BETAS, rates=RATES, s
         write_run(folder / f"{loss}-{beta}-{rate}-{seed}", loss=loss, beta=beta, rate=rate, seed=seed, steps=steps)
         for loss in losses for rate in rates for beta in betas for seed in seeds
     ]  # fmt: skip
-    return runs, write_score(folder / "base", round(BASE_ACCURACY * QUESTIONS))
+    base = outcomes_of(round(BASE_ACCURACY * QUESTIONS), 0.0, random.Random("base"))
+    return runs, write_answers(folder / "base", base)
 
 
 if __name__ == "__main__":

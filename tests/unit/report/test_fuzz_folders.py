@@ -26,7 +26,7 @@ STEPS = 6
 METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 FILES = (
     "config.yaml", METRICS, EVENTS, "evaluation/score.json", "failures/2024-01-01T00:00:02-0.json",
-    "logs/waiting", "model.nemo",
+    "logs/waiting", "model.nemo", "evaluation/predictions.jsonl",
 )  # fmt: skip
 VALUES = [
     None, True, -1, 0, 10**30, 10**400, 1e308, -1e308, float("nan"), float("inf"), "", " ", "text", "1", "\0",
@@ -61,12 +61,19 @@ def make(folder):
     }  # fmt: skip
     contents = [
         yaml.safe_dump(config), *("".join(json.dumps(one) + "\n" for one in lines) for lines in (metrics, events)),
-        json.dumps(SCORE), json.dumps(failure), "a node does not answer\n", "",
+        json.dumps(SCORE), json.dumps(failure), "a node does not answer\n", "", _predictions(),
     ]  # fmt: skip
     for name, text in zip(FILES, contents, strict=True):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+
+
+def _predictions():
+    """The answers that SCORE is about."""
+    answer = {"question": "?", "output": "3", "num_tokens": 1, "finished": True, "flexible": "3", "degenerate": None}
+    rows = [{**answer, "index": n, "gold": "3", "strict": "3" if n < 100 else None} for n in range(200)]
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 @st.composite
@@ -241,6 +248,7 @@ def test_a_whole_folder_is_reported(tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.count("complete") >= 2
     check([], said, "")
+    assert "not in the paired tests: " not in said  # the answers belong to the score
     assert NOT_FINITE.search("loss nan")
     assert NOT_FINITE.search("(-inf,")
     assert not NOT_FINITE.search("finance, infinite, info, run-nan_1")

@@ -84,6 +84,24 @@ def test_a_setting_counts_only_where_the_loss_reads_it(make):
         assert [note for note in arrange(pair, None).notes if "dpop_lambda" in note] == []
 
 
+def test_an_option_that_makes_another_loss_is_in_its_name(make):
+    """Also if all runs have it: length-normalised DPO is not the paper's DPO."""
+    runs = [make(name, seed=seed) for seed, name in enumerate("ab", start=1)]
+    for run in runs:
+        run.settings |= {"model.dpo.preference_average_log_probs": True, "model.dpo.minordpo_floor": -1.0}
+    assert arrange(runs, None).losses == ["dpo (preference_average_log_probs True)"]  # dpo does not read the floor
+    del runs[0].settings["model.dpo.preference_average_log_probs"]  # a run of a version without the setting
+    assert arrange(runs, None).losses == [
+        "dpo (preference_average_log_probs False)", "dpo (preference_average_log_probs True)",
+    ]  # fmt: skip
+
+
+def test_a_mix_is_named_by_its_losses_and_weights(make):
+    run = make("a", loss={"minordpo": 1.0, "sft": 0.1})
+    assert (run.loss, run.losses) == ("minordpo + 0.1 sft", ("minordpo", "sft"))
+    assert arrange([run], None).losses == ["minordpo + 0.1 sft"]
+
+
 @pytest.mark.parametrize(
     "key",
     ["pretrained_checkpoint.restore_from_path", "model.data.data_prefix.train", "model.peft.restore_from_path"],

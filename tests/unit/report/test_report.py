@@ -99,6 +99,33 @@ def test_the_table_shows_the_numbers_of_the_folders(make, tmp_path, capsys):
     assert "below zero for dpo" in shown
 
 
+def test_the_rewards_of_a_loss_without_a_reference_are_not_taken_for_log_ratios(make, tmp_path):
+    below = {"minordpo/rejected_below_reference": 1.0, "dpop/chosen_below_reference": 1.0}
+    runs = [
+        make("a", [line(1, 0.5, 0.25, **{"logps/chosen": -40.0}, **below)], loss="minordpo"),
+        make("b", [line(1, -40.0, -60.0, **{"logps/chosen": -40.0}, **below)], loss="simpo"),
+    ]
+    report(runs, base=None, output=tmp_path / "out")
+    minordpo, simpo = rows_of_csv(tmp_path / "out")
+    assert (minordpo["rewards/chosen"], minordpo["rejected_below"]) == ("0.5", "1.0")
+    assert simpo["rewards/chosen"] == simpo["rewards/margin"] == simpo["rejected_below"] == simpo["chosen_below"] == ""
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| simpo | - | - | - | - | - | - | 1 | - |" in text
+    assert "rewards/chosen ends above zero for minordpo (+0.5)." in text
+    assert "values not finite" not in text
+    assert (
+        "What a loss itself compares: minordpo: chosen - max(minordpo_floor, rejected); simpo: log pi(chosen)" in text
+    )
+    assert "No reference: simpo. Its rewards in the curves are log-probabilities" in text
+
+
+def test_what_losses_compare_is_said_only_if_it_is_not_the_margin(make, tmp_path):
+    report([make("a", [line(1, 0.5, 0.25)], loss="dpo")], base=None, output=tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "What a loss itself compares" not in text
+    assert "No reference" not in text
+
+
 def test_the_figure_has_curves(make, tmp_path):
     runs = [
         make(f"run{number}", [line(s, s * number, -s) for s in range(1, 9)], loss=f"l{number}") for number in range(4)

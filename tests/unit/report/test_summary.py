@@ -12,7 +12,7 @@ from nemo_minordpo.report.claims import claims
 from nemo_minordpo.report.document import document_of
 from nemo_minordpo.report.run_state import State
 from nemo_minordpo.report.runs import Run
-from nemo_minordpo.report.scores import is_degenerate, strict_over_seeds
+from nemo_minordpo.report.scores import is_degenerate, over_seeds, strict
 from nemo_minordpo.report.summary import summary
 
 DONE = RunEvent(time="2024", attempt=1, job="j", event="complete", step=1)
@@ -37,8 +37,8 @@ def run(
     started = RunEvent(time="2024", attempt=1, job="j", event="started", step=0, max_steps=1)
     folder = Path(f"{loss}-{beta}-{rate}-{seed}")
     return Run(
-        folder=folder, loss=loss, beta=beta, learning_rate=rate, seed=seed, settings=settings, lines={"train": [line]},
-        seconds=1.0, score=None if right is None else score(right, degenerate=degenerate),
+        folder=folder, loss=loss, losses=(loss,), beta=beta, learning_rate=rate, seed=seed, settings=settings,
+        lines={"train": [line]}, seconds=1.0, score=None if right is None else score(right, degenerate=degenerate),
         state=State(folder=folder, events=[started, *([DONE] if done else [])], failures=[]),
     )  # fmt: skip
 
@@ -221,11 +221,11 @@ def test_a_run_without_data_has_no_findings():
 
 
 def test_the_interval_over_seeds_is_that_of_one_run_widened_to_every_seed():
-    close = strict_over_seeds([score(50), score(52)])
+    close = over_seeds(strict, [score(50), score(52)])
     assert (close.value, close.low, close.high) == (0.51, *wilson_interval(51, 100))
-    far = strict_over_seeds([score(20), score(80)])
+    far = over_seeds(strict, [score(20), score(80)])
     assert (far.value, far.low, far.high) == (0.5, 0.2, 0.8)
-    assert strict_over_seeds([]) is None
+    assert over_seeds(strict, []) is None
 
 
 # --- the paper's claims

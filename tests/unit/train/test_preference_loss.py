@@ -9,13 +9,20 @@ import pytest
 import torch
 
 from nemo_minordpo.config import DPOSection
-from nemo_minordpo.core.losses import LOSSES, minordpo, needs_reference
+from nemo_minordpo.core.losses import LOSSES, minordpo, needs_reference, sft
 from nemo_minordpo.core.pair_packing import PackedRow
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.train import launch
 from nemo_minordpo.train.data.dataset import MicroBatch
 from nemo_minordpo.train.launch import read_settings
-from nemo_minordpo.train.model.preference_loss import loss_called, options_of, pairs_of, require_usable_loss, source_of
+from nemo_minordpo.train.model.preference_loss import (
+    loss_called,
+    losses_of,
+    options_of,
+    pairs_of,
+    require_usable_loss,
+    source_of,
+)
 
 SIMPO = """
 from torch.nn.functional import logsigmoid
@@ -173,15 +180,35 @@ def test_options_come_from_the_section():
     given = DPOSection(ref_policy_kl_penalty=0.2, dpop_lambda=7.0, gt_reward_scale=3.0, sft_loss_weight=0.5)
     options = options_of(given)
     assert (options.beta, options.dpop_lambda, options.gt_reward_scale) == (0.2, 7.0, 3.0)
-    assert (options.preference_loss_weight, options.sft_loss_weight) == (1.0, 0.5)
+    assert losses_of(given) == {minordpo: 1.0, sft: 0.5}
+
+
+@pytest.mark.parametrize(
+    ("preference", "sft", "expected"),
+    [(False, None, False), (True, None, True), (True, False, False), (False, True, True)],
+)
+def test_the_average_of_sft_follows_the_preference_losses_unless_it_is_set(preference, sft, expected):
+    averages = {"preference_average_log_probs": preference, "sft_average_log_probs": sft}
+    options = options_of(DPOSection(ref_policy_kl_penalty=0.2, **averages))
+    assert (options.preference_average_log_probs, options.sft_average_log_probs) == (preference, expected)
+
+
+def test_a_mix_and_a_users_own_loss_with_sft(module):
+    assert losses_of(section({"dpo": 0.5, "simpo": 2.0})) == {LOSSES["dpo"]: 0.5, LOSSES["simpo"]: 2.0}
+    require_usable_loss(section({"dpo": 0.5, "simpo": 2.0}))
+    assert source_of(section({"dpo": 0.5, "simpo": 2.0})) == {}
+    name = f"{module(SIMPO)}:simpo"
+    both = DPOSection(ref_policy_kl_penalty=0.1, preference_loss=name, sft_loss_weight=0.5)
+    assert [*losses_of(both).values()] == [1.0, 0.5]
+    assert not any(map(needs_reference, losses_of(both)))
 
 
 def micro_batch(reference):
-    """Two pairs; their chosen responses have 2 and 1 tokens, the rejected ones 1 and 3; T = 7."""
-    credits = torch.tensor([[0, 1, 7], [4, 7, 7], [2, 7, 7], [3, 5, 6]])
+    """Two pairs; their chosen responses have 2 and 1 tokens, the rejected ones 2 each; the first shares token 0."""
+    credits = torch.tensor([[0, 1], [3, 6], [0, 2], [4, 5]])
     nothing = torch.zeros(0, dtype=torch.int64)
     row = PackedRow(
-        tokens=nothing, positions=nothing, segments=nothing, places=nothing, targets=torch.zeros(7), credits=credits
+        tokens=nothing, positions=nothing, segments=nothing, places=nothing, targets=torch.zeros(6), credits=credits
     )
     return MicroBatch(
         pairs=np.arange(2), in_step=np.arange(2), row=row, reward_margin=torch.tensor([1.0, 0.5]),
@@ -189,7 +216,8 @@ def micro_batch(reference):
     )  # fmt: skip
 
 
-LOG_PROBS = torch.tensor([-3.0, -7.5, -4.0, -6.5], dtype=torch.float64)
+# their sums: -3 and -7.5 for the chosen responses, -4 and -6.5 for the rejected ones
+TOKEN_LOG_PROBS = torch.tensor([-1.0, -2.0, -3.0, -7.5, -2.5, -4.0])
 
 
 @pytest.mark.parametrize(
@@ -201,11 +229,12 @@ LOG_PROBS = torch.tensor([-3.0, -7.5, -4.0, -6.5], dtype=torch.float64)
     ],
 )
 def test_inputs_of_a_loss_worked_by_hand(reference, needed, ratios):
-    log_probs = LOG_PROBS.clone().requires_grad_()
+    log_probs = TOKEN_LOG_PROBS.clone().requires_grad_()
     pairs = pairs_of(log_probs, micro_batch(reference), needs_reference=needed)
     assert [*pairs.chosen_log_ratio.tolist(), *pairs.rejected_log_ratio.tolist()] == ratios
     assert (pairs.chosen_log_probs.tolist(), pairs.rejected_log_probs.tolist()) == ([-3.0, -7.5], [-4.0, -6.5])
-    assert (pairs.chosen_num_tokens.tolist(), pairs.rejected_num_tokens.tolist()) == ([2, 1], [1, 3])
+    assert (pairs.chosen_num_tokens.tolist(), pairs.rejected_num_tokens.tolist()) == ([2, 1], [2, 2])
+    assert pairs.shared_log_probs.tolist() == [-1.0, 0.0]
     assert pairs.reward_margin.tolist() == [1.0, 0.5]
     pairs.log_ratio_margin.sum().backward()
-    assert log_probs.grad.tolist() == [1.0, 1.0, -1.0, -1.0]
+    assert log_probs.grad.tolist() == [0.0, 1.0, -1.0, 1.0, -1.0, -1.0]
