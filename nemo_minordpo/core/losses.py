@@ -129,10 +129,8 @@ def bdpo(pairs: Pairs, options: Options) -> Tensor:
     Bounded DPO: the rejected response's probability is that of the mixture ``lambda * policy + (1 - lambda) *
     reference``, so its log-ratio is never below log(1 - lambda). Source: Cho et al. 2025, section 4 (arXiv 2506.12725).
     """
-    weight = options.bdpo_lambda
-    of_mixture = torch.logaddexp(
-        pairs.rejected_log_ratio + log(weight), pairs.rejected_log_ratio.new_tensor(log1p(-weight))
-    )
+    rejected, weight = pairs.rejected_log_ratio, options.bdpo_lambda
+    of_mixture = torch.logaddexp(rejected + log(weight), rejected.new_tensor(log1p(-weight)))
     return _logistic(pairs.chosen_log_ratio - of_mixture, options)
 
 
@@ -174,9 +172,8 @@ def apo_zero(pairs: Pairs, options: Options) -> Tensor:
 
     The chosen response goes up and the rejected one down, each on its own.
     """
-    return torch.sigmoid(-options.beta * pairs.chosen_log_ratio) + torch.sigmoid(
-        options.beta * pairs.rejected_log_ratio
-    )
+    beta = options.beta
+    return torch.sigmoid(-beta * pairs.chosen_log_ratio) + torch.sigmoid(beta * pairs.rejected_log_ratio)
 
 
 def apo_down(pairs: Pairs, options: Options) -> Tensor:

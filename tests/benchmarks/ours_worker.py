@@ -1,6 +1,6 @@
 """Optimizer steps of this project (protocol: tests/benchmarks/__init__.py).
 
-The steps are MinorDPOTrainer's own, on the next pairs of the file, laid out during the previous step: forward,
+The steps are MinorDPOTrainer's own, on the first pairs of the file, laid out during the previous step: forward,
 backward, reduction, clipping, optimizer, metrics. The reference is evaluated before the first step and not timed, as
 for TRL; `reference_seconds` of the ready line says how long it took.
 """

