@@ -34,7 +34,7 @@ def duration_in_seconds(text: str) -> int:
 
 def _out_of_range(key: str, value: Any, setting: Setting) -> str:
     """Why a value is out of range; empty if it is not."""
-    if setting.is_mix and not isinstance(value, str):
+    if setting.is_mix:
         return _wrong_mix(key, value, setting)
     if isinstance(value, list):
         return _wrong_list(key, value, setting)
@@ -73,7 +73,9 @@ def _wrong_choice(key: str, value: Any, setting: Setting) -> str:
 
 
 def _wrong_mix(key: str, value: Any, setting: Setting) -> str:
-    """Why a value is not a mapping of choices to weights; empty if it is one."""
+    """Why a value is neither a choice nor a mapping of choices to weights; empty if it is one."""
+    if isinstance(value, str):
+        return _wrong_choice(key, value, setting)
     form = f"{key}={{{setting.choices[0]}: 1.0, {setting.choices[-1]}: 0.1}}"
     if not isinstance(value, dict) or not value:
         return f"{key}={value}: a name, or names with weights, expected, such as {form}"
