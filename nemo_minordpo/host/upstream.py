@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from nemo_minordpo.errors import require_upstream
-from nemo_minordpo.host import StandIn, fusions, newer
+from nemo_minordpo.host import StandIn, fusions, newer, writers
 
 
 def install(*, cuda: bool, apex: bool, transformer_engine: bool) -> list[StandIn]:
@@ -19,6 +19,7 @@ def install(*, cuda: bool, apex: bool, transformer_engine: bool) -> list[StandIn
         active.append(_cpu_rng_tracker())
         active.append(_fused_on_cpu())
     active.extend(newer.install())
+    writers.install()
     if not transformer_engine:
         active.append(_adapters_without_transformer_engine(cuda=cuda))
         active.append(_no_bert_catalogue())

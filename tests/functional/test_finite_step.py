@@ -75,6 +75,7 @@ def _step(*, loss=0.5, norm=1.0, norm_of_step=None):
     table = torch.zeros(len(PAIR_METRICS), len(PAIRS), dtype=torch.float64)
     table[ROWS["loss"], 2] = loss
     model = MagicMock(has_dropout=False, use_mcore_dist_optim=norm_of_step is not None)
+    model.options.minordpo_floor = 0.0
     model.pair_metrics.return_value = model.gathered.return_value = table
     layer = torch.nn.Linear(2, 1)
     layer.weight.grad, layer.bias.main_grad = torch.ones(1, 2), torch.tensor([math.nan])

@@ -14,7 +14,7 @@ from nemo_minordpo.__main__ import app
 from nemo_minordpo.errors import UserError
 
 HEAVY = ("torch", "nemo", "megatron", "transformers", "matplotlib", "hydra", "omegaconf", "numpy")
-ROOMS = {"config", "convert", "core", "evaluate", "host", "layers", "prepare", "report", "sweep", "train"}
+ROOMS = {"config", "convert", "core", "evaluate", "layers", "prepare", "report", "sweep", "train"}
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """From a report to a table of the pages."""
 
 from tests.benchmarks.sweep_results import tables_of
-from tests.benchmarks.tables.cpu import benchmark_short
+from tests.benchmarks.tables.cpu import benchmark, benchmark_short
 from tests.benchmarks.tables.markdown import table
 from tests.benchmarks.tables.sweeps import grid, scores
 
@@ -48,6 +48,37 @@ def test_columns_are_aligned_as_they_are_named():
 def test_a_trainer_that_was_not_measured_is_a_dash():
     trainers = {"ours": {"pairs_per_s": 8.0, "rss_peak_gib": 1.6}, "nemo-aligner 0.7.0": {"rss_peak_gib": 2.9}}
     case = {"model": "30M", "pairs": "zero-shot", "tensor_parallel": 2, "global_batch_size": 16}
-    result = {"case": case, "results": trainers, "speed_up": {"ours": 1.0, "nemo-aligner 0.7.0": 12.0}}
+    result = {
+        "case": {"name": "30M/tp2", **case}, "results": trainers, "measured": True,
+        "speed_up": {"ours": 1.0, "nemo-aligner 0.7.0": 12.0},
+    }  # fmt: skip
     row = benchmark_short([result]).splitlines()[2]
     assert row == "| 30M, zero-shot, TP=2, 16 pairs per step | 8.00 | 12.0x | - | 1.6 / 2.9 / - |"
+    another = {**result, "speed_up": {"ours": 1.0, "nemo-aligner 0.7.0": 7.0}}
+    assert benchmark_short([result, another]).splitlines()[2:] == [row.replace("12.0x", "7.0x-12.0x")]
+    # the control: rounds that differ too much do not count
+    assert benchmark_short([result, {**another, "measured": False}]).splitlines()[2:] == [row]
+
+
+def test_each_processor_has_a_table_with_its_peaks_and_load():
+    row = {"seconds": 2.0, "fastest": 1.0, "slowest": 3.0, "pairs_per_s": 8.0, "rss_peak_gib": 1.5}
+    case = {"model": "30M", "pairs": "zero-shot", "tensor_parallel": 1, "global_batch_size": 16}
+    peaks = {"torch": {"float32": 200.0, "bfloat16": 60.0}, "instead": {"float32": 430.0, "bfloat16": 400.0}}
+    after = {"torch": {"float32": 190.0, "bfloat16": 62.0}, "instead": {"float32": 420.0, "bfloat16": 410.0}}
+    machine = {"processor": "EPYC", "gflops_before": peaks, "gflops_after": after, "load_of_others": 0.04}
+    given = {
+        "case": case,
+        "results": {"ours": row},
+        "speed_up": {"ours": 1.0},
+        "spread": {"ours": 3.0},
+        "measured": False,
+    }
+    text = benchmark([{**given, "machine": machine}, {**given, "machine": {"processor": "Xeon"}}])
+    assert (
+        "**EPYC.** Matrix products, GFLOP/s: float32 by torch 190-200, by oneDNN 420-430, bfloat16 by torch 60-62, in "
+        "float32 and rounded 400-410. Load by other processes: at most 4% of all cores.\n"
+    ) in text
+    assert "**Xeon.** Peaks and load were not recorded.\n" in text
+    assert (
+        "16 pairs per step; not measured: rounds vary 3.0x | nemo-minordpo | 2.00 (1.00-3.00) | 8.00 | (1.0x) |" in text
+    )
