@@ -216,9 +216,7 @@ def score_from_json(text: str) -> Score:
     Raises:
         ValueError, TypeError: it is not a score.
     """
-    value = parse_json(text)
-    is_sampled = isinstance(value, dict) and "num_samples" in value
-    return (SampledScore if is_sampled else Score).from_json(text)
+    return _greedy_or_sampled(text, Score, SampledScore, only_sampled="num_samples")
 
 
 def prediction_from_json(text: str) -> Prediction:
@@ -227,9 +225,13 @@ def prediction_from_json(text: str) -> Prediction:
     Raises:
         ValueError, TypeError: it is not a prediction.
     """
+    return _greedy_or_sampled(text, Prediction, SampledPrediction, only_sampled="sample")
+
+
+def _greedy_or_sampled(text: str, greedy: type[_R], sampled: type[_R], *, only_sampled: str) -> _R:
+    """The record in `text`; the field `only_sampled` tells which of the two it is."""
     value = parse_json(text)
-    is_sampled = isinstance(value, dict) and "sample" in value
-    return (SampledPrediction if is_sampled else Prediction).from_json(text)
+    return (sampled if isinstance(value, dict) and only_sampled in value else greedy).from_json(text)
 
 
 def _check_type(value: Any, kind: Any, *, name: str) -> None:

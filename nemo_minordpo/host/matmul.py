@@ -6,7 +6,7 @@
   numbers in float32, rounded once, is the same sum.
 
 Which is faster here is measured, not derived from the processor's name. The two libraries round differently, so all
-ranks of a run, and a run that is resumed, must use the same one: train/set_up.py.
+ranks of a run, and a run that is resumed, must use the same one: train/products.py.
 """
 
 import warnings

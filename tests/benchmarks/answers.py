@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import peak_rss_gib
+from tests.benchmarks.machine import product_rate, seconds_of
 from tests.benchmarks.tables import fill_pages
 
 BEFORE, NOW = "whole batches", "continuous"
@@ -98,21 +99,7 @@ def memory_rate() -> float:
     import torch
 
     values = torch.ones(1 << 28)
-    return values.nbytes / min(_seconds(values.sum) for _ in range(5))
-
-
-def product_rate(dtype: Any) -> float:
-    """Floating-point operations per second: the best of five products of two matrices of 2048 x 2048."""
-    import torch
-
-    matrix = torch.ones(2048, 2048, dtype=dtype)
-    return 2 * 2048**3 / min(_seconds(lambda: matrix @ matrix) for _ in range(5))
-
-
-def _seconds(work: Any) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    return values.nbytes / min(seconds_of(values.sum) for _ in range(5))
 
 
 def run(kind: str, dtype: str, model: Path, questions: Path) -> dict[str, Any]:

@@ -39,12 +39,13 @@ def _machine(machines: list[dict[str, Any]]) -> str:
     peaks = [one[when] for one in machines for when in ("gflops_before", "gflops_after")]
     ways = [
         f"{words} {min(values):.0f}-{max(values):.0f}"
-        for words, which, dtype in (
-            ("float32 by torch", "torch", "float32"), ("by oneDNN", "instead", "float32"),
-            ("bfloat16 by torch", "torch", "bfloat16"), ("in float32 and rounded", "instead", "bfloat16"),
+        for words, values in (
+            ("float32 by torch", [peak["torch"]["float32"] for peak in peaks]),
+            ("by oneDNN", [peak["instead"]["float32"] for peak in peaks]),
+            ("bfloat16 by torch", [peak["torch"]["bfloat16"] for peak in peaks]),
+            ("in float32 and rounded", [peak["instead"]["bfloat16"] for peak in peaks]),
         )
-        if (values := [peak[which][dtype] for peak in peaks])
-    ]  # fmt: skip
+    ]
     load = max(one["load_of_others"] for one in machines)
     return f"Matrix products, GFLOP/s: {', '.join(ways)}. Load by other processes: at most {load:.0%} of all cores."
 
