@@ -170,7 +170,11 @@ def _seen_pairs(starts: Tensor, gaps: Tensor, tails: Tensor) -> Tensor:
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """(number of blocks per row [1, 1, N], block indices, listed ones first [1, 1, N, N]), int32."""
+    """(number of blocks per row [1, 1, N], block indices, listed ones first [1, 1, N, N]), int32, contiguous.
+
+    The kernels read the indices of a row one after another in memory, whatever the tensor's strides say, and argsort
+    keeps the strides of its input: a transposed list would be read as the first entries of the rows that follow.
+    """
     # listed blocks in ascending order, then the others
     order = blocks.to(torch.int8).argsort(dim=1, descending=True, stable=True)
-    return blocks.sum(dim=1).int()[None, None], order.int()[None, None]
+    return blocks.sum(dim=1).int()[None, None], order.to(torch.int32, memory_format=torch.contiguous_format)[None, None]

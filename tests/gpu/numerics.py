@@ -31,6 +31,8 @@ _LOSSES = [name for name in LOSSES if name != "sft"]  # which has no gradient fo
 _TOKENS, _HIDDEN, _VOCAB = 256, 256, 8192
 _HEADS, _GROUPS, _HEAD_SIZE = 4, 2, 64
 _ROW_LENGTHS = (384, 96, 640, 512, 896, 40, 448, 768, 1024, 320, 120, 832)
+_LENGTHS = {"short": 1024, "long": 3000}  # of a row
+_LONGEST = {"short": 39, "long": 500}  # places of the shared tokens or a tail, at most
 _PARTS = ("forward", "dq", "dk", "dv")
 _CEILING = 16  # roundings of the dtype, relative to the root mean square of the exact result
 _WARM_UP = 2  # rows: torch compiles once for rows below 128 places and once for all others
@@ -93,16 +95,24 @@ def log_probs(folder: Path, dtype_name: str) -> str:
     )  # fmt: skip
 
 
-def attention(folder: Path, dtype_name: str) -> str:
-    """`pair_attention` against the dense mask of `may_attend`, forward and backward."""
+def attention(folder: Path, dtype_name: str, pairs: str = "short") -> str:
+    """`pair_attention` against the dense mask of `may_attend`, forward and backward.
+
+    Args:
+        folder: unused.
+        dtype_name: of queries, keys and values.
+        pairs: "short", several in a block of places, or "long", several blocks each: only these have blocks that need
+            no mask, and lists whose order matters.
+    """
     if dtype_name == "bfloat16":
         need_cuda()
     dtype: torch.dtype = getattr(torch, dtype_name)
-    segments = _row_of_pairs(1024, seed=0)
+    length = _LENGTHS[pairs]
+    segments = _row_of_pairs(length, seed=0, longest=_LONGEST[pairs])
     # padding at the end of the row is meaningless
     used = int(segments[-1, -1])
     mask = torch.from_numpy(may_attend(segments, used))
-    row = _row(1024, seed=0)
+    row = _row(length, seed=0)
     of_places = torch.randn(1, _HEADS, used, _HEAD_SIZE, generator=torch.Generator().manual_seed(1))
 
     def run(attend: Callable[..., Tensor], where: torch.device, kind: torch.dtype) -> list[Tensor]:
@@ -151,7 +161,7 @@ def large_scores(folder: Path, tiles: str = "own") -> str:
     if tiles == "one stage":
         for options in flex._TILES.values():
             options.update(fwd_num_stages=1, bwd_num_stages=1)
-    segments, length, dtype = _row_of_pairs(1000, seed=0), 1000, torch.bfloat16
+    segments, length, dtype = _row_of_pairs(2000, seed=0, longest=500), 2000, torch.bfloat16
     used = int(segments[-1, -1])
     row = _row_of_a_trained_model(length, seed=0)
     of_places = torch.randn(*row[0].shape, generator=torch.Generator().manual_seed(1))
@@ -263,9 +273,9 @@ def _row_of_a_trained_model(length: int, *, seed: int) -> list[Tensor]:
     return [query, key, value]
 
 
-def _row_of_pairs(length: int, *, seed: int) -> np.ndarray:
+def _row_of_pairs(length: int, *, seed: int, longest: int = _LONGEST["short"]) -> np.ndarray:
     """[m, 4], as in core/pair_packing.py; some places at the end remain padding."""
-    draw, segments, start, longest = np.random.default_rng(seed), [], 0, min(39, length // 3)
+    draw, segments, start, longest = np.random.default_rng(seed), [], 0, min(longest, length // 3)
     while start + 3 * longest <= length:
         shared, chosen, rejected = draw.integers(1, longest, size=3, endpoint=True)
         branch = start + shared

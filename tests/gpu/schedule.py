@@ -62,6 +62,7 @@ _PREPARATION = (
 _CORRECTNESS = (
     (
         Check("attention of pairs, bfloat16", f"{_NUMERICS}:attention", ("bfloat16",), limit_s=120),
+        Check("attention of long pairs, bfloat16", f"{_NUMERICS}:attention", ("bfloat16", "long"), limit_s=120),
         *(
             Check(
                 f"attention of pairs, large scores, {tiles} tiles", f"{_NUMERICS}:large_scores", (tiles,), limit_s=120

@@ -5,7 +5,8 @@
 Real: NeMo, Megatron-Core, Transformer Engine's Python layers, delayed scaling, Adam's main weights, the distributed
 optimizer, checkpoints, and all of this project. Emulated:
 
-- cuda.py: CUDA calls run on the CPU; every tensor claims to be on CUDA; FlexAttention is a dense mask.
+- cuda.py: CUDA calls run on the CPU; every tensor claims to be on CUDA.
+- attention.py: FlexAttention, from the lists of blocks as its kernels read them.
 - kernels.py: Transformer Engine's C++ extension, function by function, in Python.
 
 This tests wiring, shapes and numbers in float32, bfloat16 and FP8. It cannot show that a kernel works, that tensors are

@@ -11,6 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from nemo_minordpo.host.cuda import name_types_as_on_cuda
+from tests.gpu.rehearsal import attention
 
 _CPU = torch.device("cpu")
 _MEMORY = 80 << 30
@@ -36,7 +37,7 @@ def install() -> None:
     # what is compiled for a GPU runs uncompiled
     torch.compile = lambda function=None, **options: function if function is not None else lambda given: given
     _collectives_over_gloo()
-    _dense_flex_attention()
+    attention.install()
     _kernels_in_python()
 
 
@@ -158,27 +159,6 @@ def _collectives_over_gloo() -> None:
 
     for module in (distributed, c10d):
         module.init_process_group, module.new_group = init, group
-
-
-def _dense_flex_attention() -> None:
-    """FlexAttention as a dense mask: a place sees whatever both the mask function and the block lists allow."""
-    import torch.nn.attention.flex_attention as flex
-
-    def flex_attention(
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, block_mask: Any, scale: float | None = None,
-        enable_gqa: bool = False, kernel_options: Any = None,
-    ) -> torch.Tensor:  # fmt: skip
-        length = query.shape[2]
-        places = torch.arange(length)
-        sees = block_mask.mask_mod(torch.tensor(0), torch.tensor(0), places[:, None], places[None, :])
-        listed = block_mask.to_dense()[0, 0].bool()
-        for dimension, size in enumerate(block_mask.BLOCK_SIZE):
-            listed = listed.repeat_interleave(size, dim=dimension)
-        return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=sees & listed[:length, :length], scale=scale, enable_gqa=enable_gqa
-        )
-
-    flex.flex_attention = flex_attention
 
 
 def _kernels_in_python() -> None:

@@ -12,6 +12,7 @@ from nemo_minordpo.core import flex
 from nemo_minordpo.core.attention import pair_attention
 from nemo_minordpo.core.flex import BLOCK_SIZE, blocks, row_attention
 from nemo_minordpo.core.pair_packing import may_attend
+from tests.gpu.rehearsal.attention import flex_attention, visits
 
 LISTS = ("kv", "full_kv", "q", "full_q")
 
@@ -102,6 +103,50 @@ def test_lists_that_forgot_the_gap_would_be_noticed(monkeypatch):
     assert not torch.equal(
         found.kv_num_blocks + found.full_kv_num_blocks, expected.kv_num_blocks + expected.full_kv_num_blocks
     )
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_kernels_add_each_score_that_is_seen_once(name):
+    """Walking the lists in memory, by queries as the forward pass does and by keys as the backward pass does."""
+    pairs, length = ROWS[name]
+    for found in visits(blocks(pairs, length, "cpu").mask(), length):
+        assert torch.equal(found, torch.from_numpy(seen(pairs, length)).float())
+
+
+@pytest.mark.parametrize("name", ["one block", "a gap of whole blocks", "shared tokens of whole blocks"])
+def test_gradients_from_the_lists(name):
+    pairs, length = ROWS[name]
+    for found, expected in gradients_of_kernels_and_on_a_cpu(pairs, length):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_lists_in_the_order_of_their_strides_would_be_noticed(monkeypatch):
+    """As before: argsort gave transposed lists transposed strides, and gradients of keys and values were garbage."""
+    listed = flex._listed
+
+    def transposed(part):
+        counts, order = listed(part)
+        return counts, order.transpose(2, 3).contiguous().transpose(2, 3)
+
+    monkeypatch.setattr(flex, "_listed", transposed)
+    pairs, length = ROWS["shared tokens of whole blocks"]
+    differences = [
+        (found - expected).abs().max().item()
+        for found, expected in gradients_of_kernels_and_on_a_cpu(pairs, length, build=blocks.__wrapped__)
+    ]
+    assert max(differences) > 1
+
+
+def gradients_of_kernels_and_on_a_cpu(pairs, length, *, build=blocks):
+    """Of queries, keys and values, for random gradients of what the pairs attend to."""
+    row = [leaf.requires_grad_() for leaf in leaves(length)]
+    used = pairs[-1][-1]
+    of_places = torch.randn(row[0][:, :, :used].shape, generator=torch.Generator().manual_seed(1))
+    ways = (
+        flex_attention(*row, block_mask=build(pairs, length, "cpu").mask()),
+        pair_attention(*row, torch.tensor(pairs), scale=None),
+    )
+    return zip(*(torch.autograd.grad(way[:, :, :used], row, of_places) for way in ways), strict=True)
 
 
 def test_one_mask_for_all_layers():
