@@ -23,6 +23,7 @@ The pipeline in order; each command reads and writes files:
   minordpo status runs/minordpo                            a run's progress and its failures
   minordpo export-hf runs/minordpo hf/minordpo             run folder -> Hugging Face
   minordpo evaluate hf/minordpo gsm8k/test.jsonl runs/minordpo/evaluation
+  minordpo score hf/minordpo pairs/validation.jsonl scores    does it prefer the chosen responses?
   minordpo report runs/dpo runs/minordpo --output report   tables, figures, a page
 
 All of it at once, on a small model that needs no download:
@@ -60,6 +61,7 @@ _add(app, "train", training.train, **_OVERRIDES)
 _add(app, "status", training.status)
 _add(app, "export-hf", models.export_hf)
 _add(app, "evaluate", results.evaluate)
+_add(app, "score", results.score)
 _add(app, "report", results.report)
 _add(app, "sweep", experiments.sweep)
 

@@ -14,7 +14,7 @@ TEST = "test.jsonl"  # only questions
 
 # A run folder, as `minordpo train` writes it.
 CONFIG = "config.yaml"  # the resolved configuration; written last: it marks the folder as a run's
-DATA = "data"  # for each split: token arrays, left_out_pairs.jsonl, counts.json (train/data/tokens.py)
+DATA = "data"  # for each split: token arrays, left_out_pairs.jsonl, counts.json (pairs/tokens.py)
 METRICS = "metrics.jsonl"  # one line per step (records.StepMetrics)
 EVENTS = "events.jsonl"  # one line per event of the run (records.RunEvent)
 FAILURES = "failures"  # errors, one file per rank (records.Failure)
@@ -35,6 +35,8 @@ EVALUATION = "evaluation"
 # An evaluation, as `minordpo evaluate` writes it.
 PREDICTIONS = "predictions.jsonl"  # records.Prediction
 SCORE = "score.json"  # records.Score
+PAIR_SCORES = "pair_scores.jsonl"  # the metrics of each pair
+PAIR_SCORE = "pair_score.json"  # records.PairScore
 
 # NeMo's names inside a .nemo, as far as two stages use them.
 MODEL_CONFIG = "model_config.yaml"  # the model's own configuration; also in a run folder, for export-hf

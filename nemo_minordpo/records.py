@@ -210,6 +210,17 @@ class SampledScore(Score):
     flexible_pass_at_interval_95: dict[str, tuple[float, float]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PairScore(_Record):
+    """`pair_score.json`: log-probabilities of pairs under a model; metrics by the names of docs/metrics.md."""
+
+    model: str
+    reference: str | None
+    num_pairs: int
+    metrics: dict[str, float]  # means over the pairs
+    intervals_95: dict[str, tuple[float, float]]  # accuracies: Wilson; others: Student's t; empty for one pair
+
+
 def score_from_json(text: str) -> Score:
     """A `score.json`, of greedy or of sampled answers.
 

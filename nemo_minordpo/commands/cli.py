@@ -22,11 +22,14 @@ TemplateOptions = Annotated[
     ),
 ]
 
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: as stored; float32 on a CPU.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, ..., or auto: cuda if there is one.")]
+
 # typer lists groups after commands
 _ORDER = (
     "doctor", "prepare", "preview", "gguf-to-hf", "import-hf", "verify", "reference", "plan", "train", "status",
     "export-hf",
-    "evaluate", "report", "sweep",
+    "evaluate", "score", "report", "sweep",
 )  # fmt: skip
 PLAIN: dict[str, Any] = {
     "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 120},

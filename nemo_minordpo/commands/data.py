@@ -187,6 +187,6 @@ def preview(
     Example:
       minordpo preview pairs/train.jsonl --tokenizer hf/base --number 2
     """
-    from nemo_minordpo.train.data.preview import preview
+    from nemo_minordpo.pairs.preview import preview
 
     preview(pairs, tokenizer=tokenizer, number=number, seq_length=seq_length, append_eos=append_eos)

@@ -5,7 +5,8 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from nemo_minordpo.commands.cli import Date, Overwrite, TemplateOptions
+from nemo_minordpo.commands.cli import Date, Device, Dtype, Overwrite, TemplateOptions
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.records import SampledScore
 
 
@@ -40,10 +41,8 @@ def evaluate(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are cut.")] = 512,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first N questions; default: all.")] = None,
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16, or auto: as stored; float32 on a CPU.")
-    ] = "auto",
-    device: Annotated[str, typer.Option(help="cpu, cuda, ..., or auto: cuda if there is one.")] = "auto",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
     engine: Annotated[
         str, typer.Option(help="transformers, vllm, or auto: vllm if it is installed and there is a GPU.")
     ] = "auto",
@@ -78,6 +77,46 @@ def evaluate(
         f"{score.num_questions} questions: strict {score.strict_accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}), "
         f"{sampled}flexible {score.flexible_accuracy:.1%}, degenerate {score.degenerate_rate:.1%} -> {output}"
     )
+
+
+def score(
+    model: Annotated[Path, typer.Argument(help="Hugging Face folder.")],
+    pairs: Annotated[list[str], typer.Argument(help="Files of pairs, or quoted globs.")],
+    output: Annotated[Path, typer.Argument(help="Folder for pair_scores.jsonl and pair_score.json.")],
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Hugging Face folder: also the rewards against this model.", show_default=False),
+    ] = None,
+    seq_length: Annotated[
+        int | None, typer.Option(min=1, help="Leave longer pairs out; default: the model's context.")
+    ] = None,
+    append_eos: Annotated[bool, typer.Option(help="End every response, as training does.")] = True,
+    invalid_pairs: Annotated[str, typer.Option(help="refuse, or drop: leave them out.")] = "refuse",
+    limit: Annotated[int | None, typer.Option(min=1, help="Score only the first N pairs; default: all.")] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Score a model on pairs: how often, and by how much, the chosen response is likelier than the rejected one.
+
+    With --reference, also the rewards, as training's validation reports them on the same pairs.
+
+    Examples:
+      minordpo score hf/base pairs/validation.jsonl scores/base
+      minordpo score hf/minordpo pairs/validation.jsonl scores/minordpo --reference hf/base
+    """
+    from nemo_minordpo.evaluate.pair_scores import score_pairs
+
+    if invalid_pairs not in ("refuse", "drop"):
+        raise UserError(f"--invalid-pairs is {invalid_pairs!r}: choose refuse or drop")
+    found = score_pairs(
+        model, pairs, output, reference=reference, seq_length=seq_length, append_eos=append_eos,
+        invalid_pairs=cast(Any, invalid_pairs), limit=limit, dtype=dtype, device=device, overwrite=overwrite,
+    )  # fmt: skip
+    for name, value in found.metrics.items():
+        low, high = found.intervals_95.get(name, (value, value))
+        typer.echo(f"{name:24}{value:10.4f}  (95 % interval {low:.4f} to {high:.4f})")
+    typer.echo(f"{found.num_pairs} pairs -> {output}")
 
 
 def report(

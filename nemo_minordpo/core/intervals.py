@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from scipy.special import stdtrit
+
 from nemo_minordpo.core.behrens_fisher import half_width
 
 Z_95 = 1.959963984540054  # the standard normal's 97.5 % point
@@ -44,6 +46,18 @@ def interval_over_seeds(rates: Sequence[float], total: int) -> tuple[float, floa
     errors = math.sqrt(of_seeds), math.sqrt(of_questions)
     half = half_width(errors=errors, freedoms=(count - 1, total - 1))
     return max(mean - half, 0.0), min(mean + half, 1.0)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval for an expectation: mean -+ t s / sqrt(n), with Student's t of n - 1 degrees of freedom.
+
+    Args:
+        values: n >= 2 independent draws.
+    """
+    count, mean = len(values), sum(values) / len(values)
+    error = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1) / count)
+    half = float(stdtrit(count - 1, 0.975)) * error
+    return mean - half, mean + half
 
 
 def rank_correlation_interval(correlation: float, count: int) -> tuple[float, float]:

@@ -19,9 +19,9 @@ from nemo_minordpo.core.repetition import degenerate_reason, repeated_4grams
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.file_names import step_name
 from nemo_minordpo.files import read_lines, whole_file, write_jsonl
+from nemo_minordpo.pairs.tokens import ArrayWriter, TokenArrays
 from nemo_minordpo.records import WatchedAnswer
 from nemo_minordpo.train.data.dataset import PairBatches
-from nemo_minordpo.train.data.tokens import ArrayWriter, TokenArrays
 from nemo_minordpo.train.folder.attempt import Attempt
 from nemo_minordpo.train.model.generation import GenerationLimits, generate, gumbel_noise
 from nemo_minordpo.train.reference import log_probs_of

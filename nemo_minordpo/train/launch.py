@@ -26,10 +26,10 @@ from nemo_minordpo.file_names import MODEL_CONFIG
 from nemo_minordpo.files import publish, staging_folder, write_text
 from nemo_minordpo.host.processor import bfloat16_in_words
 from nemo_minordpo.hugging_face import find_tokenizer
+from nemo_minordpo.pairs.tokens import TokenArrays, expand_files, load_arrays, tokenize_files
 from nemo_minordpo.sidecars import copy_sidecars, has_tokenizer, tokenizer_folder
 from nemo_minordpo.terminal import say
 from nemo_minordpo.train.data.dataset import segment_lengths_of
-from nemo_minordpo.train.data.tokens import TokenArrays, expand_files, load_arrays, tokenize_files
 from nemo_minordpo.train.folder.attempt import ReplacedError, record_failure
 from nemo_minordpo.train.folder.run_folder import RunFolder, rank_of_process
 from nemo_minordpo.train.folder.stopping import StopRequest

@@ -16,8 +16,8 @@ from nemo_minordpo.config import TrainConfig, unread_notes
 from nemo_minordpo.core.flops import ModelSize, StepWork
 from nemo_minordpo.core.memory import GIB, PURPOSES, Layout, Numerics, RankMemory, fullest_rank
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.pairs.tokens import expand_files, sample_pairs
 from nemo_minordpo.train.data.dataset import PairBatches, steps_of_run
-from nemo_minordpo.train.data.tokens import expand_files, sample_pairs
 from nemo_minordpo.train.launch import load_tokenizer, read_settings
 from nemo_minordpo.train.model.layout import data_parallel_size, layout_in_words, possible_layouts
 from nemo_minordpo.train.model.model_config import (

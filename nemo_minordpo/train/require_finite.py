@@ -16,7 +16,7 @@ from nemo_minordpo.config import TrainConfig
 from nemo_minordpo.core.finite import first_of, tensors_not_finite
 from nemo_minordpo.core.metrics import DECISIVE, not_finite
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.train.data.tokens import expand_files, places_of
+from nemo_minordpo.pairs.tokens import expand_files, places_of
 from nemo_minordpo.train.folder.run_folder import RunFolder
 
 # Numbers of pairs -> names by which a person can find them.

@@ -20,9 +20,9 @@ from omegaconf import OmegaConf
 
 from nemo_minordpo import file_names, host
 from nemo_minordpo.config import TrainConfig
+from nemo_minordpo.pairs.tokens import TokenArrays, load_arrays
 from nemo_minordpo.train.answers import AnswerWatch, stop_ids_of, watched_prompts
 from nemo_minordpo.train.data.dataset import PairBatches, segment_lengths_of
-from nemo_minordpo.train.data.tokens import TokenArrays, load_arrays
 from nemo_minordpo.train.folder.run_folder import RunFolder
 from nemo_minordpo.train.model import fp8
 from nemo_minordpo.train.model.adapters import load_adapters

@@ -82,7 +82,7 @@ def made_up(pairs: int, length: int, shared: float) -> Any:
     """Token arrays: 0, 1, 2, ... in the shared part, then one repeated token per response."""
     import numpy as np
 
-    from nemo_minordpo.train.data.tokens import TokenArrays
+    from nemo_minordpo.pairs.tokens import TokenArrays
 
     common = max(int(shared * length), int(_PROMPT * length))
     start = np.arange(common) % 1000

@@ -29,8 +29,8 @@ from nemo_minordpo.core.step_time import (
     step_seconds,
     utilisation,
 )
+from nemo_minordpo.pairs.tokens import TokenArrays
 from nemo_minordpo.train.data.dataset import PairBatches
-from nemo_minordpo.train.data.tokens import TokenArrays
 from tests.benchmarks.assumed import (
     DEVICES,
     FUSED,

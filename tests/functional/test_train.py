@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from nemo_minordpo.config import default_of
 from nemo_minordpo.convert.hf_to_nemo import import_hf
 from nemo_minordpo.convert.nemo_to_hf import export_hf
+from nemo_minordpo.pairs.tokens import load_arrays
 from nemo_minordpo.report.runs import read_run
 from nemo_minordpo.train.data.dataset import pairs_of_step
-from nemo_minordpo.train.data.tokens import load_arrays
 from tests.tiny import write_model
 
 ROOT = Path(__file__).parent.parent.parent
@@ -226,6 +226,23 @@ def test_adapters_are_trained_and_written(place, run):
     assert lines[0]["rewards/margin"] == 0.0
     assert lines[1]["rewards/margin"] != 0.0
     assert (place / "lora/model.nemo").stat().st_size < (place / "run/model.nemo").stat().st_size / 4
+
+
+def test_the_exported_model_scores_what_validation_reported(place, run):
+    """`minordpo score` with transformers, against the last validation at TP=2, in packed rows."""
+    _, result = run
+    assert result.returncode == 0, result.stderr[-3000:]
+    lines = [json.loads(line) for line in (place / "run/metrics.jsonl").read_text().splitlines()]
+    *_, before, last = [line["values"] for line in lines if line["split"] == "validation"]
+    export_hf(place / "run", place / "exported")
+    scored = minordpo("score", place / "exported", place / "train.jsonl", place / "scores", "--reference", place / "hf")
+    assert scored.returncode == 0, scored.stderr
+    found = json.loads((place / "scores/pair_score.json").read_text())["metrics"]
+    names = sorted(found.keys() & last.keys())
+    assert {"logps/chosen", "logps/accuracy", "rewards/chosen", "rewards/margin", "deviation/chosen"} <= set(names)
+    assert {name: found[name] for name in names} == pytest.approx({name: last[name] for name in names}, abs=1e-4)
+    # the validation before that would be noticed
+    assert abs(found["rewards/margin"] - before["rewards/margin"]) > 1e-3
 
 
 def test_a_run_shows_its_steps_and_leaves_all_its_files(place, run):

@@ -11,8 +11,8 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
 from nemo_minordpo.core.losses import Pairs, objective
+from nemo_minordpo.pairs.tokens import TokenArrays
 from nemo_minordpo.train.data.dataset import PairBatches
-from nemo_minordpo.train.data.tokens import TokenArrays
 from tests.comparison import largest
 
 VOCAB = 403

@@ -1,1 +1,1 @@
-"""Pairs as token arrays, and the packed batches of a step."""
+"""The packed batches of a step."""

@@ -15,7 +15,7 @@ from nemo_minordpo.config import TrainerDPOSection
 from nemo_minordpo.core.flops import StepWork
 from nemo_minordpo.core.pair_packing import PackedRow, PairTokens, lay_out, pack, segment_lengths
 from nemo_minordpo.core.transfer import to_device
-from nemo_minordpo.train.data.tokens import TokenArrays
+from nemo_minordpo.pairs.tokens import TokenArrays
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 # The layers of a model share the lists of a row. By the id of a list, which is kept, so that no other can have its id.
 _KNOWN: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}
 _ROWS_KNOWN = 4

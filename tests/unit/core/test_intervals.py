@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from nemo_minordpo.core.intervals import wilson_interval
+from nemo_minordpo.core.intervals import mean_interval, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,12 @@ def test_wilson_interval_solves_its_equation():
         assert abs(7 / 31 - end) == pytest.approx(z * math.sqrt(end * (1 - end) / 31))
     assert wilson_interval(0, 5)[0] == 0.0
     assert wilson_interval(5, 5)[1] == 1.0
+
+
+def test_interval_for_a_mean():
+    """mean 2.5, s = 1.290994, t(3, 97.5 %) = 3.182446: half a width of 2.054260."""
+    assert mean_interval([1.0, 2.0, 3.0, 4.0]) == pytest.approx((0.445740, 4.554260), abs=1e-6)
+
+
+def test_equal_values_have_no_width():
+    assert mean_interval([0.25] * 3) == (0.25, 0.25)

@@ -3,8 +3,8 @@
 import numpy as np
 
 from nemo_minordpo.core.pair_packing import num_shared_tokens
+from nemo_minordpo.pairs.tokens import TokenArrays
 from nemo_minordpo.train.data.dataset import PairBatches
-from nemo_minordpo.train.data.tokens import TokenArrays
 
 # prompt, chosen, rejected; the sequences share 3, 1, 3 and 4 tokens and take 4, 4, 5 and 5 positions
 PAIRS = [

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from nemo_minordpo.config import DataSection, compose, load
 from nemo_minordpo.core.metrics import PAIR_METRICS, ROWS, summary
-from nemo_minordpo.train.data.tokens import tokenize_files
+from nemo_minordpo.pairs.tokens import tokenize_files
 from nemo_minordpo.train.require_finite import (
     NotFiniteError,
     numbers_of,

@@ -5,8 +5,8 @@ import copy
 import pytest
 from omegaconf import OmegaConf
 
+from nemo_minordpo.pairs.tokens import load_arrays
 from nemo_minordpo.train.data.dataset import segment_lengths_of
-from nemo_minordpo.train.data.tokens import load_arrays
 from nemo_minordpo.train.folder.run_folder import RunFolder
 from nemo_minordpo.train.launch import prepare_run, read_settings
 

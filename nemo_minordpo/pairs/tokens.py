@@ -14,9 +14,9 @@ from nemo_minordpo.config import DataSection
 from nemo_minordpo.core.pair_packing import num_shared_tokens
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import read_lines, to_json_line, write_json, write_text
+from nemo_minordpo.pairs.encoding import OVERLONG, encode
 from nemo_minordpo.records import PreferencePair
 from nemo_minordpo.terminal import progress_bar, say
-from nemo_minordpo.train.data.encoding import OVERLONG, encode
 
 _CHUNK = 512  # pairs that the tokenizer encodes per call, on all cores
 
@@ -60,8 +60,12 @@ class TokenArrays:
         return lengths[0::2], lengths[1::2]
 
 
-def expand_files(patterns: list[str]) -> list[Path]:
+def expand_files(patterns: Sequence[str], *, named: str = "model.data.data_prefix") -> list[Path]:
     """The files that match some names and glob patterns, in order, each once.
+
+    Args:
+        patterns: names and glob patterns.
+        named: what they are, for messages.
 
     Raises:
         UserError: a pattern matches nothing.
@@ -70,7 +74,7 @@ def expand_files(patterns: list[str]) -> list[Path]:
     for pattern in patterns:
         matches = sorted(glob.glob(pattern, recursive=True))
         if not matches:
-            raise UserError(f"model.data.data_prefix: {pattern!r} matches no file")
+            raise UserError(f"{named}: {pattern!r} matches no file")
         files.update(dict.fromkeys(Path(match).resolve() for match in matches))
     return list(files)
 

@@ -7,8 +7,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from nemo_minordpo.config import DataSection
-from nemo_minordpo.train.data.preview import preview
-from nemo_minordpo.train.data.tokens import load_arrays, tokenize_files
+from nemo_minordpo.pairs.preview import preview
+from nemo_minordpo.pairs.tokens import load_arrays, tokenize_files
 from tests.unit.prepare.templates import CHATML, make_tokenizer, save_tokenizer
 
 PROMPT = "<|im_start|>user\nSky?<|im_end|>\n<|im_start|>assistant\n"

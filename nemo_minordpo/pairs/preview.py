@@ -10,7 +10,7 @@ from rich.text import Text
 from nemo_minordpo.config import DataSection
 from nemo_minordpo.core.boundaries import end_ids
 from nemo_minordpo.hugging_face import load_tokenizer
-from nemo_minordpo.train.data.tokens import TokenArrays, expand_files, first_pairs
+from nemo_minordpo.pairs.tokens import TokenArrays, expand_files, first_pairs
 
 _AT_BOUNDARY = 4  # tokens shown on each side of the boundary
 _SPECIAL, _PROMPT, _CHOSEN, _REJECTED = "reverse", "dim", "bold green", "bold red"
@@ -29,7 +29,7 @@ def preview(pairs: list[str], *, tokenizer: Path, number: int, seq_length: int, 
     Raises:
         UserError: a file does not exist, or the folder has no tokenizer.
     """
-    files = expand_files(pairs)
+    files = expand_files(pairs, named="pairs")
     loaded = load_tokenizer(tokenizer, needs_eos=True)
     data = DataSection(seq_length=seq_length, append_eos=append_eos)
     console = Console()

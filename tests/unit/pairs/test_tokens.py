@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from nemo_minordpo.config import DataSection
-from nemo_minordpo.train.data.tokens import expand_files, load_arrays, tokenize_files
+from nemo_minordpo.pairs.tokens import expand_files, load_arrays, tokenize_files
 from tests.unit.prepare.templates import CHATML, make_tokenizer
 
 from .conftest import pair

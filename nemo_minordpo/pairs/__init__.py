@@ -1,0 +1,1 @@
+"""Preference pairs as tokens, for every stage that reads them with a tokenizer."""

@@ -1,0 +1,1 @@
+from tests.unit.train.conftest import pair, tokenizer, write  # noqa: F401
