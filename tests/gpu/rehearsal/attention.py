@@ -8,7 +8,6 @@ is wrong, doubled, or not contiguous gives what it gives on a GPU, gradients tha
 S = places in the row; N = blocks; D = head size.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 # The layers of a model share the lists of a row. By the id of a list, which is kept, so that no other can have its id.
-_KNOWN: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}
+_KNOWN: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 _ROWS_KNOWN = 4
 
 
@@ -36,8 +35,11 @@ def flex_attention(
     if known is None:
         if len(_KNOWN) >= _ROWS_KNOWN:
             _KNOWN.clear()
-        known = _KNOWN[id(block_mask.q_indices)] = block_mask.q_indices, visits(block_mask, query.shape[2])
-    return _Attention.apply(query, key, value, *known[1], scale)
+        by_queries, by_keys = (counts.log() for counts in visits(block_mask, query.shape[2]))
+        if torch.equal(by_queries, by_keys):
+            by_keys = by_queries  # one exponential for both
+        known = _KNOWN[id(block_mask.q_indices)] = block_mask.q_indices, by_queries, by_keys
+    return _Attention.apply(query, key, value, *known[1:], scale)
 
 
 def visits(block_mask: Any, length: int) -> tuple[Tensor, Tensor]:
@@ -68,6 +70,8 @@ def _read(block_mask: Any, name: str) -> Tensor:
 
 
 class _Attention(torch.autograd.Function):
+    """by_queries, by_keys: [S, S], logarithms of how often each score is added: -inf for one that is not."""
+
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, by_queries: Tensor, by_keys: Tensor, scale: float | None
@@ -75,14 +79,12 @@ class _Attention(torch.autograd.Function):
         scale = query.shape[3] ** -0.5 if scale is None else scale
         attended, normalisers = torch.empty_like(query), []
         for head, group in _heads(query, key):
-            scores = _product(query[0, head], key[0, group].T) * scale
-            # a place that is listed twice counts twice
-            normaliser = (scores + by_queries.log()).logsumexp(dim=1)
-            weights = by_queries * (scores - normaliser[:, None]).masked_fill(by_queries == 0, -math.inf).exp()
+            scores = _product(query[0, head], key[0, group].T).mul_(scale).add_(by_queries)
+            normalisers.append(scores.logsumexp(dim=1, keepdim=True))
+            weights = scores.sub_(normalisers[-1]).exp_()
             attended[0, head] = _product(weights.to(value.dtype), value[0, group])
-            normalisers.append(normaliser)
         ctx.save_for_backward(query, key, value, attended, torch.stack(normalisers), by_queries, by_keys)
-        ctx.scale = scale
+        ctx.scale, ctx.is_same = scale, by_keys is by_queries
         return attended
 
     @staticmethod
@@ -91,12 +93,13 @@ class _Attention(torch.autograd.Function):
         of_query = torch.empty_like(query)
         of_key, of_value = (torch.zeros_like(part, dtype=torch.float32) for part in (key, value))
         for head, group in _heads(query, key):
-            scores = _product(query[0, head], key[0, group].T) * ctx.scale - normalisers[head][:, None]
+            scores = _product(query[0, head], key[0, group].T).mul_(ctx.scale).sub_(normalisers[head])
             change = _product(grad[0, head], value[0, group].T)
             change -= (attended[0, head].float() * grad[0, head].float()).sum(dim=1, keepdim=True)
-            weights = by_queries * scores.masked_fill(by_queries == 0, -math.inf).exp()
+            weights = (scores + by_queries).exp_()
             of_query[0, head] = _product((weights * change).to(key.dtype), key[0, group]) * ctx.scale
-            weights = by_keys * scores.masked_fill(by_keys == 0, -math.inf).exp()
+            if not ctx.is_same:
+                weights = (scores + by_keys).exp_()
             of_value[0, group] += _product(weights.to(grad.dtype).T, grad[0, head])
             of_key[0, group] += _product((weights * change).to(query.dtype).T, query[0, head]) * ctx.scale
         return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None, None
