@@ -57,18 +57,21 @@ def write_model(
     write_tokenizer(folder)
 
 
-def write_pairs(path: Path, *, count: int, seed: int) -> None:
-    """Pairs of different lengths; 22 pairs make two whole batches of 8 and a partial one."""
+def write_pairs(path: Path, *, count: int, seed: int, longer_by: int = 0) -> None:
+    """Pairs of different lengths; 22 pairs make two whole batches of 8 and a partial one.
+
+    longer_by: words of three tokens each that prompts and both responses have in addition.
+    """
     draw = random.Random(seed)
     rows = []
     for _ in range(count):
         a, b = draw.randint(1, 99), draw.randint(1, 99)
-        filler = "so " * draw.randint(0, 6)
+        filler, more = "so " * draw.randint(0, 6), "so " * longer_by
         rows.append(
             {
-                "prompt": f"What is {a} plus {b}?\n",
-                "chosen_response": f"{a} + {b} = {a + b}\n{filler}the answer is {a + b}",
-                "rejected_response": f"{a} + {b} = {a + b + 1}\nthe answer is {a + b}",
+                "prompt": f"What {more}is {a} plus {b}?\n",
+                "chosen_response": f"{a} + {b} = {a + b}\n{more}{filler}the answer is {a + b}",
+                "rejected_response": f"{a} + {b} = {a + b + 1}\n{more}the answer is {a + b}",
                 "chosen_reward": draw.random(),
                 "rejected_reward": -draw.random(),
             }

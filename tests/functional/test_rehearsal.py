@@ -17,6 +17,9 @@ CHECKS = (
     "stopped and resumed, bf16, torch's AdamW",
     "20 steps against CPU, bf16, several rows each",
     "validation, bf16",
+    # with the lists of blocks as the kernels read them
+    "attention of long pairs, bfloat16",
+    "large biases, bf16",
 )
 
 

@@ -29,7 +29,7 @@ ADAM = ["model.optim.name=adamw", "model.optim.lr=3e-4"]
 ADAM_WITH_MAIN_WEIGHTS = ["model.optim.name=mcore_distributed_optim", "model.optim.lr=3e-4"]
 
 
-def prepared(folder: Path, *, biases: float = 0.1) -> Path:
+def prepared(folder: Path, *, biases: float = 0.1, longer_by: int = 0) -> Path:
     """The folder, with pairs and the tiny model in both formats, created by the first check that needs them."""
     folder.mkdir(exist_ok=True)
     with FileLock(folder / "prepared.lock"):  # checks run in parallel
@@ -37,8 +37,8 @@ def prepared(folder: Path, *, biases: float = 0.1) -> Path:
             from nemo_minordpo.convert.hf_to_nemo import import_hf
             from tests.tiny import write_model, write_pairs
 
-            write_pairs(folder / PAIRS, count=22, seed=0)
-            write_pairs(folder / VALIDATION, count=5, seed=1)
+            write_pairs(folder / PAIRS, count=22, seed=0, longer_by=longer_by)
+            write_pairs(folder / VALIDATION, count=5, seed=1, longer_by=longer_by)
             write_model(folder / HF, biases=biases, **SIZES)
             import_hf(folder / HF, folder / NEMO, overwrite=True)
     return folder

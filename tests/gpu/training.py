@@ -219,16 +219,18 @@ def twenty_steps(folder: Path, precision: str, way: str = "plain") -> str:
 
 
 def large_biases(folder: Path, precision: str, way: str = "plain") -> str:
-    """Gradients of a model whose biases of queries and keys are as large as Qwen2.5's: norm of the first step's."""
+    """Norm of the first gradient, of a model with biases as large as Qwen2.5's on pairs of several blocks of places."""
     need_nemo()
     if not host.has_cuda():
         raise NotRun("no CUDA device to compare with the CPU")
     need_precision(precision)
-    folder = runs.prepared(folder / "large_biases", biases=20.0)
+    folder = runs.prepared(folder / "large_biases", biases=20.0, longer_by=60)
+    rows = ["model.data.packed_sequence_size=2048"]
     if not (folder / "on_cpu" / "checkpoints/step_000002").exists():
-        runs.do_on_cpu(folder, "on_cpu", [runs.job(folder, "on_cpu", runs.ADAM, steps=2)])
+        runs.do_on_cpu(folder, "on_cpu", [runs.job(folder, "on_cpu", [*runs.ADAM, *rows], steps=2)])
     name = f"large_{precision}_{way}"
-    runs.do(folder, name, [runs.job(folder, name, [*_adam(precision), *WAYS[way]], precision=precision, steps=2)])
+    overrides = [*_adam(precision), *WAYS[way], *rows]
+    runs.do(folder, name, [runs.job(folder, name, overrides, precision=precision, steps=2)])
     found, expected = (
         [line.values["grad_norm"] for line in runs.metrics(folder, run) if "grad_norm" in line.values]
         for run in (name, "on_cpu")

@@ -47,6 +47,7 @@ PHASES = (
                     Check(f"attention of pairs, {name}", f"{_NUMERICS}:attention", (name,))
                     for name in ("float32", "bfloat16")
                 ),
+                Check("attention of long pairs, bfloat16", f"{_NUMERICS}:attention", ("bfloat16", "long")),
                 Check("attention of pairs, large scores", f"{_NUMERICS}:large_scores"),
                 *(
                     Check(f"log-probabilities, {name}", f"{_NUMERICS}:log_probs", (name,))
