@@ -1,7 +1,7 @@
 """`minordpo score`: whether a model prefers the chosen responses of pairs, by its log-probabilities."""
 
 import inspect
-import tempfile
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,7 @@ from nemo_minordpo.core.metrics import PAIR_METRICS
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.evaluate.generate import load_transformers
 from nemo_minordpo.files import refuse_existing, sha256_of_file, write_json, write_jsonl
+from nemo_minordpo.hugging_face import load_tokenizer
 from nemo_minordpo.pairs.tokens import TokenArrays, expand_files, load_arrays, places_of, tokenize_files
 from nemo_minordpo.records import Manifest, PairScore
 from nemo_minordpo.terminal import progress_bar
@@ -46,6 +47,8 @@ def score_pairs(
     overwrite: bool = False,
 ) -> PairScore:
     """Evaluate the log-probabilities of both responses of each pair; write `pair_scores.jsonl` and `pair_score.json`.
+
+    The tokenised pairs, and those left out, are in `data`, as in a run folder.
 
     The metrics are those of training's validation (docs/metrics.md), equal on the same pairs and weights, and two of
     the model alone: `logps/margin`, chosen - rejected, in nats, and `logps/average_accuracy`, the accuracy of
@@ -75,20 +78,21 @@ def score_pairs(
         seq_length=seq_length or engine.context or _NO_LIMIT, append_eos=append_eos, invalid_pairs=invalid_pairs
     )
     tokenizer = engine.text.tokenizer
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        tokenize_files(files, folder, tokenizer=tokenizer, data=data, split="scored")
-        arrays = load_arrays(folder)
-        places = places_of(range(min(limit or len(arrays), len(arrays))), files=files, folder=folder)
-        found = _log_probs(engine.model, arrays, places, name=str(model))
-        del engine  # before the reference is loaded
-        known = None
-        if reference is not None:
-            other = load_transformers(reference, dtype=dtype, device=device)
-            if other.text.tokenizer.get_vocab() != tokenizer.get_vocab():
-                raise UserError(f"{model} and {reference} have different tokenizers: log-ratios would mean nothing")
-            known = _log_probs(other.model, arrays, places, name=str(reference))
-        lengths = _response_lengths(arrays, len(places))
+    if reference is not None and load_tokenizer(reference).get_vocab() != tokenizer.get_vocab():
+        raise UserError(f"{model} and {reference} have different tokenizers: log-ratios would mean nothing")
+    folder = output / file_names.DATA
+    shutil.rmtree(folder, ignore_errors=True)  # of the output to replace
+    tokenize_files(files, folder, tokenizer=tokenizer, data=data, split="scored")
+    arrays = load_arrays(folder)
+    places = places_of(range(min(limit or len(arrays), len(arrays))), files=files, folder=folder)
+    found = _log_probs(engine.model, arrays, places, name=str(model))
+    del engine  # before the reference is loaded
+    known = None
+    if reference is not None:
+        known = _log_probs(
+            load_transformers(reference, dtype=dtype, device=device).model, arrays, places, name=str(reference)
+        )
+    lengths = _response_lengths(arrays, len(places))
     values = _metrics(found, known, lengths)
     rows = [
         {"pair": place} | {name: column[number].item() for name, column in values.items()}
@@ -104,8 +108,8 @@ def score_pairs(
     write_jsonl(output / file_names.PAIR_SCORES, rows)
     write_json(output / file_names.PAIR_SCORE, asdict(result))
     inputs = {str(file): sha256_of_file(file) for file in files}
-    for folder in filter(None, (model, reference)):
-        inputs |= {str(file): sha256_of_file(file) for file in sorted(folder.glob("*.safetensors"))}
+    for weights in filter(None, (model, reference)):
+        inputs |= {str(file): sha256_of_file(file) for file in sorted(weights.glob("*.safetensors"))}
     Manifest(
         stage="score", inputs=inputs, settings=settings | {"seq_length": data.seq_length}, counts={"pairs": len(places)}
     ).write(output)

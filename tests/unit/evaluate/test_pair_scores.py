@@ -127,7 +127,16 @@ def test_files_that_do_not_exist(model_folder, tmp_path):
 def test_long_pairs_are_left_out_and_counted(model_folder, pairs, tmp_path, capsys):
     found = score_pairs(model_folder, [str(pairs)], tmp_path / "scores", seq_length=30)
     assert found.num_pairs == 2
-    assert "1 longer than" in capsys.readouterr().err
+    words = " ".join(capsys.readouterr().err.split())
+    assert "1 longer than" in words
+    (left_out,) = (tmp_path / "scores/data/left_out_pairs.jsonl").read_text().splitlines()
+    assert json.loads(left_out)["place"] == f"{pairs}:3"
+
+
+def test_replaced_scores_are_of_the_new_pairs(model_folder, pairs, tmp_path):
+    score_pairs(model_folder, [str(pairs)], tmp_path / "scores")
+    pairs.write_text(json.dumps(PAIRS[1]) + "\n")
+    assert score_pairs(model_folder, [str(pairs)], tmp_path / "scores", overwrite=True).num_pairs == 1
 
 
 def test_another_tokenizer_is_refused(model_folder, other_model, pairs, tmp_path):
