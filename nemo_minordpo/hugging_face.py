@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_minordpo import file_names
 from nemo_minordpo.errors import UserError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -20,6 +21,7 @@ _IN_ORDER = (WEIGHTS, INDEX, _PICKLED, _PICKLED_INDEX)  # transformers takes the
 # Files that may be mistaken for the weights.
 _LOOKS_LIKE_WEIGHTS = re.compile(r".*\.(safetensors|gguf)|(pytorch_model|consolidated).*\.(bin|pth?)|.*\.index\.json")
 _ADAPTERS = "adapter_config.json"
+_MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +128,15 @@ def _tokenizer(name: Path | str, options: Mapping[str, Any]) -> Any:
             f"{name}: transformers {transformers.__version__} cannot load a Hugging Face tokenizer from it "
             f"({error}){_advice(config)}"
         ) from error
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a folder that determine a model's output; manifests and optimizer checkpoints do not."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and path.suffix in _MODEL_FILES and path.name != file_names.MANIFEST
+    )
 
 
 def load_causal_lm(folder: Path, **options: Any) -> Any:

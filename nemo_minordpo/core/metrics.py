@@ -31,6 +31,11 @@ class PairMetric:
     is_decisive: bool = False
 
 
+def preferred(margin: Tensor) -> Tensor:
+    """1 where the margin is positive, 1/2 where it is 0, else 0."""
+    return (torch.sign(margin) + 1) / 2
+
+
 # In the order of the rows of a step's table.
 PAIR_METRICS = {
     "loss": PairMetric(
@@ -61,7 +66,7 @@ PAIR_METRICS = {
         reading="How much better than the reference the policy separates the two responses.",
     ),
     "rewards/accuracy": PairMetric(
-        of=lambda pairs, options, loss: (torch.sign(pairs.log_ratio_margin) + 1) / 2,
+        of=lambda pairs, options, loss: preferred(pairs.log_ratio_margin),
         formula="1 if chosen > rejected, 1/2 if equal, else 0",
         unit="fraction of pairs",
         reading="1/2 before the first step, when all pairs tie; a tie carries no information and counts as one half.",
@@ -101,7 +106,7 @@ PAIR_METRICS = {
         reading="As deviation/chosen.",
     ),
     "logps/accuracy": PairMetric(
-        of=lambda pairs, options, loss: (torch.sign(pairs.chosen_log_probs - pairs.rejected_log_probs) + 1) / 2,
+        of=lambda pairs, options, loss: preferred(pairs.chosen_log_probs - pairs.rejected_log_probs),
         formula="1 if log pi(chosen response) > log pi(rejected response), 1/2 if equal, else 0",
         unit="fraction of pairs",
         reading="Whether the model itself prefers the chosen response; short responses have an advantage.",

@@ -15,11 +15,11 @@ from nemo_minordpo import file_names
 from nemo_minordpo.config import DataSection
 from nemo_minordpo.core.intervals import mean_interval, wilson_interval
 from nemo_minordpo.core.losses import Pairs
-from nemo_minordpo.core.metrics import PAIR_METRICS
+from nemo_minordpo.core.metrics import PAIR_METRICS, preferred
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.evaluate.generate import load_transformers
 from nemo_minordpo.files import refuse_existing, sha256_of_file, write_json, write_jsonl
-from nemo_minordpo.hugging_face import load_tokenizer
+from nemo_minordpo.hugging_face import load_tokenizer, model_files
 from nemo_minordpo.pairs.tokens import TokenArrays, expand_files, load_arrays, places_of, tokenize_files
 from nemo_minordpo.records import Manifest, PairScore
 from nemo_minordpo.terminal import progress_bar
@@ -108,8 +108,8 @@ def score_pairs(
     write_jsonl(output / file_names.PAIR_SCORES, rows)
     write_json(output / file_names.PAIR_SCORE, asdict(result))
     inputs = {str(file): sha256_of_file(file) for file in files}
-    for weights in filter(None, (model, reference)):
-        inputs |= {str(file): sha256_of_file(file) for file in sorted(weights.glob("*.safetensors"))}
+    for folder in filter(None, (model, reference)):
+        inputs |= {str(file): sha256_of_file(file) for file in model_files(folder)}
     Manifest(
         stage="score", inputs=inputs, settings=settings | {"seq_length": data.seq_length}, counts={"pairs": len(places)}
     ).write(output)
@@ -180,7 +180,7 @@ def _metrics(found: Tensor, known: Tensor | None, lengths: list[Tensor]) -> dict
     # these metrics depend neither on options nor on a loss
     values = {name: PAIR_METRICS[name].of(pairs, cast(Any, None), chosen) for name in names}
     per_token = chosen / lengths[0] - rejected / lengths[1]
-    return values | {"logps/margin": chosen - rejected, "logps/average_accuracy": (torch.sign(per_token) + 1) / 2}
+    return values | {"logps/margin": chosen - rejected, "logps/average_accuracy": preferred(per_token)}
 
 
 def _interval(name: str, values: Tensor) -> tuple[float, float]:

@@ -18,13 +18,11 @@ from nemo_minordpo.evaluate.partial import PartialPredictions, interrupted_date,
 from nemo_minordpo.evaluate.sampling import Sampling, sampling_of
 from nemo_minordpo.evaluate.score import is_strictly_right, judge, sampled_score, score
 from nemo_minordpo.files import read_lines, refuse_existing, sha256_of_file, write_json, write_jsonl
+from nemo_minordpo.hugging_face import model_files
 from nemo_minordpo.provenance import code_version
 from nemo_minordpo.records import Manifest, Score
 from nemo_minordpo.terminal import progress_bar, say
 
-# The files that determine a model's output; optimizer checkpoints and manifests do not.
-_MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
-_NOT_MODEL_FILES = (file_names.MANIFEST,)
 _FAULTS_SHOWN = 5
 
 
@@ -112,7 +110,7 @@ def evaluate(
     prompts = [loaded.text.encode(text) for text in rendered]
     _check_context(loaded, prompts, questions=questions, max_new_tokens=max_new_tokens)
 
-    model_hashes = {path.name: sha256_of_file(path) for path in _model_files(model)}
+    model_hashes = {path.name: sha256_of_file(path) for path in model_files(model)}
     questions_hash = sha256_of_file(questions)
     key = {
         "model": model_hashes, "questions": questions_hash, "settings": settings, "code": code_version("evaluate"),
@@ -185,14 +183,6 @@ def _check_context(engine: Engine, prompts: Sequence[list[int]], *, questions: P
         raise UserError(
             f"the tokenizer produced token id {largest}, but the model has {size} embeddings: they do not match"
         )
-
-
-def _model_files(model: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in model.iterdir()
-        if path.is_file() and path.suffix in _MODEL_FILES and path.name not in _NOT_MODEL_FILES
-    )
 
 
 def _answer(
