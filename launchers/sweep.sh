@@ -4,11 +4,12 @@
 # RUNS: a file with one line of overrides per run, including exp_manager.explicit_log_dir; LIMIT: simultaneous runs;
 # OUTPUT: the report's folder. KEY=VALUE are for all runs. `minordpo sweep EXPERIMENT --slurm LIMIT` does all this.
 # With MINORDPO_QUESTIONS, every run is exported and evaluated with the options in MINORDPO_EVALUATE_ARGS, and
-# MINORDPO_BASE_MODEL, if set, is evaluated into MINORDPO_BASE_SCORE. Options of sbatch: SBATCH_*
+# MINORDPO_BASE_MODEL, if set, is evaluated into MINORDPO_BASE_SCORE. With MINORDPO_SCORE_ARGS (PAIRS and options of
+# `minordpo score`), every exported model also scores pairs. Options of sbatch: SBATCH_*
 # (launchers/site.example.sh); for the report also MINORDPO_CPU_SBATCH_ARGS.
 set -euo pipefail
 if [ $# -lt 3 ]; then
-  sed -n '2,9s/^# //p' "$0" >&2
+  sed -n '2,10s/^# //p' "$0" >&2
   exit 2
 fi
 # shellcheck source=launchers/submit.sh

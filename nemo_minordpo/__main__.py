@@ -48,6 +48,7 @@ _add(prepare, "gsm8k", data.prepare_gsm8k)
 _add(prepare, "metamath", data.prepare_metamath)
 _add(prepare, "hf", data.prepare_hf)
 _add(prepare, "choices", data.prepare_choices)
+_add(prepare, "answers", data.prepare_answers)
 
 _add(app, "doctor", experiments.doctor)
 app.add_typer(prepare, name="prepare")

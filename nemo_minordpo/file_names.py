@@ -31,6 +31,7 @@ NEMO = "model.nemo"  # the trained model, written at the end, next to its tokeni
 # Added to a run folder by sweeps and launchers.
 HF = "hf"  # the trained model as a Hugging Face folder
 EVALUATION = "evaluation"
+SCORED_PAIRS = "scored_pairs"  # `minordpo score` of training pairs, against the model before training
 
 # An evaluation, as `minordpo evaluate` writes it.
 PREDICTIONS = "predictions.jsonl"  # records.Prediction

@@ -13,6 +13,7 @@ from nemo_minordpo.file_names import MANIFEST
 
 Way = dict[str, Any]
 
+_WRITES_PROMPTS = ("prepare ", "evaluate")  # stages with a way in their settings
 # For keys missing in older manifests.
 _DEFAULTS: Way = {"template": "plain", "system": None, "date": None, "template_options": {}}
 
@@ -32,10 +33,10 @@ def ways_of_run(output: Path) -> list[Way]:
 
 
 def ways_of(folder: Path) -> list[Way]:
-    """The ways of the pairs in a folder, or of those that the run or exported model in it was trained on."""
+    """The ways of the pairs or answers in a folder, or of the pairs that the run or model in it was trained on."""
     manifest = _manifest(folder)
     settings = manifest.get("settings", {})
-    if str(manifest.get("stage")).startswith("prepare ") and "template" in settings:
+    if str(manifest.get("stage")).startswith(_WRITES_PROMPTS) and "template" in settings:
         return [{name: settings.get(name, default) for name, default in _DEFAULTS.items()}]
     return manifest.get("prompts", [])
 

@@ -1,7 +1,7 @@
 """Commands that prepare questions and pairs."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -171,6 +171,44 @@ def prepare_choices(
     from nemo_minordpo.prepare.choices import prepare_choices
 
     prepare_choices(sources, output, subset=subset, split=split, **shared)
+
+
+@pair_options
+def prepare_answers(
+    sources: Annotated[
+        list[str], typer.Argument(help="Folders of `minordpo evaluate --samples`; or files with an answer per row.")
+    ],
+    output: Output,
+    rule: Annotated[
+        Literal["strict", "flexible"], typer.Option(help="Which number of an answer counts, as in score.json.")
+    ] = "strict",
+    matching: Annotated[
+        Literal["closest", "farthest", "random"],
+        typer.Option(help="Which right and wrong answer make a pair, by their edit distance."),
+    ] = "closest",
+    pairs_per_question: Annotated[int, typer.Option(min=1, help="At most; no answer is in two pairs.")] = 1,
+    subset: Subset = None,
+    split: Split = "train",
+    **shared: Any,
+) -> None:
+    r"""Make pairs from a model's own answers: a right one against a wrong one to the same question.
+
+    Rows that evaluate did not write have question (put into the paper's prompt), query, problem, or prompt (used as it
+    is); output, response, completion or generation; and correct (true or false) or gold, the right number. Answers
+    that were cut are not used. Questions whose answers are all right or all wrong are counted and listed, and give no
+    pair. Give the options for prompts that evaluate had.
+
+    Examples:
+      minordpo evaluate hf/base gsm8k/train.jsonl samples --samples 8 --temperature 1
+      minordpo prepare answers samples pairs --template chat --tokenizer hf/base --num-validation 100
+      minordpo prepare answers 'answers/*.jsonl' pairs --matching random --pairs-per-question 2
+    """
+    from nemo_minordpo.prepare.answers import prepare_answers
+
+    prepare_answers(
+        sources, output, rule=rule, matching=matching, pairs_per_question=pairs_per_question, subset=subset,
+        split=split, **shared,
+    )  # fmt: skip
 
 
 def preview(

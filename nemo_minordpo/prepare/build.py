@@ -100,10 +100,12 @@ def build(recipe: Recipe, sources: list[Source], output: Path, options: BuildOpt
             stage=recipe.stage,
             inputs={source.name: source.identity() for source in sources} | recipe.identities(),
             settings=recipe.settings() | options.settings(),
-            counts=recipe.begin(scratch),
+            counts=recipe.begin(scratch, sources),
         )
         rows = _made_rows(recipe, sources, scratch, options)
-        refuse_unusable(rows, max_rejected=options.max_rejected, rejected_file=scratch / REJECTED_FILE)
+        refuse_unusable(
+            rows, max_rejected=options.max_rejected, no_fault=recipe.no_fault, rejected_file=scratch / REJECTED_FILE
+        )
         staged = scratch / _STAGED
         write_data_set(
             rows,
@@ -176,7 +178,7 @@ def _made_rows(recipe: Recipe, sources: list[Source], scratch: Path, options: Bu
     Raises:
         UserError: there are no rows.
     """
-    chunks = _chunks(sources, limit=options.limit)
+    chunks = _chunks(recipe.rows(scratch, sources), limit=options.limit)
     first = list(itertools.islice(chunks, _FEWEST_CHUNKS))
     if not first:
         raise UserError("no rows: the sources are empty")
@@ -196,11 +198,10 @@ def _made_rows(recipe: Recipe, sources: list[Source], scratch: Path, options: Bu
     return MadeRows(paths=paths, is_pair=np.concatenate(is_pair), pairs=np.fromfile(pairs, dtype=PAIR), tally=tally)
 
 
-def _chunks(sources: list[Source], *, limit: int | None) -> Iterator[list[Row]]:
+def _chunks(rows: Iterator[Row], *, limit: int | None) -> Iterator[list[Row]]:
     """Split the rows by number and size only, so that the chunks are always the same."""
     chunk: list[Row] = []
     size = 0
-    rows = itertools.chain.from_iterable(source.rows() for source in sources)
     for row in itertools.islice(rows, limit):
         chunk.append(row)
         size += len(row.value) if isinstance(row.value, bytes) else 0

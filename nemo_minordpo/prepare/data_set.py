@@ -1,7 +1,7 @@
 """Write the files of a data set from all its rows, or say why it cannot be built."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,12 +51,13 @@ class MadeRows:
                     yield record.split(b"\t", 2), next(is_pair)
 
 
-def refuse_unusable(rows: MadeRows, *, max_rejected: float, rejected_file: Path) -> None:
+def refuse_unusable(rows: MadeRows, *, max_rejected: float, no_fault: Sequence[str], rejected_file: Path) -> None:
     """Refuse rows that cannot become a data set.
 
     Args:
         rows: all rows.
         max_rejected: share of rejected rows above which nothing is written.
+        no_fault: kinds of reasons that do not count towards it, see `Recipe`.
         rejected_file: receives the rejected rows if there are too many.
 
     Raises:
@@ -64,7 +65,7 @@ def refuse_unusable(rows: MadeRows, *, max_rejected: float, rejected_file: Path)
     """
     num_rows, num_pairs = len(rows.is_pair), len(rows.pairs)
     doubted = rows.tally.doubted.numbers().total()
-    number = num_rows - num_pairs + doubted
+    number = num_rows - num_pairs + doubted - sum(rows.tally.rejected.numbers()[kind] for kind in no_fault)
     if num_pairs and number <= max_rejected * num_rows:
         if rows.tally.lost:
             raise UserError(_what_is_lost(rows.tally.lost))

@@ -7,7 +7,7 @@ gives. A prompt whose question is not certain gives no pair.
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ class MetaMathRecipe(Recipe):
     def identities(self) -> dict[str, str]:
         return super().identities() | {source.name: source.identity() for source in self.metamathqa or ()}
 
-    def begin(self, scratch: Path) -> dict[str, int]:
+    def begin(self, scratch: Path, sources: Sequence[Source]) -> dict[str, int]:
         return {} if self.metamathqa is None else build_index(self.metamathqa, scratch / INDEX_NAME)
 
     def _finder(self, scratch: Path) -> Callable[[str, str], tuple[str, str]]:

@@ -1,14 +1,17 @@
 """The interface of a recipe: how a row of one kind of data set becomes a pair."""
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from nemo_minordpo import DEFAULT_SEED
 from nemo_minordpo.files import sha256_of_file
 from nemo_minordpo.prepare.chat import Prompting
+from nemo_minordpo.prepare.rows import Row
+from nemo_minordpo.prepare.sources import Source
 from nemo_minordpo.prepare.tracked_row import TrackedRow
 from nemo_minordpo.records import PreferencePair
 
@@ -43,7 +46,9 @@ class Recipe(ABC):
     prompting: Prompting = field(default_factory=Prompting)
     ignore_columns: Sequence[str] = ()
 
-    stage = "prepare"
+    stage: ClassVar[str] = "prepare"
+    # reasons for which a row gives no pair though nothing is wrong with it; not counted towards --max-rejected
+    no_fault: ClassVar[Sequence[str]] = ()
 
     def settings(self) -> dict[str, Any]:
         """Everything besides its row that a pair depends on, by option name."""
@@ -57,9 +62,13 @@ class Recipe(ABC):
         """Names and digests of all inputs other than the rows."""
         return {str(path): sha256_of_file(path) for path in self.prompting.input_files()}
 
-    def begin(self, scratch: Path) -> dict[str, int]:
+    def begin(self, scratch: Path, sources: Sequence[Source]) -> dict[str, int]:
         """Write files that are needed before the first row to `scratch`; returns counts for the manifest."""
         return {}
+
+    def rows(self, scratch: Path, sources: Sequence[Source]) -> Iterator[Row]:
+        """The rows to make pairs from, in an order that does not change; by default those of the sources."""
+        return itertools.chain.from_iterable(source.rows() for source in sources)
 
     @abstractmethod
     def open(self, scratch: Path) -> MakePair:

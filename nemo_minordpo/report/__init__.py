@@ -1,9 +1,9 @@
 """Turn run folders and scores into tables, figures and one page. Reads only files; needs neither torch nor NeMo.
 
-`runs.py`, `answers.py` and `run_state.py` read, `axes.py` groups runs into settings, `scores.py`, `score_table.py`,
-`summary.py`, `comparisons.py`, `differing.py`, `claims.py`, `candidates.py` and `health.py` judge, `curves.py` thins,
-`document.py` collects the results, and `figures/`, `page.py`, `markdown.py` and `csv_files.py` write them. `status.py`
-is `minordpo status`.
+`runs.py`, `answers.py`, `scored_pairs.py` and `run_state.py` read, `axes.py` groups runs into settings, `scores.py`,
+`score_table.py`, `summary.py`, `comparisons.py`, `differing.py`, `displacement.py`, `claims.py`, `candidates.py` and
+`health.py` judge, `curves.py` thins, `document.py` collects the results, and `figures/`, `page.py`, `markdown.py` and
+`csv_files.py` write them. `status.py` is `minordpo status`.
 """
 
 import re
@@ -16,8 +16,10 @@ from nemo_minordpo.file_names import REPORT, SCORE
 from nemo_minordpo.files import refuse_existing, write_text
 from nemo_minordpo.report.axes import arrange, number
 from nemo_minordpo.report.csv_files import csv_files, known_betas
+from nemo_minordpo.report.displacement import displacement_csv
 from nemo_minordpo.report.document import Document, document_of
 from nemo_minordpo.report.figures.coefficient import draw_coefficient
+from nemo_minordpo.report.figures.displacement import draw_displacement
 from nemo_minordpo.report.figures.rewards import draw_overview, draw_rewards
 from nemo_minordpo.report.figures.score import draw_score
 from nemo_minordpo.report.markdown import as_markdown
@@ -103,12 +105,17 @@ def _draw(document: Document, output: Path) -> list[Path]:
     if any(setting.score for setting in grid.settings):
         paths.append(figures / "score.png")
         draw_score(grid, paths[-1])
+    if document.displacements:
+        paths.append(figures / "displacement.png")
+        draw_displacement(document.displacements, grid.losses, paths[-1])
     return paths
 
 
 def _write_csv_files(document: Document, output: Path) -> list[Path]:
     paths = []
     found = csv_files(document.grid, document.curves, relations=document.relations, comparisons=document.comparisons)
+    if document.displacements:
+        found["displacement.csv"] = displacement_csv(document.displacements)
     for name, text in found.items():
         paths.append(output / _NUMBERS / name)
         write_text(paths[-1], text)

@@ -12,6 +12,12 @@ from nemo_minordpo.report.comparisons import SIGNIFICANT, Comparison, comparison
 from nemo_minordpo.report.comparisons import sentences as paired_sentences
 from nemo_minordpo.report.curves import Curves
 from nemo_minordpo.report.differing import Differing, differing
+from nemo_minordpo.report.displacement import (
+    Displacement,
+    displacement,
+    displacement_sentence,
+    displacement_table,
+)
 from nemo_minordpo.report.health import Health
 from nemo_minordpo.report.score_table import score_table
 from nemo_minordpo.report.scores import DEGENERATE_ABOVE_BASE
@@ -32,6 +38,7 @@ class Document:
     candidates_sentence: str
     comparisons: list[Comparison]
     differing: list[Differing]
+    displacements: list[Displacement]
     notes: list[str]
 
     @property
@@ -68,6 +75,14 @@ class Document:
     @property
     def comparisons_table(self) -> Table:
         return comparisons_table(self.comparisons)
+
+    @property
+    def displacement_table(self) -> Table:
+        return displacement_table(self.displacements)
+
+    @property
+    def displacement_sentence(self) -> str:
+        return displacement_sentence(self.displacements)
 
     @property
     def best_table(self) -> Table:
@@ -138,8 +153,22 @@ def document_of(grid: Grid, notes: Sequence[str] = ()) -> Document:
         candidates_sentence=candidates_sentence(grid, found),
         comparisons=compared,
         differing=differing(grid),
+        displacements=_displacements(grid),
         notes=grid.left_out + grid.notes + list(notes) + unpaired(grid, compared) + of_runs,
     )
+
+
+def _displacements(grid: Grid) -> list[Displacement]:
+    """Of each setting with scored pairs, by learning rate and beta."""
+    found = [
+        displacement(
+            [run.scored_pairs for run in one.runs if run.scored_pairs],
+            name=one.name, loss=one.loss, learning_rate=one.learning_rate, beta=one.beta,
+        )
+        for settings in grid.places().values()
+        for one in settings
+    ]  # fmt: skip
+    return [one for one in found if one is not None]
 
 
 def _of_paired_tests(found: list[Comparison]) -> list[str]:

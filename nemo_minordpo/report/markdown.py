@@ -18,6 +18,9 @@ def as_markdown(document: Document, *, figures: list[str]) -> str:
     for heading, table in (("Scores", document.score_table), ("Paired tests", document.comparisons_table)):
         if table.rows:
             lines += [f"## {heading}", "", *markdown_table(*table), ""]
+    if document.displacements:
+        lines += ["## Which pairs lose their chosen response", "", *_paragraphs([document.displacement_sentence])]
+        lines += [*markdown_table(*document.displacement_table), ""]
     if document.grid.is_sweep:
         lines += _sections_of_a_sweep(document)
     if document.notes:

@@ -43,6 +43,8 @@ def as_html(document: Document) -> str:
         "best": _section("Best at each setting", _table(document.best_table), anchor="best") if grid.is_sweep else "",
         "runs": _runs_table(document),
         "health": _table(document.health_table, kind="named"),
+        "displacement_sentence": escape(document.displacement_sentence),
+        "displacement_table": _table(document.displacement_table, kind="named"),
         "candidates": f"<p>{escape(document.candidates_sentence)}</p>",
         "relations": _table(document.relations_table, kind="named"),
         "explanation": _list(document.explanation),
@@ -154,6 +156,15 @@ def _data(document: Document) -> dict[str, Any]:
         "runs": [_run(run, metrics, candidates, curves) for run in runs],
         "base": _rate(grid.base_rate),
         "coefficient": {"x": at, "curves": [[coefficient(beta, x) for x in at] for beta in betas]},
+        "displacements": [
+            {
+                "loss": grid.losses.index(one.loss),
+                "rate": grid.learning_rates.index(one.learning_rate),
+                "beta": grid.betas.index(one.beta),
+                "bins": one.bins,
+            }
+            for one in document.displacements
+        ],
         "coefficientBetas": [grid.betas.index(beta) for beta in betas],
     }
 

@@ -16,6 +16,7 @@ from nemo_minordpo.flat import flatten
 from nemo_minordpo.records import Score, StepMetrics, score_from_json
 from nemo_minordpo.report.answers import Answers, read_answers
 from nemo_minordpo.report.run_state import State, read_state
+from nemo_minordpo.report.scored_pairs import ScoredPairs, read_scored_pairs
 
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margin")
 # A metric's final value is its mean over this fraction of the steps: a single batch is too noisy to compare.
@@ -41,6 +42,7 @@ class Run:
     score: Score | None
     state: State
     answers: Answers | None = None  # one to each question of the score
+    scored_pairs: ScoredPairs = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)  # the parts of its files that could not be read
     notes: list[str] = field(default_factory=list)
     name: str = ""
@@ -126,6 +128,7 @@ def read_run(folder: Path) -> Run:
         score=score,
         state=state,
         answers=answers,
+        scored_pairs=read_scored_pairs(folder / file_names.SCORED_PAIRS, notes),
         left_out=left_out,
         notes=notes,
     )

@@ -177,7 +177,8 @@ class _Sweep:
         begun = [name for name in names if (run_folder(self.settings, name) / CONFIG).is_file()]
         if not begun:
             return
-        read = [f"{stage}-{name}" for name in begun for stage in ("train", "evaluate")]
+        kinds = ("train", "evaluate") if self.settings.score is None else ("train", "evaluate", "score")
+        read = [f"{kind}-{name}" for name in begun for kind in kinds]
         stage = report_of(self.settings, begun, ("evaluate-base", *read))
         self.console.rule(f"[bold]{number}/{number}  {stage.name}")
         self._run(stage, left=[])

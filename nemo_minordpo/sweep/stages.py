@@ -87,6 +87,13 @@ def evaluation_arguments(settings: Experiment) -> list[str]:
     return arguments_of(options)
 
 
+def score_arguments(settings: Experiment) -> list[str]:
+    """Arguments of `minordpo score` between the model and the output, for all runs."""
+    base = settings.model or str(Path(settings.work) / "model")
+    pairs = str(Path(settings.work) / "pairs" / file_names.TRAIN)
+    return [pairs, "--reference", base, *arguments_of(settings.score or {})]
+
+
 def shared_overrides(settings: Experiment) -> list[str]:
     """Overrides of `minordpo train` for all runs."""
     work = Path(settings.work)
@@ -122,6 +129,14 @@ def _run_stages(settings: Experiment, run: PlannedRun) -> list[Stage]:
             settings, hf, folder / file_names.EVALUATION, name=f"evaluate-{run.name}", after=(f"export-hf-{run.name}",)
         ),
     ]  # fmt: skip
+    if settings.score is not None:
+        output = folder / file_names.SCORED_PAIRS
+        stages.append(
+            _stage(
+                "score", [str(hf), *score_arguments(settings), str(output)], name=f"score-{run.name}",
+                output=output / file_names.PAIR_SCORE, after=(f"export-hf-{run.name}", "pairs"),
+            )
+        )  # fmt: skip
     return [replace(stage, run=run.name) for stage in stages]
 
 

@@ -78,6 +78,7 @@ def test_every_kind_of_data_set_is_prepared_and_previewed(tmp_path):
     few_shot = _write(tmp_path / "few.jsonl", shot)
     qa = _write(tmp_path / "qa.jsonl", {"query": "1 + 1?", "response": shot["chosen"], "original_question": "2?"})
     arc = {"question": "Gas?", "choices": {"text": ["air", "iron"], "label": ["A", "B"]}, "answerKey": "A"}
+    said = ("Blue.", "Red.", "I do not know.")
     commands = {
         "joined": ["metamath", few_shot, "--metamathqa", qa, "--workers", 1],
         "marked": ["metamath", few_shot, "--marker", "Q:"],
@@ -89,6 +90,14 @@ def test_every_kind_of_data_set_is_prepared_and_previewed(tmp_path):
             "q",
         ],
         "choices": ["choices", _write(tmp_path / "arc.jsonl", arc), "--one-per-question"],
+        "answers": [
+            "answers",
+            _write(
+                tmp_path / "b.jsonl", *({"prompt": "Sky?", "output": one, "correct": one == "Blue."} for one in said)
+            ),
+            "--matching",
+            "farthest",
+        ],
     }
     prompts = {}
     for name, (kind, source, *options) in commands.items():
@@ -100,7 +109,7 @@ def test_every_kind_of_data_set_is_prepared_and_previewed(tmp_path):
     question = plain_prompt("1 + 1?").strip()
     assert prompts == {
         "joined": f"{begin}{question}{end}", "marked": f"{begin}{question}{end}", "kept": shot["prompt"],
-        "hf": f"{begin}Sky?{end}", "choices": f"{begin}Gas?{end}",
+        "hf": f"{begin}Sky?{end}", "choices": f"{begin}Gas?{end}", "answers": f"{begin}Sky?{end}",
     }  # fmt: skip
     done = _minordpo("preview", tmp_path / "choices/train.jsonl", "--tokenizer", tokenizer)
     assert done.returncode == 0, done.stderr

@@ -197,6 +197,7 @@ def test_a_sweep_has_one_reference_and_a_report(place, tmp_path):
         f"pretrained_checkpoint.restore_from_path={inputs.nemo}", *few_steps(inputs), cwd=tmp_path,
         MINORDPO_QUESTIONS="questions.jsonl", MINORDPO_EVALUATE_ARGS="--max-new-tokens 16",
         MINORDPO_BASE_MODEL=str(inputs.nemo.parent / "hf"), MINORDPO_BASE_SCORE="base",
+        MINORDPO_SCORE_ARGS=f"{inputs.pairs} --reference {inputs.nemo.parent / 'hf'} --limit 3",
     )  # fmt: skip
     wait_for_jobs(cluster)
     logs = "".join(log.read_text() for log in tmp_path.glob("*.log"))
@@ -209,6 +210,7 @@ def test_a_sweep_has_one_reference_and_a_report(place, tmp_path):
     for loss in ("dpo", "minordpo"):
         assert (tmp_path / f"runs/{loss}/model.nemo").exists()
         assert json.loads((tmp_path / f"runs/{loss}/evaluation/score.json").read_text())["num_questions"] == 2
+        assert json.loads((tmp_path / f"runs/{loss}/scored_pairs/pair_score.json").read_text())["num_pairs"] == 3
 
 
 def few_steps(inputs):

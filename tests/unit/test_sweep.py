@@ -99,6 +99,20 @@ def test_the_pipeline_with_generated_questions(configured, inputs):
     ]  # fmt: skip
 
 
+def test_trained_models_score_the_training_pairs_if_asked(configured, inputs):
+    settings = load_experiment(configured(score={"limit": 50, "dtype": "float32"}), [])
+    commands, work = commands_of(settings), inputs / "work"
+    assert commands["score-dpo"] == [
+        "score", f"{work}/runs/dpo/hf", f"{work}/pairs/train.jsonl", "--reference", str(inputs / "model"),
+        "--limit", "50", "--dtype", "float32", f"{work}/runs/dpo/scored_pairs",
+    ]  # fmt: skip
+    assert list(commands)[-1] == "score-minordpo"
+    of_all = commands_of(load_experiment(configured(score={}), []))["score-minordpo"]
+    assert of_all[2:] == [
+        f"{work}/pairs/train.jsonl", "--reference", str(inputs / "model"), f"{work}/runs/minordpo/scored_pairs",
+    ]  # fmt: skip
+
+
 def test_the_pipeline_with_the_users_questions(configured, inputs):
     settings = load_experiment(
         configured(data=str(inputs / "data"), verify=False, sweep={"model.dpo.preference_loss": "dpo"}), []
@@ -616,7 +630,7 @@ def test_two_sweeps_cannot_share_a_folder(pipeline):
 # --- on a cluster
 
 
-def test_a_sweep_for_slurm_prepares_and_submits(configured, pipeline, tmp_path, monkeypatch):
+def test_a_sweep_for_slurm_prepares_and_submits(configured, inputs, pipeline, tmp_path, monkeypatch):
     launchers = tmp_path / "checkout/launchers"
     launchers.mkdir(parents=True)
     script = launchers / "sweep.sh"
@@ -624,7 +638,9 @@ def test_a_sweep_for_slurm_prepares_and_submits(configured, pipeline, tmp_path, 
     script.chmod(0o755)
     monkeypatch.setattr("nemo_minordpo.sweep.slurm._LAUNCHERS", launchers)
     work = tmp_path / "it's work"
-    pipeline.config = configured(work=str(work), train={"trainer": {"devices": 2}}, evaluate={"limit": 5})
+    pipeline.config = configured(
+        work=str(work), train={"trainer": {"devices": 2}}, evaluate={"limit": 5}, score={"limit": 7}
+    )
     pipeline.stages = [pipeline.stages[0], replace(pipeline.stages[1], name="train-dpo", run="dpo")]
     assert pipeline.run(slurm=3) == ["first"]
     lines = [shlex.split(line) for line in (work / "runs.txt").read_text().splitlines()]
@@ -641,6 +657,8 @@ def test_a_sweep_for_slurm_prepares_and_submits(configured, pipeline, tmp_path, 
         load(compose([*arguments[3:], "model.dpo.ref_policy_kl_penalty=0.1", *line]))
     environment = (launchers / "sweep.sh.environment").read_text().splitlines()
     assert f"MINORDPO_EVALUATE_ARGS={shlex.join(['--limit', '5', '--prompts-of', f'{work}/pairs'])}" in environment
+    scored = [f"{work}/pairs/train.jsonl", "--reference", str(inputs / "model"), "--limit", "7"]
+    assert f"MINORDPO_SCORE_ARGS={shlex.join(scored)}" in environment
     assert f"MINORDPO_QUESTIONS={work}/problems/test.jsonl" in environment
     assert f"MINORDPO_BASE_SCORE={work}/evaluation/base" in environment
     monkeypatch.setenv("FAIL", "1")

@@ -296,6 +296,22 @@
     chart(panel("coefficient"), {caption: "f(beta, margin)", xLabel: "margin, nats (without beta)", x, series, height: 280, title: index => `margin ${shown(x[index])}`});
   }
 
+  function drawDisplacement() {
+    byId("displacement").hidden = !data.displacements.length;
+    const places = new Map();
+    for (const one of data.displacements) {
+      if (hidden.loss.has(one.loss) || hidden.rate.has(one.rate) || hidden.beta.has(one.beta)) continue;
+      const caption = `lr ${data.rates[one.rate]}, beta ${data.betas[one.beta].name}: chosen responses, nats`;
+      if (!places.has(caption)) places.set(caption, []);
+      const {name, color} = data.losses[one.loss];
+      places.get(caption).push({label: name, color, dash: DASHES[one.loss % DASHES.length], points: true, values: one.bins});
+    }
+    for (const [caption, series] of places) {
+      const x = series[0].values.map((_, at) => at + 1);
+      chart(panel("displacement"), {caption, x, xLabel: "tenth of the pairs, by CHES per token", series, height: 235, zero: true, title: at => `tenth ${x[at]}`});
+    }
+  }
+
   function drawScatter() {
     const metric = byId("candidate").value;
     const runs = data.settings.filter(isShown).flatMap(setting => setting.runs.map(run => ({...data.runs[run], loss: setting.loss, place: run})))
@@ -362,7 +378,7 @@
     all(".chips button").forEach(button => {
       button.setAttribute("aria-pressed", String(!hidden[button.dataset.kind].has(Number(button.dataset.place))));
     });
-    for (const part of [drawScores, drawCurves, drawCoefficient, drawScatter]) part();
+    for (const part of [drawScores, drawCurves, drawDisplacement, drawCoefficient, drawScatter]) part();
     document.body.dataset.charts = charts.length;
   }
 

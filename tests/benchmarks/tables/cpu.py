@@ -253,7 +253,7 @@ def _median(ordered: list[float]) -> str:
 
 def waiting(result: dict[str, Any]) -> str:
     of = {(row["waiting"], row["beside_another"]): sorted(row["step_ms"]) for row in result["waiting"]}
-    names = {"spin": "spin, OpenMP's default", "sleep": "sleep at once", "briefly": "spin briefly, then sleep"}
+    names = {"spin": "spin, OpenMP's default", "briefly": "spin briefly, then sleep"}
     rows = [
         (name, *[_median(of[kind, busy]) for busy in (False, True)])
         for kind, name in names.items()

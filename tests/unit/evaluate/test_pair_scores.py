@@ -171,3 +171,32 @@ def test_bad_options(model_folder, pairs, tmp_path, arguments, words):
     done = CliRunner().invoke(app, ["score", str(model_folder), str(pairs), str(tmp_path / "scores"), *arguments])
     assert done.exit_code == 2
     assert words in done.output
+
+
+def ches_by_hand(folder, pair):
+    """CHES from the hidden states that transformers returns, before the output layer, in float64."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).double().eval()
+    prompt = tokenizer(pair["prompt"]).input_ids
+    sums = []
+    for name in ("chosen_response", "rejected_response"):
+        ids = [*prompt, *tokenizer(pair[name]).input_ids, tokenizer.eos_token_id]
+        with torch.no_grad():
+            states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
+        sums.append((sum(states[place - 1] for place in range(len(prompt), len(ids))), len(ids) - len(prompt)))
+    (chosen, length), (rejected, other) = sums
+    total = (chosen * rejected).sum() - (chosen**2).sum()
+    per_token = ((chosen / length) * (rejected / other)).sum() - ((chosen / length) ** 2).sum()
+    return total.item(), per_token.item()
+
+
+def test_ches_of_each_pair_under_the_model_before_training(model_folder, other_model, pairs, tmp_path):
+    score_pairs(model_folder, [str(pairs)], tmp_path / "base")
+    score_pairs(other_model, [str(pairs)], tmp_path / "trained", reference=model_folder)
+    score_pairs(other_model, [str(pairs)], tmp_path / "other")
+    for pair, *rows in zip(PAIRS, *(rows_of(tmp_path / name) for name in ("base", "trained", "other")), strict=True):
+        total, per_token = ches_by_hand(model_folder, pair)
+        for row in rows[:2]:
+            assert row["ches/total"] == pytest.approx(total, rel=1e-4)
+            assert row["ches/per_token"] == pytest.approx(per_token, rel=1e-4)
+        assert rows[2]["ches/total"] != pytest.approx(total, rel=1e-2)
