@@ -89,14 +89,14 @@ def group_answers(rows: Iterable[Row], *, rule: Rule) -> tuple[list[Group], list
             asked, written = _named(fields, _QUESTIONS), _named(fields, _ANSWERS)
             if CHOSEN in fields or REJECTED in fields:
                 raise UserError(f"a row of answers has no {CHOSEN} or {REJECTED}: this is a pair")
-            question = checked_text(fields, asked)
-            kind = PROMPT if asked == PROMPT else QUESTION
+            kind, question = PROMPT if asked == PROMPT else QUESTION, checked_text(fields, asked)
+            is_used = fields.get(_FINISHED) is not False and fields[written] != ""
+            text = checked_text(fields, written) if is_used else ""
+            is_right = is_used and _is_right(fields, text, rule=rule)
             group = groups.setdefault((kind, question), Group(kind, question, place))
-            if fields.get(_FINISHED) is False or fields[written] == "":
+            if not is_used:
                 counts["unfinished answers"] += 1
                 continue
-            text = checked_text(fields, written)
-            is_right = _is_right(fields, text, rule=rule)
             known = (asked, written, *_VERDICTS, *_RECORDED)
             others = {key: value for key, value in fields.items() if key not in known}
             group.add(Answer(text, place, others), is_right=is_right)

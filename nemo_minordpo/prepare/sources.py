@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.hub import is_hub_name
 from nemo_minordpo.prepare.rows import LocalFile, Row
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz", ".parquet")
@@ -68,7 +69,7 @@ def find_sources(names: Iterable[str | Path], *, subset: str | None = None, spli
     """
     found: dict[str, Source] = {}
     for name in map(str, names):
-        if _is_hub_name(name):
+        if is_hub_name(name) and not name.endswith(SUFFIXES):
             found[name] = HubSet(name, subset, split)
             continue
         for path in _files(name, split=split):
@@ -76,12 +77,6 @@ def find_sources(names: Iterable[str | Path], *, subset: str | None = None, spli
     if not found:
         raise UserError("no source given: name files, folders, or a data set on the hub")
     return list(found.values())
-
-
-def _is_hub_name(name: str) -> bool:
-    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and not (
-        name.endswith(SUFFIXES) or Path(name).exists()
-    )
 
 
 def _files(name: str, *, split: str) -> list[Path]:

@@ -66,7 +66,7 @@ def run_sweep(config: Path, overrides: list[str], *, check: Check, slurm: int | 
 
 def _check_all(settings: Experiment, check: Check) -> None:
     """Check every stage's command line; a complaint about several stages is reported once."""
-    model = None if settings.model is None else Path(settings.model)
+    model = None if settings.is_model_made else Path(settings.model_folder)
     wrong: dict[str, list[str]] = defaultdict(list)  # complaint: stages
     for stage in stages_of(settings):
         if stage.words:

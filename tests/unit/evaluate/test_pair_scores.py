@@ -193,8 +193,8 @@ def ches_by_hand(folder, pair):
 def test_ches_of_each_pair_under_the_model_before_training(model_folder, other_model, pairs, tmp_path):
     score_pairs(model_folder, [str(pairs)], tmp_path / "base")
     score_pairs(other_model, [str(pairs)], tmp_path / "trained", reference=model_folder)
-    score_pairs(other_model, [str(pairs)], tmp_path / "other")
-    for pair, *rows in zip(PAIRS, *(rows_of(tmp_path / name) for name in ("base", "trained", "other")), strict=True):
+    score_pairs(other_model, [str(pairs)], tmp_path / "alone")
+    for pair, *rows in zip(PAIRS, *(rows_of(tmp_path / name) for name in ("base", "trained", "alone")), strict=True):
         total, per_token = ches_by_hand(model_folder, pair)
         for row in rows[:2]:
             assert row["ches/total"] == pytest.approx(total, rel=1e-4)

@@ -71,7 +71,7 @@ def test_questions_without_both_kinds_are_listed_and_no_fault(tmp_path, capsys):
     listed = [json.loads(line) for line in (tmp_path / "out/rejected_rows.jsonl").read_text().splitlines()]
     assert listed[0] == {"source": f"{tmp_path}/a.jsonl:3", "reason": ALL_RIGHT}
     assert (
-        "7 answers to 4 questions: 3 right, 2 wrong, 2 unfinished or empty; 1 questions have" in capsys.readouterr().out
+        "7 answers to 4 questions: 3 right, 2 wrong, 2 unfinished or empty; 1 questions have" in capsys.readouterr().err
     )
 
 
