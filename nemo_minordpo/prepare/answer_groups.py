@@ -80,7 +80,9 @@ def group_answers(rows: Iterable[Row], *, rule: Rule) -> tuple[list[Group], list
     """
     groups: dict[tuple[str, str], Group] = {}
     faulty: list[Row] = []
-    counts = Counter(dict.fromkeys(("answers", "right answers", "wrong answers", "unfinished answers"), 0))
+    counts: Counter[str] = Counter(
+        dict.fromkeys(("answers", "right answers", "wrong answers", "unfinished answers"), 0)
+    )
     for row in rows:
         counts["answers"] += 1
         place = row._replace(value=None)
