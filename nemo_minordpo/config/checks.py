@@ -10,9 +10,15 @@ from nemo_minordpo.config.sections import TrainConfig
 def combination_problems(config: TrainConfig) -> list[str]:
     """A message for every combination that cannot work."""
     objective, optim, peft = config.model.dpo, config.model.optim, config.model.peft
+    other_reference = config.pretrained_checkpoint.reference_from_path
     return [
         message
         for wrong, message in (
+            (
+                other_reference is not None and objective.reference_log_probs == "live",
+                f"pretrained_checkpoint.reference_from_path={other_reference}: the log-probabilities of another model "
+                "are cached: it does not work with model.dpo.reference_log_probs=live",
+            ),
             (
                 objective.preference_loss_weight == 0 and objective.sft_loss_weight == 0,
                 "model.dpo.preference_loss_weight and model.dpo.sft_loss_weight are both 0: there is no loss to train",

@@ -116,11 +116,16 @@ class RunSection:
 
 @dataclass
 class PretrainedSection:
-    """`pretrained_checkpoint`: the model to start from, which is also the reference."""
+    """`pretrained_checkpoint`: the model to start from, which is also the reference unless another is named."""
 
     restore_from_path: str = setting(
         MISSING, "`.nemo` file or extracted folder of the model to start from", resume=Resume.SAME_CONTENTS
     )
+    reference_from_path: str | None = setting(
+        None, "`.nemo` of another model to use as the reference; run `minordpo reference` with the same settings first",
+        special={None: "the model to start from"}, resume=Resume.SAME_CONTENTS,
+        aliases=("ref_model", "reference_model"),
+    )  # fmt: skip
 
 
 @dataclass

@@ -134,6 +134,8 @@ def prepare_run(config: TrainConfig) -> None:
     if (adapters := config.model.peft.restore_from_path) is not None:
         words = starting_adapters.in_words(model_config, Path(adapters))
         say(f"note: {words}")
+    if (other := config.pretrained_checkpoint.reference_from_path) is not None:
+        read_checkpoint_config(Path(other), setting="pretrained_checkpoint.reference_from_path")
     data = config.model.data
     files = {
         split: expand_files(patterns)
@@ -155,7 +157,7 @@ def prepare_run(config: TrainConfig) -> None:
     folder.prepare(
         config,
         inputs={
-            "reference": _weights(config),
+            **_weights(config),
             "tokenizer": [tokenizer_path] if tokenizer_path.exists() else [],
             **source_of(config.model.dpo),
             **files,
@@ -188,10 +190,11 @@ def _check_monitor(config: TrainConfig) -> None:
         raise UserError(f"{name} needs validation pairs (model.data.data_prefix.validation)")
 
 
-def _weights(config: TrainConfig) -> list[Path]:
-    """Files of the starting weights, which are also the reference: the checkpoint, and adapters if any."""
-    adapters = config.model.peft.restore_from_path
-    return [Path(config.pretrained_checkpoint.restore_from_path), *([Path(adapters)] if adapters else [])]
+def _weights(config: TrainConfig) -> dict[str, list[Path]]:
+    """Files of the starting weights, the checkpoint and adapters if any; and of the reference, if it is another."""
+    adapters, other = config.model.peft.restore_from_path, config.pretrained_checkpoint.reference_from_path
+    start = [Path(config.pretrained_checkpoint.restore_from_path), *([Path(adapters)] if adapters else [])]
+    return {"reference": start} if other is None else {"start": start, "reference": [Path(other)]}
 
 
 def _check_rows(arrays: TokenArrays, split: str, data: DataSection) -> None:

@@ -37,7 +37,7 @@ def run_rank(
     _quiet_nemo()
     own = _begin(folder) if rank_of_process() == 0 and not only_reference else None
     with RunLog(config, folder, own, stand_ins=stand_ins) as log:
-        trainer = set_up(config, folder)
+        trainer = set_up(config, folder, only_reference=only_reference)
         reason = "only the reference" if only_reference else _train(config, folder, trainer, own, log, stop)
     torch.distributed.destroy_process_group()
     return not reason

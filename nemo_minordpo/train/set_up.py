@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 
 from nemo_minordpo import file_names, host
 from nemo_minordpo.config import TrainConfig
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.pairs.tokens import TokenArrays, load_arrays
 from nemo_minordpo.train.answers import AnswerWatch, stop_ids_of, watched_prompts
 from nemo_minordpo.train.data.dataset import PairBatches, segment_lengths_of
@@ -37,9 +38,17 @@ from nemo_minordpo.train.throughput import Throughput, measure_matmul_peak
 from nemo_minordpo.train.trainer import MinorDPOTrainer
 
 
-def set_up(config: TrainConfig, folder: RunFolder) -> MinorDPOTrainer:
-    """Set up process groups, model, reference, optimizer and data of this rank, and return the trainer with them."""
-    checkpoint = Path(config.pretrained_checkpoint.restore_from_path)
+def set_up(config: TrainConfig, folder: RunFolder, *, only_reference: bool = False) -> MinorDPOTrainer:
+    """Set up process groups, model, reference, optimizer and data of this rank, and return the trainer with them.
+
+    With `only_reference`, the model is the reference, even if training starts from another.
+
+    Raises:
+        UserError: the reference is another model, and its log-probabilities are not cached.
+    """
+    other = config.pretrained_checkpoint.reference_from_path
+    is_other = only_reference and other is not None
+    checkpoint = Path((is_other and other) or config.pretrained_checkpoint.restore_from_path)
     model_config = build_model_config(
         config, read_checkpoint_config(checkpoint), cuda=host.has_cuda(), te=host.has_transformer_engine()
     )
@@ -52,7 +61,7 @@ def set_up(config: TrainConfig, folder: RunFolder) -> MinorDPOTrainer:
         agree_on_products(folder)
     if config.model.peft.peft_scheme != "none":
         init_peft(model, model_config)
-    if config.model.peft.restore_from_path is not None:
+    if config.model.peft.restore_from_path is not None and not is_other:
         load_adapters(model, Path(config.model.peft.restore_from_path))
     if model.needs_reference and config.model.dpo.reference_log_probs == "live":
         model.ref_policy_state_dict = retrieve_model_state_dict_in_cpu(
@@ -72,8 +81,10 @@ def set_up(config: TrainConfig, folder: RunFolder) -> MinorDPOTrainer:
         model=model,
         optimizer=optimizer,
         strategy=lightning_trainer.strategy,
-        train=_batches(config, folder, "train", model),
-        validation=_batches(config, folder, "validation", model) if has_validation else None,
+        train=_batches(config, folder, "train", model, only_reference=only_reference),
+        validation=(
+            _batches(config, folder, "validation", model, only_reference=only_reference) if has_validation else None
+        ),
         checkpoints=folder.checkpoints,
         throughput=_throughput(model),
         answers=_answer_watch(config, folder, model) if config.trainer.dpo.watch.interval else None,
@@ -107,7 +118,7 @@ def _lightning_trainer(config: TrainConfig, model_config: Any) -> Any:
     return MegatronTrainerBuilder(cfg).create_trainer()
 
 
-def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any) -> Any:
+def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any, *, only_reference: bool) -> Any:
     """The packed batches of a split, with the reference's log-probabilities if those are cached."""
     arrays = load_arrays(folder.data(split))
     batches = _pair_batches(config, model, arrays, row_capacity=config.model.data.packed_sequence_size)
@@ -115,13 +126,22 @@ def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any) -> 
     if model.needs_reference and section.dpo.reference_log_probs == "cached":
         _, size = model.data_parallel
         layout = f"TP={section.tensor_model_parallel_size} x PP={section.pipeline_model_parallel_size} x DP={size}"
+
+        def evaluate() -> Any:
+            if (other := config.pretrained_checkpoint.reference_from_path) is not None and not only_reference:
+                raise UserError(
+                    f"the log-probabilities of the {split} pairs under pretrained_checkpoint.reference_from_path="
+                    f"{other} are not cached in {reference_folder(config)}: run `minordpo reference` with the same "
+                    "settings first"
+                )
+            places = places_in(config, split)
+            return evaluate_reference(model, batches, title=f"reference of {split} pairs", places=places)
+
         batches.reference_log_probs = load_or_evaluate(
             ReferenceCache(reference_folder(config)),
             reference_key(config, folder, split, model.cfg),
             num_pairs=len(arrays),
-            evaluate=lambda: evaluate_reference(
-                model, batches, title=f"reference of {split} pairs", places=places_in(config, split)
-            ),
+            evaluate=evaluate,
             layout=layout,
         )
     return batches

@@ -98,7 +98,7 @@ class MinorDPOTrainer:
         """
         loop = self.config.trainer.dpo
         require_finite_weights(self.model, when=f"before step {self.progress.step + 1}")
-        if self.progress.step == 0 and self.model.needs_reference:
+        if self.progress.step == 0 and self.model.needs_reference and self._starts_at_reference:
             self._measure_noise(stalls)
         self._begin_answers(log, attempt, stalls)
         for batch in self._coming_batches():
@@ -155,7 +155,8 @@ class MinorDPOTrainer:
             self.progress, step=step + 1, consumed_pairs=self.progress.consumed_pairs + batch.num_global_pairs
         )
         metrics |= {"lr": rate, **norm}
-        metrics["reference_noise"] = self.progress.reference_noise
+        if self._starts_at_reference:
+            metrics["reference_noise"] = self.progress.reference_noise
         torch.cuda.synchronize()
         metrics |= self.throughput.of(batch.work, time.perf_counter() - started)
         metrics["peak_memory_gib"] = peak_memory_gib()
@@ -185,10 +186,11 @@ class MinorDPOTrainer:
     def _with_references(self, batch: StepBatch) -> StepBatch:
         """The batch with reference log-probabilities: cached ones it already has, live ones are evaluated now.
 
-        Before the first step the policy is the reference, and the model uses its own log-probabilities. Others would
-        differ by rounding, and the kinks of MinorDPO and DPOP are exactly where policy equals reference.
+        Before the first step the policy is the reference, unless that is another model, and the model uses its own
+        log-probabilities. Others would differ by rounding, and the kinks of MinorDPO and DPOP are exactly where policy
+        equals reference.
         """
-        if self.progress.step == 0 and not self.model.has_dropout:
+        if self.progress.step == 0 and self._starts_at_reference and not self.model.has_dropout:
             return batch.with_references([None] * len(batch.micro_batches))
         return self._with_cached_or_live(self.train, batch)
 
@@ -285,6 +287,10 @@ class MinorDPOTrainer:
 
     def _is_due(self, interval: int, done: bool) -> bool:
         return done or (interval > 0 and self.progress.step % interval == 0)
+
+    @property
+    def _starts_at_reference(self) -> bool:
+        return self.config.pretrained_checkpoint.reference_from_path is None
 
     @property
     def _steps_per_epoch(self) -> int:

@@ -99,6 +99,11 @@ def run(place, reference):
         (["model.data.packed_sequence_size=16"], "or more, or a smaller model.data.seq_length"),
         (["+model.position_embedding_type=alibi"], "which only rope and learned_absolute support"),
         (["model.dpo.reference_log_probs=catched"], "did you mean 'cached'"),
+        (
+            ["pretrained_checkpoint.reference_from_path=other.nemo", "model.dpo.reference_log_probs=live"],
+            "does not work with model.dpo.reference_log_probs=live",
+        ),
+        (["pretrained_checkpoint.reference_from_path=nowhere.nemo"], "nowhere.nemo: no such file"),
         (["model.peft.peft_scheme=lora", "model.peft.restore_from_path=nowhere.nemo"], "no such file"),
     ],
 )
@@ -335,3 +340,45 @@ def test_a_changed_loss_file_is_another_run(place, own_loss):
     result = minordpo(*own_loss[0], cwd=place, timeout=60)
     assert result.returncode == 2
     assert "sha256 of loss: " in result.stderr
+
+
+def last_validation(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["values"] for line in lines if line["split"] == "validation"][-1]
+
+
+def test_another_model_as_the_reference(place, run):
+    """A run that starts from a trained model and barely moves has that model's rewards against the first reference."""
+    trained, first = place / "run/model.nemo", place / "base.nemo"
+    still = ["model.optim.lr=1e-12", "trainer.dpo.max_steps=1", "trainer.dpo.save_nemo=false"]
+    start = f"pretrained_checkpoint.restore_from_path={trained}"
+    same = minordpo(*command(place, "same", *still, start))
+    assert same.returncode == 0, same.stderr[-3000:]
+    assert abs(last_validation(place / "same")["rewards/margin"]) < 1e-4
+    other = minordpo(*command(place, "other", *still, start, f"pretrained_checkpoint.reference_from_path={first}"))
+    assert other.returncode == 0, other.stderr[-3000:]
+    found, expected = last_validation(place / "other"), last_validation(place / "run")
+    assert abs(expected["rewards/margin"]) > 0.1
+    for name in ("rewards/chosen", "rewards/rejected", "rewards/margin", "logps/chosen"):
+        assert found[name] == pytest.approx(expected[name], abs=1e-4)
+    step = json.loads((place / "other/metrics.jsonl").read_text().splitlines()[0])["values"]
+    assert abs(step["rewards/margin"]) > 0.1  # the first step too, which otherwise compares the policy with itself
+    assert "reference_noise" not in step
+
+
+def test_another_reference_must_be_cached_first(place, run):
+    """`minordpo reference` with the same settings evaluates it, with its weights and not those of the start."""
+    cache = f"model.dpo.reference_cache={place / 'other_cache'}"
+    arguments = command(
+        place, "uncached", "model.optim.lr=1e-12", "trainer.dpo.max_steps=1", "trainer.dpo.save_nemo=false", cache,
+        f"pretrained_checkpoint.restore_from_path={place / 'run/model.nemo'}",
+        f"pretrained_checkpoint.reference_from_path={place / 'base.nemo'}",
+    )  # fmt: skip
+    missing = minordpo(*arguments)
+    assert missing.returncode != 0
+    assert "run `minordpo reference` with the same settings first" in missing.stderr
+    assert minordpo("reference", *arguments[1:]).returncode == 0
+    done = minordpo(*arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = last_validation(place / "run")["rewards/margin"]
+    assert last_validation(place / "uncached")["rewards/margin"] == pytest.approx(expected, abs=1e-4)

@@ -35,13 +35,16 @@ _UNUSED_DATA = {"data_impl": "jsonl", "splits_string": None, "index_mapping_dir"
 _SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "encoder_seq_length")
 
 
-def read_checkpoint_config(path: Path) -> DictConfig:
-    """`model_config.yaml` of the .nemo file or extracted folder to start from, with the tokenizer's current path.
+def read_checkpoint_config(path: Path, *, setting: str = "pretrained_checkpoint.restore_from_path") -> DictConfig:
+    """`model_config.yaml` of a .nemo file or extracted folder of a model, with the tokenizer's current path.
+
+    Args:
+        path: the file or folder.
+        setting: which names it, for messages.
 
     Raises:
         UserError: it is missing, or is not a checkpoint of a whole model.
     """
-    setting = "pretrained_checkpoint.restore_from_path"
     file = read_nemo(path, setting=setting)
     config = file.config
     if lost := [key for key in _SIZES if not isinstance(config.get(key), int)]:
