@@ -98,6 +98,10 @@ class RunSection:
     explicit_log_dir: str = setting(
         MISSING, "the run folder; the same command resumes the run", resume=Resume.FREE, aliases=("output_dir",)
     )
+    round: int = setting(
+        1, "number of the round, if the run is one of several rounds of answers, pairs and training; for the report",
+        minimum=1, is_variant=True,
+    )  # fmt: skip
     create_tensorboard_logger: bool = setting(True, "log to TensorBoard", resume=Resume.FREE)
     create_wandb_logger: bool = setting(False, "log to Weights & Biases", resume=Resume.FREE)
     wandb_logger_kwargs: dict[str, Any] = setting(

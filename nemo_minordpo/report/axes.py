@@ -13,6 +13,7 @@ from nemo_minordpo.report.runs import Run
 from nemo_minordpo.report.scores import BELOW_BASE, DEGENERATE, Rate, broke, over_seeds, strict
 
 Place = tuple[float | None, float | None]  # learning rate, beta
+_ROUND = "exp_manager.round"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +159,18 @@ def _labels(runs: list[Run]) -> dict[int, str]:
 
 
 def _differing(runs: list[Run]) -> list[str]:
-    """The distinguishing settings that differ between runs whose losses read them, or that make another loss of one."""
+    """The distinguishing settings that differ between runs whose losses read them, or that make another loss of one.
+
+    Every round has its own models and pairs, so the number of the round says enough.
+    """
     keys = dict.fromkeys(key for run in runs for key in run.settings)
-    return [key for key in keys if _tells_apart(key) and len(_values_of(key, runs)) > 1]
+    found = [key for key in keys if _tells_apart(key) and len(_values_of(key, runs)) > 1]
+    return [key for key in found if _ROUND not in found or not _is_input(key)]
+
+
+def _is_input(key: str) -> bool:
+    setting = declared(key)
+    return setting is not None and setting.resume is Resume.SAME_CONTENTS
 
 
 def _values_of(key: str, runs: list[Run]) -> set[str]:

@@ -4,8 +4,8 @@ All results go into one work folder, whose journal records the completed stages.
 stages whose command line has changed, whose output is missing, or that depend on such a stage. A failed run does not
 stop the others.
 
-`config.py` defines the YAML, `grid.py` expands it into runs, `stages.py` builds the command lines, `journal.py` records
-completed stages, `process.py` runs a command, `slurm.py` submits the runs to a cluster.
+`config.py` defines the YAML, `grid.py` expands it into runs, `stages.py` lists the stages (`stage.py`), `journal.py`
+records completed ones, `process.py` runs a command, `slurm.py` submits the runs to a cluster.
 """
 
 import shlex
@@ -27,7 +27,8 @@ from nemo_minordpo.sweep.grid import runs_of
 from nemo_minordpo.sweep.journal import Journal
 from nemo_minordpo.sweep.process import run_and_log
 from nemo_minordpo.sweep.slurm import SUBMITTED, submit
-from nemo_minordpo.sweep.stages import Stage, report_of, run_folder, stages_of
+from nemo_minordpo.sweep.stage import Stage
+from nemo_minordpo.sweep.stages import report_of, run_folder, run_names, stages_of
 
 __all__ = ["run_sweep"]
 
@@ -53,6 +54,11 @@ def run_sweep(config: Path, overrides: list[str], *, check: Check, slurm: int | 
             (raised after the other runs and the report, with the paths of the logs).
     """
     settings = load_experiment(config, overrides)
+    if slurm is not None and settings.draws_answers:
+        raise UserError(
+            "--slurm does not draw answers: draw them with `minordpo evaluate --samples` in a job, then set "
+            "prepare.source to its folder; rounds run one after another, without --slurm"
+        )
     _check_all(settings, check)
     work = Path(settings.work)
     with _alone(work):
@@ -173,7 +179,7 @@ class _Sweep:
 
     def _report(self, number: int) -> None:
         """Report on all runs that have started, including failed ones."""
-        names = [run.name for run in runs_of(self.settings.sweep)]
+        names = run_names(self.settings)
         begun = [name for name in names if (run_folder(self.settings, name) / CONFIG).is_file()]
         if not begun:
             return

@@ -55,8 +55,12 @@ class Experiment:
     model: str | None = None
     model_from_pypi: ModelFromPyPI | None = None  # not used if there is a model
     # options of `prepare`, plus `recipe` (gsm8k, metamath, hf, choices, answers; null = gsm8k) and `source`, the input
-    # (null = train.jsonl of the questions)
+    # (null = train.jsonl of the questions; for `answers`: the model's own answers to them, drawn as `samples` says)
     prepare: dict[str, Any] = field(default_factory=dict)
+    samples: dict[str, Any] = field(default_factory=dict)  # options of `evaluate`, for the answers that become pairs
+    # how often each run draws answers, makes pairs of them and trains, every time from its last model
+    rounds: int = 1
+    reference: str = "last"  # of later rounds: the "last" round's model, or the "first" model of all
     verify: bool = True  # compare the logits of the .nemo with the original model's
     train: dict[str, Any] = field(default_factory=dict)  # nested like conf/train.yaml
     evaluate: dict[str, Any] = field(default_factory=dict)  # options of `evaluate`
@@ -76,6 +80,11 @@ class Experiment:
     @property
     def recipe(self) -> str:
         return self.prepare.get("recipe") or "gsm8k"
+
+    @property
+    def draws_answers(self) -> bool:
+        """Whether the pairs are made of answers that the sweep draws."""
+        return self.recipe == "answers" and self.prepare.get("source") is None
 
 
 def load_experiment(config: Path, overrides: list[str]) -> Experiment:
@@ -151,7 +160,8 @@ def _check(settings: Experiment, path: Path) -> None:
     recipe, source = settings.recipe, settings.prepare.get("source")
     if recipe not in RECIPES:
         raise UserError(f"prepare.recipe={recipe}: choose {', '.join(RECIPES)}")
-    if source is None and recipe != "gsm8k":
+    _check_rounds(settings)
+    if source is None and recipe not in ("gsm8k", "answers"):
         raise UserError(f"prepare.recipe={recipe}: set prepare.source to the input of this recipe")
     if settings.data is not None:
         for name in (TEST,) if source else (TRAIN, TEST):
@@ -160,3 +170,22 @@ def _check(settings: Experiment, path: Path) -> None:
                     f"{Path(settings.data) / name}: no such file. Download GSM8K's two files from {_GSM8K_HOME}, "
                     "then set data=FOLDER"
                 )
+
+
+def _check_rounds(settings: Experiment) -> None:
+    if settings.draws_answers and settings.samples.get("samples", 1) < 2:
+        raise UserError(
+            "prepare.recipe=answers: set samples.samples to 2 or more and samples.temperature, the options with which "
+            "`evaluate` draws the answers; or prepare.source to answers that you have"
+        )
+    if settings.samples and not settings.draws_answers:
+        raise UserError("samples: answers are drawn only with prepare.recipe=answers and without prepare.source")
+    if settings.rounds < 1:
+        raise UserError(f"rounds={settings.rounds}: it must be 1 or more")
+    if settings.rounds > 1 and not settings.draws_answers:
+        raise UserError(
+            f"rounds={settings.rounds}: every round makes pairs of its model's answers: set prepare.recipe=answers, "
+            "and samples"
+        )
+    if settings.reference not in ("first", "last"):
+        raise UserError(f"reference={settings.reference}: choose first or last")

