@@ -26,6 +26,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "metrics": metrics.pair_metrics,
     "demo": _of("demo", sweeps.scores),
     "real": _of("real", sweeps.scores_with_flexible),
+    "rounds": _of("rounds", sweeps.scores),
     "paper-small": _of("paper-small", sweeps.grid),
     "paper-small-runs": _of("paper-small", sweeps.runs),
     "paper-small-best": _of("paper-small", sweeps.whole("Best at each setting")),
