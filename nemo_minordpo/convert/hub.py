@@ -1,0 +1,63 @@
+"""Push an exported folder to the Hugging Face hub."""
+
+from pathlib import Path
+
+from nemo_minordpo.errors import UserError
+
+_OF_THE_HUB = {".gitattributes"}  # what a new repository holds
+
+
+def require_repo_name(name: str, *, option: str) -> None:
+    """Raise UserError unless `name` is OWNER/NAME, as the hub allows it; `option` is what it was given to."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"{option}={name}: {_one_line(error)}") from error
+    if "/" not in name:
+        raise UserError(f"{option}={name}: OWNER/NAME is needed")
+
+
+def push(folder: Path, name: str, *, private: bool = False, overwrite: bool = False) -> str:
+    """Upload a folder to a repository, which is created if there is none; return its address.
+
+    Args:
+        folder: an exported folder.
+        name: OWNER/NAME.
+        private: only its owner can see the repository; False = as its owner's default is.
+        overwrite: replace all files of an existing repository; its history keeps them.
+
+    Raises:
+        UserError: there is no token or no network, the hub refuses, or the repository holds files and `overwrite` is
+            False, or is public and `private` is True.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    failed = f"{folder} is exported, but not pushed to {name}"
+    later = f"`huggingface-cli upload {name} {folder}` pushes it without exporting again"
+    if get_token() is None:
+        raise UserError(f"{failed}: no token: set HF_TOKEN or run `huggingface-cli login`; then {later}")
+    api = HfApi()
+    try:
+        api.create_repo(name, exist_ok=True, private=private or None)  # None: as the owner chose
+        found = api.model_info(name)
+        held = sorted({file.rfilename for file in found.siblings or []} - _OF_THE_HUB)
+        if private and not found.private:
+            raise UserError(f"{failed}: it exists and is public: make it private first, or leave out --private")
+        if held and not overwrite:
+            raise UserError(
+                f"{failed}: it holds {len(held)} files already ({', '.join(held[:3])}{', ...' if held[3:] else ''}): "
+                "choose another name, or pass --overwrite to replace them"
+            )
+        # a file that stays could be read in place of the new weights
+        api.upload_folder(
+            repo_id=name, folder_path=folder, delete_patterns="*", commit_message="Export of nemo-minordpo"
+        )
+    except (OSError, RuntimeError) as error:  # errors of requests and of huggingface_hub; of its transfers, hf_xet
+        raise UserError(f"{failed}: {_one_line(error)}; {later}") from error
+    return f"{api.endpoint}/{name}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
