@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,9 @@ _HUB_FOLDER = re.compile(r"models--(.+)--(.+)")
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """The pairs of a split: its files with their digests and, for those that have one, their manifests."""
+    """The pairs of a split: its files and their digests."""
 
     files: dict[str, str]
-    origins: list[Origin]
     counts: Mapping[str, int]  # "used", and the number left out by reason; {} if not known
 
 
@@ -41,7 +40,14 @@ class Training:
     manifest: Manifest
     step: int | None  # the checkpoint's; None: the end of the run
     splits: dict[str, Split]  # those that it has
-    metrics: dict[str, StepMetrics] = field(default_factory=dict)  # split -> its last line up to `step`
+    metrics: dict[str, StepMetrics]  # split -> its last line up to `step`
+
+    @property
+    def recipes(self) -> list[Origin]:
+        """How its pairs were made, each way once, as far as that is known."""
+        origins = self.manifest.origins
+        found = [origins[file] for split in self.splits.values() for file in split.files if file in origins]
+        return [origin for place, origin in enumerate(found) if origin not in found[:place]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,14 +133,9 @@ def license_of(folder: Path) -> dict[str, Any]:
 
 
 def _split(run: Path, manifest: Manifest, name: str) -> Split:
-    files, counts = manifest.roles[name], run / file_names.DATA / name / "counts.json"
-    origins: list[Origin] = []
-    for origin in (manifest.origins[file] for file in files if file in manifest.origins):
-        if origin not in origins:
-            origins.append(origin)
+    counts = run / file_names.DATA / name / "counts.json"
     return Split(
-        files={file: manifest.inputs[file] for file in files},
-        origins=origins,
+        files={file: manifest.inputs[file] for file in manifest.roles[name]},
         counts=read_json_object(counts) if counts.is_file() else {},
     )
 

@@ -36,6 +36,8 @@ _ALWAYS = {
 }
 _LORA = "model.peft."
 _DIGEST = "sha256 of "
+_NAMES_A_TOKENIZER = ("tokenizer", "tokenizer.type")  # ends of settings: of a recipe, of a checkpoint's model config
+_UNSET: tuple[Any, ...] = (None, [], {})
 
 
 def write_card(
@@ -89,9 +91,9 @@ def write_card(
 
 
 def _hub_names(training: Training | None) -> list[str]:
-    splits = [] if training is None else training.splits.values()
-    names = (name for split in splits for one in split.origins for name in one.get("roles", {}).get("hub", []))
-    return list(dict.fromkeys(names))
+    """The data sets on the hub that the pairs were made from."""
+    recipes = [] if training is None else training.recipes
+    return list(dict.fromkeys(name for recipe in recipes for name in recipe.get("roles", {}).get("hub", [])))
 
 
 def _summary(training: Training | None, losses: Mapping[str, float]) -> str:
@@ -147,12 +149,8 @@ def _pairs(training: Training | None) -> str:
     parts = [_split(name, split) for name, split in training.splits.items()]
     if "validation" not in training.splits:
         parts.append("There were no validation pairs.")
-    origins: list[Origin] = []
-    for origin in (one for split in training.splits.values() for one in split.origins):
-        if origin not in origins:
-            origins.append(origin)
-    parts += [_recipe(origin) for origin in origins]
-    return "\n\n".join([*parts, *([] if origins else ["How the pairs were made is not known."])])
+    recipes = [_recipe(recipe) for recipe in training.recipes]
+    return "\n\n".join(parts + (recipes or ["How the pairs were made is not known."]))
 
 
 def _split(name: str, split: Split) -> str:
@@ -169,8 +167,8 @@ def _recipe(origin: Origin) -> str:
     sources = origin.get("roles", {}).get("sources", list(inputs))
     hub = origin.get("roles", {}).get("hub", [])
     named = [(_code(one) if one in hub else _path(Path(one))) + _digest(inputs.get(one)) for one in sources]
-    counts = {name: f"{number:,}" for name, number in origin.get("counts", {}).items()}
-    rows = {**counts, **{name: _code(json.dumps(value)) for name, value in origin.get("settings", {}).items()}}
+    rows = {name: f"{number:,}" for name, number in origin.get("counts", {}).items()}
+    rows |= {key: _value(key, value) for key, value in origin.get("settings", {}).items() if value not in _UNSET}
     made = f"Made by {_code('minordpo ' + origin['stage'])} from:\n\n{_list(named)}"
     return f"{made}\n\n{_table(('count or setting', 'value'), rows.items())}"
 
@@ -186,7 +184,7 @@ def _settings(training: Training | None, losses: Mapping[str, float]) -> str:
         if reads(losses, key):
             rows[label] = settings.get(key, _NOT_KNOWN)
     rows |= {key: value for key, value in settings.items() if _is_unusual(key, value, losses)}
-    return _table(("setting", "value"), ((name, _code(_plain(value))) for name, value in rows.items()))
+    return _table(("setting", "value"), ((name, _value(name, value)) for name, value in rows.items()))
 
 
 def _is_unusual(key: str, value: Any, losses: Mapping[str, float]) -> bool:
@@ -240,7 +238,7 @@ def _list(lines: Iterable[str]) -> str:
 
 def _path(path: Path) -> str:
     """The last two parts: the rest says nothing to others, and may be private."""
-    return _code("/".join(path.parts[-2:]))
+    return _code("/".join(part for part in path.parts[-2:] if part != path.anchor))
 
 
 def _digest(sha256: str | None) -> str:
@@ -251,8 +249,12 @@ def _code(text: str) -> str:
     return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _value(key: str, value: Any) -> str:
+    """The value of a setting, on one line."""
+    if key.endswith(_NAMES_A_TOKENIZER) and isinstance(value, str):
+        return _path(Path(value))
+    is_line = isinstance(value, str) and len(value.splitlines()) == 1
+    return _code(value if is_line else json.dumps(value, ensure_ascii=False))
 
 
 def _number(value: float | None) -> str:

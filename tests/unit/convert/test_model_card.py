@@ -57,9 +57,12 @@ def trained(
         stage="prepare hf",
         inputs={"argilla/pairs": "d1", str(place / "private/extra.jsonl"): "d2", "hf/base/tokenizer.json": "d3"},
         roles={"sources": ["argilla/pairs", str(place / "private/extra.jsonl")], "hub": ["argilla/pairs"]},
-        settings={"template": "chat", "system": "Be brief | be `plain`.", "seed": 7},
+        settings={
+            "template": "chat", "system": "Be brief | be `plain`.", "tokenizer": str(place / "private/hf"),
+            "date": None, "num_validation": 0,
+        },
         counts={"rows": 1234, "pairs": 200},
-    ).write(pairs)
+    ).write(pairs)  # fmt: skip
     config = load(
         compose(
             [
@@ -136,9 +139,10 @@ def test_model_and_pairs(base: Path, tmp_path: Path) -> None:
         "| --- | --- |",
         "| rows | 1,234 |",
         "| pairs | 200 |",
-        '| template | `"chat"` |',
-        '| system | `` "Be brief \\| be `plain`." `` |',
-        "| seed | `7` |",
+        "| template | `chat` |",
+        "| system | `` Be brief \\| be `plain`. `` |",
+        "| tokenizer | `private/hf` |",
+        "| num_validation | `0` |",
     ]  # fmt: skip
     assert str(tmp_path.parent) not in card.content
 
