@@ -1,6 +1,9 @@
 """Push an exported folder to the Hugging Face hub."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from nemo_minordpo.errors import UserError
 
@@ -25,7 +28,7 @@ def push(folder: Path, name: str, *, private: bool = False, overwrite: bool = Fa
     Args:
         folder: an exported folder.
         name: OWNER/NAME.
-        private: only its owner can see the repository; False = as its owner's default is.
+        private: the repository must not be public; False = a new one is as its owner's default says.
         overwrite: replace all files of an existing repository; its history keeps them.
 
     Raises:
@@ -35,28 +38,47 @@ def push(folder: Path, name: str, *, private: bool = False, overwrite: bool = Fa
     from huggingface_hub import HfApi, get_token
 
     failed = f"{folder} is exported, but not pushed to {name}"
-    later = f"`huggingface-cli upload {name} {folder}` pushes it without exporting again"
+    option = "--private " if private else ""
+    later = f"`huggingface-cli upload {option}{name} {folder}` pushes it without exporting again"
     if get_token() is None:
         raise UserError(f"{failed}: no token: set HF_TOKEN or run `huggingface-cli login`; then {later}")
     api = HfApi()
-    try:
-        api.create_repo(name, exist_ok=True, private=private or None)  # None: as the owner chose
+    with _in_one_line(failed, later):
+        api.create_repo(name, exist_ok=True, private=private or None)
         found = api.model_info(name)
-        held = sorted({file.rfilename for file in found.siblings or []} - _OF_THE_HUB)
-        if private and not found.private:
-            raise UserError(f"{failed}: it exists and is public: make it private first, or leave out --private")
-        if held and not overwrite:
-            raise UserError(
-                f"{failed}: it holds {len(held)} files already ({', '.join(held[:3])}{', ...' if held[3:] else ''}): "
-                "choose another name, or pass --overwrite to replace them"
-            )
+    _require_free(found, failed, private=private, overwrite=overwrite)
+    with _in_one_line(failed, later):
         # a file that stays could be read in place of the new weights
         api.upload_folder(
-            repo_id=name, folder_path=folder, delete_patterns="*", commit_message="Export of nemo-minordpo"
+            repo_id=name, folder_path=folder, delete_patterns="*", commit_message="Export from nemo-minordpo"
         )
-    except (OSError, RuntimeError) as error:  # errors of requests and of huggingface_hub; of its transfers, hf_xet
-        raise UserError(f"{failed}: {_one_line(error)}; {later}") from error
     return f"{api.endpoint}/{name}"
+
+
+def _require_free(found: Any, failed: str, *, private: bool, overwrite: bool) -> None:
+    """Raise UserError if a repository, as HfApi.model_info describes it, must not be written to."""
+    if private and not found.private:
+        raise UserError(f"{failed}: it exists and is public: make it private first, or leave out --private")
+    held = sorted({file.rfilename for file in found.siblings or []} - _OF_THE_HUB)
+    if held and not overwrite:
+        shown = ", ".join(held[:3]) + (", ..." if held[3:] else "")
+        raise UserError(
+            f"{failed}: it holds {len(held)} files already ({shown}): choose another name, or pass --overwrite to "
+            "replace them"
+        )
+
+
+@contextmanager
+def _in_one_line(failed: str, later: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises into a UserError.
+
+    OSError: no network, offline, a refusal by the hub; RuntimeError: a transfer that breaks (hf_xet); ValueError: a
+    card that the hub does not accept.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{failed}: {_one_line(error)}; {later}") from error
 
 
 def _one_line(error: Exception) -> str:

@@ -238,7 +238,7 @@ def _list(lines: Iterable[str]) -> str:
 
 def _path(path: Path) -> str:
     """The last two parts: the rest says nothing to others, and may be private."""
-    return _code("/".join(part for part in path.parts[-2:] if part != path.anchor))
+    return _code("/".join(part for part in path.parts[-2:] if part != path.anchor) or str(path))
 
 
 def _digest(sha256: str | None) -> str:

@@ -26,6 +26,7 @@ class Hub(ThreadingHTTPServer):
         self.files: dict[str, bytes] | None = None
         self.private = False
         self.refusal: int | None = None  # status of the answer to creating the repository
+        self.accepts_cards = True
 
     @property
     def url(self) -> str:
@@ -40,7 +41,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/api/repos/create":
             self._create(json.loads(body))
         elif self.path == "/api/validate-yaml":
-            self._answer({"errors": [], "warnings": []})
+            errors = [] if self.server.accepts_cards else [{"message": "license is not allowed"}]
+            self._answer({"errors": errors, "warnings": []}, status=400 if errors else 200)
         elif self.path == "/api/models/me/model/preupload/main":
             files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
             self._answer({"files": [{**file, "shouldIgnore": False} for file in files]})
@@ -161,6 +163,13 @@ def test_a_refusal_of_the_hub_is_one_line(hub: Hub, folder: Path, status: int) -
     assert "\n" not in str(error.value)
 
 
+def test_a_card_that_the_hub_refuses(hub: Hub, folder: Path) -> None:
+    hub.accepts_cards = False
+    with pytest.raises(UserError, match=r"not pushed to me/model: ValueError: Invalid metadata.*license is not"):
+        push(folder, "me/model")
+    assert hub.files == {".gitattributes": b""}
+
+
 def test_no_hub(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     with pytest.raises(UserError, match="not pushed to me/model: ConnectionError") as error:
@@ -174,6 +183,12 @@ def test_offline(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UserError, match="not pushed to me/model: OfflineModeIsEnabled"):
         push(folder, "me/model")
     assert hub.files is None
+
+
+def test_the_advice_keeps_a_private_folder_private(hub: Hub, folder: Path) -> None:
+    hub.refusal = 500
+    with pytest.raises(UserError, match=f"`huggingface-cli upload --private me/model {folder}`"):
+        push(folder, "me/model", private=True)
 
 
 def test_no_token(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
