@@ -75,8 +75,13 @@ def _in_one_line(failed: str, later: str) -> Iterator[None]:
     OSError: no network, offline, a refusal by the hub; RuntimeError: a transfer that breaks (hf_xet); ValueError: a
     card that the hub does not accept.
     """
+    from huggingface_hub import constants
+    from requests import ConnectionError, Timeout
+
     try:
         yield
+    except (ConnectionError, Timeout) as error:
+        raise UserError(f"{failed}: no connection to {constants.ENDPOINT}; {later}") from error
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{failed}: {_one_line(error)}; {later}") from error
 
