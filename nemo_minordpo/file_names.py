@@ -4,6 +4,7 @@ Launchers are shell scripts and repeat these names, with a comment that refers t
 """
 
 import re
+from pathlib import Path
 
 MANIFEST = "manifest.json"  # records.Manifest, in every stage's output
 
@@ -45,6 +46,11 @@ NEMO_WEIGHTS = "model_weights"
 NEMO_RANK_WEIGHTS = "model_weights.ckpt"
 
 REPORT = "report.md"  # written by `minordpo report`; a sweep checks this file to see whether the report exists
+
+
+def manifest_of_nemo(nemo: Path) -> Path:
+    """The manifest of a `.nemo` that was converted, next to it."""
+    return nemo.with_name(f"{nemo.stem}.{MANIFEST}")
 
 
 def step_name(step: int) -> str:

@@ -4,12 +4,12 @@ A way is {"template": "plain" or "chat", "system": ..., "date": ..., "template_o
 `prepare`.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from nemo_minordpo.file_names import MANIFEST
+from nemo_minordpo.origins import manifest_in, run_of
 
 Way = dict[str, Any]
 
@@ -28,23 +28,14 @@ def ways_of_pairs(files: Iterable[Path]) -> list[Way]:
 
 def ways_of_run(output: Path) -> list[Way]:
     """The ways of the pairs that the run behind `output`, a model or checkpoint, was trained on; [] if unknown."""
-    folders = (output, *output.absolute().parents[:2])
-    return next((ways_of(folder) for folder in folders if _manifest(folder).get("stage") == "train"), [])
+    run = run_of(output)
+    return [] if run is None else ways_of(run)
 
 
 def ways_of(folder: Path) -> list[Way]:
     """The ways of the pairs or answers in a folder, or of the pairs that the run or model in it was trained on."""
-    manifest = _manifest(folder)
+    manifest = manifest_in(folder / MANIFEST)
     settings = manifest.get("settings", {})
     if str(manifest.get("stage")).startswith(_WRITES_PROMPTS) and "template" in settings:
         return [{name: settings.get(name, default) for name, default in _DEFAULTS.items()}]
     return manifest.get("prompts", [])
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    """The folder's manifest; {} if there is none, or an unrelated file of that name."""
-    try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and "stage" in found else {}

@@ -21,6 +21,7 @@ from nemo_minordpo.provenance import installed_versions, source_commit
 
 _R = TypeVar("_R", bound="_Record")
 _AS_JSON = {tuple: list, float: int | float}  # type of a field -> its type in JSON, if different
+OF_LOG_RATIOS = ("rewards/", "deviation/", "dpo/", "dpop/", "minordpo/")  # beginnings of metrics that need a reference
 _MOST_BITS = 63  # a longer integer in a record can only be damage
 
 
@@ -68,6 +69,8 @@ class Manifest:
     rejected: dict[str, int] = field(default_factory=dict)  # reason -> number of rejected rows
     unread: dict[str, int] = field(default_factory=dict)  # column that no pair uses -> rows in which it is not empty
     prompts: list[dict[str, Any]] = field(default_factory=list)  # prompt formats of the training pairs: see prompts.py
+    roles: dict[str, list[str]] = field(default_factory=dict)  # what inputs are for -> those inputs
+    origins: dict[str, dict[str, Any]] = field(default_factory=dict)  # input -> how it was made: see origins.py
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     version: str = __version__
     commit: str | None = field(default_factory=source_commit)
@@ -111,6 +114,12 @@ class StepMetrics(_Record):
     epoch: int
     consumed_pairs: int
     values: dict[str, float]
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether rewards are log-ratios: without a reference, training logs log-probabilities in their place."""
+        values = self.values
+        return "logps/chosen" not in values or values.get("rewards/chosen") != values["logps/chosen"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""A model's files besides its weights: tokenizer, chat template, config and generation config.
+"""A model's files besides its weights: tokenizer, chat template, config, generation config, card and licence.
 
 NeMo stores none of them in a checkpoint, only the path of a folder, which is wrong on any other machine. So they travel
 next to the checkpoint: `base.tokenizer` next to `base.nemo`, and `model.tokenizer` next to a run's `model.nemo`.
@@ -13,7 +13,9 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
-SIDECARS = ("config.json", "generation_config.json", *TOKENIZER_FILES, "LICENSE")
+# The model's card and licence: what is trained from it inherits the licence.
+CARD, LICENSES = "README.md", ("LICENSE", "LICENSE.txt", "LICENSE.md")
+SIDECARS = ("config.json", "generation_config.json", *TOKENIZER_FILES, CARD, *LICENSES)
 _SIDECAR_FOLDERS = ("additional_chat_templates",)
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 
@@ -24,7 +26,7 @@ def tokenizer_folder(nemo: Path) -> Path:
 
 
 def copy_sidecars(source: Path, target: Path) -> list[str]:
-    """Copy config, tokenizer, chat template and generation config byte for byte; return the copied names.
+    """Copy everything but the weights byte for byte; return the copied names.
 
     Raises:
         UserError: `source` has no tokenizer.

@@ -122,18 +122,51 @@ def export_hf(
         AdapterForm, typer.Option(help="LoRA: merged into the weights, or a PEFT folder with only the adapters.")
     ] = AdapterForm.merged,
     base: Base = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME",
+            help="The base model's name on the hub, for the model card; default: known if it was imported from the "
+            "hub's cache.",
+            show_default=False,
+        ),
+    ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Also upload the folder to the Hugging Face hub.", show_default=False),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: in a private repository.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Convert a trained model to a Hugging Face folder.
+    """Convert a trained model to a Hugging Face folder, with a model card.
 
     Accepts run folders of any TP and PP. The tokenizer is the base model's unless --tokenizer names another. By
-    default, LoRA adapters are merged into the model that they were trained on.
+    default, LoRA adapters are merged into the model that they were trained on. With --push, --overwrite also replaces
+    the files in the repository.
 
     Example:
       minordpo export-hf runs/minordpo hf/minordpo
+      minordpo export-hf runs/minordpo hf/minordpo --push me/minordpo --private
     """
+    from nemo_minordpo.convert import hub
     from nemo_minordpo.convert.nemo_to_hf import export_hf
     from nemo_minordpo.convert.peft_folder import export_peft
 
     export = export_peft if adapters is AdapterForm.peft else export_hf
-    done(export(source, output, tokenizer=tokenizer, dtype=dtype, base_nemo=base, overwrite=overwrite), output)
+    for option, name in (("--push", push), ("--base-model", base_model)):
+        if name is not None:
+            hub.require_repo_name(name, option=option)
+    if private and push is None:
+        raise UserError("--private is for --push, which names the repository")
+    manifest = export(
+        source,
+        output,
+        tokenizer=tokenizer,
+        dtype=dtype,
+        base_nemo=base,
+        base_name=base_model,
+        overwrite=overwrite,
+    )
+    done(manifest, output)
+    if push is not None:
+        typer.echo(f"pushed to {hub.push(output, push, private=private, overwrite=overwrite)}")

@@ -8,7 +8,16 @@ them with the command line, and :func:`load` rejects unknown settings.
 from nemo_minordpo.config.checks import unread_notes
 from nemo_minordpo.config.keys import DECLARED, closest, declared, default_of, reads, short_name, unknown_key, value_of
 from nemo_minordpo.config.loading import compose, decides, identity, load
-from nemo_minordpo.config.losses import LOSS_NAMES, MARGINS, loss_label, mixed, weights_of
+from nemo_minordpo.config.losses import (
+    LOSS_KEY,
+    LOSS_NAMES,
+    MARGINS,
+    loss_label,
+    losses_in,
+    mixed,
+    weights_in,
+    weights_of,
+)
 from nemo_minordpo.config.model_sections import (
     DataSection,
     DPOSection,
@@ -25,6 +34,7 @@ from nemo_minordpo.config.setting import Resume
 __all__ = [
     "CONF",
     "DECLARED",
+    "LOSS_KEY",
     "LOSS_NAMES",
     "MARGINS",
     "CheckpointSection",
@@ -48,6 +58,7 @@ __all__ = [
     "identity",
     "load",
     "loss_label",
+    "losses_in",
     "mixed",
     "read_override",
     "reads",
@@ -55,5 +66,6 @@ __all__ = [
     "unknown_key",
     "unread_notes",
     "value_of",
+    "weights_in",
     "weights_of",
 ]

@@ -1,6 +1,6 @@
 """The losses by name: what each compares, which are in an objective and with which weight."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ MARGINS = {
 }
 LOSS_NAMES = tuple(MARGINS)
 SFT = "sft"
+LOSS_KEY = "model.dpo.preference_loss"
 REFERENCE_FREE = ("simpo", SFT)
 WITH_REFERENCE = tuple(name for name in LOSS_NAMES if name not in REFERENCE_FREE)
 
@@ -38,16 +39,39 @@ def weights_of(section: "DPOSection") -> dict[str, float]:
 
     A loss with weight 0 stays: its reference is still evaluated, for the metrics.
     """
-    factor = section.preference_loss_weight
-    weights = {name: factor * weight for name, weight in mixed(section.preference_loss).items()}
-    if section.sft_loss_weight:
-        weights[SFT] = weights.get(SFT, 0.0) + section.sft_loss_weight
+    return _objective(
+        mixed(section.preference_loss), factor=section.preference_loss_weight, sft=section.sft_loss_weight
+    )
+
+
+def weights_in(settings: Mapping[str, Any]) -> dict[str, float]:
+    """:func:`weights_of` the flat settings of a run, which may be older than some of them."""
+    return _objective(
+        losses_in(settings),
+        factor=settings.get("model.dpo.preference_loss_weight", 1.0),
+        sft=settings.get("model.dpo.sft_loss_weight", 0.0),
+    )
+
+
+def _objective(losses: Mapping[str, float], *, factor: float, sft: float) -> dict[str, float]:
+    weights = {name: factor * weight for name, weight in losses.items()}
+    if sft:
+        weights[SFT] = weights.get(SFT, 0.0) + sft
     return weights
 
 
 def mixed(preference_loss: Any) -> dict[str, float]:
     """`model.dpo.preference_loss`, a name or a mapping of names to weights, as a mapping."""
     return {preference_loss: 1.0} if isinstance(preference_loss, str) else dict(preference_loss)
+
+
+def losses_in(settings: Mapping[str, Any]) -> dict[str, float]:
+    """`model.dpo.preference_loss` of flat settings, as a mapping of names to weights; empty if they have none."""
+    if isinstance(loss := settings.get(LOSS_KEY), str):
+        return mixed(loss)
+    prefix = f"{LOSS_KEY}."
+    of_mix = {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}
+    return {name: value for name, value in of_mix.items() if isinstance(value, int | float)}
 
 
 def loss_label(preference_loss: Any) -> str:

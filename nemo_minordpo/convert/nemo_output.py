@@ -13,10 +13,6 @@ from nemo_minordpo.records import Manifest
 from nemo_minordpo.sidecars import copy_sidecars, tokenizer_folder
 
 
-def manifest_path(nemo: Path) -> Path:
-    return nemo.with_name(f"{nemo.stem}.manifest.json")
-
-
 def require_free_name(nemo: Path, *, overwrite: bool) -> None:
     """Check the output's name before anything is written.
 
@@ -25,7 +21,7 @@ def require_free_name(nemo: Path, *, overwrite: bool) -> None:
     """
     if nemo.suffix != ".nemo":
         raise UserError(f"{nemo}: the name of a NeMo checkpoint ends in .nemo")
-    for path in (nemo, tokenizer_folder(nemo), manifest_path(nemo)):
+    for path in (nemo, tokenizer_folder(nemo), file_names.manifest_of_nemo(nemo)):
         refuse_existing(path, overwrite=overwrite)
 
 
@@ -50,5 +46,5 @@ def publish_nemo(folder: Path, nemo: Path, *, config: dict[str, Any], sidecars_o
         archive.add(folder / file_names.NEMO_WEIGHTS, f"./{file_names.NEMO_WEIGHTS}")
     # the checkpoint last: if it exists, everything else does
     publish(sidecars, tokenizer_folder(nemo))
-    publish(folder / file_names.MANIFEST, manifest_path(nemo))
+    publish(folder / file_names.MANIFEST, file_names.manifest_of_nemo(nemo))
     publish(folder / nemo.name, nemo)

@@ -41,6 +41,7 @@ class NemoSource:
     tokenizers: list[Path]
     adapters: Path | None = None
     base: Path | None = None  # the model that `weights` belong to, if the source has only adapters
+    trained_from: Path | None = None  # the model that training started from, as the run's settings or the user name it
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,13 @@ def open_source(path: Path, *, scratch: Path, base: Path | None = None, only_ada
     if found.weights is not None:
         if base is not None:
             raise UserError(f"{found.origin} has all weights of its model; leave out --base={base}")
-        return NemoSource(found.origin, found.weights, found.config, tokenizers, found.adapters)
+        return NemoSource(
+            found.origin, found.weights, found.config, tokenizers, found.adapters, trained_from=trained_from
+        )
     base = base or trained_from
     if only_adapters:
         assert found.adapters is not None
-        return NemoSource(found.origin, found.adapters, found.config, tokenizers, found.adapters, base)
+        return NemoSource(found.origin, found.adapters, found.config, tokenizers, found.adapters, base, base)
     if base is None:
         raise UserError(f"{found.origin} contains only adapters: name the model that they were trained on with --base")
     if not base.exists():
@@ -91,7 +94,7 @@ def open_source(path: Path, *, scratch: Path, base: Path | None = None, only_ada
         raise UserError(f"{base}: adapters cannot be added to adapters; export it, import that and name the result")
     tokenizers = [*tokenizers, *under.tokenizers]
     return NemoSource(
-        found.origin, under.weights, found.config or under.config, tokenizers, found.adapters, under.origin
+        found.origin, under.weights, found.config or under.config, tokenizers, found.adapters, under.origin, base
     )
 
 

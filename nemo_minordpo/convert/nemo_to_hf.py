@@ -16,6 +16,7 @@ from nemo_minordpo.convert.facts import ModelFacts, facts_from_config, read_conf
 from nemo_minordpo.convert.hf_folder import dtype_name, parse_dtype, write_weights
 from nemo_minordpo.convert.lora_weights import open_weights
 from nemo_minordpo.convert.mapping import EMBEDDING, HEAD, VOCAB, Row, mapping_table
+from nemo_minordpo.convert.model_card import write_card
 from nemo_minordpo.convert.nemo_source import NemoSource, open_source, rank_files
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import publish, refuse_existing, sha256_of_file, staging_folder, write_text
@@ -33,9 +34,10 @@ def export_hf(
     tokenizer: Path | None = None,
     dtype: str | None = None,
     base_nemo: Path | None = None,
+    base_name: str | None = None,
     overwrite: bool = False,
 ) -> Manifest:
-    """Convert to a Hugging Face folder: safetensors (sharded at 5 GB), config, tokenizer and chat template.
+    """Convert to a Hugging Face folder: safetensors (sharded at 5 GB), config, tokenizer, chat template, model card.
 
     Config, tokenizer, chat template and generation config are copied byte for byte from the imported model. Only
     config.json may change: the type of the weights, and `tie_word_embeddings` if training untied them. LoRA adapters
@@ -48,6 +50,7 @@ def export_hf(
         tokenizer: Hugging Face folder with config.json and tokenizer; None = the one that the checkpoint names.
         dtype: float32, bfloat16 or float16; None = the checkpoint's type.
         base_nemo: for adapters, the model that they were trained on; None = the one that the run names.
+        base_name: the base model's name on the hub, for the model card; None = as write_card finds it.
         overwrite: replace an existing output.
 
     Returns:
@@ -82,6 +85,7 @@ def export_hf(
             counts={"hf_tensors": sum(len(row.layers(facts)) * len(row.hf) for row in rows), "bytes": num_bytes},
         )
         manifest.write(staged)
+        write_card(staged, source=opened, sidecars=base, output=output, base_name=base_name)
         publish(staged, output)
     return manifest
 

@@ -5,6 +5,7 @@ them separately: each gets the same A and its own rows of B, which gives the sam
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +20,14 @@ from nemo_minordpo.convert.facts import ModelFacts
 from nemo_minordpo.convert.hf_folder import parse_dtype
 from nemo_minordpo.convert.lora_weights import Adapters, read_adapters, require_fitting
 from nemo_minordpo.convert.mapping import mapping_table
-from nemo_minordpo.convert.nemo_output import manifest_path
+from nemo_minordpo.convert.model_card import write_card
 from nemo_minordpo.convert.nemo_source import NemoSource, open_source
 from nemo_minordpo.convert.nemo_to_hf import hf_side, inputs_of
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.file_names import manifest_of_nemo
 from nemo_minordpo.files import publish, refuse_existing, staging_folder
 from nemo_minordpo.records import Manifest
+from nemo_minordpo.sidecars import LICENSES
 
 CONFIG, TENSORS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 
@@ -36,9 +39,10 @@ def export_peft(
     tokenizer: Path | None = None,
     dtype: str | None = None,
     base_nemo: Path | None = None,
+    base_name: str | None = None,
     overwrite: bool = False,
 ) -> Manifest:
-    """Write `adapter_config.json` and `adapter_model.safetensors`, with PEFT's names.
+    """Write `adapter_config.json` and `adapter_model.safetensors`, with PEFT's names, and the model card.
 
     Args:
         source: as for export_hf, with LoRA adapters.
@@ -46,6 +50,8 @@ def export_peft(
         tokenizer: Hugging Face folder with the model's config.json; None = the one that the checkpoint names.
         dtype: float32, bfloat16 or float16; None = the adapters' own type.
         base_nemo: the model that the adapters were trained on; None = the one that the run names.
+        base_name: the base model's name on the hub, for the model card and `adapter_config.json`; None = as write_card
+            finds it, and the folder that the base was imported from.
         overwrite: replace an existing output.
 
     Raises:
@@ -66,7 +72,7 @@ def export_peft(
         require_fitting(adapters, shapes, where=config_folder / "config.json")
         tensors = dict(_peft_tensors(adapters, facts, dtype=target_dtype))
         save_file(tensors, staged / TENSORS, metadata={"format": "pt"})
-        named_base = _hf_base(opened)
+        named_base = base_name or _hf_base(opened)
         (staged / CONFIG).write_text(json.dumps(_peft_config(adapters, tensors, named_base), indent=2))
         manifest = Manifest(
             stage="export-hf",
@@ -80,6 +86,10 @@ def export_peft(
             counts={"peft_tensors": len(tensors), "bytes": sum(tensor.nbytes for tensor in tensors.values())},
         )
         manifest.write(staged)
+        for name in LICENSES:
+            if (config_folder / name).is_file():
+                shutil.copyfile(config_folder / name, staged / name)
+        write_card(staged, source=opened, sidecars=config_folder, output=output, base_name=base_name, as_peft=True)
         publish(staged, output)
     return manifest
 
@@ -119,7 +129,7 @@ def _hf_base(source: NemoSource) -> str | None:
 
     Manifests store paths as typed, so a relative path may belong to another working directory.
     """
-    beside = manifest_path(source.base or source.origin)
+    beside = manifest_of_nemo(source.base or source.origin)
     if not beside.is_file():
         return None
     inputs = read_json_object(beside).get("inputs", {})

@@ -32,7 +32,7 @@ from nemo_minordpo.prepare.data_set import (
 from nemo_minordpo.prepare.recipe import Recipe
 from nemo_minordpo.prepare.rows import Row
 from nemo_minordpo.prepare.show import report_of, show
-from nemo_minordpo.prepare.sources import Source
+from nemo_minordpo.prepare.sources import HubSet, Source
 from nemo_minordpo.prepare.tally import Tally
 from nemo_minordpo.prepare.workers import made_in_order
 from nemo_minordpo.records import Manifest
@@ -101,6 +101,10 @@ def build(recipe: Recipe, sources: list[Source], output: Path, options: BuildOpt
             inputs={source.name: source.identity() for source in sources} | recipe.identities(),
             settings=recipe.settings() | options.settings(),
             counts=recipe.begin(scratch, sources),
+            roles={
+                "sources": [source.name for source in sources],
+                "hub": [source.name for source in sources if isinstance(source, HubSet)],
+            },
         )
         rows = _made_rows(recipe, sources, scratch, options)
         refuse_unusable(

@@ -10,10 +10,10 @@ import yaml
 
 from nemo_minordpo import file_names
 from nemo_minordpo.checked_json import checked_number
-from nemo_minordpo.config import loss_label, mixed
+from nemo_minordpo.config import LOSS_KEY, loss_label, losses_in
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.flat import flatten
-from nemo_minordpo.records import Score, StepMetrics, score_from_json
+from nemo_minordpo.records import OF_LOG_RATIOS, Score, StepMetrics, score_from_json
 from nemo_minordpo.report.answers import Answers, read_answers
 from nemo_minordpo.report.run_state import State, read_state
 from nemo_minordpo.report.scored_pairs import ScoredPairs, read_scored_pairs
@@ -22,8 +22,6 @@ REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margin")
 # A metric's final value is its mean over this fraction of the steps: a single batch is too noisy to compare.
 FINAL_PART = 0.1
 TRAIN = "train"
-_LOSS = "model.dpo.preference_loss"
-_OF_LOG_RATIOS = ("rewards/", "deviation/", "dpo/", "dpop/", "minordpo/")
 
 
 @dataclass
@@ -53,9 +51,9 @@ class Run:
 
     @property
     def has_reference(self) -> bool:
-        """Whether rewards are log-ratios: without a reference, training logs log-probabilities in their place."""
-        first = next((step.values for step in self.steps if "logps/chosen" in step.values), {})
-        return not first or first.get("rewards/chosen") != first["logps/chosen"]
+        """Whether rewards are log-ratios, see StepMetrics."""
+        first = next((step for step in self.steps if "logps/chosen" in step.values), None)
+        return first is None or first.has_reference
 
     @property
     def is_finished(self) -> bool:
@@ -91,7 +89,7 @@ class Run:
         """
         split, _, name = metric.partition("/")
         is_training = split == TRAIN or split not in self.lines
-        if (metric if is_training else name).startswith(_OF_LOG_RATIOS) and not self.has_reference:
+        if (metric if is_training else name).startswith(OF_LOG_RATIOS) and not self.has_reference:
             return math.nan
         if not is_training:
             return self.lines[split][-1].values.get(name, math.nan)
@@ -113,7 +111,7 @@ def read_run(folder: Path) -> Run:
     left_out = list(state.left_out)
     lines, seconds = _read_metrics(folder / file_names.METRICS, notes=notes, left_out=left_out)
     notes += left_out
-    seed, weights = settings.get("model.seed"), _weights(settings)
+    seed, weights = settings.get("model.seed"), losses_in(settings)
     score, answers = _score_and_answers(folder / file_names.EVALUATION, notes)
     run = Run(
         folder=folder,
@@ -190,17 +188,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         json.dumps(config, default=str, ensure_ascii=False).encode()  # half a surrogate pair cannot be printed
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # not UTF-8, number too long, nesting too deep
         raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(config, dict) or not _weights(flatten(config)):
-        raise UserError(f"{path}: not the config of a training run: it has no {_LOSS}")
+    if not isinstance(config, dict) or not losses_in(flatten(config)):
+        raise UserError(f"{path}: not the config of a training run: it has no {LOSS_KEY}")
     return config
-
-
-def _weights(settings: dict[str, Any]) -> dict[str, float]:
-    """The losses of `model.dpo.preference_loss` and their weights; empty if there are none."""
-    if isinstance(loss := settings.get(_LOSS), str):
-        return mixed(loss)
-    of_mix = {key.removeprefix(f"{_LOSS}."): value for key, value in settings.items() if key.startswith(f"{_LOSS}.")}
-    return {name: value for name, value in of_mix.items() if isinstance(value, int | float)}
 
 
 def _number(settings: dict[str, Any], key: str, notes: list[str]) -> float | None:

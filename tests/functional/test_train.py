@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from nemo_minordpo.config import default_of
@@ -292,6 +293,11 @@ def test_the_trained_model_becomes_a_hugging_face_folder(place, run):
     )
     assert from_run.keys() == from_checkpoint.keys() == base.keys()
     assert all(torch.equal(from_run[key], from_checkpoint[key]) for key in base)
+    card = ModelCard.load(place / "hf_from_run/README.md")
+    assert card.data.tags == ["dpo", "dpop", "nemo-minordpo"]
+    lines = [json.loads(line) for line in (place / "run/metrics.jsonl").read_text().splitlines()]
+    last = {line["split"]: line["values"]["loss"] for line in lines}
+    assert f"| `loss`, nats | {last['train']:.4g} | {last['validation']:.4g} |" in card.text
     changed = [key for key in base if not torch.equal(base[key], from_run[key])]
     assert len(changed) == len(base)
     assert all((from_run[key] - base[key]).abs().max() < 0.05 for key in base)

@@ -16,10 +16,12 @@ from nemo_minordpo.config import TrainConfig, identity
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import read_lines, sha256_of_file, write_text
 from nemo_minordpo.flat import differences
+from nemo_minordpo.origins import origins_of
 from nemo_minordpo.prompts import ways_of_pairs
 from nemo_minordpo.records import Manifest, StepMetrics
 
 _DIGEST_OF = "sha256 of "
+_WITH_ORIGIN = ("reference", "train", "validation")
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class RunFolder:
             inputs={file: sha256 for files in hashes.values() for file, sha256 in files.items()},
             settings=settings,
             prompts=ways_of_pairs(inputs.get("train", [])),
+            roles={name: list(files) for name, files in hashes.items()},
+            origins=origins_of(path for name in _WITH_ORIGIN for path in inputs.get(name, [])),
         )
         manifest.write(self.path)
         # last: a folder with a config.yaml belongs to a run

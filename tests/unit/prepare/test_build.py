@@ -20,10 +20,11 @@ from filelock import FileLock
 
 from nemo_minordpo.prepare import build as build_module
 from nemo_minordpo.prepare import data_set, workers
-from nemo_minordpo.prepare.build import BuildOptions
+from nemo_minordpo.prepare.build import BuildOptions, build
 from nemo_minordpo.prepare.chat import Prompting
 from nemo_minordpo.prepare.preference import PreferenceRecipe, prepare_preference
 from nemo_minordpo.prepare.rows import LocalFile
+from nemo_minordpo.prepare.sources import HubSet
 from nemo_minordpo.records import Manifest, PreferencePair
 from tests.unit.prepare.templates import LLAMA_3_2, QWEN_3, save_tokenizer
 
@@ -413,3 +414,16 @@ def test_training_accepts_every_line_and_statistics_match_the_pairs(mixed, tmp_p
     assert statistics["prompt_characters"]["max"] == max(lengths)
     assert statistics["edit_distance"]["pairs"] == len(pairs)
     assert (tmp_path / "out/statistics.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_manifest_tells_sources_from_other_inputs(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    hub = HubSet(str(tmp_path / "owner/name"), None, "train")  # a folder laid out like a data set on the hub
+    (tmp_path / "owner/name/data").mkdir(parents=True)
+    for path in (tmp_path / "owner/name/data/train.jsonl", tmp_path / "mine.jsonl"):
+        _write(path, [_row(number, question=f"{path.parent.name} {number}") for number in range(3)])
+    save_tokenizer(tmp_path / "tokenizer", QWEN_3)
+    recipe = PreferenceRecipe(prompting=Prompting(template="chat", tokenizer=tmp_path / "tokenizer"))
+    manifest = build(recipe, [hub, LocalFile(tmp_path / "mine.jsonl")], tmp_path / "pairs", BuildOptions())
+    assert manifest.roles == {"sources": [hub.name, str(tmp_path / "mine.jsonl")], "hub": [hub.name]}
+    assert set(manifest.roles["sources"]) < manifest.inputs.keys()
