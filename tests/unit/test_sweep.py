@@ -204,15 +204,19 @@ def test_the_paper_experiment_has_the_papers_settings(inputs):
 
 def test_every_stage_follows_the_stages_it_reads(configured, inputs):
     for name in SHIPPED_NAMES:
-        stages = stages_of(load_experiment(Path(name), _at(inputs, name)))
-        for place, stage in enumerate(stages):
-            assert set(stage.after) <= {earlier.name for earlier in stages[:place]}, stage.name
-        made = {str(stage.output): stage.name for stage in stages if stage.output is not None}
-        for stage in stages:
-            # a word is a path, or key=path, or key=[path]
-            paths = [word.rpartition("=")[2].strip("[]") for word in stage.command[4:]]
-            read = {made[path] for path in paths if path in made} - {stage.name}
-            assert read <= set(stage.after), stage.name
+        check_order(stages_of(load_experiment(Path(name), _at(inputs, name))))
+
+
+def check_order(stages):
+    for place, stage in enumerate(stages):
+        assert set(stage.after) <= {earlier.name for earlier in stages[:place]}, stage.name
+    made = {str(stage.output): stage.name for stage in stages if stage.output is not None}
+    for stage in stages:
+        # a word is a path, or key=path, or key=[path]; the run folder is where a stage writes
+        words = [word for word in stage.command[4:] if "explicit_log_dir" not in word]
+        paths = [word.rpartition("=")[2].strip("[]") for word in words]
+        read = {made[path] for path in paths if path in made} - {stage.name}
+        assert read <= set(stage.after), stage.name
 
 
 def _at(inputs, name):
@@ -319,14 +323,7 @@ def test_later_rounds_may_keep_the_first_model_as_the_reference(configured, inpu
 
 def test_every_stage_of_rounds_follows_the_stages_it_reads(configured):
     for overrides in ([], ["reference=first"]):
-        stages = stages_of(load_experiment(configured(**ROUNDS, score={}), overrides))
-        for place, stage in enumerate(stages):
-            assert set(stage.after) <= {earlier.name for earlier in stages[:place]}, stage.name
-        made = {str(stage.output): stage.name for stage in stages if stage.output is not None}
-        for stage in stages:
-            words = [word for word in stage.command[4:] if "explicit_log_dir" not in word]  # where it writes
-            read = {made[path] for path in (word.rpartition("=")[2].strip("[]") for word in words) if path in made}
-            assert read - {stage.name} <= set(stage.after), stage.name
+        check_order(stages_of(load_experiment(configured(**ROUNDS, score={}), overrides)))
 
 
 def test_rounds_are_not_submitted_to_slurm(configured):
