@@ -59,7 +59,7 @@ def test_every_option_is_passed_on():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["gsm8k", "metamath", "hf", "choices"])
+@pytest.mark.parametrize("command", ["gsm8k", "metamath", "hf", "choices", "answers"])
 def test_every_command_that_makes_pairs_has_them(command):
     help_text = " ".join(CliRunner().invoke(app, ["prepare", command, "--help"]).output.split())
     for name in ("--template-option NAME=VALUE", "--ignore-columns", "--num-validation", "--seed", "[default: 1234]"):

@@ -186,7 +186,7 @@ def test_a_build_that_runs_past_midnight_has_the_date_of_its_start(tmp_path, mov
     def prepare(name, prompting=chat):
         return prepare_preference([str(source)], tmp_path / name, prompting=prompting)
 
-    monkeypatch.setattr(PreferenceRecipe, "begin", lambda recipe, scratch: move_to(_ANOTHER_DAY) or {})
+    monkeypatch.setattr(PreferenceRecipe, "begin", lambda recipe, scratch, sources: move_to(_ANOTHER_DAY) or {})
     move_to(_DAY)
     manifest = prepare("out")
     first = re.search(r"prints the date.*(\d{4}-\d\d-\d\d)", capsys.readouterr().err)[1]
