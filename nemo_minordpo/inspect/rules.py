@@ -24,18 +24,18 @@ _RULE = re.compile(r"\s*(\w+)\s*(?:(<=|>=|<|>)\s*(\S+))?\s*")
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """A rule; operator and number are None for a flag."""
+    """A rule; a flag has neither operator nor number."""
 
     name: str
-    operator: str | None = None
-    number: float | None = None
+    operator: str = ""
+    number: float = math.nan
 
     def __str__(self) -> str:
-        return self.name if self.operator is None else f"{self.name}{self.operator}{self.number:g}"
+        return self.name if not self.operator else f"{self.name}{self.operator}{self.number:g}"
 
     def meets(self, table: PairTable) -> np.ndarray:
         """[N], bool."""
-        if self.operator is None:
+        if not self.operator:
             return table.flags[self.name]
         return _OPERATORS[self.operator](table.values[self.name], self.number)
 
@@ -68,7 +68,7 @@ def parse_rule(text: str, *, known: set[str]) -> Rule:
             f"rule {text!r}: {name} is a "
             + ("measure: compare it with a number" if sign is None else "flag: leave out the number")
         )
-    return Rule(name=name, operator=sign, number=None if sign is None else _number(text, number))
+    return Rule(name=name, operator=sign or "", number=_number(text, number) if sign else math.nan)
 
 
 def _number(rule: str, text: str) -> float:
@@ -94,7 +94,7 @@ def reasons(table: PairTable, *, keep: Sequence[Rule], drop: Sequence[Rule]) -> 
 
 def _detail(table: PairTable, rule: Rule, pair: int) -> str:
     """What the pair has instead: its value, or the pair or question that it is like."""
-    if rule.operator is not None:
+    if rule.operator:
         value = table.values[rule.name][pair]
         return ": not known for this pair" if math.isnan(value) else f": it is {value:.6g}"
     like = table.like(rule.name, pair)

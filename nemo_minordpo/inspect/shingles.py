@@ -24,8 +24,9 @@ EMPTY = np.full(SKETCH, np.iinfo(np.uint32).max, dtype=np.uint32)  # the sketch 
 def shingles(text: str) -> np.ndarray:
     """The distinct shingles of a text, mixed, sorted: [S], uint64; a text of fewer bytes is filled up with NUL."""
     raw = " ".join(text.lower().split()).encode(errors="surrogatepass").ljust(_BYTES, b"\0")
-    windows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(raw, dtype=np.uint8), _BYTES)
-    return np.unique(_mixed(np.ascontiguousarray(windows).view(np.uint64)[:, 0]))
+    starts = range(min(_BYTES, len(raw) - _BYTES + 1))
+    windows = [np.frombuffer(raw, "<u8", count=(len(raw) - start) // _BYTES, offset=start) for start in starts]
+    return np.unique(_mixed(np.concatenate(windows)))
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:

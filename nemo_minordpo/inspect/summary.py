@@ -35,12 +35,12 @@ def sentences(table: PairTable) -> list[str]:
 
 def _length_sentence(table: PairTable, unit: str) -> str:
     longer, _, difference = _length_cells(table, unit)
-    return f"The chosen response has more {unit} in {longer} of the pairs; {difference} more on average."
+    return f"The chosen response has more {unit} in {longer} of the pairs; mean difference {difference}."
 
 
 def length_table(table: PairTable) -> Table:
     """How often, and by how much, the chosen response is longer."""
-    heads = ["unit", "chosen longer, % (95 % interval)", "equal, %", "chosen - rejected, mean (95 % interval)"]
+    heads = ["unit", "chosen longer", "equal", "mean of chosen - rejected"]
     return Table(heads, [[unit, *_length_cells(table, unit)] for unit in _units(table)])
 
 
@@ -60,14 +60,18 @@ def _rate(number: int, count: int) -> str:
     if not count:
         return "-"
     low, high = wilson_interval(number, count)
-    return f"{number / count:.1%} ({low:.1%} to {high:.1%})"
+    return f"{number / count:.1%} (95 % interval {low:.1%} to {high:.1%})"
 
 
 def _mean(values: np.ndarray) -> str:
     if len(values) < 2:
-        return f"{values.mean():+.1f}"
+        return _signed(values.mean())
     low, high = mean_interval(values.tolist())
-    return f"{values.mean():+.1f} ({low:+.1f} to {high:+.1f})"
+    return f"{_signed(values.mean())} (95 % interval {_signed(low)} to {_signed(high)})"
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}"  # + 0.0: not "-0.00"
 
 
 def measures_table(table: PairTable) -> Table:
@@ -140,11 +144,11 @@ def notes(table: PairTable) -> list[str]:
         "Edit distance: the fewest insertions, deletions and replacements of characters, divided by the length of the "
         "longer response. 0 = equal, 1 = nothing in common.",
         "Intervals are 95 %: Wilson's for rates, Student's t for means.",
-        "Near-duplicates share at least 0.8 of their pieces of eight bytes (Jaccard), estimated from 64 MinHash values with "
-        "a standard error of 0.05. White space and capitals do not count, nor does what at least 5 % of the prompts share. "
-        "Only the later one of two pairs has the flag.",
-        "Scripts are those of letters, by their Unicode names. Two texts have a script in common if it makes up at least a "
-        "tenth of the letters of both.",
+        "Near-duplicates share at least 0.8 of their pieces of eight bytes (Jaccard), estimated from 64 MinHash values "
+        "with a standard error of 0.05. White space and capitals do not count, nor does what at least 5 % of the "
+        "prompts share. Only the later one of two pairs has the flag.",
+        "Scripts are those of letters, by their Unicode names. Two texts have a script in common if it makes up at "
+        "least a tenth of the letters of both.",
         "Refusals are recognised by English phrases in the first 300 characters. A response counts as cut if it has at "
         "least 40 characters and ends in a letter, a comma or the like, or inside a block of code.",
         "The shown pairs are the worst of their kind, or the first ones of a flag; they need not be faults.",
@@ -153,7 +157,7 @@ def notes(table: PairTable) -> list[str]:
         lines.append("Tokens are those that training reads; a response's end counts as one.")
     if any(MEASURES[name].needs == MODEL for name in table.values):
         lines.append(
-            "CHES: Razin et al. 2024. Pairs with the highest values are the first to leave out if chosen rewards fall."
+            "CHES (Razin et al. 2024): pairs with the highest values are the first to leave out if chosen rewards fall."
         )
     return lines
 

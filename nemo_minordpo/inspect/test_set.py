@@ -22,8 +22,8 @@ _FEWEST = 16  # shingles; a shorter question has to be the whole prompt
 class TestSet:
     """The questions of some files, and which of them a prompt contains.
 
-    A prompt contains a question if it has all its text, apart from white space and capitals; it nearly does if it has at
-    least 80 % of its shingles, those of more than 20 questions not counted.
+    A prompt contains a question if it has all its text, white space and capitals aside; it nearly does if it has at
+    least 80 % of its shingles, not counting those of more than 20 questions.
     """
 
     __test__ = False  # not a test of pytest
@@ -43,7 +43,7 @@ class TestSet:
         values, holders = np.concatenate(found), np.repeat(np.arange(len(found)), [len(one) for one in found])
         order = np.argsort(values, kind="stable")
         values, holders = values[order], holders[order]
-        _, starts, counts = np.unique(values, return_index=True, return_counts=True)
+        _, counts = np.unique(values, return_counts=True)
         rare = np.repeat(counts <= _MOST_HOLDERS, counts)
         values, self._holders = values[rare], holders[rare]
         self._values, self._starts, self._counts = np.unique(values, return_index=True, return_counts=True)
@@ -62,8 +62,10 @@ class TestSet:
         hits = np.searchsorted(self._values, found[is_in(found, self._values)])
         if not len(hits):
             return NO_ITEM, False
-        ranges = zip(self._starts[hits], self._starts[hits] + self._counts[hits], strict=True)
-        holders = np.concatenate([self._holders[start:end] for start, end in ranges])
+        counts = self._counts[hits]
+        # the places from each start on, as many as there are holders
+        places = np.arange(counts.sum()) + np.repeat(self._starts[hits] + counts - np.cumsum(counts), counts)
+        holders = self._holders[places]
         contained = np.bincount(holders, minlength=len(self._sizes)) / np.maximum(self._sizes, _FEWEST)
         best = int(contained.argmax())
         if contained[best] < _CONTAINED:
