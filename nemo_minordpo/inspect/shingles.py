@@ -15,9 +15,8 @@ import numpy as np
 SKETCH = 64
 _BYTES = 8
 _BLOCK = 2048  # shingles hashed at a time: the products of a block stay in the processor's cache
-_MULTIPLIERS = np.random.default_rng(20240821).integers(1 << 63, size=SKETCH, dtype=np.uint64) << np.uint64(
-    1
-) | np.uint64(1)
+# odd, so that multiplying by one of them modulo 2^32 is a bijection
+_MULTIPLIERS = np.random.default_rng(20240821).integers(1 << 31, size=SKETCH, dtype=np.uint32) * 2 + 1
 EMPTY = np.full(SKETCH, np.iinfo(np.uint32).max, dtype=np.uint32)  # the sketch of no shingles
 
 
@@ -46,10 +45,10 @@ def is_in(values: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 def sketch(found: np.ndarray) -> np.ndarray:
     """The MinHash sketch of a set of shingles: [SKETCH], uint32. That of a union is the minimum of both sketches."""
-    smallest = EMPTY
-    for start in range(0, len(found), _BLOCK):
-        products = found[start : start + _BLOCK] * _MULTIPLIERS[:, None]
-        smallest = np.minimum(smallest, (products.min(axis=1) >> np.uint64(32)).astype(np.uint32))
+    smallest, halves = EMPTY, (found >> np.uint64(32)).astype(np.uint32)
+    for start in range(0, len(halves), _BLOCK):
+        products = halves[start : start + _BLOCK] * _MULTIPLIERS[:, None]
+        smallest = np.minimum(smallest, products.min(axis=1))
     return smallest
 
 
