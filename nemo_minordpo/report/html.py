@@ -26,7 +26,7 @@ def bullets(lines: Sequence[str]) -> str:
 def html_table(table: Table, *, kind: str = "") -> str:
     """A table that scrolls sideways in a narrow window.
 
-    kind: "named" = the first column has long names; "words" = the cells are sentences.
+    kind: "named" = the first column has long names; "words" = the cells are sentences; or another class for the page.
     """
     if not table.rows:
         return ""
