@@ -90,7 +90,7 @@ def inspect_pairs(
             "seq_length": seq_length, "keep": [str(one) for one in rules["keep"]],
             "drop": [str(one) for one in rules["drop"]],
         },
-        counts={"pairs": len(table), "not_pairs": len(table.invalid)},
+        counts={"pairs": len(table), "invalid_lines": len(table.invalid)},
         prompts=ways_of_pairs(files),
     )  # fmt: skip
     if removed is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from nemo_minordpo.core.intervals import mean_interval, wilson_interval
-from nemo_minordpo.inspect.kinds import FLAGS, MEASURES, MODEL, TOKENIZER
+from nemo_minordpo.inspect.kinds import FLAGS, MEASURES, MODEL, TEST, TOKENIZER
 from nemo_minordpo.inspect.scripts import SCRIPTS
 from nemo_minordpo.inspect.table import PairTable
 from nemo_minordpo.report.table import Table
@@ -91,7 +91,7 @@ def measures_table(table: PairTable) -> Table:
 def flags_table(table: PairTable) -> Table:
     """How many pairs have each flag."""
     rows = [
-        [name, f"{count:,}", f"{count / len(table):.1%}", FLAGS[name].text]
+        [name, f"{count:,}", f"{count / len(table):.2%}", FLAGS[name].text]
         for name, count in flag_counts(table).items()
     ]
     return Table(["flag", "pairs", "share", "what it says"], rows)
@@ -120,7 +120,7 @@ def scripts_table(table: PairTable) -> Table:
 
 
 def on_terminal(table: PairTable) -> str:
-    """The short form: sentences, closeness, the flags that occur, and what was not looked at."""
+    """The short form: sentences, closeness, the flags that occur, and the options that more flags need."""
     lines = sentences(table)
     distance = _known(table.values["edit_distance"])
     if len(distance):
@@ -129,12 +129,12 @@ def on_terminal(table: PairTable) -> str:
     counts = flag_counts(table)
     for name, count in counts.items():
         if count:
-            lines.append(f"  {name:{_NAME_WIDTH}}{count:>10,}{count / len(table):>8.1%}  {FLAGS[name].text}")
+            lines.append(f"  {name:{_NAME_WIDTH}}{count:>10,}{count / len(table):>8.2%}  {FLAGS[name].text}")
     if none := [name for name, count in counts.items() if not count]:
         lines.append(f"No pair has: {', '.join(none)}.")
-    missing = dict.fromkeys(kind.needs for name, kind in FLAGS.items() if name not in counts)
-    if missing:
-        lines.append(f"For more: {', '.join(missing)}.")
+    for option in (TEST, TOKENIZER, MODEL):
+        if missing := [name for name, kind in FLAGS.items() if kind.needs == option and name not in counts]:
+            lines.append(f"Needs {option}: {', '.join(missing)}.")
     return "\n".join(lines)
 
 

@@ -36,7 +36,7 @@ def test_lines_stay_as_they_are(tmp_path):
     assert [row["source"] for row in rejected] == [f"{path}:3", f"{path}:5"]
     assert rejected[0]["reason"].startswith("not a pair: invalid JSON")
     assert rejected[1]["reason"] == "--drop refusal"
-    assert manifest.counts == {"pairs": 3, "not_pairs": 1, "kept": 2, "dropped": 1}
+    assert manifest.counts == {"pairs": 3, "invalid_lines": 1, "kept": 2, "dropped": 1}
     assert manifest.rejected == {"--drop refusal": 1, "not a pair": 1}
     assert manifest.settings["drop"] == ["refusal"]
     assert Manifest.read(tmp_path / "out").rejected == manifest.rejected

@@ -307,7 +307,7 @@ def test_garbage_is_listed_and_the_rest_is_inspected(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(b"\n".join([*GARBAGE, *good, b"", b"  "]))
     summary, manifest = inspect_pairs([str(path)], output=tmp_path / "out", drop=["nul"], workers=1)
-    assert manifest.counts == {"pairs": 3, "not_pairs": len(GARBAGE), "kept": 2, "dropped": 1}
+    assert manifest.counts == {"pairs": 3, "invalid_lines": len(GARBAGE), "kept": 2, "dropped": 1}
     assert f"{len(GARBAGE)} lines are not pairs" in summary
     page = (tmp_path / "out/inspect.html").read_text(encoding="utf-8")
     assert "<script" not in page
@@ -346,5 +346,5 @@ def test_the_command(tmp_path):
     done = CliRunner().invoke(app, ["inspect", str(path), "--drop", "duplicate", "--output", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     assert "3 pairs in 1 file; 0 lines are not pairs." in done.output
-    assert "duplicate                              1   33.3%" in done.output
-    assert f"3 pairs, 0 not pairs, 2 kept, 1 dropped -> {tmp_path / 'out'}" in done.output
+    assert "duplicate                              1  33.33%" in done.output
+    assert f"3 pairs, 0 invalid lines, 2 kept, 1 dropped -> {tmp_path / 'out'}" in done.output
