@@ -3,6 +3,8 @@
 import csv
 import json
 import random
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -348,3 +350,21 @@ def test_the_command(tmp_path):
     assert "3 pairs in 1 file; 0 lines are not pairs." in done.output
     assert "duplicate                              1  33.33%" in done.output
     assert f"3 pairs, 0 invalid lines, 2 kept, 1 dropped -> {tmp_path / 'out'}" in done.output
+
+
+def test_neither_nemo_nor_torch_is_loaded_without_a_model(tmp_path):
+    path = write(tmp_path / "pairs.jsonl", [clean(0), clean(1)])
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom nemo_minordpo.inspect.run import inspect_pairs\n"
+        f"inspect_pairs([{str(path)!r}], output=Path({str(tmp_path / 'out')!r}), workers=1, drop=['refusal'])\n"
+        "print([name for name in ('torch', 'nemo', 'megatron', 'transformers') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_pairs_with_one_prompt(tmp_path):
+    """All of the prompt is what most prompts share, and still only equal pairs are equal."""
+    rows = [clean(number) | {"prompt": clean(0)["prompt"]} for number in range(20)]
+    rows[9] = dict(rows[4], chosen_response=rows[4]["chosen_response"][:-1] + "!")
+    assert flagged(inspect(tmp_path, rows)) == {"duplicate_prompt": list(range(2, 21)), "near_duplicate": [10]}
