@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from nemo_minordpo.commands import data, experiments, models, results, training
+from nemo_minordpo.commands import data, experiments, inspection, models, results, training
 from nemo_minordpo.commands.cli import PLAIN, Command, Commands
 from nemo_minordpo.host.waiting import wait_briefly
 
@@ -14,6 +14,7 @@ _FLOW = """Preference training (DPO, DPOP, MinorDPO) on NeMo-Aligner and Megatro
 The pipeline in order; each command reads and writes files:
   minordpo doctor                                          what this machine has and lacks
   minordpo prepare gsm8k gsm8k/train.jsonl pairs           GSM8K -> preference pairs
+  minordpo inspect pairs/train.jsonl --output inspected    what is wrong with the pairs
   minordpo preview pairs/train.jsonl --tokenizer hf/base   pairs as training will read them
   minordpo import-hf hf/base base.nemo                     Hugging Face -> .nemo
   minordpo verify hf/base base.nemo                        check that both give the same logits
@@ -52,6 +53,7 @@ _add(prepare, "answers", data.prepare_answers)
 
 _add(app, "doctor", experiments.doctor)
 app.add_typer(prepare, name="prepare")
+_add(app, "inspect", inspection.inspect)
 _add(app, "preview", data.preview)
 _add(app, "gguf-to-hf", models.gguf_to_hf)
 _add(app, "import-hf", models.import_hf)

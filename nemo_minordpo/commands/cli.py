@@ -27,9 +27,8 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, ..., or auto: cuda if ther
 
 # typer lists groups after commands
 _ORDER = (
-    "doctor", "prepare", "preview", "gguf-to-hf", "import-hf", "verify", "reference", "plan", "train", "status",
-    "export-hf",
-    "evaluate", "score", "report", "sweep",
+    "doctor", "prepare", "inspect", "preview", "gguf-to-hf", "import-hf", "verify", "reference", "plan", "train",
+    "status", "export-hf", "evaluate", "score", "report", "sweep",
 )  # fmt: skip
 PLAIN: dict[str, Any] = {
     "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 120},

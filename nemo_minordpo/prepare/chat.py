@@ -1,7 +1,6 @@
 """Prompts as the model reads them: plain text, or turns in the tokenizer's own chat template."""
 
 import copy
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from nemo_minordpo.core.boundaries import end_texts, split_end
 from nemo_minordpo.core.chat_template import FixedTemplate
 from nemo_minordpo.core.gsm8k import paper_prompt, plain_prompt
+from nemo_minordpo.core.template_marks import ENDS, RENDERED
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.hugging_face import load_tokenizer
 from nemo_minordpo.prepare.conversation import Message
@@ -21,12 +21,6 @@ from nemo_minordpo.sidecars import TOKENIZER_FILES
 _THINK = "<think>"
 # "<s>" and "</s>" are also HTML, so ordinary text may contain them even if they are tokens.
 _SHORTEST_SPECIAL = 5
-# How other models' templates and well-known prompt formats begin a prompt and end a response.
-_RENDERED = re.compile(
-    r"\s*(<s>|<\|im_start\|>|<\|(?:begin_of_text|start_header_id|system|user)\|>|<start_of_turn>|<bos>|\[INST\]"
-    r"|### (?:Instruction|System|User|Human):|Below is an instruction that describes a task)"
-)
-_OTHERS_ENDS = ("</s>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end|>", "<end_of_turn>", "<eos>")
 _BEFORE_DIFFERENCE, _SHOWN = 20, 80  # characters of an example in a note
 
 
@@ -222,8 +216,8 @@ class ChatTemplate:
 
 def _foreign(messages: list[Message], responses: list[str | Message]) -> str:
     """A note if texts contain marks of another template, which would be learned as ordinary text; else ""."""
-    found = _RENDERED.match(messages[-1]["content"])
-    ends = [split_end(one, _OTHERS_ENDS)[1] for one in responses if isinstance(one, str)]
+    found = RENDERED.match(messages[-1]["content"])
+    ends = [split_end(one, ENDS)[1] for one in responses if isinstance(one, str)]
     mark = found[1] if found else next(filter(None, ends), "")
     if not mark:
         return ""

@@ -7,9 +7,9 @@ from rapidfuzz.distance import Prefix
 
 from nemo_minordpo.errors import UserError
 
-_CJK = "\u2e80-\u9fff\uac00-\ud7af"  # written without spaces: each character counts as a word
-_WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
-_WITHIN_A_WORD = re.compile(rf"[^\W{_CJK}]{{2}}")
+CJK = "\u2e80-\u9fff\uac00-\ud7af"  # written without spaces: each character counts as a word
+_WORD = re.compile(rf"[{CJK}]|[^\W{CJK}]+")
+_WITHIN_A_WORD = re.compile(rf"[^\W{CJK}]{{2}}")
 _FIRST_WORD = re.compile(r"\s*(\S+)")
 _LINE = re.compile(r"^[^\S\n]*(\S+)", re.MULTILINE)
 _FEWEST_WORDS = 4

@@ -24,11 +24,11 @@ def decide(
     Raises:
         UserError: no pair would be left for training, or none could be held out.
     """
-    first = _first_of_each(texts)
+    first = first_of_each(texts)
     fate = np.where(first == np.arange(len(first)), TRAIN, DUPLICATE)
     if one_per_question:
         (kept,) = np.nonzero(fate == TRAIN)
-        first_kept = kept[_first_of_each(questions[kept])]
+        first_kept = kept[first_of_each(questions[kept])]
         fate[kept[first_kept != kept]] = SAME_QUESTION
         first[kept] = first_kept
     (kept,) = np.nonzero(fate == TRAIN)
@@ -36,7 +36,7 @@ def decide(
     return fate, first
 
 
-def _first_of_each(digests: np.ndarray) -> np.ndarray:
+def first_of_each(digests: np.ndarray) -> np.ndarray:
     """[N]: the index of the first entry equal to each entry."""
     _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
     return first[inverse.reshape(-1)]

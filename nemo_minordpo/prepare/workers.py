@@ -64,9 +64,14 @@ _worker: tuple[Recipe, MakePair] | None = None
 
 def _open_in_worker(recipe: Recipe, scratch: Path) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    leave_ending_to_parent()
     _worker = (recipe, recipe.open(scratch))
+
+
+def leave_ending_to_parent() -> None:
+    """In a worker process: Ctrl-C ends the parent, which ends its workers; a killed parent ends them too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:

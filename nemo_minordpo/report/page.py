@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Sequence
 from html import escape
-from importlib import resources
 from string import Template
 from typing import Any
 
@@ -17,6 +16,7 @@ from nemo_minordpo.report.document import Document
 from nemo_minordpo.report.figures.canvas import REWARD_COLORS, beta_colors, loss_colors
 from nemo_minordpo.report.figures.coefficient import coefficient, margins
 from nemo_minordpo.report.figures.score import place_of, seeds_place
+from nemo_minordpo.report.html import asset, bullets, html_table, section
 from nemo_minordpo.report.page_problems import problems_section
 from nemo_minordpo.report.runs import REWARDS, Run
 from nemo_minordpo.report.scores import Rate
@@ -24,7 +24,6 @@ from nemo_minordpo.report.table import COLUMNS, Table, headings
 
 # A longer table of comparisons is folded.
 _MOST_ROWS = 12
-_ASSETS = resources.files("nemo_minordpo.report") / "assets"
 
 
 def as_html(document: Document) -> str:
@@ -33,35 +32,31 @@ def as_html(document: Document) -> str:
     parts = {
         "title": escape(_title(grid)),
         "summary": escape(_summary(grid)),
-        "reading": _list(document.sentences) or "<p>No run has a step or a score yet.</p>",
-        "score_table": _section("Scores", _table(document.score_table, kind="named"), anchor="score-table"),
-        "comparisons": _section("Paired tests", _folded(document.comparisons_table), anchor="paired"),
-        "problems": _section(
-            "Problems on which models differ", problems_section(document.differing), anchor="problems"
-        ),
+        "reading": bullets(document.sentences) or "<p>No run has a step or a score yet.</p>",
+        "score_table": section("Scores", html_table(document.score_table, kind="named"), anchor="score-table"),
+        "comparisons": section("Paired tests", _folded(document.comparisons_table), anchor="paired"),
+        "problems": section("Problems on which models differ", problems_section(document.differing), anchor="problems"),
         "claims": _claims(document),
-        "best": _section("Best at each setting", _table(document.best_table), anchor="best") if grid.is_sweep else "",
+        "best": section("Best at each setting", html_table(document.best_table), anchor="best")
+        if grid.is_sweep
+        else "",
         "runs": _runs_table(document),
-        "health": _table(document.health_table, kind="named"),
+        "health": html_table(document.health_table, kind="named"),
         "displacement_sentence": escape(document.displacement_sentence),
-        "displacement_table": _table(document.displacement_table, kind="named"),
+        "displacement_table": html_table(document.displacement_table, kind="named"),
         "candidates": f"<p>{escape(document.candidates_sentence)}</p>",
-        "relations": _table(document.relations_table, kind="named"),
-        "explanation": _list(document.explanation),
-        "notes": _section("Notes", _list(document.notes), anchor="notes"),
+        "relations": html_table(document.relations_table, kind="named"),
+        "explanation": bullets(document.explanation),
+        "notes": section("Notes", bullets(document.notes), anchor="notes"),
         "to_notes": f'; <a href="#notes">{len(document.notes)} notes</a>' if document.notes else "",
         "version": escape(__version__),
         "data": _json(_data(document)),
-        "plot_css": _asset("uPlot.min.css"),
-        "css": _asset("page.css"),
-        "plot_js": _asset("uPlot.iife.min.js"),
-        "js": _asset("page.js"),
+        "plot_css": asset("uPlot.min.css"),
+        "css": asset("page.css"),
+        "plot_js": asset("uPlot.iife.min.js"),
+        "js": asset("page.js"),
     }
-    return Template(_asset("page.html")).substitute(parts)
-
-
-def _asset(name: str) -> str:
-    return (_ASSETS / name).read_text(encoding="utf-8")
+    return Template(asset("page.html")).substitute(parts)
 
 
 def _title(grid: Grid) -> str:
@@ -79,29 +74,9 @@ def _summary(grid: Grid) -> str:
     )
 
 
-def _section(heading: str, body: str, anchor: str) -> str:
-    return f'<section id="{anchor}"><h2>{escape(heading)}</h2>{body}</section>' if body else ""
-
-
-def _list(lines: Sequence[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
-
-
-def _table(table: Table, *, kind: str = "") -> str:
-    """A table that scrolls sideways in a narrow window.
-
-    kind: "named" = the first column has long names; "words" = the cells are sentences.
-    """
-    if not table.rows:
-        return ""
-    head = "".join(f"<th scope=col>{escape(one)}</th>" for one in table.heads)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in table.rows)
-    return f'<div class="wide {kind}"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
 def _folded(table: Table) -> str:
     """A table; folded if it is long."""
-    whole = _table(table, kind="named")
+    whole = html_table(table, kind="named")
     if len(table.rows) <= _MOST_ROWS:
         return whole
     return f"<details><summary>{len(table.rows)} comparisons</summary>{whole}</details>"
@@ -110,11 +85,11 @@ def _folded(table: Table) -> str:
 def _claims(document: Document) -> str:
     if not document.claims:
         return ""
-    table = _table(document.claims_table, kind="words")
+    table = html_table(document.claims_table, kind="words")
     for verdict in {claim.verdict for claim in document.claims}:
         tag = verdict.replace(" ", "-")
         table = table.replace(f"<td>{verdict}</td>", f'<td><span class="verdict {tag}">{verdict}</span></td>')
-    return _section("The paper's claims", table, anchor="claims")
+    return section("The paper's claims", table, anchor="claims")
 
 
 def _runs_table(document: Document) -> str:

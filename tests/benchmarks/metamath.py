@@ -65,7 +65,7 @@ def generate(work: Path, rows: int) -> None:
         return
     shutil.rmtree(work, ignore_errors=True)
     (work / "data").mkdir(parents=True)
-    made = _rows(rows)
+    made = generated_rows(rows)
     with (work / "MetaMathQA-395K.json").open("w", encoding="utf-8") as qa:
         qa.write("[\n")
         for number in range(FILES):
@@ -86,7 +86,7 @@ def generate(work: Path, rows: int) -> None:
     done.touch()
 
 
-def _rows(count: int) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
+def generated_rows(count: int) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
     """(row of MetaMathQA, row of MetaMath_DPO_FewShot)."""
     draw, problems, solved = random.Random(1), arithmetic_problems(1), []
     for number in range(count):
@@ -120,19 +120,23 @@ def run(work: Path, options: list[str], *, workers: int) -> dict[str, Any]:
         sys.executable, "-m", "nemo_minordpo", "prepare", "metamath", str(work / "data"), str(output),
         "--num-validation", "1000", "--workers", str(workers), *options,
     ]  # fmt: skip
+    measured = measured_command(command)
+    counts = json.loads((output / "manifest.json").read_text())["counts"]
+    return {**measured, "workers": workers, "counts": counts}
+
+
+def measured_command(command: list[str]) -> dict[str, float]:
+    """Run a command; returns seconds, CPU seconds and peak memory in MiB of all its processes."""
     start, cpu_start, peak = time.perf_counter(), _cpu_seconds(), 0
     with subprocess.Popen(command) as process:
         while process.poll() is None:
             peak = max(peak, _memory(process.pid))
             time.sleep(0.2)
     assert process.returncode == 0, command
-    counts = json.loads((output / "manifest.json").read_text())["counts"]
     return {
         "seconds": time.perf_counter() - start,
         "cpu_seconds": _cpu_seconds() - cpu_start,
         "peak_mib": peak / 2**20,
-        "workers": workers,
-        "counts": counts,
     }
 
 

@@ -101,8 +101,8 @@ def test_commands_are_listed_in_pipeline_order(run):
     listed = group.list_commands(None)
     assert set(listed) == set(group.commands)
     assert listed == [
-        "doctor", "prepare", "preview", "gguf-to-hf", "import-hf", "verify", "reference", "plan", "train", "status",
-        "export-hf", "evaluate", "score", "report", "sweep",
+        "doctor", "prepare", "inspect", "preview", "gguf-to-hf", "import-hf", "verify", "reference", "plan", "train",
+        "status", "export-hf", "evaluate", "score", "report", "sweep",
     ]  # fmt: skip
     text = run("--help").output
     assert text.index("  train ") < text.index("  export-hf ") < text.index("  evaluate ")

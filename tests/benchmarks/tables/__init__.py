@@ -44,6 +44,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "answers": _of("answers", cpu.answers),
     "answers-waiting": _of("answers", cpu.waiting),
     "prepare": _of("prepare", cpu.prepare),
+    "inspect": _of("inspect", cpu.inspect),
     "gpu": _of("gpu", gpu.speed),
     "gpu-short": _of("gpu", gpu.speed_short),
     "gpu-tiles": _of("gpu", gpu.tiles),
