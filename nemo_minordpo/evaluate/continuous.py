@@ -92,7 +92,8 @@ class Batch:
             )
             self._answers[slot] = _Answer(request=request, uniforms=uniforms)
             source = self._prompts.index(request.prompt) if request.prompt in self._prompts else None
-            if source in new or (len(new) + 1) * len(request.prompt) > _READ_TOGETHER.get(self._device.type, 0):
+            own = len(request.prompt) - self._shared
+            if source in new or (len(new) + 1) * own > _READ_TOGETHER.get(self._device.type, 0):
                 self._read(new)
                 new = []
             if source is None:
