@@ -227,13 +227,12 @@ def prepare(results: list[dict[str, Any]]) -> str:
 
 def inspect(results: list[dict[str, Any]]) -> str:
     return table(
-        "pairs: | near-duplicates: | processes: | s: | CPU s: | peak memory, MiB:",
+        "pairs: | near-duplicates: | processes: | CPU s: | peak memory, MiB:",
         [
             (
                 f"{row['counts']['pairs']:,}",
                 f"{row['rejected']['--drop near_duplicate']:,}",
                 row["workers"],
-                f"{row['seconds']:.0f}",
                 f"{row['cpu_seconds']:.0f}",
                 f"{row['peak_mib']:,.0f}",
             )
