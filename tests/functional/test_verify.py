@@ -90,6 +90,23 @@ def test_the_right_model_passes(messages: dict[str, Any], name: str) -> None:
     assert ("x transformers' own rounding, of mean" in messages[name]) == ("bfloat16" in name)
 
 
+def test_rounding_that_the_model_enlarges_is_allowed(messages: dict[str, Any]) -> None:
+    """Logits a thousand times as large: beyond 1e-4, but not beyond transformers' own rounding; a mistake is."""
+    text = messages["right, large logits"]
+    assert text.startswith("logits differ by at most ")
+    assert "x transformers' own rounding, of mean" in text
+    largest, tolerance = _numbers(text)
+    assert 1e-4 < largest <= tolerance
+    assert "is not the model of" in messages["epsilon, large logits"]
+    largest, tolerance = _numbers(messages["epsilon, large logits"])
+    assert largest > tolerance > 1e-4
+
+
+def _numbers(message: str) -> tuple[float, float]:
+    largest, rest = message.partition("at most ")[2].split(" (mean ")
+    return float(largest), float(rest.partition("tolerance ")[2].partition(":")[0])
+
+
 def test_texts_of_pairs_are_drawn(messages: dict[str, Any]) -> None:
     tokens = {name: int(messages[name].rpartition(" of ")[2].split()[0]) for name in ("right", "right, on pairs")}
     assert tokens["right, on pairs"] > tokens["right"] + 3 * 10
@@ -123,8 +140,8 @@ def test_an_epsilon_too_small_to_show_in_logits(messages: dict[str, Any]) -> Non
 @pytest.mark.parametrize("mistake", IN_BFLOAT16)
 def test_in_bfloat16_mistakes_stand_out_from_rounding(messages: dict[str, Any], mistake: str) -> None:
     assert "is not the model of" in messages[f"{mistake}, in bfloat16"]
-    largest, rest = messages[f"{mistake}, in bfloat16"].partition("at most ")[2].split(" (mean ")
-    assert float(largest) > 3 * float(rest.partition("tolerance ")[2].partition(":")[0])
+    largest, tolerance = _numbers(messages[f"{mistake}, in bfloat16"])
+    assert largest > 3 * tolerance
 
 
 def test_another_architecture_is_refused_at_once(messages: dict[str, Any]) -> None:
@@ -287,8 +304,16 @@ def _main(folder: Path) -> None:
     verify("base of the running model", hf, base)
     verification.restore = restore
 
+    _verify_large_logits(hf, imported, verify)
     _verify_sources(folder, hf, base, verify)
     (folder / "messages.json").write_text(json.dumps(messages))
+
+
+def _verify_large_logits(hf: Path, imported: Callable[..., Path], verify: Callable[..., None]) -> None:
+    loud = _copy(hf, "loud", lambda tensors, config: tensors["lm_head.weight"].mul_(1e3))
+    verify("right, large logits", loud, imported(loud, "loud"))
+    wrong = _copy(loud, "loud_eps", lambda tensors, config: config.update(rms_norm_eps=1e-4))
+    verify("epsilon, large logits", loud, imported(wrong, "loud_eps"))
 
 
 def _verify_sources(folder: Path, hf: Path, base: Path, verify: Callable[..., None]) -> None:
