@@ -304,16 +304,18 @@ def _main(folder: Path) -> None:
     verify("base of the running model", hf, base)
     verification.restore = restore
 
-    _verify_large_logits(hf, imported, verify)
     _verify_sources(folder, hf, base, verify)
     (folder / "messages.json").write_text(json.dumps(messages))
 
 
-def _verify_large_logits(hf: Path, imported: Callable[..., Path], verify: Callable[..., None]) -> None:
+def _verify_large_logits(folder: Path, hf: Path, verify: Callable[..., None]) -> None:
+    from nemo_minordpo.convert.hf_to_nemo import import_hf
+
     loud = _copy(hf, "loud", lambda tensors, config: tensors["lm_head.weight"].mul_(1e3))
-    verify("right, large logits", loud, imported(loud, "loud"))
-    wrong = _copy(loud, "loud_eps", lambda tensors, config: config.update(rms_norm_eps=1e-4))
-    verify("epsilon, large logits", loud, imported(wrong, "loud_eps"))
+    wrong = _copy(loud, "loud_epsilon", lambda tensors, config: config.update(rms_norm_eps=1e-4))
+    for name, other in (("right", loud), ("epsilon", wrong)):
+        import_hf(other, folder / f"{name}-loud.nemo")
+        verify(f"{name}, large logits", loud, folder / f"{name}-loud.nemo")
 
 
 def _verify_sources(folder: Path, hf: Path, base: Path, verify: Callable[..., None]) -> None:
@@ -337,6 +339,7 @@ def _verify_sources(folder: Path, hf: Path, base: Path, verify: Callable[..., No
     save_file(wide, heads / "model.safetensors", {"format": "pt"})
     import_hf(heads, folder / "heads.nemo")
     verify("other heads", hf, folder / "heads.nemo")
+    _verify_large_logits(folder, hf, verify)
 
 
 if __name__ == "__main__":
