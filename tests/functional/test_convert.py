@@ -227,7 +227,7 @@ def _main(folder: Path) -> None:
         import_hf(hf, nemo)
         found = verification.verify(hf, nemo)
         tokens = verification._tokenize(hf, list(verification.TEXTS), limit=256)
-        largest = max(logits.abs().max().item() for logits in verification._hf_logits(hf, tokens))
+        largest = max(logits.abs().max().item() for logits in verification._hf_logits(hf, tokens, dtype=torch.float32))
         results["verified"][name] = {**vars(found), "largest_logit": largest}
         results["num_tensors"][name] = export_hf(nemo, back).counts["hf_tensors"]
         results["differing_tensors"][name] = _differing(hf, back)
