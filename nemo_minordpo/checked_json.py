@@ -60,7 +60,7 @@ def checked_text(row: dict[str, Any], name: str) -> str:
         UserError: it is anything else. The caller adds the location.
     """
     if name not in row:
-        raise UserError(f"missing field {name!r} (found: {', '.join(sorted(map(str, row))) or 'none'})")
+        raise UserError(f"missing field {name!r} ({found_in(row)})")
     if not isinstance(row[name], str):
         raise UserError(f"field {name!r} must be a string, not {type(row[name]).__name__}")
     if not row[name].strip():
@@ -70,6 +70,11 @@ def checked_text(row: dict[str, Any], name: str) -> str:
     except UnicodeEncodeError as error:
         raise UserError(f"field {name!r} contains half a surrogate pair: not valid Unicode text") from error
     return row[name]
+
+
+def found_in(row: dict[str, Any]) -> str:
+    """`found: a, b`: the fields of a row, for the message that another is missing."""
+    return f"found: {', '.join(sorted(map(str, row))) or 'none'}"
 
 
 def checked_number(value: Any, name: str) -> float:

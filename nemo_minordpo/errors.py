@@ -31,6 +31,11 @@ def refused_by_machine(error: OSError) -> str:
     return f"{paths}: {error.strerror}"
 
 
+def one_line(error: Exception) -> str:
+    """`Type: message` of another package's error, which may have several lines."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def require_upstream(owner: Any, name: str) -> None:
     """Fail if an attribute of NeMo or Megatron-Core that is about to be replaced no longer exists.
 

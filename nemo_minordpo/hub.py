@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from nemo_minordpo.errors import UserError
+from nemo_minordpo.errors import UserError, one_line
 
 # Weights in other formats than the one that is read, which would double the download
 _NOT_READ = ("*.gguf", "*.pth", "*.onnx", "*.msgpack", "*.h5", "original/*", "*.ot")
@@ -34,10 +34,9 @@ def download_model(name: str, folder: Path) -> None:
     try:
         snapshot_download(name, local_dir=folder, ignore_patterns=list(_NOT_READ))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{name}: cannot be downloaded from the Hugging Face hub ({type(error).__name__}: {reason}); download it "
-            "where there is a network, and name the folder"
+            f"{name}: cannot be downloaded from the Hugging Face hub ({one_line(error)}); download it where there is a "
+            "network, and name the folder"
         ) from error
 
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nemo_minordpo.errors import UserError
+from nemo_minordpo.errors import UserError, one_line
 
 _OF_THE_HUB = {".gitattributes"}  # what a new repository holds
 
@@ -17,7 +17,7 @@ def require_repo_name(name: str, *, option: str) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise UserError(f"{option}={name}: {_one_line(error)}") from error
+        raise UserError(f"{option}={name}: {one_line(error)}") from error
     if "/" not in name:
         raise UserError(f"{option}={name}: OWNER/NAME is needed")
 
@@ -43,11 +43,11 @@ def push(folder: Path, name: str, *, private: bool = False, overwrite: bool = Fa
     if get_token() is None:
         raise UserError(f"{failed}: no token: set HF_TOKEN or run `huggingface-cli login`; then {later}")
     api = HfApi()
-    with _in_one_line(failed, later):
+    with _inone_line(failed, later):
         api.create_repo(name, exist_ok=True, private=private or None)
         found = api.model_info(name)
     _require_free(found, failed, private=private, overwrite=overwrite)
-    with _in_one_line(failed, later):
+    with _inone_line(failed, later):
         # a file that stays could be read in place of the new weights
         api.upload_folder(
             repo_id=name, folder_path=folder, delete_patterns="*", commit_message="Export from nemo-minordpo"
@@ -69,7 +69,7 @@ def _require_free(found: Any, failed: str, *, private: bool, overwrite: bool) ->
 
 
 @contextmanager
-def _in_one_line(failed: str, later: str) -> Iterator[None]:
+def _inone_line(failed: str, later: str) -> Iterator[None]:
     """Turn what huggingface_hub raises into a UserError.
 
     OSError: no network, offline, a refusal by the hub; RuntimeError: a transfer that breaks (hf_xet); ValueError: a
@@ -83,8 +83,4 @@ def _in_one_line(failed: str, later: str) -> Iterator[None]:
     except (ConnectionError, Timeout) as error:
         raise UserError(f"{failed}: no connection to {constants.ENDPOINT}; {later}") from error
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"{failed}: {_one_line(error)}; {later}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{failed}: {one_line(error)}; {later}") from error

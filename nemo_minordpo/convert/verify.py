@@ -9,7 +9,7 @@ bfloat16. If something differs, diagnosis.py and modules.py find out what.
 
 import os
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +26,7 @@ from nemo_minordpo.convert.modules import Trace, compare_modules, trace_hf
 from nemo_minordpo.convert.nemo_source import NemoSource, open_source
 from nemo_minordpo.convert.restored import restore
 from nemo_minordpo.convert.tokenizers import tokenizer_problems
+from nemo_minordpo.convert.verification import Verification, compare_logits
 from nemo_minordpo.core.finite import require_finite_tensors
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.file_names import MODEL_CONFIG
@@ -51,32 +52,6 @@ _NUMBERS = (
     "layernorm_epsilon", "rotary_percentage", "rotary_base", "rotary_interleaved", "seq_len_interpolation_factor",
     "scale_positional_embedding",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verification:
-    """Differences between two models' logits, over all tokens of all texts."""
-
-    max_difference: float
-    mean_difference: float
-    argmax_agreement: float  # fraction of tokens
-    num_tokens: int
-    tolerance: float  # for max_difference
-    mean_tolerance: float = float("inf")
-    dtype: str = "float32"
-    why_tolerance: str = ""
-    note: str = ""
-
-    @property
-    def passed(self) -> bool:
-        return self.max_difference <= self.tolerance and self.mean_difference <= self.mean_tolerance
-
-    def __str__(self) -> str:
-        return (
-            f"logits differ by at most {self.max_difference:.2e} (mean {self.mean_difference:.2e}, "
-            f"{self.dtype}, tolerance {self.tolerance:.2g}{self.why_tolerance}), "
-            f"argmax equal for {self.argmax_agreement:.2%} of {self.num_tokens} tokens{self.note}"
-        )
 
 
 def verify(
@@ -135,13 +110,16 @@ def verify(
         problems += of_tokenizer or []
         wanted, trace, settings = _hf_run(hf, tokens)
         require_finite_tensors(((f"logits of text {n}", logits) for n, logits in enumerate(wanted, 1)), where=str(hf))
+        bounds: dict[str, Any] = {"tolerance": TOLERANCE if tolerance is None else tolerance}
+        if tolerance is None and kind == torch.bfloat16:
+            bounds = _bounds_of_rounding(hf, tokens, wanted, torch.bfloat16)
         model = restore(source, tokenizer=hf, scratch=unpacked).model.to(kind)
         require_finite_tensors(model.named_parameters(), where=str(nemo))
         found = [logits[:, : facts.vocab_size] for logits in _nemo_logits(model, tokens)]
-        result = compare_logits(found, wanted, tolerance=TOLERANCE if tolerance is None else tolerance)
-        result = replace(result, dtype=dtype)
-        if tolerance is None and (kind == torch.bfloat16 or not result.passed):
-            result = replace(result, **_bounds_of_rounding(hf, tokens, wanted, kind))
+        result = replace(compare_logits(found, wanted, tolerance=bounds.pop("tolerance")), dtype=dtype, **bounds)
+        if tolerance is None and kind == torch.float32 and not result.passed:
+            rounding = _bounds_of_rounding(hf, tokens, wanted, torch.float64)
+            result = replace(result, **rounding) if rounding["tolerance"] > TOLERANCE else result
         problems += _live_differences(settings, model)
         if result.passed and not problems:
             note = "; no tokenizer found to compare" if of_tokenizer is None else ""
@@ -156,36 +134,11 @@ def verify(
     )
 
 
-def compare_logits(found: list[Tensor], wanted: list[Tensor], *, tolerance: float) -> Verification:
-    """Differences over all tokens; `found` and `wanted` have [tokens, vocabulary] for each text."""
-    largest = total = 0.0
-    equal = num_tokens = num_logits = 0
-    for a, b in zip(found, wanted, strict=True):
-        difference = (a.float() - b.float()).abs()
-        # NaN is larger than anything
-        largest = max(largest, difference.nan_to_num(nan=float("inf")).max().item())
-        total += difference.double().sum().item()
-        equal += int((a.argmax(-1) == b.argmax(-1)).sum())
-        num_tokens += len(a)
-        num_logits += a.numel()
-    return Verification(
-        max_difference=largest,
-        mean_difference=total / num_logits,
-        argmax_agreement=equal / num_tokens,
-        num_tokens=num_tokens,
-        tolerance=tolerance,
-    )
-
-
-def _bounds_of_rounding(hf: Path, tokens: list[Tensor], wanted: list[Tensor], dtype: torch.dtype) -> dict[str, Any]:
-    """Bounds on the differences of logits in this type, from transformers' own: of bfloat16, or of float64."""
-    other = torch.float64 if dtype == torch.float32 else dtype
+def _bounds_of_rounding(hf: Path, tokens: list[Tensor], wanted: list[Tensor], other: torch.dtype) -> dict[str, Any]:
+    """Bounds on the differences of logits, from those between transformers in another type and in float32."""
     noise = compare_logits(_hf_logits(hf, tokens, dtype=other), wanted, tolerance=0.0)
-    largest = _NOISE_FACTOR * noise.max_difference
-    if dtype == torch.float32 and largest <= TOLERANCE:
-        return {}
     return {
-        "tolerance": largest,
+        "tolerance": _NOISE_FACTOR * noise.max_difference,
         "mean_tolerance": _NOISE_FACTOR * noise.mean_difference,
         "why_tolerance": f": {_NOISE_FACTOR:g} x transformers' own rounding, of mean {noise.mean_difference:.2e}",
     }
@@ -273,9 +226,16 @@ def _compute_in_float64(model: Any) -> None:
     """Let a float32 model compute in float64, one layer at a time: all weights in float64 may not fit into memory."""
     for part in (model.model.embed_tokens, model.model.norm, model.lm_head):
         part.double()
+
+    def enlarge(layer: Any, *_: Any) -> None:
+        layer.double()
+
+    def reduce(layer: Any, *_: Any) -> None:
+        layer.float()
+
     for layer in model.model.layers:
-        layer.register_forward_pre_hook(lambda layer, _: layer.double() and None)
-        layer.register_forward_hook(lambda layer, *_: layer.float() and None)
+        layer.register_forward_pre_hook(enlarge)
+        layer.register_forward_hook(reduce)
 
 
 @torch.no_grad()

@@ -21,10 +21,10 @@ from nemo_minordpo.inspect.summary import (
     sentences,
 )
 from nemo_minordpo.inspect.table import PairTable
-from nemo_minordpo.report.html import asset, bullets, html_table, section
+from nemo_minordpo.report.html import asset, bullets, html_table, section, whole_page
 from nemo_minordpo.report.table import Table
 
-_PAGE = resources.files("nemo_minordpo.inspect") / "assets" / "inspect.html"
+_ASSETS = resources.files("nemo_minordpo.inspect") / "assets"
 _DRAWN = ("edit_distance", "shared_prefix", "length_ratio", "chosen_characters", "logp_margin", "ches_per_token")
 _MOST_INVALID = 50
 
@@ -52,9 +52,9 @@ def as_html(table: PairTable, *, removed: dict[str, int] | None) -> str:
         "invalid": section("Lines that are not pairs", _invalid(table), "invalid"),
         "notes": bullets(notes(table)),
         "version": escape(__version__),
-        "css": asset("page.css"),
     }
-    return Template(_PAGE.read_text(encoding="utf-8")).substitute(parts)
+    body, css = ((_ASSETS / f"inspect.{kind}").read_text(encoding="utf-8") for kind in ("html", "css"))
+    return whole_page(title=parts["title"], css=f"{asset('page.css')}\n{css}", body=Template(body).substitute(parts))
 
 
 def _removed(table: PairTable, removed: dict[str, int]) -> str:

@@ -1,10 +1,7 @@
 """Measure all parts of the files, in several processes."""
 
-import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any
 
@@ -14,7 +11,7 @@ from nemo_minordpo.errors import UserError
 from nemo_minordpo.inspect.lines import Part, read_pair
 from nemo_minordpo.inspect.measuring import Measured, Measuring
 from nemo_minordpo.inspect.shingles import shingles
-from nemo_minordpo.prepare.workers import leave_ending_to_parent
+from nemo_minordpo.prepare.workers import worker_pool
 
 _SAMPLE = 2000  # prompts
 _COMMON = 0.05  # of them
@@ -53,18 +50,8 @@ def measured(parts: Sequence[Part], *, workers: int | None, **options: Any) -> I
         measuring = Measuring(**options)
         yield from map(measuring.measure, parts)
         return
-    # spawn: forked children of a process with threads can hang
-    pool = ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_open_in_worker, initargs=(options,)
-    )
-    try:
+    with worker_pool(workers, _open_in_worker, options) as pool:
         yield from pool.map(_measure_in_worker, parts)
-    except BrokenProcessPool:
-        raise UserError(
-            "a worker process ended unexpectedly (out of memory?): run the same command again with fewer --workers"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 # One per process; worker functions cannot close over it.
@@ -72,7 +59,6 @@ _measuring: list[Measuring] = []
 
 
 def _open_in_worker(options: dict[str, Any]) -> None:
-    leave_ending_to_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process per core already
     _measuring.append(Measuring(**options))
 

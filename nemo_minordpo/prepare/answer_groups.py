@@ -5,13 +5,13 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
-from nemo_minordpo.checked_json import checked_text
+from nemo_minordpo.checked_json import checked_text, found_in
 from nemo_minordpo.core.gsm8k import flexible_answer, gold_answer, same_number, strict_answer
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.rows import Row
@@ -19,7 +19,7 @@ from nemo_minordpo.prepare.rows import Row
 Rule = Literal["strict", "flexible"]
 Matching = Literal["closest", "farthest", "random"]
 RULES = {"strict": strict_answer, "flexible": flexible_answer}
-MATCHINGS = ("closest", "farthest", "random")
+MATCHINGS: tuple[str, ...] = get_args(Matching)
 ALL_RIGHT, ALL_WRONG = "every finished answer is right", "every finished answer is wrong"
 _NONE_USED = "no answer is finished"
 QUESTION, PROMPT = "question", "prompt"  # a question is put into the paper's prompt; a prompt is used as it is
@@ -112,7 +112,7 @@ def _named(fields: dict[str, Any], names: Sequence[str]) -> str:
     """The first of these columns that the row has."""
     found = next((name for name in names if fields.get(name) is not None), None)
     if found is None:
-        raise UserError(f"no column {', '.join(names)} (found: {', '.join(sorted(map(str, fields))) or 'none'})")
+        raise UserError(f"no column {', '.join(names)} ({found_in(fields)})")
     return found
 
 
@@ -126,7 +126,7 @@ def _is_right(fields: dict[str, Any], text: str, *, rule: Rule) -> bool:
     if gold is None:
         raise UserError(
             f"no verdict: expected {' or '.join(_VERDICTS)} (true or false), or gold, the right number "
-            f"(found: {', '.join(sorted(map(str, fields)))})"
+            f"({found_in(fields)})"
         )
     return same_number(RULES[rule](text), gold_answer(f"#### {gold}"))
 

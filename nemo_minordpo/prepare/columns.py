@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from nemo_minordpo.checked_json import checked_text
+from nemo_minordpo.checked_json import checked_text, found_in
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.conversation import Message, read_messages, with_messages
 from nemo_minordpo.prepare.overlap import squeezed
@@ -59,7 +59,7 @@ class Columns:
         named = getattr(self, column)
         if named is not None:
             if named not in row:
-                raise UserError(f"missing column {named!r} (found: {', '.join(sorted(map(str, row))) or 'none'})")
+                raise UserError(f"missing column {named!r} ({found_in(row)})")
             return named, None if is_empty(row[named]) else row[named]
         for name in map(row.spelt, _NAMES[column]):
             if not is_empty(row.get(name)):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_minordpo.errors import UserError
+from nemo_minordpo.errors import UserError, one_line
 from nemo_minordpo.hub import is_hub_name
 from nemo_minordpo.prepare.rows import LocalFile, Row
 
@@ -42,7 +42,7 @@ class HubSet:
                 number += 1
                 yield Row(name, number, value)
         except Exception as error:  # from the network, the file system or the format
-            raise UserError(f"{name}: cannot be read after row {number}: {_one_line(error)}") from error
+            raise UserError(f"{name}: cannot be read after row {number}: {one_line(error)}") from error
 
     def _builder(self) -> Any:
         import datasets
@@ -51,7 +51,7 @@ class HubSet:
             return datasets.load_dataset_builder(self.name, self.subset)
         except Exception as error:  # not found, no network, a script instead of files, ...
             raise UserError(
-                f"{self.name}: no such file or folder here, and no data set on the hub: {_one_line(error)}"
+                f"{self.name}: no such file or folder here, and no data set on the hub: {one_line(error)}"
             ) from error
 
 
@@ -108,7 +108,3 @@ def _files_below(folder: Path, *, split: str) -> list[Path]:
 def _names_split(path: Path, split: str) -> bool:
     """Whether a path contains the name of a split, as a word or between underscores."""
     return re.search(rf"(?<![a-z0-9]){re.escape(split.lower())}(?![a-z0-9])", str(path).lower()) is not None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -5,10 +5,12 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.prepare.chunk import MadeChunk, make_chunk
@@ -32,21 +34,32 @@ def made_in_order(
         for path, rows in _with_paths(chunks, scratch):
             yield make_chunk(path, rows, recipe=recipe, make=make)
         return
-    # spawn: forked children of a process with threads can hang
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_open_in_worker,
-        initargs=(recipe, scratch),
-    )
     pending: deque[Future[MadeChunk]] = deque()
-    try:
+    with worker_pool(workers, _open_in_worker, recipe, scratch) as pool:
         for path, rows in _with_paths(chunks, scratch):
             pending.append(pool.submit(_make_in_worker, path, rows))
             if len(pending) > workers + 1:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+
+@contextmanager
+def worker_pool(workers: int, open_worker: Callable[..., None], *arguments: Any) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end with this one, and first call `open_worker` with the arguments.
+
+    Raises:
+        UserError: a worker process ended unexpectedly.
+    """
+    # spawn: forked children of a process with threads can hang
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin,
+        initargs=(open_worker, arguments),
+    )
+    try:
+        yield pool
     except BrokenProcessPool:
         raise UserError(
             "a worker process ended unexpectedly (out of memory?): run the same command again with fewer --workers"
@@ -64,14 +77,13 @@ _worker: tuple[Recipe, MakePair] | None = None
 
 def _open_in_worker(recipe: Recipe, scratch: Path) -> None:
     global _worker
-    leave_ending_to_parent()
     _worker = (recipe, recipe.open(scratch))
 
 
-def leave_ending_to_parent() -> None:
-    """In a worker process: Ctrl-C ends the parent, which ends its workers; a killed parent ends them too."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _begin(open_worker: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    open_worker(*arguments)
 
 
 def _end_with_parent() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
+from string import Template
 
 from nemo_minordpo.report.table import Table
 
@@ -12,6 +13,11 @@ _ASSETS = resources.files("nemo_minordpo.report") / "assets"
 def asset(name: str) -> str:
     """The text of a file in assets/."""
     return (_ASSETS / name).read_text(encoding="utf-8")
+
+
+def whole_page(*, title: str, css: str, body: str) -> str:
+    """A page; the title is HTML."""
+    return Template(asset("frame.html")).substitute(title=title, css=css, body=body)
 
 
 def section(heading: str, body: str, anchor: str) -> str:

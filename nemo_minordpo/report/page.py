@@ -16,7 +16,7 @@ from nemo_minordpo.report.document import Document
 from nemo_minordpo.report.figures.canvas import REWARD_COLORS, beta_colors, loss_colors
 from nemo_minordpo.report.figures.coefficient import coefficient, margins
 from nemo_minordpo.report.figures.score import place_of, seeds_place
-from nemo_minordpo.report.html import asset, bullets, html_table, section
+from nemo_minordpo.report.html import asset, bullets, html_table, section, whole_page
 from nemo_minordpo.report.page_problems import problems_section
 from nemo_minordpo.report.runs import REWARDS, Run
 from nemo_minordpo.report.scores import Rate
@@ -51,12 +51,11 @@ def as_html(document: Document) -> str:
         "to_notes": f'; <a href="#notes">{len(document.notes)} notes</a>' if document.notes else "",
         "version": escape(__version__),
         "data": _json(_data(document)),
-        "plot_css": asset("uPlot.min.css"),
-        "css": asset("page.css"),
         "plot_js": asset("uPlot.iife.min.js"),
         "js": asset("page.js"),
     }
-    return Template(asset("page.html")).substitute(parts)
+    css = f"{asset('uPlot.min.css')}\n{asset('page.css')}"
+    return whole_page(title=parts["title"], css=css, body=Template(asset("page.html")).substitute(parts))
 
 
 def _title(grid: Grid) -> str:

