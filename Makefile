@@ -36,7 +36,7 @@ help:  ## list the targets
 demo: $(VENV)/.installed  ## train a small model with DPO, DPOP and MinorDPO, evaluate and compare
 	$(VENV)/bin/python -m nemo_minordpo sweep demo
 
-real: $(VENV)/.installed  ## the same pipeline with GSM8K and SmolLM2-135M-Instruct
+real: $(VENV)/.installed  ## the same pipeline with GSM8K and a real chat model, Qwen2.5-Coder-0.5B-Instruct
 	$(VENV)/bin/python -m nemo_minordpo sweep real
 
 paper-small: $(VENV)/.installed  ## the paper's experiment scaled down to two cores: 24 runs in about an hour

@@ -14,6 +14,7 @@ from torch import Tensor
 from nemo_minordpo.errors import UserError
 
 _FEWEST_RANKED = 64  # tokens; a confident model's nucleus has far fewer
+_BLOCK = 128  # tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class Sampling:
             uniforms: the random number of each answer at this place; not read at temperature 0.
         """
         if self.temperature == 0:
-            return logits.argmax(dim=-1)
+            return _likeliest(logits)
         probabilities = torch.softmax(logits.float() / self.temperature, dim=-1)
         if self.top_p < 1:
             probabilities = _nucleus(probabilities, self.top_p)
@@ -72,6 +73,22 @@ def sampling_of(*, samples: int, temperature: float, top_p: float | None, seed: 
     if sampling.seed < 0:
         raise UserError(f"seed is {seed}: it must be 0 or more")
     return sampling
+
+
+def _likeliest(logits: Tensor) -> Tensor:
+    """The first of the likeliest tokens of each row, [B].
+
+    torch's `argmax` compares one value at a time on CPUs, `amax` a vector of them. So the block of tokens with the
+    maximum is found first.
+    """
+    size = logits.shape[-1]
+    whole = size - size % _BLOCK
+    maxima = logits[:, :whole].unflatten(-1, (whole // _BLOCK, _BLOCK)).amax(dim=-1)
+    if whole < size:
+        maxima = torch.cat([maxima, logits[:, whole:].amax(dim=-1, keepdim=True)], dim=-1)
+    first = maxima.argmax(dim=-1, keepdim=True) * _BLOCK
+    tokens = (first + torch.arange(_BLOCK, device=logits.device)).clamp(max=size - 1)
+    return tokens.gather(-1, logits.gather(-1, tokens).argmax(dim=-1, keepdim=True)).squeeze(-1)
 
 
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:

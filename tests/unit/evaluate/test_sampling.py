@@ -16,6 +16,17 @@ def test_greedy_reads_no_random_number():
     assert _drawn(Sampling(), [0.0, 0.99]) == [0, 0]
 
 
+@pytest.mark.parametrize("size", [1, 4, 127, 128, 129, 1000, 1024])
+def test_greedy_takes_the_first_of_the_likeliest_tokens(size):
+    logits = torch.randint(5, (64, size), generator=torch.Generator().manual_seed(size)).float()  # many ties
+    logits[0], logits[1] = -torch.inf, torch.arange(size)
+    expected = [row.index(max(row)) for row in logits.tolist()]
+    assert Sampling().next_tokens(logits, [0.0] * 64).tolist() == expected
+    assert Sampling().next_tokens(logits.bfloat16(), [0.0] * 64).tolist() == [
+        row.index(max(row)) for row in logits.bfloat16().tolist()
+    ]
+
+
 def test_a_number_falls_into_the_interval_of_its_token():
     assert _drawn(Sampling(temperature=1.0), [0.0, 0.49, 0.51, 0.74, 0.76, 0.89, 0.91, 0.9999999]) == [
         0, 0, 1, 1, 2, 2, 3, 3,
