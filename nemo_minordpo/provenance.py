@@ -12,7 +12,7 @@ _RESULT_PACKAGES = (
 )  # fmt: skip
 # Stages, which never import one another, and the code that starts them.
 _STAGES = ("prepare", "convert", "train", "evaluate", "report")
-_ABOVE_STAGES = ("sweep", "inspect", "commands", "__main__.py")
+_ABOVE_STAGES = ("sweep", "inspect", "nemo_rl", "commands", "__main__.py")
 
 
 def code_version(stage: str) -> str:

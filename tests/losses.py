@@ -4,7 +4,7 @@ import torch
 
 from nemo_minordpo.config import DPOSection
 from nemo_minordpo.core.losses import Pairs
-from nemo_minordpo.train.model.preference_loss import options_of
+from nemo_minordpo.core.objective import options_of
 
 
 def pairs_with(chosen, rejected, *, log_probs=(-3.0, -4.0), shared=-1.0, num_tokens=(2, 3), reward_margin=0.0):

@@ -10,7 +10,7 @@ from nemo_minordpo.config.lora import DEFAULT_RANK, DEFAULT_TARGETS, LORA_TARGET
 from nemo_minordpo.config.losses import LOSS_NAMES, SFT, WITH_REFERENCE
 from nemo_minordpo.config.setting import Resume, setting
 
-_RPO = ("rpo_sq", "rpo_bwd_kl", "rpo_fwd_kl")  # they read ground-truth rewards
+RPO = ("rpo_sq", "rpo_bwd_kl", "rpo_fwd_kl")  # they read ground-truth rewards
 _SIGMOID = ("dpo", "dpop", "minordpo", "robust", "bdpo", "dpo_shift", "simpo")
 _CHECKPOINTS = {None: "as in the checkpoint's own configuration"}
 _STARTING_ADAPTERS = "as in the adapters to start from; for new adapters"
@@ -54,7 +54,7 @@ class DPOSection:
     simpo_gamma: float = setting(
         0.5, "the margin that a pair should reach, beta times the difference per token", losses=("simpo",)
     )
-    gt_reward_scale: float = setting(1.0, "factor of `chosen_reward - rejected_reward`", losses=_RPO)
+    gt_reward_scale: float = setting(1.0, "factor of `chosen_reward - rejected_reward`", losses=RPO)
     preference_average_log_probs: bool = setting(
         False, "divide the log-ratios that the loss reads by the tokens of the response: length-normalised DPO",
         losses=WITH_REFERENCE, is_variant=True,
@@ -106,10 +106,8 @@ class DataSection:
     invalid_pairs: str = setting(
         "refuse", "if pairs cannot be used, `refuse` to start or `drop` them", choices=("refuse", "drop")
     )
-    default_chosen_reward: float = setting(1.0, "reward of chosen responses that have none in the data", losses=_RPO)
-    default_rejected_reward: float = setting(
-        0.0, "reward of rejected responses that have none in the data", losses=_RPO
-    )
+    default_chosen_reward: float = setting(1.0, "reward of chosen responses that have none in the data", losses=RPO)
+    default_rejected_reward: float = setting(0.0, "reward of rejected responses that have none in the data", losses=RPO)
 
 
 @dataclass

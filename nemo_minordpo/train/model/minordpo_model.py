@@ -13,10 +13,11 @@ from torch import Tensor
 from nemo_minordpo.config import DPOSection
 from nemo_minordpo.core.losses import needs_reference, objective
 from nemo_minordpo.core.metrics import PAIR_METRICS, pair_metrics, summary
+from nemo_minordpo.core.objective import options_of
 from nemo_minordpo.train.data.dataset import MicroBatch, StepBatch
 from nemo_minordpo.train.model import fp8
 from nemo_minordpo.train.model.packed_rows_model import PackedRowsModel
-from nemo_minordpo.train.model.preference_loss import losses_of, options_of, pairs_of
+from nemo_minordpo.train.model.preference_loss import losses_of, pairs_of
 
 
 class MegatronGPTMinorDPOModel(PackedRowsModel):

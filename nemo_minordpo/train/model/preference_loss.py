@@ -8,7 +8,6 @@ import importlib
 import os
 import sys
 import traceback
-from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 from nemo_minordpo.config import DPOSection, weights_of
 from nemo_minordpo.core.logprobs import num_tokens, sequence_log_probs, shared_log_probs
 from nemo_minordpo.core.losses import LOSSES, Loss, Options, Pairs, needs_reference
+from nemo_minordpo.core.objective import options_of
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.train.data.dataset import MicroBatch, split_pairs
 
@@ -43,14 +43,6 @@ def source_of(section: DPOSection) -> dict[str, list[Path]]:
     """The file of a user-defined loss, as an input of the run: its contents are part of the run's identity."""
     files = [_module_of(name).__file__ for name in _own(section)]
     return {"loss": [Path(file) for file in files if file is not None]} if files else {}
-
-
-def options_of(section: DPOSection) -> Options:
-    """The options of the objective; beta and the default of `sft_average_log_probs` differ in the configuration."""
-    named = {item.name: getattr(section, item.name) for item in fields(Options) if item.name != "beta"}
-    if section.sft_average_log_probs is None:
-        named["sft_average_log_probs"] = section.preference_average_log_probs
-    return Options(beta=section.ref_policy_kl_penalty, **named)
 
 
 def pairs_of(token_log_probs: Tensor, micro_batch: MicroBatch, *, needs_reference: bool) -> Pairs:

@@ -14,13 +14,16 @@ from pathlib import Path
 
 import pytest
 import typer
+from omegaconf import OmegaConf
 
 from nemo_minordpo.__main__ import app
 from nemo_minordpo.commands.checks import check_command
 from nemo_minordpo.config import compose, load
 from nemo_minordpo.config.keys import SETTINGS
+from nemo_minordpo.nemo_rl.settings import objective_of
 from nemo_minordpo.sweep.config import load_experiment
 from tests.unit.docs.reading import PAGES, ROOT, blocks, commands, spans, words_of
+from tests.unit.nemo_rl.contract import DPOConfig
 
 REQUIRED = {
     "pretrained_checkpoint.restore_from_path": "base.nemo",
@@ -105,9 +108,17 @@ def check_module(words):
     if module == "nemo_minordpo.train":
         check_settings(rest)
         return None
+    if module == "nemo_minordpo.nemo_rl.run_dpo":
+        given = OmegaConf.from_dotlist([word for word in rest if word.startswith("dpo.")])
+        objective_of(DPOConfig(**OmegaConf.to_container(given.dpo)))
     for option in (word.split("=")[0] for word in rest if word.startswith("--")):
         assert f'"{option}"' in source, f"{module} has no option {option}"
     return None
+
+
+def check_uv(words):
+    assert words[0] == "run"
+    check(words[1:])
 
 
 def check_sbatch(words):
@@ -150,6 +161,7 @@ CHECKS = {
     "python3": check_module,
     "sbatch": check_sbatch,
     "torchrun": check_torchrun,
+    "uv": check_uv,
     "pip": check_pip,
     "lm_eval": check_lm_eval,
     "cp": check_file,
@@ -214,6 +226,8 @@ def test_every_command_is_one_that_works():
         "make test PYTESTARGS=-s",
         "python -m tests.benchmarks.nothing",
         "python -m tests.benchmarks.plan --nothing",
+        "uv run python -m nemo_minordpo.nemo_rl.run_dpo --config a.yaml dpo.dpop_lamda=5",
+        "uv run python -m nemo_minordpo.nemo_rl.run_dpo --configuration a.yaml dpo.dpop_lambda=5",
         "sbatch launchers/nothing.sub a=b",
         "sbatch launchers/minordpo.sub model.dpo.loss=dpo",
         "sbatch launchers/command.sub imporrt-hf hf base.nemo",

@@ -10,6 +10,7 @@ import torch
 
 from nemo_minordpo.config import DPOSection
 from nemo_minordpo.core.losses import LOSSES, minordpo, needs_reference, sft
+from nemo_minordpo.core.objective import options_of
 from nemo_minordpo.core.pair_packing import PackedRow
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.train import launch
@@ -18,7 +19,6 @@ from nemo_minordpo.train.launch import read_settings
 from nemo_minordpo.train.model.preference_loss import (
     loss_called,
     losses_of,
-    options_of,
     pairs_of,
     require_usable_loss,
     source_of,
