@@ -158,6 +158,9 @@ def load_causal_lm(folder: Path, **options: Any) -> Any:
         if not _has_transformers_5():
             for key, value in _rotary_settings(getattr(config, "rope_parameters", None)).items():
                 setattr(config, key, value)
+        if not getattr(config, "use_sliding_window", True):
+            # Qwen2 keeps the size of a window that it does not use, and transformers warns of it
+            config.sliding_window = None
         return AutoModelForCausalLM.from_pretrained(folder, config=config, local_files_only=True, **options)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot be loaded as a causal language model ({error})") from error

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nemo_minordpo import file_names
 from nemo_minordpo.errors import UserError, one_line
 
 _OF_THE_HUB = {".gitattributes"}  # what a new repository holds
@@ -23,7 +24,7 @@ def require_repo_name(name: str, *, option: str) -> None:
 
 
 def push(folder: Path, name: str, *, private: bool = False, overwrite: bool = False) -> str:
-    """Upload a folder to a repository, which is created if there is none; return its address.
+    """Upload a folder, but not its manifest, to a repository, which is created if need be; return its address.
 
     Args:
         folder: an exported folder.
@@ -39,7 +40,8 @@ def push(folder: Path, name: str, *, private: bool = False, overwrite: bool = Fa
 
     failed = f"{folder} is exported, but not pushed to {name}"
     option = "--private " if private else ""
-    later = f"`huggingface-cli upload {option}{name} {folder}` pushes it without exporting again"
+    without = f"--exclude {file_names.MANIFEST}"  # it names files of this machine
+    later = f"`huggingface-cli upload {option}{name} {folder} {without}` pushes it without exporting again"
     if get_token() is None:
         raise UserError(f"{failed}: no token: set HF_TOKEN or run `huggingface-cli login`; then {later}")
     api = HfApi()
@@ -50,8 +52,9 @@ def push(folder: Path, name: str, *, private: bool = False, overwrite: bool = Fa
     with _inone_line(failed, later):
         # a file that stays could be read in place of the new weights
         api.upload_folder(
-            repo_id=name, folder_path=folder, delete_patterns="*", commit_message="Export from nemo-minordpo"
-        )
+            repo_id=name, folder_path=folder, ignore_patterns=file_names.MANIFEST, delete_patterns="*",
+            commit_message="Export from nemo-minordpo",
+        )  # fmt: skip
     return f"{api.endpoint}/{name}"
 
 

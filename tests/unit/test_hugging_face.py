@@ -247,3 +247,18 @@ def test_rotary_settings_that_transformers_4_cannot_follow(model):
     (model / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"config\.json has per-layer rope_parameters, which need transformers 5"):
         load_causal_lm(model)
+
+
+@pytest.mark.parametrize(("used", "window"), [(False, None), (True, 16)])
+def test_a_window_that_is_not_used_is_none(tmp_path, used, window):
+    """Published Qwen2 models have a size and `use_sliding_window: false`."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = Qwen2Config(
+        hidden_size=16, intermediate_size=16, vocab_size=32, sliding_window=16, use_sliding_window=used, **sizes
+    )
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(written | {"sliding_window": 16}))
+    assert load_causal_lm(tmp_path).config.sliding_window == window

@@ -114,6 +114,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/README.md").write_text("---\nlibrary_name: transformers\n---\n# mine\n")
     (tmp_path / "out/model.safetensors").write_bytes(b"new")
+    (tmp_path / "out/manifest.json").write_text('{"inputs": {"/home/me/base.nemo": "..."}}')
     return tmp_path / "out"
 
 
@@ -187,7 +188,9 @@ def test_offline(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_advice_keeps_a_private_folder_private(hub: Hub, folder: Path) -> None:
     hub.refusal = 500
-    with pytest.raises(UserError, match=f"`huggingface-cli upload --private me/model {folder}`"):
+    with pytest.raises(
+        UserError, match=f"`huggingface-cli upload --private me/model {folder} --exclude manifest.json`"
+    ):
         push(folder, "me/model", private=True)
 
 
@@ -229,7 +232,9 @@ def test_the_command_exports_and_pushes(hub: Hub, base: Path, tmp_path: Path) ->
     assert result.exit_code == 0, result.output
     assert f"pushed to {hub.url}/me/model" in result.output
     assert hub.files is not None
-    assert set(hub.files) == {".gitattributes", *(path.name for path in (tmp_path / "out").iterdir())}
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert set(hub.files) == {".gitattributes", *(written - {"manifest.json"})}
+    assert "manifest.json" in written
 
 
 def test_the_export_stays_if_it_cannot_be_pushed(hub: Hub, base: Path, tmp_path: Path) -> None:
