@@ -17,6 +17,8 @@ VENV_GPU := .venv-gpu
 GPU_KIT ?= ../shared/gpu-kit
 PYTHON_3_12 ?= $(firstword $(shell for name in python3.12 "$$HOME"/.pyenv/versions/3.12.*/bin/python3; do \
     "$$name" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo "$$name"; done))
+# Today's Megatron: Python 3.12, torch for CUDA (5 GB), Megatron-Core and Megatron-Bridge
+VENV_BRIDGE := .venv-bridge
 # A current TRL, for the benchmarks: its transformers is newer than NeMo's
 VENV_TRL := .venv-trl
 # A Python that already has the stack, for example a container's: make gpu-check PYTHON_OF_STACK=python3
@@ -28,7 +30,7 @@ REHEARSAL_ARGS ?=
 # 25-02: NeMo 2.2.1 with Megatron-Core 0.11.0 instead of the kit's
 REHEARSAL_STACK ?=
 
-.PHONY: help demo real paper-small test test-stacks gpu-check gpu-rehearsal faults bench lint docs doctor
+.PHONY: help demo real paper-small test test-stacks test-bridge setup-bridge gpu-check gpu-rehearsal faults bench lint docs doctor
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -68,6 +70,11 @@ faults: $(VENV)/.installed  ## 22 jobs on virtual Slurm nodes, one injected faul
 test-stacks: $(VENV)/.installed $(VENV_25_02)/.installed  ## the parallel tests on both NeMo and Megatron-Core pairs
 	$(VENV)/bin/python -m pytest tests/parallel $(PYTEST_ARGS)
 	$(VENV_25_02)/bin/python -m pytest tests/parallel $(PYTEST_ARGS)
+
+setup-bridge: $(VENV_BRIDGE)/.installed  ## set up today's Megatron-Core and Megatron-Bridge for test-bridge (Python 3.12, 5 GB)
+
+test-bridge: $(VENV_BRIDGE)/.installed  ## train on a model that Megatron-Bridge builds, against transformers, on CPUs
+	$(VENV_BRIDGE)/bin/python -m pytest tests/bridge $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed $(VENV_TRL)/.installed  ## compare speed with NeMo-Aligner and TRL: about an hour; results in docs/
 	$(VENV)/bin/python -m tests.benchmarks.run
@@ -116,6 +123,17 @@ $(VENV_GPU)/.installed: tests/gpu/rehearsal/requirements.txt
 $(VENV_GPU)/stack-25-02/.installed: $(VENV_GPU)/.installed
 	@$(VENV_GPU)/bin/python -m pip install --progress-bar off --no-deps --target $(@D) \
 	    nemo_toolkit==2.2.1 megatron-core==0.11.0 > $(VENV_GPU)/install-25-02.log 2>&1
+	@touch $@
+
+$(VENV_BRIDGE)/.installed: tests/bridge/requirements.txt
+	@test -n "$(PYTHON_3_12)" || { echo "error: no python3.12 found: Megatron-Core 0.17 and later need it. Install it," \
+	    "or choose one: make PYTHON_3_12=/path/to/python3.12"; exit 1; }
+	@echo "Setting up $(@D) with $(PYTHON_3_12), once: 5 GB, some minutes. Log: $(@D)/install.log"
+	@$(PYTHON_3_12) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --progress-bar off -r $< > $(@D)/install.log 2>&1 \
+	    || { tail -n 20 $(@D)/install.log; exit 1; }
+	@$(@D)/bin/python -m pip install --progress-bar off --no-deps megatron-core==0.19.2 megatron-bridge==0.6.2 \
+	    >> $(@D)/install.log 2>&1 || { tail -n 20 $(@D)/install.log; exit 1; }
 	@touch $@
 
 $(VENV_TRL)/.installed:
