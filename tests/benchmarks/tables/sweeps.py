@@ -70,6 +70,34 @@ def grid(report: dict[str, Any]) -> str:
     return table("learning rate | beta: | dpo: | dpop: | minordpo:", rows)
 
 
+def seeds(report: dict[str, Any]) -> str:
+    """Scores of settings with several seeds; of the base model, which has none, the interval is over the problems."""
+    part = report["tables"]["Scores"]
+    rows = []
+    for row in part["rows"]:
+        named = dict(zip(part["columns"], row, strict=True))
+        score = named["strict over seeds and problems, % (95 % interval)"]
+        score = named["strict, % (95 % interval)"] if score == "-" else score
+        rows.append([named["model"], named["seeds"], score, named["degenerate, % (95 % interval)"]])
+    return table("model | seeds: | correct, % (95 % interval): | degenerate, %:", rows)
+
+
+def comparisons(report: dict[str, Any]) -> str:
+    """The paired tests of strict accuracy."""
+    return _columns(
+        report,
+        {
+            "model": "model",
+            "against": "against",
+            "difference, points (95 % interval)": "difference, points (95 % interval):",
+            "p after Holm's correction": "p, Holm:",
+            "at 5 %": "at 5 %",
+        },
+        heading="Paired tests",
+        where=("accuracy", "strict"),
+    )
+
+
 def _seeds(ones: list[tuple[float, float]]) -> str:
     text = ", ".join(f"{strict:.1f}" for strict, _ in ones)
     if max(repeats for _, repeats in ones) < _REPEATS:
@@ -77,7 +105,11 @@ def _seeds(ones: list[tuple[float, float]]) -> str:
     return f"{text} ({', '.join(f'{repeats:.0f}' for _, repeats in ones)} % repeat themselves)"
 
 
-def _columns(report: dict[str, Any], chosen: dict[str, str]) -> str:
-    part = report["tables"][_SCORES]
-    places = [part["columns"].index(name) for name in chosen]
-    return table(" | ".join(chosen.values()), [[row[place] for place in places] for row in part["rows"]])
+def _columns(
+    report: dict[str, Any], chosen: dict[str, str], *, heading: str = _SCORES, where: tuple[str, str] | None = None
+) -> str:
+    """Some columns of a table under new names, and only its rows with a value in a column, if `where` names them."""
+    part = report["tables"][heading]
+    rows = [dict(zip(part["columns"], row, strict=True)) for row in part["rows"]]
+    wanted = [row for row in rows if where is None or row[where[0]] == where[1]]
+    return table(" | ".join(chosen.values()), [[row[name] for name in chosen] for row in wanted])

@@ -3,7 +3,7 @@
 from tests.benchmarks.sweep_results import tables_of
 from tests.benchmarks.tables.cpu import benchmark, benchmark_short
 from tests.benchmarks.tables.markdown import table
-from tests.benchmarks.tables.sweeps import grid, scores
+from tests.benchmarks.tables.sweeps import comparisons, grid, scores, seeds
 
 REPORT = """# Report of `minordpo sweep small`
 
@@ -82,3 +82,29 @@ def test_each_processor_has_a_table_with_its_peaks_and_load():
     assert (
         "16 pairs per step; not measured: rounds vary 3.0x | nemo-minordpo | 2.00 (1.00-3.00) | 8.00 | (1.0x) |" in text
     )
+
+
+SEEDS = """
+## Scores
+
+| model | seeds | strict, % (95 % interval) | degenerate, % (95 % interval) | strict over seeds and problems, % (95 % interval) |
+|---|---:|---:|---:|---:|
+| base | - | 75.4 (71.4-79.0) | 0.0 (0.0-0.8) | - |
+| dpo, lr 0.001 | 5 | 0.9 (0.4-2.2) | 22.4 (15.0-30.2) | 0.9 (0.0-2.0) |
+
+## Paired tests
+
+| model | against | at 5 % | difference, points (95 % interval) | p | p after Holm's correction | accuracy |
+|---|---:|---:|---:|---:|---:|---:|
+| dpo, lr 0.001 | base | lower | -74.5 (-78.3 to -70.7) | 1e-10 | 4e-09 | strict |
+| dpo, lr 0.001 | base | lower | -74.4 (-78.3 to -70.6) | 1e-10 | 4e-09 | flexible |
+"""
+
+
+def test_scores_over_seeds_and_tests_of_strict_accuracy():
+    report = {"tables": tables_of(SEEDS)}
+    assert seeds(report).splitlines()[2:] == [
+        "| base | - | 75.4 (71.4-79.0) | 0.0 (0.0-0.8) |",
+        "| dpo, lr 0.001 | 5 | 0.9 (0.0-2.0) | 22.4 (15.0-30.2) |",
+    ]
+    assert comparisons(report).splitlines()[2:] == ["| dpo, lr 0.001 | base | -74.5 (-78.3 to -70.7) | 4e-09 | lower |"]
