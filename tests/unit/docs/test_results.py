@@ -98,7 +98,7 @@ SEEDS = """
 |---|---:|---:|---:|---:|---:|---:|
 | dpo, lr 0.001 | base | lower | -74.5 (-78.3 to -70.7) | 1e-10 | 4e-09 | strict |
 | dpo, lr 0.001 | base | lower | -74.4 (-78.3 to -70.6) | 1e-10 | 4e-09 | flexible |
-"""
+"""  # noqa: E501
 
 
 def test_scores_over_seeds_and_tests_of_strict_accuracy():
