@@ -37,6 +37,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "seeds-0.02-tests": _of("paper-small-seeds-0.02", sweeps.comparisons),
     "seeds-0.1": _of("paper-small-seeds-0.1", sweeps.seeds),
     "seeds-0.1-tests": _of("paper-small-seeds-0.1", sweeps.comparisons),
+    "rounds-farthest": _of("rounds-farthest", sweeps.seeds),
+    "rounds-farthest-tests": _of("rounds-farthest", sweeps.comparisons),
     "benchmark": _of("benchmark", cpu.benchmark),
     "benchmark-short": _of("benchmark", cpu.benchmark_short),
     "peak": _of("peak", cpu.peak),
