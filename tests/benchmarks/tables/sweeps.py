@@ -57,10 +57,8 @@ def whole(heading: str) -> Callable[[dict[str, Any]], str]:
 
 def grid(report: dict[str, Any]) -> str:
     """Strict accuracy of each loss at each learning rate and beta, one number per seed."""
-    part = report["tables"][_SCORES]
     found: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
-    for row in part["rows"]:
-        named = dict(zip(part["columns"], row, strict=True))
+    for named in _rows(report, _SCORES):
         if setting := _SETTING.fullmatch(named["model"]):
             strict = float(named["strict, % (95 % interval)"].split()[0])
             one = (strict, float(named["degenerate, %"]))
@@ -72,10 +70,8 @@ def grid(report: dict[str, Any]) -> str:
 
 def seeds(report: dict[str, Any]) -> str:
     """Scores of settings with several seeds; of the base model, which has none, the interval is over the problems."""
-    part = report["tables"]["Scores"]
     rows = []
-    for row in part["rows"]:
-        named = dict(zip(part["columns"], row, strict=True))
+    for named in _rows(report, "Scores"):
         score = named["strict over seeds and problems, % (95 % interval)"]
         score = named["strict, % (95 % interval)"] if score == "-" else score
         rows.append([named["model"], named["seeds"], score, named["degenerate, % (95 % interval)"]])
@@ -109,7 +105,11 @@ def _columns(
     report: dict[str, Any], chosen: dict[str, str], *, heading: str = _SCORES, where: tuple[str, str] | None = None
 ) -> str:
     """Some columns of a table under new names, and only its rows with a value in a column, if `where` names them."""
-    part = report["tables"][heading]
-    rows = [dict(zip(part["columns"], row, strict=True)) for row in part["rows"]]
-    wanted = [row for row in rows if where is None or row[where[0]] == where[1]]
+    wanted = [row for row in _rows(report, heading) if where is None or row[where[0]] == where[1]]
     return table(" | ".join(chosen.values()), [[row[name] for name in chosen] for row in wanted])
+
+
+def _rows(report: dict[str, Any], heading: str) -> list[dict[str, str]]:
+    """The rows of the table under a heading, by column."""
+    part = report["tables"][heading]
+    return [dict(zip(part["columns"], row, strict=True)) for row in part["rows"]]

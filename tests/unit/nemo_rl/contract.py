@@ -71,16 +71,16 @@ class DPOLossFn:
         }
 
 
-def module(name: str, **members: Any) -> None:
-    """Make `import name` give a module with these members."""
+def module(name: str, **members: Any) -> ModuleType:
+    """A module, or package, with these members."""
     made = ModuleType(name)
     vars(made).update(members)
     made.__path__ = []
-    sys.modules[name] = made
+    return made
 
 
 def install() -> None:
     """Make `nemo_rl.algorithms.loss` importable."""
-    module("nemo_rl")
-    module("nemo_rl.algorithms")
-    module("nemo_rl.algorithms.loss", DPOLossFn=DPOLossFn, DPOLossConfig=DPOConfig)
+    loss = {"DPOLossFn": DPOLossFn, "DPOLossConfig": DPOConfig}
+    for name, members in (("nemo_rl", {}), ("nemo_rl.algorithms", {}), ("nemo_rl.algorithms.loss", loss)):
+        sys.modules[name] = module(name, **members)

@@ -58,10 +58,9 @@ def script(tmp_path, monkeypatch):
         },
         "nemo_rl.utils.logger": {"get_next_experiment_dir": lambda folder: f"{folder}/exp_001"},
     }  # fmt: skip
-    names = ["nemo_rl.data", "nemo_rl.distributed", "nemo_rl.utils", *made, "nemo_minordpo.nemo_rl.run_dpo"]
-    before = {name: sys.modules.pop(name, None) for name in names}
-    for name in names[:-1]:
-        contract.module(name, **made.get(name, {}))
+    for name in ("nemo_rl.data", "nemo_rl.distributed", "nemo_rl.utils", *made):
+        monkeypatch.setitem(sys.modules, name, contract.module(name, **made.get(name, {})))
+    monkeypatch.delitem(sys.modules, "nemo_minordpo.nemo_rl.run_dpo", raising=False)
     path = tmp_path / "dpo.yaml"
     path.write_text(
         "dpo: {reference_policy_kl_penalty: 0.1}\n"
@@ -69,11 +68,7 @@ def script(tmp_path, monkeypatch):
         "data: {train: train.jsonl, validation: validation.jsonl}\n"
         "logger: {log_dir: logs}\n"
     )
-    yield importlib.import_module("nemo_minordpo.nemo_rl.run_dpo"), called, path
-    for name, module in before.items():
-        sys.modules.pop(name, None)
-        if module is not None:
-            sys.modules[name] = module
+    return importlib.import_module("nemo_minordpo.nemo_rl.run_dpo"), called, path
 
 
 def test_training_gets_our_loss(script):
