@@ -14,10 +14,15 @@ _N, _REPEATS = 512, 5
 
 
 def processor_name() -> str:
-    """Model and number of usable cores, such as ``AMD EPYC 9R14, 2 cores``."""
+    """Model, bfloat16 instructions and number of usable cores, such as ``AMD EPYC 9R14 with avx512_bf16, 2 cores``.
+
+    The instructions are part of it because virtual machines give processors of several generations the same name.
+    """
     lines = _DESCRIPTION.read_text().splitlines() if _DESCRIPTION.exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+    found = bfloat16_instructions()
+    instructions = f" with {' and '.join(found)}" if found else ""
+    return f"{model}{instructions}, {len(os.sched_getaffinity(0))} cores"
 
 
 def bfloat16_instructions() -> list[str]:

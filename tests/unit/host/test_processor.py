@@ -30,7 +30,11 @@ def test_name(monkeypatch, tmp_path):
     monkeypatch.setattr(processor, "_DESCRIPTION", path)
     assert processor.processor_name().startswith("unknown, ")
     path.write_text("processor\t: 0\nmodel name\t: AMD EPYC 9R14\n\nprocessor\t: 1\nmodel name\t: AMD EPYC 9R14\n")
-    assert processor.processor_name() == f"AMD EPYC 9R14, {len(os.sched_getaffinity(0))} cores"
+    cores = len(os.sched_getaffinity(0))
+    assert processor.processor_name() == f"AMD EPYC 9R14, {cores} cores"
+    path.write_text(f"model name\t: Intel(R) Xeon(R) Processor\n{INTEL}\n")
+    named = f"Intel(R) Xeon(R) Processor with avx512_bf16 and amx_bf16, {cores} cores"
+    assert processor.processor_name() == named
 
 
 def test_the_best_of_a_few_on_one_core(monkeypatch):
