@@ -1,4 +1,4 @@
-"""A tiny Qwen2 or Qwen3 model with its own tokenizer, as a Hugging Face folder; and pairs for it."""
+"""A tiny Qwen2, Qwen3 or Llama model with its own tokenizer, as a Hugging Face folder; and pairs for it."""
 
 import json
 import random
@@ -32,15 +32,16 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def write_model(
-    folder: Path, *, tied: bool = False, seed: int = 0, qwen3: bool = False, biases: float = 0.1, **sizes: int
-) -> None:
+    folder: Path, *, tied: bool = False, seed: int = 0, qwen3: bool = False, llama: bool = False, biases: float = 0.1,
+    **sizes: int,
+) -> None:  # fmt: skip
     """With all that conversions get wrong: grouped-query attention, biases not 0, norms not 1, an odd vocabulary size.
 
     Qwen3 has query and key norms instead of biases, and a head size that does not follow from the hidden size.
     """
     torch.manual_seed(seed)
     # by name: a GPU machine may have transformers before 4.51, which has no Qwen3
-    config_class = getattr(transformers, "Qwen3Config" if qwen3 else "Qwen2Config")
+    config_class = getattr(transformers, f"{'Qwen3' if qwen3 else 'Llama' if llama else 'Qwen2'}Config")
     model = AutoModelForCausalLM.from_config(
         config_class(
             tie_word_embeddings=tied,

@@ -123,10 +123,13 @@ class PretrainedSection:
     """`pretrained_checkpoint`: the model to start from, which is also the reference unless another is named."""
 
     restore_from_path: str = setting(
-        MISSING, "`.nemo` file or extracted folder of the model to start from", resume=Resume.SAME_CONTENTS
+        MISSING,
+        "`.nemo` file or extracted folder of the model to start from; with `host=bridge`, its Hugging Face folder",
+        resume=Resume.SAME_CONTENTS,
     )
     reference_from_path: str | None = setting(
-        None, "`.nemo` of another model to use as the reference; run `minordpo reference` with the same settings first",
+        None,
+        "another model to use as the reference; run `minordpo reference` with the same settings first",
         special={None: "the model to start from"}, resume=Resume.SAME_CONTENTS,
         aliases=("ref_model", "reference_model"),
     )  # fmt: skip
@@ -136,6 +139,12 @@ class PretrainedSection:
 class TrainConfig:
     """Everything that `minordpo train` reads."""
 
+    host: str = setting(
+        "aligner",
+        "the framework that builds and runs the model: `aligner`, NeMo-Aligner, which starts from a `.nemo`; `bridge`, "
+        "Megatron-Bridge, which starts from a Hugging Face folder",
+        choices=("aligner", "bridge"),
+    )
     pretrained_checkpoint: PretrainedSection = field(default_factory=PretrainedSection)
     trainer: TrainerSection = field(default_factory=TrainerSection)
     exp_manager: RunSection = field(default_factory=RunSection)

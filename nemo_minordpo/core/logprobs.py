@@ -242,8 +242,12 @@ class _WeightGradient:
         self._sum = self._weight.main_grad if self._in_place else torch.zeros_like(weight)
 
     def add(self, block: slice, left: Tensor, right: Tensor) -> None:
-        """Add ``(left @ right).T``, of [H, T] and [T, B]."""
-        _add_product(self._sum[block].T, left, right)
+        """Add ``(left @ right).T``, of [H, T] and [T, B]; each block once."""
+        if self._in_place or right.is_cuda:
+            _add_product(self._sum[block].T, left, right)
+        else:
+            # for autograd, the sum is rounded to the weight's type in any case; as [B, H], it need not be transposed
+            self._sum[block] = right.T @ left.T
 
     def finish(self) -> Tensor:
         if not self._in_place:

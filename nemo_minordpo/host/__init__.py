@@ -1,8 +1,9 @@
 """Stand-ins for whatever this machine lacks of CUDA, Apex and Transformer Engine.
 
-Call ``prepare()`` before the first import of NeMo, in every process. On a machine with CUDA, Apex and Transformer
-Engine it only installs the layers of layers/ in NeMo and lets NeMo read tokenizers written by transformers 5. Each
-stand-in names the upstream versions that it was written for and fails at once if the code that it replaces is gone.
+Call ``prepare()`` before the first import of NeMo or Megatron, in every process. On a machine with CUDA, Apex and
+Transformer Engine it only installs the layers of layers/ in NeMo and lets NeMo read tokenizers written by transformers
+5. Each stand-in names the upstream versions that it was written for and fails at once if the code that it replaces is
+gone.
 """
 
 import importlib.util
@@ -22,15 +23,19 @@ class StandIn:
 _active: list[StandIn] | None = None
 
 
-def prepare() -> list[StandIn]:
-    """Make NeMo 2.1 - 2.4 and Megatron-Core 0.10 - 0.12 importable and runnable here. Safe to call again.
+def prepare(framework: str = "aligner") -> list[StandIn]:
+    """Make a framework importable and runnable here. Safe to call again, for the same one.
+
+    Args:
+        framework: `aligner`: NeMo 2.1 - 2.4 with Megatron-Core 0.10 - 0.12; `bridge`: Megatron-Bridge 0.6 with
+            Megatron-Core 0.19.
 
     Returns:
         The stand-ins that are active in this process; empty on a full GPU installation.
     """
     global _active
     if _active is None:
-        _active = _install()
+        _active = _install_bridge() if framework == "bridge" else _install()
     return list(_active)
 
 
@@ -55,12 +60,7 @@ def _install() -> list[StandIn]:
     os.environ.setdefault("NVIDIA_PYTORCH_VERSION", "none")
     # checked before anything is installed: the stand-in for Apex would be found, too
     here = {"cuda": has_cuda(), "apex": has_apex(), "transformer_engine": has_transformer_engine()}
-    active = []
-    if not here["cuda"]:
-        from nemo_minordpo.host import cuda, matmul
-
-        active.append(cuda.install())
-        active.extend(matmul.install())
+    active = _without_cuda()
     if not here["apex"]:
         from nemo_minordpo.host import apex
 
@@ -73,6 +73,23 @@ def _install() -> list[StandIn]:
 
     specs.install(local_norm=None if here["transformer_engine"] else upstream.local_norm())
     return active
+
+
+def _install_bridge() -> list[StandIn]:
+    _quiet_import_noise()
+    active = _without_cuda()
+    from nemo_minordpo.host import bridge
+
+    return active + bridge.install(cuda=has_cuda(), transformer_engine=has_transformer_engine())
+
+
+def _without_cuda() -> list[StandIn]:
+    """CUDA's calls and fast matrix products, on a machine without a GPU."""
+    if has_cuda():
+        return []
+    from nemo_minordpo.host import cuda, matmul
+
+    return [cuda.install(), *matmul.install()]
 
 
 def _quiet_import_noise() -> None:

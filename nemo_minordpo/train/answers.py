@@ -41,7 +41,8 @@ class AnswerWatch:
 
     Attributes:
         folder: `watch` in the run folder.
-        model: MegatronGPTMinorDPOModel after set-up.
+        model: PairModel after set-up.
+        tokenizer: transformers'.
         prompts: token ids of each prompt.
         limits: limits on the answers.
         batches_of: makes the batches of this data-parallel rank from pairs.
@@ -52,6 +53,7 @@ class AnswerWatch:
 
     folder: Path
     model: Any
+    tokenizer: Any
     prompts: list[list[int]]
     limits: GenerationLimits
     batches_of: Callable[[TokenArrays], PairBatches]
@@ -152,10 +154,9 @@ class AnswerWatch:
         return [answers[number] for number in range(len(prompts))]
 
     def _judged(self, prompt: list[int], token_ids: list[int], finished: bool) -> WatchedAnswer:
-        tokenizer = self.model.tokenizer.tokenizer
-        output = tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        output = self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return WatchedAnswer(
-            prompt=tokenizer.decode(prompt, clean_up_tokenization_spaces=False),
+            prompt=self.tokenizer.decode(prompt, clean_up_tokenization_spaces=False),
             output=output,
             num_tokens=len(token_ids),
             finished=finished,
@@ -191,8 +192,8 @@ def watched_prompts(arrays: TokenArrays, *, count: int, max_length: int) -> list
 
 
 def stop_ids_of(tokenizer: Any) -> frozenset[int]:
-    """The tokens that end an answer, from NeMo's tokenizer."""
-    return frozenset(end_ids(tokenizer.tokenizer))
+    """The tokens that end an answer, from transformers' tokenizer."""
+    return frozenset(end_ids(tokenizer))
 
 
 def _degenerate_rate(answers: list[WatchedAnswer]) -> float:

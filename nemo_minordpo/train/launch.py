@@ -34,7 +34,7 @@ from nemo_minordpo.train.folder.attempt import ReplacedError, record_failure
 from nemo_minordpo.train.folder.run_folder import RunFolder, rank_of_process
 from nemo_minordpo.train.folder.stopping import StopRequest
 from nemo_minordpo.train.model import starting_adapters
-from nemo_minordpo.train.model.model_config import build_model_config, model_size, read_checkpoint_config
+from nemo_minordpo.train.model.model_config import build_model_config, checkpoint_config, model_size
 from nemo_minordpo.train.model.preference_loss import losses_of, require_usable_loss, source_of
 from nemo_minordpo.train.schedule import schedule_notes
 
@@ -71,9 +71,9 @@ def main(overrides: list[str], *, only_reference: bool = False) -> None:
     if rank_of_process() == 0:
         prepare_run(config)
     folder = RunFolder(Path(config.exp_manager.explicit_log_dir))
-    if folder.nemo.exists():
+    if (result := folder.result(config)).exists():
         if rank_of_process() == 0:
-            say(f"this run is complete: {folder.nemo}")
+            say(f"this run is complete: {result}")
         return
     if started_by_launcher or config.trainer.num_nodes * config.trainer.devices == 1:
         if rank_of_process() == 0:
@@ -87,7 +87,7 @@ def main(overrides: list[str], *, only_reference: bool = False) -> None:
 
 
 def run_this_rank(config: TrainConfig, *, only_reference: bool = False) -> bool:
-    """Train as one rank, in this process; any error, from the import of NeMo on, is recorded in the run's `failures/`.
+    """Train as one rank, in this process; errors, from the import of Megatron on, are recorded in its `failures/`.
 
     Args:
         config: configuration of a run prepared by :func:`prepare_run`.
@@ -102,8 +102,8 @@ def run_this_rank(config: TrainConfig, *, only_reference: bool = False) -> bool:
     stop.listen()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tokenizers warn about threads when the checkpoint writer forks
     try:
-        stand_ins = host.prepare()
-        from nemo_minordpo.train.run import run_rank  # imports NeMo
+        stand_ins = host.prepare(config.host)
+        from nemo_minordpo.train.run import run_rank  # imports Megatron
 
         return run_rank(config, folder, stop, stand_ins=stand_ins, only_reference=only_reference)
     except ReplacedError:
@@ -129,13 +129,13 @@ def prepare_run(config: TrainConfig) -> None:
     """Make the run folder and tokenise the pairs; does nothing if that is done."""
     checkpoint = Path(config.pretrained_checkpoint.restore_from_path)
     model_config = build_model_config(
-        config, read_checkpoint_config(checkpoint), cuda=host.has_cuda(), te=host.has_transformer_engine()
+        config, checkpoint_config(config, checkpoint), cuda=host.has_cuda(), te=host.has_transformer_engine()
     )
     if (adapters := config.model.peft.restore_from_path) is not None:
         words = starting_adapters.in_words(model_config, Path(adapters))
         say(f"note: {words}")
     if (other := config.pretrained_checkpoint.reference_from_path) is not None:
-        read_checkpoint_config(Path(other), setting="pretrained_checkpoint.reference_from_path")
+        checkpoint_config(config, Path(other), setting="pretrained_checkpoint.reference_from_path")
     data = config.model.data
     files = {
         split: expand_files(patterns)

@@ -22,8 +22,8 @@ from nemo_minordpo.train.launch import load_tokenizer, read_settings
 from nemo_minordpo.train.model.layout import data_parallel_size, layout_in_words, possible_layouts
 from nemo_minordpo.train.model.model_config import (
     build_model_config,
+    checkpoint_config,
     model_size,
-    read_checkpoint_config,
     row_multiple_of,
 )
 from nemo_minordpo.train.schedule import schedule_notes
@@ -149,7 +149,7 @@ def make_plan(config: TrainConfig, *, elsewhere: bool = False) -> Plan:
         UserError: for the same reasons as `minordpo train` before it starts ranks.
     """
     cuda = _is_for_cuda(config, elsewhere=elsewhere)
-    checkpoint = read_checkpoint_config(Path(config.pretrained_checkpoint.restore_from_path))
+    checkpoint = checkpoint_config(config, Path(config.pretrained_checkpoint.restore_from_path))
     model = _planned_model(config, checkpoint, cuda=cuda)
     tokenizer = load_tokenizer(Path(model.tokenizer.type))
     size = model_size(model, vocab_size=len(tokenizer))

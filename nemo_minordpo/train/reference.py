@@ -17,7 +17,7 @@ def evaluate_reference(model: Any, batches: Any, *, title: str, places: Places =
     """:func:`log_probs_of` with the model temporarily in eval mode, with a progress bar.
 
     Args:
-        model: MegatronGPTMinorDPOModel.
+        model: PairModel.
         batches: dataset.PairBatches of the split.
         title: title of the progress bar.
         places: names pairs in the error message.
@@ -37,7 +37,7 @@ def log_probs_of(model: Any, batches: Any, *, on_batch: Callable[[int], None] = 
     """[N, 2], float64, nats, on every rank: log-probabilities of all responses, chosen and rejected.
 
     Args:
-        model: MegatronGPTMinorDPOModel in eval mode.
+        model: PairModel in eval mode.
         batches: dataset.PairBatches.
         on_batch: called with the number of pairs of each batch.
     """
@@ -60,7 +60,7 @@ def noise_of_reference(model: Any, batch: StepBatch, *, live: bool) -> float:
     Infinite if a log-probability is not finite.
 
     Args:
-        model: MegatronGPTMinorDPOModel, before its first step.
+        model: PairModel, before its first step.
         batch: pairs as packed for training, with the reference log-probabilities that training would use.
         live: whether these were evaluated live.
     """

@@ -64,7 +64,7 @@ def require_finite_norm(norm: float, model: Any, *, when: str) -> None:
 
     Args:
         norm: over all gradients.
-        model: MegatronGPTMinorDPOModel, with the gradients.
+        model: PairModel, with the gradients.
         when: the step, for the message.
 
     Raises:
@@ -118,7 +118,7 @@ def require_finite_weights(model: Any, *, when: str) -> None:
     """Check the trained weights, each rank its own part; collective.
 
     Args:
-        model: MegatronGPTMinorDPOModel.
+        model: PairModel.
         when: the time, for the message.
 
     Raises:

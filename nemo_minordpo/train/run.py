@@ -1,13 +1,11 @@
-"""One rank of a training run, from set-up to `model.nemo`.
+"""One rank of a training run, from set-up to the trained model.
 
-Imports NeMo, so call `host.prepare()` before importing this module.
+Imports Megatron, so call `host.prepare()` before importing this module.
 """
 
-import logging
 from typing import Any
 
 import torch
-from nemo.utils import logging as nemo_logging
 
 from nemo_minordpo.config import TrainConfig, duration_in_seconds
 from nemo_minordpo.host import StandIn
@@ -34,7 +32,6 @@ def run_rank(
         stand_ins: result of `host.prepare()`.
         only_reference: stop before the first step, once the reference log-probabilities are cached.
     """
-    _quiet_nemo()
     own = _begin(folder) if rank_of_process() == 0 and not only_reference else None
     with RunLog(config, folder, own, stand_ins=stand_ins) as log:
         trainer = set_up(config, folder, only_reference=only_reference)
@@ -58,7 +55,7 @@ def _train(
     log: RunLog,
     stop: StopRequest,
 ) -> str:
-    """Train from the newest checkpoint to `model.nemo`. Returns why the run stopped early; empty if it is complete.
+    """Train from the newest checkpoint to the trained model. Returns why it stopped early; empty if it is complete.
 
     `own` is the attempt on the first rank, None on others.
     """
@@ -75,8 +72,8 @@ def _train(
         with log.training(resumed=resumed, max_steps=trainer.max_steps):
             reason = trainer.fit(log, attempt=attempt, stop=stop, stalls=stalls)
         if not reason and config.trainer.dpo.save_nemo:
-            stalls.beat("model.nemo")
-            save_model(folder.nemo, model=trainer.model, attempt=attempt)
+            stalls.beat("the trained model")
+            save_model(folder.result(config), host=trainer.host, attempt=attempt)
     finally:
         stalls.end()
     if own is not None:
@@ -92,10 +89,3 @@ def _known_to_all(own: Attempt | None, folder: RunFolder) -> Attempt:
     claimed: list[Any] = [own]
     torch.distributed.broadcast_object_list(claimed)
     return claimed[0]
-
-
-def _quiet_nemo() -> None:
-    """Silence NeMo's and Lightning's hundreds of set-up lines per rank; errors are still shown."""
-    nemo_logging.setLevel(logging.ERROR)
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "megatron", "torch.distributed"):
-        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,35 +1,25 @@
-"""Sets up one rank: process groups, model, reference, optimizer and data, in the order they are needed.
+"""Sets up one rank: the host with its model and optimizer, the reference and the data.
 
-Imports NeMo, so call `host.prepare()` before importing this module.
+Imports Megatron, so call `host.prepare()` before importing this module.
 """
 
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from nemo.collections.nlp.parts.megatron_trainer_builder import MegatronTrainerBuilder
-from nemo_aligner.utils.train_script_utils import (
-    extract_optimizer_scheduler_from_ptl_model,
-    init_distributed,
-    init_peft,
-    init_using_ptl,
-)
-from nemo_aligner.utils.utils import load_from_nemo, retrieve_model_state_dict_in_cpu
-from omegaconf import OmegaConf
 
 from nemo_minordpo import file_names, host
 from nemo_minordpo.config import TrainConfig
 from nemo_minordpo.errors import UserError
+from nemo_minordpo.hugging_face import find_tokenizer
 from nemo_minordpo.pairs.tokens import TokenArrays, load_arrays
 from nemo_minordpo.train.answers import AnswerWatch, stop_ids_of, watched_prompts
 from nemo_minordpo.train.data.dataset import PairBatches, segment_lengths_of
 from nemo_minordpo.train.folder.run_folder import RunFolder
 from nemo_minordpo.train.model import fp8
-from nemo_minordpo.train.model.adapters import load_adapters
 from nemo_minordpo.train.model.generation import GenerationLimits
-from nemo_minordpo.train.model.minordpo_model import MegatronGPTMinorDPOModel
-from nemo_minordpo.train.model.model_config import build_model_config, read_checkpoint_config, row_multiple_of
+from nemo_minordpo.train.model.model_config import build_model_config, checkpoint_config, row_multiple_of
+from nemo_minordpo.train.model.pair_model import PairModel
 from nemo_minordpo.train.products import agree_on_products
 from nemo_minordpo.train.reference import evaluate_reference
 from nemo_minordpo.train.reference_cache import ReferenceCache, load_or_evaluate, reference_folder, reference_key
@@ -49,75 +39,41 @@ def set_up(config: TrainConfig, folder: RunFolder, *, only_reference: bool = Fal
     other = config.pretrained_checkpoint.reference_from_path if only_reference else None
     checkpoint = Path(other or config.pretrained_checkpoint.restore_from_path)
     model_config = build_model_config(
-        config, read_checkpoint_config(checkpoint), cuda=host.has_cuda(), te=host.has_transformer_engine()
+        config, checkpoint_config(config, checkpoint), cuda=host.has_cuda(), te=host.has_transformer_engine()
     )
-    lightning_trainer = _lightning_trainer(config, model_config)
-    model: Any = load_from_nemo(
-        MegatronGPTMinorDPOModel, model_config, lightning_trainer, strict=True, restore_path=str(checkpoint)
+    start = config.model.peft.restore_from_path
+    hosted = _build_of(config)(
+        config,
+        model_config,
+        checkpoint,
+        adapters=Path(start) if start is not None and other is None else None,
+        on_groups=lambda: None if host.has_cuda() else agree_on_products(folder),
     )
-    init_distributed(lightning_trainer, model, model_config.get("transformer_engine", False))
-    if not host.has_cuda():
-        agree_on_products(folder)
-    if config.model.peft.peft_scheme != "none":
-        init_peft(model, model_config)
-    if config.model.peft.restore_from_path is not None and other is None:
-        load_adapters(model, Path(config.model.peft.restore_from_path))
-    if model.needs_reference and config.model.dpo.reference_log_probs == "live":
-        model.ref_policy_state_dict = retrieve_model_state_dict_in_cpu(
-            model, megatron_amp_O2=model_config.megatron_amp_O2
-        )
-    init_using_ptl(lightning_trainer, model, None, None)
-    optimizer, _ = extract_optimizer_scheduler_from_ptl_model(model)
-    if fp8.in_use(model):
+    model = hosted.model
+    if model.uses_fp8:
         # the first pairs of the file, independent of the seed: runs share the reference, which uses these scales
         first = _pair_batches(
-            config, model, load_arrays(folder.data("train")), row_capacity=config.model.data.packed_sequence_size
+            config,
+            model,
+            load_arrays(folder.data("train")),
+            row_capacity=config.model.data.packed_sequence_size,
         )
-        fp8.find_scales(model, optimizer, next(first.in_file_order()))
+        fp8.find_scales(hosted, next(first.in_file_order()))
     has_validation = bool(config.model.data.data_prefix.validation)
     return MinorDPOTrainer(
         config=config,
-        model=model,
-        optimizer=optimizer,
-        strategy=lightning_trainer.strategy,
+        host=hosted,
         train=_batches(config, folder, "train", model, only_reference=only_reference),
         validation=(
             _batches(config, folder, "validation", model, only_reference=only_reference) if has_validation else None
         ),
         checkpoints=folder.checkpoints,
-        throughput=_throughput(model),
+        throughput=_throughput(config, model),
         answers=_answer_watch(config, folder, model) if config.trainer.dpo.watch.interval else None,
     )
 
 
-def _lightning_trainer(config: TrainConfig, model_config: Any) -> Any:
-    """Lightning's Trainer as NeMo builds it, for strategy and precision; its own loop never runs."""
-    trainer = config.trainer
-    accelerator = trainer.accelerator
-    if accelerator == "auto":
-        accelerator = "gpu" if host.has_cuda() else "cpu"
-    settings = {
-        "num_nodes": trainer.num_nodes,
-        "devices": trainer.devices,
-        "accelerator": accelerator,
-        "precision": trainer.precision,
-        "logger": False,
-        "enable_checkpointing": False,
-        "use_distributed_sampler": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        # Megatron's distributed optimizer compares it with 0; an infinite limit clips nothing
-        "gradient_clip_val": config.trainer.dpo.gradient_clip_val or math.inf,
-        # only for NeMo's own schedules, which are not used
-        "max_steps": 1,
-    }
-    cfg = OmegaConf.create(
-        {"trainer": settings, "model": model_config, "exp_manager": {"log_tflops_per_sec_per_gpu": False}}
-    )
-    return MegatronTrainerBuilder(cfg).create_trainer()
-
-
-def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any, *, only_reference: bool) -> Any:
+def _batches(config: TrainConfig, folder: RunFolder, split: str, model: PairModel, *, only_reference: bool) -> Any:
     """The packed batches of a split, with the reference's log-probabilities if those are cached."""
     arrays = load_arrays(folder.data(split))
     batches = _pair_batches(config, model, arrays, row_capacity=config.model.data.packed_sequence_size)
@@ -146,12 +102,21 @@ def _batches(config: TrainConfig, folder: RunFolder, split: str, model: Any, *, 
     return batches
 
 
-def _vocab_size(model: Any) -> int:
+def _build_of(config: TrainConfig) -> Any:
+    """The host's function that sets up this rank; hosts are imported only if they are used."""
+    if config.host == "bridge":
+        from nemo_minordpo.train.hosts.bridge.host import build
+    else:
+        from nemo_minordpo.train.hosts.aligner.host import build
+    return build
+
+
+def _vocab_size(model: PairModel) -> int:
     """Number of rows of the embedding, over all ranks."""
     return model.cfg.get("override_vocab_size") or model.padded_vocab_size
 
 
-def _pair_batches(config: TrainConfig, model: Any, arrays: TokenArrays, *, row_capacity: int) -> Any:
+def _pair_batches(config: TrainConfig, model: PairModel, arrays: TokenArrays, *, row_capacity: int) -> Any:
     """The packed batches of some pairs, for this data-parallel rank."""
     rank, size = model.data_parallel
     return PairBatches(
@@ -161,11 +126,12 @@ def _pair_batches(config: TrainConfig, model: Any, arrays: TokenArrays, *, row_c
         row_multiple=row_multiple_of(model.cfg),
         data_parallel_rank=rank,
         data_parallel_size=size,
-        pad_id=model.tokenizer.eos_id,
+        # any token: nothing attends to padding, and nothing is predicted there
+        pad_id=0,
     )
 
 
-def _answer_watch(config: TrainConfig, folder: RunFolder, model: Any) -> Any:
+def _answer_watch(config: TrainConfig, folder: RunFolder, model: PairModel) -> Any:
     """The watch on the model's answers, to prompts of the validation pairs or, without any, of the training pairs."""
     settings, data = config.trainer.dpo.watch, config.model.data
 
@@ -175,12 +141,14 @@ def _answer_watch(config: TrainConfig, folder: RunFolder, model: Any) -> Any:
         return _pair_batches(config, model, pairs, row_capacity=row_capacity)
 
     arrays = load_arrays(folder.data("validation" if data.data_prefix.validation else "train"))
+    tokenizer = find_tokenizer(model.cfg.tokenizer.type, needs_eos=True)
     return AnswerWatch(
         folder=folder.path / file_names.WATCH,
         model=model,
+        tokenizer=tokenizer,
         prompts=watched_prompts(arrays, count=settings.num_prompts, max_length=data.seq_length),
         limits=GenerationLimits(
-            stop_ids=stop_ids_of(model.tokenizer),
+            stop_ids=stop_ids_of(tokenizer),
             max_new_tokens=settings.max_new_tokens,
             max_length=data.seq_length,
             row_capacity=data.packed_sequence_size,
@@ -193,10 +161,10 @@ def _answer_watch(config: TrainConfig, folder: RunFolder, model: Any) -> Any:
     )
 
 
-def _throughput(model: Any) -> Any:
+def _throughput(config: TrainConfig, model: PairModel) -> Any:
     torch.distributed.barrier()  # ranks of one machine share its cores
-    peak = torch.tensor(
-        measure_matmul_peak(next(model.parameters()).dtype), dtype=torch.float64, device=torch.cuda.current_device()
-    )
+    dtype = next(model.get_model_module_list()[0].parameters()).dtype
+    peak = torch.tensor(measure_matmul_peak(dtype), dtype=torch.float64, device=torch.cuda.current_device())
     torch.distributed.all_reduce(peak)
-    return Throughput(size=model.size, matmul_peak=peak.item(), frozen=model.use_peft)
+    frozen = config.model.peft.peft_scheme != "none"
+    return Throughput(size=model.size, matmul_peak=peak.item(), frozen=frozen)

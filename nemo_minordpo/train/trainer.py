@@ -6,11 +6,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from megatron.core import tensor_parallel
-from nemo_aligner.utils.train_utils import clip_gradients
 from torch import Tensor
 
 from nemo_minordpo.config import TrainConfig
@@ -22,6 +19,8 @@ from nemo_minordpo.train.folder.attempt import Attempt
 from nemo_minordpo.train.folder.checkpoints import Counters, load_checkpoint, newest_intact_checkpoint, save_checkpoint
 from nemo_minordpo.train.folder.run_log import RunLog
 from nemo_minordpo.train.folder.stopping import StallDetector, StopRequest
+from nemo_minordpo.train.hosts.protocol import Host
+from nemo_minordpo.train.model.pair_model import PairModel
 from nemo_minordpo.train.reference import noise_of_reference
 from nemo_minordpo.train.require_finite import (
     Places,
@@ -44,9 +43,7 @@ class MinorDPOTrainer:
     after it.
 
     Attributes:
-        model: MegatronGPTMinorDPOModel after Lightning's set-up.
-        optimizer: torch's, or NeMo's wrapper of it.
-        strategy: NeMo's; it knows how an optimizer is sharded.
+        host: the model and its optimizer.
         train, validation: the splits; validation is optional.
         checkpoints: folder of the checkpoints.
         throughput: converts a step's time to rates.
@@ -54,9 +51,7 @@ class MinorDPOTrainer:
     """
 
     config: TrainConfig
-    model: Any
-    optimizer: Any
-    strategy: Any
+    host: Host
     train: PairBatches
     validation: PairBatches | None
     checkpoints: Path
@@ -64,6 +59,10 @@ class MinorDPOTrainer:
     answers: AnswerWatch | None
     progress: Counters = field(default_factory=Counters)
     _validation: StepMetrics | None = field(default=None, init=False)
+
+    @property
+    def model(self) -> PairModel:
+        return self.host.model
 
     @property
     def max_steps(self) -> int:
@@ -77,7 +76,7 @@ class MinorDPOTrainer:
         """Resume from the newest intact checkpoint of the run folder, if there is one."""
         newest = newest_intact_checkpoint(self.checkpoints, attempt)
         if newest is not None:
-            self.progress = load_checkpoint(newest, strategy=self.strategy, model=self.model, optimizer=self.optimizer)
+            self.progress = load_checkpoint(newest, host=self.host)
         return self.progress
 
     def fit(self, log: RunLog, *, attempt: Attempt, stop: StopRequest, stalls: StallDetector) -> str:
@@ -133,24 +132,16 @@ class MinorDPOTrainer:
         started = time.perf_counter()
         step = self.progress.step
         batch = self._with_references(coming.result())
-        # Dropout depends on the step only, so a resumed run draws the same as an uninterrupted one.
-        tensor_parallel.model_parallel_cuda_manual_seed(self.config.model.seed + step)
         rate = learning_rate(step, max_steps=self.max_steps, optim=self.config.model.optim)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad()
-        self.model.prepare_for_training_step()
+        # Dropout depends on the step only, so a resumed run draws the same as an uninterrupted one.
+        self.host.begin_step(rate=rate, seed=self.config.model.seed + step)
         values = self.model.pair_metrics(batch, forward_only=False)
         metrics = self._summary(values, when=f"step {step + 1}", places=self._places_of_step(step))
-        self.model.finish_training_step()
         # an infinite limit clips nothing but still returns the norm
-        grad_norm = clip_gradients(self.model, self.config.trainer.dpo.gradient_clip_val or math.inf)
-        norm = self._finite_norm(grad_norm)
-        stepped = self.optimizer.step()
-        if self.model.use_mcore_dist_optim:
-            # it clips within its step, which returns (loss, norm, zeros); if the norm is not finite, the weights are
-            # already spoilt, but they are not saved
-            norm = self._finite_norm(stepped[1])
+        limit = self.config.trainer.dpo.gradient_clip_val or math.inf
+        norm = self._finite_norm(self.host.reduce_and_clip(max_norm=limit))
+        # if only this returns the norm and it is not finite, the weights are already spoilt, but they are not saved
+        norm |= self._finite_norm(self.host.update_weights())
         self.progress = replace(
             self.progress, step=step + 1, consumed_pairs=self.progress.consumed_pairs + batch.num_global_pairs
         )
@@ -162,12 +153,12 @@ class MinorDPOTrainer:
         metrics["peak_memory_gib"] = peak_memory_gib()
         return self._line("train", metrics)
 
-    def _finite_norm(self, grad_norm: Tensor | float | None) -> dict[str, float]:
-        """The gradient norm as a metric, if the optimizer returns one; the same on every rank."""
+    def _finite_norm(self, grad_norm: float | None) -> dict[str, float]:
+        """The gradient norm as a metric, if there is one; the same on every rank."""
         if grad_norm is None:
             return {}
-        require_finite_norm(float(grad_norm), self.model, when=f"step {self.progress.step + 1}")
-        return {"grad_norm": float(grad_norm)}
+        require_finite_norm(grad_norm, self.model, when=f"step {self.progress.step + 1}")
+        return {"grad_norm": grad_norm}
 
     def _places_of_step(self, step: int) -> Places:
         """Names the pairs of a step, given their columns in the step's table."""
@@ -260,9 +251,7 @@ class MinorDPOTrainer:
         last = self._validation
         save_checkpoint(
             self.checkpoints,
-            strategy=self.strategy,
-            model=self.model,
-            optimizer=self.optimizer,
+            host=self.host,
             counters=self.progress,
             attempt=attempt,
             keep=keep,

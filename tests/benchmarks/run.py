@@ -99,7 +99,7 @@ CASES = (
     Case("135M", "few-shot", 1, 2, 1, 2),
     Case("30M", "zero-shot", 2, 16, 4, 3),
     Case("134M", "zero-shot", 2, 8, 2, 2),
-    Case("0.5B", "zero-shot", 1, 2, 1, 2),
+    Case("0.5B", "zero-shot", 1, 4, 1, 2),
 )
 
 
@@ -161,10 +161,10 @@ class Competitor:
         return json.loads(line)
 
 
-def run_case(case: Case, inputs: Inputs, work: Path, *, trl: Path) -> dict[str, Any]:
-    """Medians, all rounds, ratios and the machine of one case."""
+def run_case(case: Case, inputs: Inputs, work: Path, *, trl: Path, only: list[str] | None) -> dict[str, Any]:
+    """Medians, all rounds, ratios and the machine of one case, of all trainers or of ours and some others."""
     machine = describe()
-    names = case.trainers(machine)
+    names = [name for name in case.trainers(machine) if only is None or name in (OURS, *only)]
     ready: dict[str, Any] = {}
     counted: dict[str, list[dict[str, Any]]] = {}
     beside_ours: dict[str, list[float]] = {}
@@ -252,6 +252,7 @@ def main() -> None:
     parser.add_argument("--trl", type=Path, default=Path(".venv-trl/bin/python"), help="Python with TRL")
     parser.add_argument("--case", nargs="*", help=f"{', '.join(case.name for case in CASES)}; default: all")
     parser.add_argument("--rounds", type=int, help="default: each case's own")
+    parser.add_argument("--trainers", nargs="*", choices=TRAINERS, help="besides ours; default: all")
     parser.add_argument(
         "--output",
         type=Path,
@@ -266,7 +267,8 @@ def main() -> None:
     inputs = make_inputs(given.data, given.work.absolute())
     # after each case, so that an interrupted run has its first results, and a later run adds others
     for case in cases:
-        result = run_case(case, inputs, (given.work / "workers").absolute(), trl=given.trl.absolute())
+        work = (given.work / "workers").absolute()
+        result = run_case(case, inputs, work, trl=given.trl.absolute(), only=given.trainers)
         if not result["measured"]:
             print(f"{case.name}: not measured, rounds vary by more than {SPREAD}: {result['spread']}", file=sys.stderr)
         add_result(result, given.output, order=[case.name for case in CASES])

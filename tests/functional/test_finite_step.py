@@ -74,20 +74,19 @@ def _step(*, loss=0.5, norm=1.0, norm_of_step=None):
     ]
     table = torch.zeros(len(PAIR_METRICS), len(PAIRS), dtype=torch.float64)
     table[ROWS["loss"], 2] = loss
-    model = MagicMock(has_dropout=False, use_mcore_dist_optim=norm_of_step is not None)
+    model = MagicMock(has_dropout=False)
     model.options.minordpo_floor = 0.0
     model.pair_metrics.return_value = model.gathered.return_value = table
     layer = torch.nn.Linear(2, 1)
     layer.weight.grad, layer.bias.main_grad = torch.ones(1, 2), torch.tensor([math.nan])
     model.get_model_module_list.return_value = [layer]
-    optimizer = MagicMock(param_groups=[{}])
-    optimizer.step.return_value = (True, norm_of_step, None)
+    host = MagicMock(model=model)
+    host.reduce_and_clip.return_value = norm
+    host.update_weights.return_value = norm_of_step
     train = batches_of(PAIRS)
     trainer = module.MinorDPOTrainer(
         config=load(compose(overrides)),
-        model=model,
-        optimizer=optimizer,
-        strategy=None,
+        host=host,
         train=train,
         validation=None,
         checkpoints=Path("nowhere"),
@@ -97,8 +96,6 @@ def _step(*, loss=0.5, norm=1.0, norm_of_step=None):
     coming = SimpleNamespace(result=lambda: train.training_step(0, seed=default_of("model.seed")))
     error = ""
     with (
-        patch.object(module, "clip_gradients", lambda model, limit: None if norm is None else torch.tensor(norm)),
-        patch.object(module.tensor_parallel, "model_parallel_cuda_manual_seed"),
         patch.object(module, "peak_memory_gib", lambda: 0.0),
         patch.object(torch.distributed, "get_world_size", lambda: 1),
         patch.object(torch.distributed, "all_gather_object", lambda parts, own: parts.__setitem__(0, own)),
@@ -108,7 +105,7 @@ def _step(*, loss=0.5, norm=1.0, norm_of_step=None):
             assert line.values.get("grad_norm") == (norm if norm_of_step is None else norm_of_step)
         except NotFiniteError as stop:
             error = str(stop)
-    return error, optimizer.step.call_count, trainer.progress.step
+    return error, host.update_weights.call_count, trainer.progress.step
 
 
 def _main():

@@ -50,7 +50,7 @@ def _import_nemo() -> list[str]:
     stand_ins = host.prepare()
     import nemo.collections.nlp.models.language_modeling.megatron_gpt_model as nemo_gpt
 
-    from nemo_minordpo.train.model import minordpo_model  # noqa: F401  imports all three
+    from nemo_minordpo.train.hosts.aligner import minordpo_model  # noqa: F401  imports all three
 
     if host.has_transformer_engine() and not nemo_gpt.HAVE_TE:
         raise AssertionError("Transformer Engine imports, but NeMo does not find what it wants of it")

@@ -139,11 +139,12 @@ def delayed_scaling(without: str | None) -> Iterator[None]:
     """
     from nemo_minordpo.train import reference
     from nemo_minordpo.train.model import fp8
+    from nemo_minordpo.train.model.pair_model import PairModel
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpt_layer_specs, "ColumnParallelLinear", ScaledColumnParallelLinear)
         patch.setattr(gpt_layer_specs, "RowParallelLinear", ScaledRowParallelLinear)
-        patch.setattr(fp8, "in_use", lambda model: True)
+        patch.setattr(PairModel, "uses_fp8", True)
         if without == "find_scales":
             patch.setattr(fp8, "find_scales", lambda *args: None)
         if without == "scales_kept":

@@ -5,10 +5,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.by_hand import read_rows, sequence
 from tests.comparison import without_measured
 from tests.parallel.runs_of import BF16_LAYOUTS, CURVE_SEEDS, NUM_STEPS
 from tests.parallel.test_layouts import COMPARED, worst_relative_difference
-from tests.parallel.test_reference_loop import rows_of, sequence
 from tests.parallel.test_resume import checkpoint_tensors
 
 RUNS_OF = ("layouts", "bfloat16")
@@ -87,7 +87,7 @@ def test_log_probs_are_as_exact_as_those_of_transformers_in_bfloat16(runs, works
     """Against float64 with the same rounded weights. The noise of the reference is of the size of these errors."""
     torch.set_num_threads(1)
     recorded = torch.load(workspace / "log_probs_bf16.pt")
-    tokenizer, rows = AutoTokenizer.from_pretrained(workspace / "hf"), rows_of(workspace)
+    tokenizer, rows = AutoTokenizer.from_pretrained(workspace / "hf"), read_rows(workspace / "train.jsonl")
     model = AutoModelForCausalLM.from_pretrained(workspace / "hf", torch_dtype=torch.bfloat16)
     naive = log_probs_of(model, tokenizer, rows, recorded)
     exact = log_probs_of(model.double(), tokenizer, rows, recorded)

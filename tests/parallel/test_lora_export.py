@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_minordpo.convert.nemo_to_hf import export_hf
 from nemo_minordpo.convert.peft_folder import export_peft
+from tests.by_hand import read_rows, sequence, token_log_probs
 from tests.comparison import largest
-from tests.parallel.test_reference_loop import rows_of, sequence, token_log_probs
 
 RUNS_OF = ("adapters", "from adapters")
 
@@ -40,7 +40,7 @@ def mean_log_probs(model, workspace, side):
     with torch.no_grad():
         sums = [
             token_log_probs(model, *sequence(tokenizer, row, side)).double().sum()
-            for row in rows_of(workspace, "validation")
+            for row in read_rows(workspace / "validation.jsonl")
         ]
     return torch.stack(sums).mean().item()
 

@@ -1,57 +1,24 @@
 """Megatron against transformers on the same weights: log-probabilities, and a hand-written training loop."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
-from nemo_minordpo.config import OptimSection, ScheduleSection
 from nemo_minordpo.convert.nemo_to_hf import export_hf
-from nemo_minordpo.train.schedule import learning_rate
+from tests.by_hand import BETA, LR, load, read_rows, sequence, step_rows, token_log_probs, trained
 from tests.comparison import largest
 from tests.parallel.runs_of import NUM_STEPS
 from tests.parallel.test_layouts import COMPARED, worst_relative_difference
 
 RUNS_OF = ("layouts", "losses")
 
-BETA, LR, SEED, BATCH = 0.1, 5e-3, 1234, 8
-
-
-def load(workspace, name="hf"):
-    torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(workspace / name, attn_implementation="eager").float()
-    return model, AutoTokenizer.from_pretrained(workspace / name)
-
-
-def sequence(tokenizer, row, side):
-    """(token ids, prompt length), as a reader of the documentation would compute them."""
-    prompt = tokenizer(row["prompt"]).input_ids
-    return [*tokenizer(row["prompt"] + row[side]).input_ids, tokenizer.eos_token_id], len(prompt)
-
-
-def token_log_probs(model, ids, prompt_length):
-    logits = model(torch.tensor([ids])).logits[0].float()
-    log_probs = logits.log_softmax(-1)
-    return torch.stack([log_probs[place - 1, ids[place]] for place in range(prompt_length, len(ids))])
-
-
-def rows_of(workspace, split="train"):
-    return [json.loads(line) for line in (workspace / f"{split}.jsonl").read_text().splitlines()]
-
-
-def step_rows(rows, step):
-    steps = -(-len(rows) // BATCH)
-    order = np.random.default_rng([SEED, step // steps]).permutation(len(rows))
-    return [rows[i] for i in order[step % steps * BATCH : (step % steps + 1) * BATCH]]
-
 
 @pytest.mark.parametrize("ranks", ["one", "tp2"])
 def test_log_probs_equal_transformers(runs, workspace, ranks):
-    model, tokenizer = load(workspace)
+    model, tokenizer = load(workspace / "hf")
     recorded = torch.load(workspace / f"log_probs_{ranks}.pt")
-    rows = rows_of(workspace)
+    rows = read_rows(workspace / "train.jsonl")
     token_errors, sequence_errors, num_tokens, shifted = [], [], 0, []
     with torch.no_grad():
         for (pair, rejected), (tokens, total) in recorded.items():
@@ -73,49 +40,21 @@ def test_log_probs_equal_transformers(runs, workspace, ranks):
 @pytest.mark.parametrize(("model", "run"), [("hf", "one"), ("hf_qwen3", "qwen3_tp2")])
 def test_ten_steps_equal_a_loop_by_hand(runs, workspace, tmp_path, model, run):
     """MinorDPO with SGD in plain PyTorch: same pairs, learning rate and clipping, hence the same weights."""
-    policy, tokenizer = load(workspace, model)
-    reference, _ = load(workspace, model)
-    optimizer = torch.optim.SGD(policy.parameters(), lr=LR)
-    optim = OptimSection(lr=LR, sched=ScheduleSection())
+    policy, expected = trained(workspace / model, workspace / "train.jsonl", num_steps=NUM_STEPS)
     lines = runs.metrics(run)
-    assert len(lines) == NUM_STEPS
-    worst = 0.0
-    for step, line in enumerate(lines):
-        losses, chosen_rewards, rejected_rewards = [], [], []
-        for row in step_rows(rows_of(workspace), step):
-            ratios = []
-            for side in ("chosen_response", "rejected_response"):
-                ids, prompt_length = sequence(tokenizer, row, side)
-                with torch.no_grad():
-                    under_reference = token_log_probs(reference, ids, prompt_length).double().sum()
-                ratios.append(token_log_probs(policy, ids, prompt_length).double().sum() - under_reference)
-            penalty = ratios[1] if ratios[1] > 0 else torch.zeros(())
-            losses.append(torch.log1p(torch.exp(-BETA * (ratios[0] - penalty))))
-            chosen_rewards.append(ratios[0].item())
-            rejected_rewards.append(ratios[1].item())
-        loss = torch.stack(losses).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, max_steps=NUM_STEPS, optim=optim)
-        optimizer.step()
-        by_hand = {
-            "loss": loss.item(),
-            "rewards/chosen": np.mean(chosen_rewards),
-            "rewards/rejected": np.mean(rejected_rewards),
-            "grad_norm": norm.item(),
-        }
-        differences = (abs(line.values[name] - value) / max(abs(value), 1.0) for name, value in by_hand.items())
-        worst = largest([worst, *differences])
+    worst = largest(
+        abs(line.values[name] - value) / max(abs(value), 1.0)
+        for line, by_hand in zip(lines, expected, strict=True)
+        for name, value in by_hand.items()
+    )
     print(f"{run}: worst relative difference over {NUM_STEPS} steps: {worst:.1e}")
     assert worst < 1e-4
     export_hf(workspace / run, tmp_path / "trained")
-    trained, start = AutoModelForCausalLM.from_pretrained(tmp_path / "trained"), load(workspace, model)[0]
-    for name, expected in policy.named_parameters():
-        moved = (expected - start.get_parameter(name)).norm()
+    exported, start = AutoModelForCausalLM.from_pretrained(tmp_path / "trained"), load(workspace / model)[0]
+    for name, weight in policy.named_parameters():
+        moved = (weight - start.get_parameter(name)).norm()
         assert moved > 0
-        assert (trained.get_parameter(name) - expected).norm() < 1e-3 * moved, name
+        assert (exported.get_parameter(name) - weight).norm() < 1e-3 * moved, name
 
 
 def test_the_first_step_learns(runs):
@@ -134,7 +73,7 @@ def runs_rates(runs, name):
 
 def test_every_loss_trains(runs):
     """Upstream's losses and ours through the same step; each has a known value at the first step."""
-    rows = step_rows(rows_of_runs(runs), 0)
+    rows = step_rows(read_rows(runs.path / "train.jsonl"), 0)
     margin = np.array([row["chosen_reward"] - row["rejected_reward"] for row in rows])
     sigmoid = 1 / (1 + np.exp(-margin))
     first = {
@@ -160,7 +99,3 @@ def test_a_mix_that_reads_every_input_is_the_same_on_two_ranks(runs):
     one, two = runs.metrics("mix_one"), runs.metrics("mix_dp2")
     assert one[-1].values["loss"] < one[0].values["loss"]
     assert largest(worst_relative_difference(one, two, name) for name in COMPARED) < 1e-5
-
-
-def rows_of_runs(runs):
-    return rows_of(runs.path)

@@ -107,7 +107,7 @@ def write_log_probs(config, path: Path, *, steps_before: int) -> None:
     from megatron.core import parallel_state
 
     from nemo_minordpo.train.folder.run_folder import RunFolder
-    from nemo_minordpo.train.model import packed_rows_model as model_module
+    from nemo_minordpo.train.model import pair_model as model_module
     from nemo_minordpo.train.set_up import set_up
 
     trainer = set_up(config, RunFolder(Path(config.exp_manager.explicit_log_dir)))
@@ -122,8 +122,8 @@ def write_log_probs(config, path: Path, *, steps_before: int) -> None:
 
     model_module.sequence_log_probs = recording
     batch = trainer.train.training_step(0, seed=config.model.seed)
-    trainer.model.prepare_for_validation_step()
-    sequences = trainer.model.get_logprob_batch(batch)
+    with trainer.model.evaluating():
+        sequences = trainer.model.get_logprob_batch(batch)
     model_module.sequence_log_probs = original
     if parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0:
         by_response = {}

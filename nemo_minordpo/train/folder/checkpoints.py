@@ -15,7 +15,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -24,8 +23,8 @@ from nemo_minordpo.config import CheckpointSection
 from nemo_minordpo.errors import UserError
 from nemo_minordpo.files import sha256_of_file, write_json
 from nemo_minordpo.train.folder.attempt import Attempt
-from nemo_minordpo.train.folder.optimizer_state import load_optimizer_state, sharded_optimizer_state
 from nemo_minordpo.train.folder.stopping import signals_kept_from_children
+from nemo_minordpo.train.hosts.protocol import Host
 
 _FILES, _COUNTERS = "files.json", "progress.json"
 # Errors that torch, Megatron and the system raise when reading or writing a checkpoint.
@@ -66,9 +65,7 @@ def newest_intact_checkpoint(folder: Path, attempt: Attempt) -> Path | None:
 def save_checkpoint(
     folder: Path,
     *,
-    strategy: Any,
-    model: Any,
-    optimizer: Any,
+    host: Host,
     counters: Counters,
     attempt: Attempt,
     keep: CheckpointSection,
@@ -78,7 +75,7 @@ def save_checkpoint(
 
     Args:
         folder: folder of all checkpoints.
-        strategy, model, optimizer, counters: what to save.
+        host, counters: what to save.
         attempt: the attempt that writes it.
         keep: which checkpoints stay.
         monitored: `keep.monitor` in the validation after this step, if there was one.
@@ -95,11 +92,8 @@ def save_checkpoint(
         temporary.mkdir(parents=True)
     torch.distributed.barrier()
     try:
-        state, steps = _sharded_state(strategy, model, optimizer, is_loading=False)
-        state["progress"] = asdict(counters)
-        state["optimizer_steps"] = steps
         with signals_kept_from_children():
-            strategy.unwrapped_checkpoint_io.save_checkpoint(state, str(temporary))
+            host.write_state(temporary, asdict(counters))
         torch.distributed.barrier()
         if _is_first_rank():
             # a resumed run reads the counters from the checkpoint itself; `_obsolete` reads the monitored metric here
@@ -127,10 +121,10 @@ def save_checkpoint(
     return path
 
 
-def save_model(path: Path, *, model: Any, attempt: Attempt) -> None:
-    """Write the trained model as a .nemo file.
+def save_model(path: Path, *, host: Host, attempt: Attempt) -> None:
+    """Write the trained model, a file or a folder.
 
-    It is written in a folder of its own first, because NeMo stages next to the file and fails on leftovers.
+    It is written in a folder of its own first, because NeMo stages next to its file and fails on leftovers.
 
     Raises:
         ReplacedError: another attempt has taken over the run.
@@ -140,7 +134,7 @@ def save_model(path: Path, *, model: Any, attempt: Attempt) -> None:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
     torch.distributed.barrier()
-    model.save_to(str(staging / path.name))
+    host.save_model(staging / path.name)
     torch.distributed.barrier()
     if _is_first_rank():
         attempt.check()
@@ -156,36 +150,19 @@ def remove_leftovers(folder: Path, attempt: Attempt) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def load_checkpoint(path: Path, *, strategy: Any, model: Any, optimizer: Any) -> Counters:
+def load_checkpoint(path: Path, *, host: Host) -> Counters:
     """Restore model and optimizer at the current layout, whatever layout wrote the checkpoint.
 
     Raises:
         UserError: the folder cannot be read as a checkpoint of this model.
     """
-    state, _ = _sharded_state(strategy, model, optimizer, is_loading=True)
     try:
-        common = dist_checkpointing.load_common_state_dict(path)
-        loaded = strategy.unwrapped_checkpoint_io.load_checkpoint(str(path), sharded_state_dict=state)
-        counters = Counters(**common["progress"])
+        return Counters(**host.read_state(path))
     except _FAULTS as error:
         raise UserError(
             f"{path} is not a checkpoint of this run ({type(error).__name__}: {error}); "
             "remove the folder to resume from the previous checkpoint"
         ) from error
-    for module in model.get_model_module_list():
-        # with adapters, the checkpoint contains only those
-        weights = {key.removeprefix("model."): value for key, value in loaded["model"].items()}
-        missing = module.load_state_dict(weights, strict=not model.use_peft)
-        assert not missing.unexpected_keys, missing.unexpected_keys
-    load_optimizer_state(optimizer, loaded["optimizer"], steps=common["optimizer_steps"])
-    return counters
-
-
-def _sharded_state(strategy: Any, model: Any, optimizer: Any, *, is_loading: bool) -> tuple[dict[str, Any], int | None]:
-    """Model and optimizer as Megatron's sharded state, and the optimizer's steps if that does not include them."""
-    weights = model.sharded_state_dict()
-    of_optimizer, steps = sharded_optimizer_state(strategy, optimizer, weights, is_loading=is_loading)
-    return {"model": weights, "optimizer": of_optimizer}, steps
 
 
 def _damage(path: Path) -> str:

@@ -46,6 +46,10 @@ class RunFolder:
     def nemo(self) -> Path:
         return self.path / file_names.NEMO
 
+    def result(self, config: TrainConfig) -> Path:
+        """The trained model as the host writes it: a `.nemo`, or Megatron-Bridge's Hugging Face folder."""
+        return self.path / file_names.HF if config.host == "bridge" else self.nemo
+
     def data(self, split: str) -> Path:
         return self.path / file_names.DATA / split
 

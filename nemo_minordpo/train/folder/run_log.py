@@ -94,7 +94,9 @@ class RunLog:
     def finish(self, *, reason: str) -> None:
         """Print the outcome; `reason` is why the run stopped early, empty if it is complete."""
         if self._attempt is not None:
-            result = self._folder.nemo if self._config.trainer.dpo.save_nemo else self._folder.checkpoints
+            result = (
+                self._folder.result(self._config) if self._config.trainer.dpo.save_nemo else self._folder.checkpoints
+            )
             stopped = f"{reason}: a checkpoint was saved; run the same command to resume"
             self._say(stopped if reason else f"done: {result}")
 

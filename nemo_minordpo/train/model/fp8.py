@@ -13,6 +13,7 @@ From the source of Transformer Engine 2.9 (`pytorch/quantization.py`, `pytorch/m
 methods.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,28 +25,20 @@ from nemo_minordpo.train.data.dataset import StepBatch
 _PASSES = 3
 
 
-def in_use(model: Any) -> bool:
-    """Whether the model computes its matrix products in FP8."""
-    return bool(model.cfg.get("fp8"))
-
-
-def find_scales(model: Any, optimizer: Any, batch: StepBatch) -> None:
+def find_scales(host: Any, batch: StepBatch) -> None:
     """Set the scales by forward and backward passes over some pairs, without changing the weights.
 
     Policy and reference start with these scales, which depend only on the weights, the pairs and their packing.
 
     Args:
-        model: MegatronGPTMinorDPOModel, set up.
-        optimizer: its gradients are discarded.
+        host: hosts.protocol.Host; its gradients are discarded.
         batch: the pairs.
     """
     own = batch.with_references([None] * len(batch.micro_batches))
     for _ in range(_PASSES):
-        optimizer.zero_grad()
-        model.prepare_for_training_step()
-        model.get_loss_and_metrics(own, forward_only=False)
-        model.finish_training_step()
-    optimizer.zero_grad()
+        host.begin_step(rate=0.0, seed=1)
+        host.model.get_loss_and_metrics(own, forward_only=False)
+        host.reduce_and_clip(max_norm=math.inf)
 
 
 @contextmanager
@@ -78,7 +71,7 @@ def _layers(model: Any) -> list[Any]:
     """
     parts = model.get_model_module_list()
     layers = [module for part in parts for module in part.modules() if hasattr(module, "reset_fp8_meta_tensors")]
-    if in_use(model) and not layers:
+    if model.uses_fp8 and not layers:
         raise RuntimeError(
             "model.fp8=true, but none of the model's layers has FP8 scales like Transformer Engine's layers; "
             "set precision=bf16 to train without FP8"

@@ -44,7 +44,7 @@ def generate(
     """Generate answers with a model in eval mode; called by, and returned to, every rank of its replica.
 
     Args:
-        model: MegatronGPTMinorDPOModel.
+        model: PairModel.
         prompts: token ids of each prompt, at least one and fewer than `limits.max_length`.
         limits: limits on answers and rows.
         noise: (number of the prompt, position in its answer) -> Gumbel noise [V], to sample at temperature 1.

@@ -15,8 +15,10 @@ from nemo_minordpo.errors import UserError
 from nemo_minordpo.file_names import MODEL_CONFIG
 from nemo_minordpo.sidecars import tokenizer_folder
 from nemo_minordpo.train.model import starting_adapters
-from nemo_minordpo.train.model.layout import data_parallel_size, layout_problems
+from nemo_minordpo.train.model.hf_config import read_hf_config
+from nemo_minordpo.train.model.layout import data_parallel_size
 from nemo_minordpo.train.model.nemo_file import read_nemo
+from nemo_minordpo.train.model.refusals import require_possible, window_of
 
 # Turns off kernels that need CUDA, and initialises weights on the CPU.
 _WITHOUT_CUDA = {
@@ -33,6 +35,14 @@ _WITHOUT_CUDA = {
 _UNUSED_DATA = {"data_impl": "jsonl", "splits_string": None, "index_mapping_dir": None, "skip_warmup": True}
 # Required to build a model.
 _SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "encoder_seq_length")
+
+
+def checkpoint_config(
+    config: TrainConfig, path: Path, *, setting: str = "pretrained_checkpoint.restore_from_path"
+) -> DictConfig:
+    """The model's own configuration, in NeMo's keys, from what the host starts from; arguments and errors as below."""
+    read = read_hf_config if config.host == "bridge" else read_checkpoint_config
+    return read(path, setting=setting)
 
 
 def read_checkpoint_config(path: Path, *, setting: str = "pretrained_checkpoint.restore_from_path") -> DictConfig:
@@ -68,11 +78,11 @@ def read_checkpoint_config(path: Path, *, setting: str = "pretrained_checkpoint.
 
 
 def build_model_config(config: TrainConfig, checkpoint: DictConfig, *, cuda: bool, te: bool) -> DictConfig:
-    """The configuration from which MegatronGPTMinorDPOModel is built.
+    """The configuration from which the host builds its model.
 
     Args:
         config: the run's configuration.
-        checkpoint: from :func:`read_checkpoint_config`.
+        checkpoint: from :func:`checkpoint_config`.
         cuda, te: whether this machine has a CUDA device, and Transformer Engine.
 
     Raises:
@@ -105,10 +115,10 @@ def build_model_config(config: TrainConfig, checkpoint: DictConfig, *, cuda: boo
             # for SwiGLU on CPUs this project has its own kernel (host/fused.py)
             model.update({**_WITHOUT_CUDA, "bias_activation_fusion": model.get("activation") == "fast-swiglu"})
         model.setdefault("gradient_as_bucket_view", True)
-        if _window(model) >= config.model.data.seq_length:
+        if window_of(model) >= config.model.data.seq_length:
             model.window_size = None  # it never cuts a pair
         model.encoder_seq_length = max(model.encoder_seq_length, config.model.data.seq_length)
-    _check(config, model, cuda=cuda, te=te)
+    require_possible(config, model, cuda=cuda, te=te)
     return model
 
 
@@ -156,12 +166,6 @@ def _adapters(config: TrainConfig, model: DictConfig) -> LoraFacts:
     )
 
 
-def _window(model: DictConfig) -> int:
-    """Size of the attention's sliding window, in tokens; 0 if there is none."""
-    window = model.get("window_size")
-    return window[0] if window else 0
-
-
 def _own_settings(section: ModelSection | OptimSection) -> dict[str, Any]:
     """The settings of a section that are set, without its subsections."""
     return {key: value for key, value in vars(section).items() if value is not None and not is_dataclass(value)}
@@ -173,110 +177,3 @@ def _optimizer_settings(config: TrainConfig) -> dict[str, Any]:
     if config.model.optim.name in ("adam", "adamw"):
         settings["fused"] = True  # torch's own kernel: one pass over the weights instead of about ten
     return settings
-
-
-def _check(config: TrainConfig, model: DictConfig, *, cuda: bool, te: bool) -> None:
-    problems = layout_problems(model, num_nodes=config.trainer.num_nodes, devices=config.trainer.devices)
-    if model.tokenizer.library != "huggingface":
-        problems.append(f"model.tokenizer.library={model.tokenizer.library}: huggingface expected")
-    problems += [] if cuda else _problems_of_precision_on_cpus(config)
-    if not cuda and config.trainer.accelerator == "gpu":
-        problems.append("trainer.accelerator=gpu: this machine has no CUDA device")
-    adapters = config.model.peft.peft_scheme != "none"
-    recomputed = {key: model.get(f"activations_checkpoint_{key}") for key in ("granularity", "method", "num_layers")}
-    if recomputed["granularity"] not in (None, "selective", "full"):
-        problems.append(
-            f"model.activations_checkpoint_granularity={recomputed['granularity']}: null, selective or full expected"
-        )
-    if recomputed["granularity"] == "full" and None in recomputed.values():
-        problems.append(
-            "model.activations_checkpoint_granularity=full also needs a method and a number of layers; for all layers, "
-            "one by one: model.activations_checkpoint_method=uniform model.activations_checkpoint_num_layers=1"
-        )
-    if not te and config.model.sequence_parallel and adapters:
-        problems.append(
-            "model.sequence_parallel=true with model.peft.peft_scheme=lora needs Transformer Engine (NeMo's adapters)"
-        )
-    if adapters and model.get("qk_layernorm") and config.model.optim.name == "mcore_distributed_optim":
-        problems.append(
-            "model.optim.name=mcore_distributed_optim with model.peft.peft_scheme=lora: Megatron-Core would sum "
-            "gradients of the model's query and key norms, which are frozen; use model.optim.name=adamw"
-        )
-    problems += _fp8_problems(model) if model.get("fp8") else []
-    problems += _fusion_problems(model, te=te)
-    problems += _packing_problems(config, model, cuda=cuda)
-    if problems:
-        raise UserError("\n".join(problems))
-
-
-def _problems_of_precision_on_cpus(config: TrainConfig) -> list[str]:
-    """CPUs train in float32, or in bfloat16 with main weights."""
-    precision, section = config.trainer.precision, config.model
-    if section.fp8:
-        return ["model.fp8=true (precision=fp8_hybrid) needs a GPU; use precision=bf16 or fp32 on this machine"]
-    if precision == "32-true" or (precision == "bf16-mixed" and section.megatron_amp_O2):
-        return []
-    weights = "" if precision == "16-mixed" else f" with model.megatron_amp_O2={str(section.megatron_amp_O2).lower()}"
-    return [f"trainer.precision={precision}{weights} needs a GPU; use precision=bf16 or fp32 on this machine"]
-
-
-def _fp8_problems(model: DictConfig) -> list[str]:
-    """FP8 matrix products require the sides of each rank's weights to be multiples of 16."""
-    tensor = model.tensor_model_parallel_size
-    attended = (model.get("kv_channels") or model.hidden_size // model.num_attention_heads) * model.num_attention_heads
-    sides = {"hidden_size": model.hidden_size, "ffn_hidden_size / TP": model.ffn_hidden_size // tensor,
-             "heads x head size / TP": attended // tensor}  # fmt: skip
-    return [f"model.fp8: {name} = {size} is not a multiple of 16" for name, size in sides.items() if size % 16]
-
-
-def _fusion_problems(model: DictConfig, *, te: bool) -> list[str]:
-    """Fusions that NeMo would turn off with only a log line, or that would fail in Megatron-Core after loading."""
-    if model.get("gradient_accumulation_fusion") and not (te and model.megatron_amp_O2):
-        return [
-            "model.gradient_accumulation_fusion=true (fusions=te) needs Transformer Engine, and bfloat16 with float32 "
-            "main weights: precision=bf16 or fp8_hybrid"
-        ]
-    return []
-
-
-def _packing_problems(config: TrainConfig, model: DictConfig, *, cuda: bool) -> list[str]:
-    """Settings that cannot work when pairs share rows, with the reason."""
-    window = _window(model)
-    embedding = model.get("position_embedding_type", "learned_absolute")
-    return [
-        message
-        for wrong, message in (
-            (
-                model.get("context_parallel_size", 1) > 1,
-                "model.context_parallel_size > 1: a row of packed pairs cannot be split over context-parallel ranks",
-            ),
-            (
-                model.get("virtual_pipeline_model_parallel_size") is not None,
-                "model.virtual_pipeline_model_parallel_size: interleaved stages require a number of micro-batches that "
-                "packing cannot guarantee",
-            ),
-            (
-                embedding not in ("rope", "learned_absolute", "none"),
-                f"model.position_embedding_type={embedding}: positions restart within a row of packed pairs, "
-                "which only rope and learned_absolute support",
-            ),
-            (
-                bool(window),
-                f"model.window_size: the sliding window of {window} tokens is shorter than "
-                f"model.data.seq_length={config.model.data.seq_length}; set model.data.seq_length={window}",
-            ),
-            (
-                bool(model.get("attention_dropout")),
-                "model.attention_dropout: not supported for packed pairs; set +model.attention_dropout=0",
-            ),
-            (
-                bool(model.get("enable_cuda_graph")),
-                "model.enable_cuda_graph: rows of packed pairs differ in length and structure from step to step",
-            ),
-            (
-                model.get("num_moe_experts") is not None,
-                "model.num_moe_experts: mixture-of-experts models are not supported",
-            ),
-        )
-        if wrong
-    ]

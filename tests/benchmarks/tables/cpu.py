@@ -108,6 +108,21 @@ def _range(values: list[float], *, digits: int, unit: str = "") -> str:
     return low if low == high else f"{low}-{high}"
 
 
+def hosts(result: dict[str, Any]) -> str:
+    return table(
+        "30M, 16 pairs per step | host | s per step (fastest-slowest): | losses differ by at most:",
+        [
+            (
+                f"TP={row['tensor_parallel']}" if row["host"] == "aligner" else "",
+                row["host"],
+                f"{row['seconds']:.2f} ({row['fastest']:.2f}-{row['slowest']:.2f})",
+                f"{row['losses_apart']:.0e}" if row["host"] == "bridge" else "",
+            )
+            for row in result["rows"]
+        ],
+    )
+
+
 def peak(rows: list[dict[str, Any]]) -> str:
     return table(
         "model | pairs per step: | s per step: | share of the peak (lowest-highest):",

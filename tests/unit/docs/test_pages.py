@@ -86,7 +86,7 @@ def test_a_function_that_is_gone_would_be_found():
     losses = ROOT / "nemo_minordpo/core/losses.py"
     assert _is_there(losses, "minordpo")
     assert not _is_there(losses, "minor")
-    model = ROOT / "nemo_minordpo/train/model/minordpo_model.py"
+    model = ROOT / "nemo_minordpo/train/hosts/aligner/minordpo_model.py"
     assert _is_there(model, "MegatronGPTMinorDPOModel.get_ref_policy_logprobs")
     assert not _is_there(model, "MegatronGPTMinorDPOModel.gone")
 

@@ -32,7 +32,6 @@ class Tokenizer:
 
 class Model:
     def __init__(self):
-        self.tokenizer = type("NemoTokenizer", (), {"tokenizer": Tokenizer(), "eos_id": END})()
         self.mode = []
 
     @contextmanager
@@ -62,6 +61,7 @@ def watch(tmp_path, monkeypatch):
         return AnswerWatch(
             folder=tmp_path / "watch",
             model=Model(),
+            tokenizer=Tokenizer(),
             prompts=[[11, 12], [13]],
             limits=GenerationLimits(
                 stop_ids=frozenset({END}), max_new_tokens=40, max_length=99, row_capacity=99, row_multiple=1
@@ -178,4 +178,4 @@ def test_the_first_distinct_prompts_that_leave_room(count, max_length, expected)
 
 
 def test_stop_ids():
-    assert stop_ids_of(Model().tokenizer) == {END}
+    assert stop_ids_of(Tokenizer()) == {END}

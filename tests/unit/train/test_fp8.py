@@ -29,7 +29,7 @@ class Model(torch.nn.Module):
 
     def __init__(self, *layers, as_list, fp8=True):
         super().__init__()
-        self.cfg = {"fp8": fp8}
+        self.uses_fp8 = fp8
         part = torch.nn.Sequential(*layers)
         self.model = [part] if as_list else part
 

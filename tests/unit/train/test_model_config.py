@@ -1,10 +1,13 @@
+import json
 import tarfile
 
 import pytest
 from omegaconf import OmegaConf
 
 from nemo_minordpo.config import compose, load
-from nemo_minordpo.train.model.model_config import build_model_config, read_checkpoint_config
+from nemo_minordpo.core.flops import ModelSize
+from nemo_minordpo.train.model.hf_config import read_hf_config
+from nemo_minordpo.train.model.model_config import build_model_config, model_size, read_checkpoint_config
 
 CHECKPOINT = {
     "num_layers": 4, "num_attention_heads": 4, "num_query_groups": 2, "ffn_hidden_size": 128, "hidden_size": 64,
@@ -232,3 +235,75 @@ def test_the_tokenizer_moves_with_the_checkpoint(tmp_path, name):
     assert build("+model.tokenizer.type=elsewhere", checkpoint=read_checkpoint_config(tmp_path / name)).tokenizer == {
         "library": "huggingface", "type": "elsewhere", "use_fast": True
     }  # fmt: skip
+
+
+HF = {
+    "num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "vocab_size": 403, "hidden_act": "silu",
+    "model_type": "qwen3", "head_dim": 24,
+}  # fmt: skip
+
+
+@pytest.fixture
+def hf(tmp_path):
+    (tmp_path / "model.safetensors").write_text("")
+
+    def write(**changes):
+        (tmp_path / "config.json").write_text(json.dumps({**HF, **changes}))
+        return tmp_path
+
+    return write
+
+
+def test_the_bridge_starts_from_a_hugging_face_folder(hf):
+    read = read_hf_config(hf(), setting="setting")
+    model = build("host=bridge", checkpoint=read)
+    assert model_size(model, vocab_size=0) == ModelSize(
+        num_layers=4, hidden_size=64, ffn_hidden_size=128, num_heads=4, num_query_groups=2, head_size=24,
+        vocab_size=403, gated=True,
+    )  # fmt: skip
+    assert model.tokenizer.type == str(hf())
+    other = read_hf_config(hf(head_dim=None, num_key_value_heads=None), setting="setting")
+    assert (other.kv_channels, other.num_query_groups) == (16, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sliding_window": 32}, r"the sliding window of 32 tokens is shorter than model.data.seq_length=1024"),
+        ({"num_experts": 8}, "mixture-of-experts models are not supported"),
+        ({"attention_dropout": 0.1}, "attention_dropout: not supported"),
+    ],
+)
+def test_what_the_bridge_does_not_support_is_refused(hf, changes, message):
+    with pytest.raises(ValueError, match=message):
+        build("host=bridge", checkpoint=read_hf_config(hf(**changes), setting="setting"))
+
+
+def test_an_unused_sliding_window_is_none(hf):
+    assert read_hf_config(hf(sliding_window=32, use_sliding_window=False), setting="setting").window_size is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("precision=fp8_hybrid", r"model\.fp8=true"),
+        ("model.optim.name=fused_adam", "model.optim.name=fused_adam"),
+    ],
+)
+def test_settings_that_only_the_other_host_supports(hf, setting, named):
+    with pytest.raises(ValueError, match=rf"host=bridge does not support {named}.* yet; host=aligner does"):
+        build("host=bridge", setting, checkpoint=read_hf_config(hf(), setting="setting"), cuda=True, te=True)
+
+
+def test_what_is_no_hugging_face_folder(tmp_path, hf):
+    for path, message in (
+        (
+            tmp_path / "base.nemo",
+            r"setting=.*base\.nemo: host=bridge starts from a Hugging Face folder; export this one",
+        ),
+        (tmp_path / "nowhere", "config.json does not exist"),
+        (hf(hidden_size=None), "has no integer hidden_size"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_hf_config(path, setting="setting")

@@ -299,7 +299,7 @@ def test_another_version_of_the_code_changes_the_key(tmp_path, monkeypatch):
         "host/fused.py",
         "host/matmul.py",
         "host/upstream.py",
-        "train/model/minordpo_model.py",
+        "train/model/pair_model.py",
     ):
         before = key_of_run(tmp_path / "run")
         with (tmp_path / "package" / changed).open("a") as file:
@@ -347,6 +347,8 @@ def test_a_damaged_entry_is_not_silently_evaluated_again(one_rank, filled, monke
 
 class Model:
     """Returns -pair for each pair's chosen response and -pair - 1/2 for its rejected one; None on earlier stages."""
+
+    uses_fp8 = False
 
     def __init__(self, *, is_last_stage):
         self.is_last_stage, self.calls = is_last_stage, []
@@ -423,7 +425,7 @@ def test_noise_is_the_largest_difference_per_response(one_rank, monkeypatch, is_
     batch = next(batches_of(PAIRS, global_batch=3, capacity=9).in_file_order())
     references = Model(is_last_stage=True).get_logprob_batch(batch)
     model = Model(is_last_stage=is_last_stage)
-    model.cfg, model.get_model_module_list = {}, lambda: []
+    model.get_model_module_list = lambda: []
     assert noise_of_reference(model, batch.with_references(references), live=False) == 0.0
     references[-1] = references[-1] + torch.linspace(0.25, -0.75, len(references[-1]))
     assert noise_of_reference(model, batch.with_references(references), live=True) == (0.75 if is_last_stage else 0.0)

@@ -1,6 +1,6 @@
-"""What Megatron-Bridge 0.6 with Megatron-Core 0.19 needs on a machine without CUDA and Transformer Engine.
+"""Megatron-Bridge 0.6 with Megatron-Core 0.19 on a machine without CUDA or Transformer Engine.
 
-Megatron-Bridge imports Transformer Engine unconditionally, for layers that are not used here. So a stand-in whose
+Megatron-Bridge imports Transformer Engine unconditionally, for layers that a CPU does not use. So a stand-in whose
 attributes are empty classes is there during that import, and only then: Megatron-Core, which is imported before, uses
 Transformer Engine wherever it finds it.
 """
@@ -10,11 +10,17 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.metadata
+import importlib.util
 import logging
 import sys
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
+
+import torch
+
+from nemo_minordpo.errors import UserError, require_upstream
+from nemo_minordpo.host import StandIn
 
 _NAME, _VERSION = "transformer_engine", "2.9.0"
 # imported by name before Transformer Engine's stand-in is there
@@ -55,24 +61,44 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module: ModuleType) -> None: ...
 
 
-def prepare() -> Any:
-    """Make `megatron.bridge` importable on a CPU and return it; call once, before any other import of Megatron."""
-    from nemo_minordpo.host import cuda
+def install(*, cuda: bool, transformer_engine: bool) -> list[StandIn]:
+    """Make `megatron.bridge` importable and runnable here; call before any other import of Megatron.
 
-    cuda.install()
+    Raises:
+        UserError: Megatron-Bridge is not installed.
+    """
+    # its own spec, not the parent's: `megatron` is a namespace that Megatron-Core shares
+    if importlib.util.find_spec("megatron.bridge") is None:
+        raise UserError(
+            "host=bridge needs Megatron-Bridge (Python 3.12 and later), which is not installed here: "
+            "see docs/megatron-bridge.md; `make setup-bridge` sets up an environment in .venv-bridge"
+        )
+    logging.disable(logging.INFO)  # a line for each optional import that fails
     for name in _OF_MEGATRON:
         importlib.import_module(f"megatron.core.{name}")
+    active = [] if cuda else [_cpu_rng_tracker()]
+    with contextlib.nullcontext() if transformer_engine else _transformer_engine():
+        importlib.import_module("megatron.bridge")
+    if not transformer_engine:
+        # found during the import above, where some of its layers were None
+        adapters: Any = importlib.import_module("megatron.bridge.peft.utils")
+        require_upstream(adapters, "HAVE_TE")
+        adapters.HAVE_TE = False
+        active.append(
+            StandIn(
+                "Transformer Engine", "Megatron-Core's local layers; empty classes where Megatron-Bridge imports it"
+            )
+        )
+    return active
+
+
+def _cpu_rng_tracker() -> StandIn:
     random: Any = sys.modules["megatron.core.tensor_parallel.random"]
-    # it would fork the random numbers of a GPU for dropout, which is off
-    random.CudaRNGStatesTracker.fork = _no_fork
-    logging.disable(logging.INFO)  # a line for each optional import that fails
-    with _transformer_engine():
-        return importlib.import_module("megatron.bridge")
-
-
-@contextlib.contextmanager
-def _no_fork(self: Any, name: str = "") -> Iterator[None]:
-    yield
+    for name in ("_get_cuda_rng_state", "_set_cuda_rng_state"):
+        require_upstream(random, name)
+    random._get_cuda_rng_state = lambda device="cpu", clone=False, graph_safe=False: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
+    return StandIn("CUDA random states", "Megatron's random state tracker on the CPU generator")
 
 
 @contextlib.contextmanager

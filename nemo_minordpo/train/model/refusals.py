@@ -1,0 +1,148 @@
+"""What cannot be trained, with the reason: layouts, precisions, fusions, and what packed pairs do not support."""
+
+from omegaconf import DictConfig
+
+from nemo_minordpo.config import ModelSection, TrainConfig
+from nemo_minordpo.errors import UserError
+from nemo_minordpo.train.model.layout import layout_problems
+
+# Those of Megatron-Core itself; the others are Apex's.
+_OPTIMIZERS_OF_BRIDGE = ("adam", "adamw", "sgd", "mcore_distributed_optim")
+
+
+def window_of(model: DictConfig) -> int:
+    """Size of the attention's sliding window, in tokens; 0 if there is none."""
+    window = model.get("window_size")
+    return window[0] if window else 0
+
+
+def require_possible(config: TrainConfig, model: DictConfig, *, cuda: bool, te: bool) -> None:
+    """Refuse a model configuration that cannot be trained here.
+
+    Args:
+        config: the run's.
+        model: the model's, complete.
+        cuda, te: whether this machine has a CUDA device, and Transformer Engine.
+
+    Raises:
+        UserError: with one line for each problem.
+    """
+    problems = layout_problems(model, num_nodes=config.trainer.num_nodes, devices=config.trainer.devices)
+    if model.tokenizer.library != "huggingface":
+        problems.append(f"model.tokenizer.library={model.tokenizer.library}: huggingface expected")
+    problems += [] if cuda else _problems_of_precision_on_cpus(config)
+    if not cuda and config.trainer.accelerator == "gpu":
+        problems.append("trainer.accelerator=gpu: this machine has no CUDA device")
+    adapters = config.model.peft.peft_scheme != "none"
+    recomputed = {key: model.get(f"activations_checkpoint_{key}") for key in ("granularity", "method", "num_layers")}
+    if recomputed["granularity"] not in (None, "selective", "full"):
+        problems.append(
+            f"model.activations_checkpoint_granularity={recomputed['granularity']}: null, selective or full expected"
+        )
+    if recomputed["granularity"] == "full" and None in recomputed.values():
+        problems.append(
+            "model.activations_checkpoint_granularity=full also needs a method and a number of layers; for all layers, "
+            "one by one: model.activations_checkpoint_method=uniform model.activations_checkpoint_num_layers=1"
+        )
+    if not te and config.model.sequence_parallel and adapters:
+        problems.append(
+            "model.sequence_parallel=true with model.peft.peft_scheme=lora needs Transformer Engine (NeMo's adapters)"
+        )
+    if adapters and model.get("qk_layernorm") and config.model.optim.name == "mcore_distributed_optim":
+        problems.append(
+            "model.optim.name=mcore_distributed_optim with model.peft.peft_scheme=lora: Megatron-Core would sum "
+            "gradients of the model's query and key norms, which are frozen; use model.optim.name=adamw"
+        )
+    problems += _fp8_problems(model) if model.get("fp8") else []
+    problems += _bridge_problems(config.model) if config.host == "bridge" else []
+    problems += _fusion_problems(model, te=te)
+    problems += _packing_problems(config, model, cuda=cuda)
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _problems_of_precision_on_cpus(config: TrainConfig) -> list[str]:
+    """CPUs train in float32, or in bfloat16 with main weights."""
+    precision, section = config.trainer.precision, config.model
+    if section.fp8:
+        return ["model.fp8=true (precision=fp8_hybrid) needs a GPU; use precision=bf16 or fp32 on this machine"]
+    if precision == "32-true" or (precision == "bf16-mixed" and section.megatron_amp_O2):
+        return []
+    weights = "" if precision == "16-mixed" else f" with model.megatron_amp_O2={str(section.megatron_amp_O2).lower()}"
+    return [f"trainer.precision={precision}{weights} needs a GPU; use precision=bf16 or fp32 on this machine"]
+
+
+def _bridge_problems(section: ModelSection) -> list[str]:
+    """What only the other host supports so far."""
+    name, start = section.optim.name, section.peft.restore_from_path
+    return [
+        f"host=bridge does not support {setting} yet; host=aligner does"
+        for wrong, setting in (
+            (start is not None, f"model.peft.restore_from_path={start}"),
+            (bool(section.fp8), "model.fp8=true (precision=fp8_hybrid)"),
+            (name not in _OPTIMIZERS_OF_BRIDGE, f"model.optim.name={name}"),
+        )
+        if wrong
+    ]
+
+
+def _fp8_problems(model: DictConfig) -> list[str]:
+    """FP8 matrix products require the sides of each rank's weights to be multiples of 16."""
+    tensor = model.tensor_model_parallel_size
+    attended = (model.get("kv_channels") or model.hidden_size // model.num_attention_heads) * model.num_attention_heads
+    sides = {"hidden_size": model.hidden_size, "ffn_hidden_size / TP": model.ffn_hidden_size // tensor,
+             "heads x head size / TP": attended // tensor}  # fmt: skip
+    return [f"model.fp8: {name} = {size} is not a multiple of 16" for name, size in sides.items() if size % 16]
+
+
+def _fusion_problems(model: DictConfig, *, te: bool) -> list[str]:
+    """Fusions that NeMo would turn off with only a log line, or that would fail in Megatron-Core after loading."""
+    if model.get("gradient_accumulation_fusion") and not (te and model.megatron_amp_O2):
+        return [
+            "model.gradient_accumulation_fusion=true (fusions=te) needs Transformer Engine, and bfloat16 with float32 "
+            "main weights: precision=bf16 or fp8_hybrid"
+        ]
+    return []
+
+
+def _packing_problems(config: TrainConfig, model: DictConfig, *, cuda: bool) -> list[str]:
+    """Settings that cannot work when pairs share rows, with the reason."""
+    window = window_of(model)
+    embedding = model.get("position_embedding_type", "learned_absolute")
+    return [
+        message
+        for wrong, message in (
+            (
+                model.get("context_parallel_size", 1) > 1,
+                "model.context_parallel_size > 1: a row of packed pairs cannot be split over context-parallel ranks",
+            ),
+            (
+                model.get("virtual_pipeline_model_parallel_size") is not None,
+                "model.virtual_pipeline_model_parallel_size: interleaved stages require a number of micro-batches that "
+                "packing cannot guarantee",
+            ),
+            (
+                embedding not in ("rope", "learned_absolute", "none"),
+                f"model.position_embedding_type={embedding}: positions restart within a row of packed pairs, "
+                "which only rope and learned_absolute support",
+            ),
+            (
+                bool(window),
+                f"model.window_size: the sliding window of {window} tokens is shorter than "
+                f"model.data.seq_length={config.model.data.seq_length}; set model.data.seq_length={window}",
+            ),
+            (
+                bool(model.get("attention_dropout")),
+                "model.attention_dropout: not supported for packed pairs; set +model.attention_dropout=0",
+            ),
+            (
+                bool(model.get("enable_cuda_graph")),
+                "model.enable_cuda_graph: rows of packed pairs differ in length and structure from step to step",
+            ),
+            (
+                model.get("num_moe_experts") is not None,
+                "model.num_moe_experts: mixture-of-experts models are not supported",
+            ),
+        )
+        if wrong
+    ]
