@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from nemo_minordpo.errors import UserError, require_upstream
-from nemo_minordpo.host import StandIn
+from nemo_minordpo.host import StandIn, distributed_optimizer
 
 _NAME, _VERSION = "transformer_engine", "2.9.0"
 # imported by name before Transformer Engine's stand-in is there
@@ -77,6 +77,7 @@ def install(*, cuda: bool, transformer_engine: bool) -> list[StandIn]:
     for name in _OF_MEGATRON:
         importlib.import_module(f"megatron.core.{name}")
     active = [] if cuda else [_cpu_rng_tracker()]
+    active.extend(distributed_optimizer.install())
     with contextlib.nullcontext() if transformer_engine else _transformer_engine():
         importlib.import_module("megatron.bridge")
     if not transformer_engine:

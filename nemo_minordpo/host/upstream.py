@@ -1,6 +1,5 @@
 """Replacements inside NeMo and Megatron-Core for whatever this machine lacks."""
 
-import functools
 import importlib
 import sys
 import types
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 
 from nemo_minordpo.errors import require_upstream
-from nemo_minordpo.host import StandIn, fusions, newer, writers
+from nemo_minordpo.host import StandIn, distributed_optimizer, fusions, newer, writers
 
 
 def install(*, cuda: bool, apex: bool, transformer_engine: bool) -> list[StandIn]:
@@ -29,7 +28,7 @@ def install(*, cuda: bool, apex: bool, transformer_engine: bool) -> list[StandIn
             active.extend(fusions.install())
     if not transformer_engine:
         active.append(_final_norm_without_transformer_engine())
-    active.extend(_distributed_optimizer_of_torch())
+    active.extend(distributed_optimizer.install())
     return active
 
 
@@ -134,45 +133,3 @@ def _strategy_without_apex() -> StandIn:
     # Checkpointing does isinstance checks against it; without Apex, no optimizer is one.
     module.MegatronDistributedFusedAdam = type("MegatronDistributedFusedAdam", (), {})
     return StandIn("Apex in NeMo's strategy", "the strategy takes torch's and Megatron-Core's optimizers")
-
-
-def _distributed_optimizer_of_torch() -> list[StandIn]:
-    """Megatron-Core's distributed optimizer (0.10 - 0.12) on torch's Adam, without Apex or Transformer Engine.
-
-    Its checkpoints store Adam's state of a weight in the shape of that weight. Torch's state also has the step count,
-    a scalar, which Megatron already stores in the parameter groups. It also fails if no step has been taken yet.
-    """
-    import megatron.core.optimizer.distrib_optimizer as distributed
-
-    if distributed.HAVE_APEX_OR_TE:
-        return []
-    optimizer: Any = distributed.DistributedOptimizer
-    for name in ("sharded_param_state_fs_model_space", "load_parameter_state_from_fs_model_space"):
-        require_upstream(optimizer, name)
-        setattr(optimizer, name, _without_steps(getattr(optimizer, name)))
-    state_dict = optimizer.state_dict
-
-    def with_steps(self: Any) -> Any:
-        if not self.optimizer.state:
-            self.init_state_fn(self.optimizer)
-            for values in self.optimizer.state.values():
-                values["step"] = torch.zeros(())
-        return state_dict(self)
-
-    optimizer.state_dict = with_steps
-    return [StandIn("Adam of Apex or Transformer Engine in Megatron's distributed optimizer", "torch's")]
-
-
-def _without_steps(method: Any) -> Any:
-    @functools.wraps(method)
-    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        states = [values for values in self.optimizer.state.values() if "step" in values]
-        steps = [values.pop("step") for values in states]
-        try:
-            return method(self, *args, **kwargs)
-        finally:
-            for values, step in zip(states, steps, strict=True):
-                # Megatron loads one shared tensor for all weights; torch would increment it once per weight
-                values["step"] = step.clone()
-
-    return wrapper
