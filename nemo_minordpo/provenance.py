@@ -7,8 +7,8 @@ from pathlib import Path
 
 # Packages with versions that can change a result; a manifest lists those that are installed.
 _RESULT_PACKAGES = (
-    "torch", "nemo-aligner", "nemo_toolkit", "megatron-core", "transformer_engine", "apex", "lightning",
-    "transformers", "tokenizers", "numpy",
+    "torch", "nemo-aligner", "nemo_toolkit", "megatron-core", "megatron-bridge", "transformer_engine", "apex",
+    "lightning", "transformers", "tokenizers", "numpy",
 )  # fmt: skip
 # Stages, which never import one another, and the code that starts them.
 _STAGES = ("prepare", "convert", "train", "evaluate", "report")

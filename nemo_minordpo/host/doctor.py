@@ -13,6 +13,11 @@ from nemo_minordpo.provenance import installed_versions
 
 # Versions of NeMo and Megatron-Core that were released together and that this project is tested with.
 _TESTED_PAIRS = (("2.1.0", "0.10.0"), ("2.2.1", "0.11.0"))
+# By the value of `host`: the packages that `minordpo train` needs.
+_NEEDED = {
+    "aligner": ("nemo_toolkit", "megatron-core", "nemo-aligner"),
+    "bridge": ("megatron-core", "megatron-bridge"),
+}
 
 
 def report() -> bool:
@@ -23,12 +28,16 @@ def report() -> bool:
     for row in (*_machine_rows(), *_package_rows(versions)):
         table.add_row(*row)
     console.print(table)
-    if missing := [name for name in ("nemo_toolkit", "megatron-core", "nemo-aligner") if name not in versions]:
-        console.print(f"train and verify cannot run: {', '.join(missing)} missing; run `pip install '.[cpu]'`")
+    missing = {name: [package for package in needed if package not in versions] for name, needed in _NEEDED.items()}
+    usable = [name for name, packages in missing.items() if not packages]
+    if not usable:
+        lost = ", ".join(missing["aligner"])
+        console.print(f"train and verify cannot run: {lost} missing; run `pip install '.[cpu]'`", markup=False)
         console.print("prepare, import-hf, export-hf and report work without them")
         return False
+    console.print(f"minordpo train can run with host={' or host='.join(usable)}")
     stand_ins = Table("missing", "replaced by", title="active stand-ins", title_justify="left")
-    for item in host.prepare():
+    for item in host.prepare(usable[0]):
         stand_ins.add_row(item.lacks, item.instead)
     console.print(stand_ins if stand_ins.row_count else "no stand-in is needed")
     if not host.has_cuda():
@@ -63,6 +72,7 @@ def _package_rows(versions: dict[str, str]) -> list[tuple[str, str, str]]:
             "a tested pair" if pair in _TESTED_PAIRS else f"not tested together; tested: {_TESTED_PAIRS}",
         ),
         ("NeMo-Aligner", versions.get("nemo-aligner", "none"), "0.7.0 is the last release and the one used here"),
+        ("Megatron-Bridge", versions.get("megatron-bridge", "none"), "host=bridge needs it, with Megatron-Core 0.19"),
         ("torch", versions.get("torch", "none"), "this project is tested with 2.13"),
     ]
     apex = "with its CUDA extensions" if host.has_apex() else "none"
