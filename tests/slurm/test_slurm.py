@@ -94,7 +94,8 @@ def test_the_launcher_gives_up_on_a_run_that_crashes_at_once(place, tmp_path):
     assert "start 3: " not in log
     assert "giving up after 2 ends without a new checkpoint (crashes)" in log
     status = cluster.run(sys.executable, "-m", "nemo_minordpo", "status", str(job.run), check=False)
-    assert "before the first step: rank " in status
+    # a rank can fail before or after the first one has claimed the attempt
+    assert re.search(r"(before the first step|during set-up, failed): rank \d", status)
     assert "model_weights" in status
 
 
