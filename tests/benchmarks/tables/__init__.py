@@ -41,6 +41,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "rounds-farthest-tests": _of("rounds-farthest", sweeps.comparisons),
     "benchmark": _of("benchmark", cpu.benchmark),
     "benchmark-short": _of("benchmark", cpu.benchmark_short),
+    "hosts": _of("hosts", cpu.hosts),
     "peak": _of("peak", cpu.peak),
     "head": _of("head", cpu.head),
     "scaling": _of("scaling", cpu.scaling),
