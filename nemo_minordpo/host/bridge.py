@@ -17,10 +17,8 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from nemo_minordpo.errors import UserError, require_upstream
-from nemo_minordpo.host import StandIn, distributed_optimizer
+from nemo_minordpo.host import StandIn, distributed_optimizer, random_states
 
 _NAME, _VERSION = "transformer_engine", "2.9.0"
 # imported by name before Transformer Engine's stand-in is there
@@ -76,7 +74,7 @@ def install(*, cuda: bool, transformer_engine: bool) -> list[StandIn]:
     logging.disable(logging.INFO)  # a line for each optional import that fails
     for name in _OF_MEGATRON:
         importlib.import_module(f"megatron.core.{name}")
-    active = [] if cuda else [_cpu_rng_tracker()]
+    active = [] if cuda else [random_states.install()]
     active.extend(distributed_optimizer.install())
     with contextlib.nullcontext() if transformer_engine else _transformer_engine():
         importlib.import_module("megatron.bridge")
@@ -91,15 +89,6 @@ def install(*, cuda: bool, transformer_engine: bool) -> list[StandIn]:
             )
         )
     return active
-
-
-def _cpu_rng_tracker() -> StandIn:
-    random: Any = sys.modules["megatron.core.tensor_parallel.random"]
-    for name in ("_get_cuda_rng_state", "_set_cuda_rng_state"):
-        require_upstream(random, name)
-    random._get_cuda_rng_state = lambda device="cpu", clone=False, graph_safe=False: torch.get_rng_state()
-    random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
-    return StandIn("CUDA random states", "Megatron's random state tracker on the CPU generator")
 
 
 @contextlib.contextmanager

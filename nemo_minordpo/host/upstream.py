@@ -5,17 +5,15 @@ import sys
 import types
 from typing import Any
 
-import torch
-
 from nemo_minordpo.errors import require_upstream
-from nemo_minordpo.host import StandIn, distributed_optimizer, fusions, newer, writers
+from nemo_minordpo.host import StandIn, distributed_optimizer, fusions, newer, random_states, writers
 
 
 def install(*, cuda: bool, apex: bool, transformer_engine: bool) -> list[StandIn]:
     """Install the replacements. Order matters: Megatron-Core before NeMo."""
     active = []
     if not cuda:
-        active.append(_cpu_rng_tracker())
+        active.append(random_states.install())
         active.append(_fused_on_cpu())
     active.extend(newer.install())
     writers.install()
@@ -30,18 +28,6 @@ def install(*, cuda: bool, apex: bool, transformer_engine: bool) -> list[StandIn
         active.append(_final_norm_without_transformer_engine())
     active.extend(distributed_optimizer.install())
     return active
-
-
-def _cpu_rng_tracker() -> StandIn:
-    """Megatron's random states use the CPU generator (Megatron-Core 0.10 - 0.12)."""
-    import megatron.core.tensor_parallel.random as random
-
-    require_upstream(random, "_set_cuda_rng_state")
-    module: Any = random
-    module._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
-    if hasattr(random, "_get_cuda_rng_state"):  # from 0.11 on
-        module._get_cuda_rng_state = lambda device="cpu", clone=False, graph_safe=False: torch.get_rng_state()
-    return StandIn("CUDA random states", "Megatron's random state tracker on the CPU generator")
 
 
 def _fused_on_cpu() -> StandIn:
