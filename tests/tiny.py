@@ -3,13 +3,14 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-_SIZES = {
+SIZES = {
     "vocab_size": 403, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 512,
 }  # fmt: skip
@@ -39,21 +40,26 @@ def write_model(
 
     Qwen3 has query and key norms instead of biases, and a head size that does not follow from the hidden size.
     """
-    torch.manual_seed(seed)
     # by name: a GPU machine may have transformers before 4.51, which has no Qwen3
     config_class = getattr(transformers, f"{'Qwen3' if qwen3 else 'Llama' if llama else 'Qwen2'}Config")
-    model = AutoModelForCausalLM.from_config(
-        config_class(
-            tie_word_embeddings=tied,
-            **({"head_dim": 24} if qwen3 else {}),
-            **{**_SIZES, **sizes},
-        )
-    )
+    head_size = {"head_dim": 24} if qwen3 else {}
+    write_folder(folder, config_class(tie_word_embeddings=tied, **head_size, **{**SIZES, **sizes}), seed, biases)
+
+
+def write_folder(folder: Path, config: Any, seed: int = 0, biases: float = 0.1, norms: float = 0.0) -> None:
+    """A model of any architecture with random weights.
+
+    biases, norms: standard deviation of biases, and of what norms have in addition to their initial weights.
+    """
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=biases)
         if name.endswith(("q_norm.weight", "k_norm.weight")):
             torch.nn.init.normal_(parameter, mean=1.0, std=0.3)
+        elif name.endswith("norm.weight") and norms:
+            parameter.data += norms * torch.randn_like(parameter)
     model.save_pretrained(folder)
     write_tokenizer(folder)
 

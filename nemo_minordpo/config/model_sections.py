@@ -199,6 +199,13 @@ class ModelSection:
     pipeline_model_parallel_size: int = setting(
         1, "number of pipeline stages that the layers are split into", minimum=1, resume=Resume.FREE
     )
+    expert_model_parallel_size: int = setting(
+        1, "number of data-parallel ranks that a mixture's experts are spread over", minimum=1, resume=Resume.FREE
+    )
+    moe_aux_loss_coeff: float = setting(
+        0.0, "weight of the auxiliary loss that evens out how often a mixture uses each expert; 0, as in TRL: none",
+        minimum=0,
+    )  # fmt: skip
     sequence_parallel: bool = setting(
         False, "also split the activations that tensor parallelism alone replicates on every rank", resume=Resume.FREE
     )

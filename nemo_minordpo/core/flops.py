@@ -25,7 +25,12 @@ class StepWork:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSize:
-    """Sizes of a decoder; ``gated``: the MLP multiplies two projections (SwiGLU)."""
+    """Sizes of a decoder.
+
+    ffn_hidden_size: of the MLP, or of one expert in a mixture of experts.
+    gated: the MLP multiplies two projections (SwiGLU).
+    num_experts, experts_per_token: experts in each layer, and how many of them compute a token; 1 without a mixture.
+    """
 
     num_layers: int
     hidden_size: int
@@ -35,6 +40,8 @@ class ModelSize:
     head_size: int
     vocab_size: int
     gated: bool
+    num_experts: int = 1
+    experts_per_token: int = 1
 
     def forward_flops(self, work: StepWork) -> int:
         """Floating-point operations of a forward pass; a multiply-add counts as two.
@@ -49,14 +56,29 @@ class ModelSize:
         return (2 if frozen else 3) * self._linear_flops(work) + 3 * self._attention_flops(work)
 
     @property
+    def attention_weights(self) -> int:
+        """Weights of a layer's four linear layers in attention."""
+        projected, grouped = self.num_heads * self.head_size, self.num_query_groups * self.head_size
+        return self.hidden_size * (2 * projected + 2 * grouped)
+
+    @property
+    def expert_weights(self) -> int:
+        """Weights of an MLP or of one expert: two linear layers, three if gated."""
+        return (3 if self.gated else 2) * self.hidden_size * self.ffn_hidden_size
+
+    @property
     def weights_of_layer(self) -> int:
-        """Weights of a layer's linear layers: four in attention, two in the MLP (three if gated)."""
-        hidden, projected = self.hidden_size, self.num_heads * self.head_size
-        attention_weights = hidden * (2 * projected + 2 * self.num_query_groups * self.head_size)
-        return attention_weights + (3 if self.gated else 2) * hidden * self.ffn_hidden_size
+        """Weights of a layer's linear layers, with all experts and their router."""
+        router = self.num_experts * self.hidden_size if self.num_experts > 1 else 0
+        return self.attention_weights + self.num_experts * self.expert_weights + router
+
+    @property
+    def active_weights_of_layer(self) -> int:
+        """Weights of a layer's linear layers that a token is multiplied by, without a mixture's router."""
+        return self.attention_weights + self.experts_per_token * self.expert_weights
 
     def _linear_flops(self, work: StepWork) -> int:
-        layers = self.num_layers * 2 * self.weights_of_layer * work.unique_tokens
+        layers = self.num_layers * 2 * self.active_weights_of_layer * work.unique_tokens
         return layers + 2 * self.hidden_size * self.vocab_size * work.targets
 
     def _attention_flops(self, work: StepWork) -> int:

@@ -35,6 +35,7 @@ class Layout:
     """How the model is split over ranks, and how much a rank has in flight.
 
     row_length: places per row. num_rows: rows per step and rank. num_targets: response tokens per row.
+    expert_parallel: ranks that a mixture's experts are spread over, each expert split like the rest of the model.
     """
 
     tensor_parallel: int
@@ -44,6 +45,7 @@ class Layout:
     row_length: int
     num_rows: int
     num_targets: int
+    expert_parallel: int = 1
 
 
 PURPOSES = ("weights", "gradients", "optimizer", "activations", "vocabulary", "head", "overhead")
@@ -76,15 +78,19 @@ def fullest_rank(size: ModelSize, layout: Layout, numerics: Numerics, *, tied: b
     return max((_stage(stage, size, layout, numerics, tied, cuda) for stage in stages), key=lambda memory: memory.total)
 
 
-def num_parameters(size: ModelSize, *, stage: int, tensor_parallel: int, pipeline_parallel: int, tied: bool) -> int:
+def num_parameters(
+    size: ModelSize, *, stage: int, tensor_parallel: int, pipeline_parallel: int, tied: bool, expert_parallel: int = 1
+) -> int:
     """Weights of a rank, without biases and query and key norms (less than a thousandth).
 
     ``L / P * ((2 A + 2 G) H + 3 F H) / T + 2 L H / P``, plus V H / T for the embedding on the first stage and for the
-    head on the last; counted once if they are tied on a single stage.
+    head on the last; counted once if they are tied on a single stage. A mixture of E experts has 3 F H E / EP instead
+    of 3 F H, EP = expert-parallel size.
     """
     hidden = size.hidden_size
     vocabulary = -(-size.vocab_size // tensor_parallel) * hidden
-    total = size.num_layers // pipeline_parallel * (size.weights_of_layer // tensor_parallel + 2 * hidden)
+    elsewhere = (size.num_experts - size.num_experts // expert_parallel) * size.expert_weights
+    total = size.num_layers // pipeline_parallel * ((size.weights_of_layer - elsewhere) // tensor_parallel + 2 * hidden)
     is_last = stage == pipeline_parallel - 1
     if stage == 0:
         total += vocabulary
@@ -97,6 +103,7 @@ def _stage(stage: int, size: ModelSize, layout: Layout, numerics: Numerics, tied
     parameters = num_parameters(
         size, stage=stage, tied=tied,
         tensor_parallel=layout.tensor_parallel, pipeline_parallel=layout.pipeline_parallel,
+        expert_parallel=layout.expert_parallel,
     )  # fmt: skip
     is_last = stage == layout.pipeline_parallel - 1
     vocabulary = -(-size.vocab_size // layout.tensor_parallel) * size.hidden_size
@@ -125,10 +132,10 @@ def _layer_numbers(size: ModelSize, layout: Layout) -> float:
     """Numbers that a layer saves per row for the backward pass.
 
     Per place: inputs of norms and linear layers 4 H; queries, keys and values A + 2 G; rotated A + G; attended A; input
-    of the MLP's activation (2 F if gated, else F) and its output F.
+    of the MLP's activation (2 F if gated, else F) and its output F, for each of a token's experts.
     """
     attended, grouped = size.num_heads * size.head_size, size.num_query_groups * size.head_size
-    split = 3 * attended + 3 * grouped + (3 if size.gated else 2) * size.ffn_hidden_size
+    split = 3 * attended + 3 * grouped + size.experts_per_token * (3 if size.gated else 2) * size.ffn_hidden_size
     whole = 4 * size.hidden_size / (layout.tensor_parallel if layout.sequence_parallel else 1)
     return layout.row_length * (split / layout.tensor_parallel + whole)
 

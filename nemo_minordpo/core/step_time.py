@@ -162,7 +162,8 @@ def step_seconds(run: Run, device: Device, software: Software) -> StepSeconds:
 
 def products(run: Run, device: Device, software: Software) -> float:
     """Per row, forward and backward: ``L / P * 6 W S / T / rate``."""
-    flops = 6 * run.stage_layers * run.size.weights_of_layer * run.layout.row_length / run.layout.tensor_parallel
+    weights = run.stage_layers * run.size.active_weights_of_layer / run.layout.tensor_parallel
+    flops = 6 * weights * run.layout.row_length
     return flops / device.product_rate(fp8=software.fp8)
 
 
@@ -294,4 +295,5 @@ def _parameters(run: Run) -> int:
     return num_parameters(
         run.size, stage=layout.pipeline_parallel - 1, tied=run.tied,
         tensor_parallel=layout.tensor_parallel, pipeline_parallel=layout.pipeline_parallel,
+        expert_parallel=layout.expert_parallel,
     )  # fmt: skip

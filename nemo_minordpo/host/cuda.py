@@ -16,12 +16,20 @@ _FACTORIES = ("arange", "as_tensor", "empty", "full", "ones", "tensor", "zeros")
 _CPU = torch.device("cpu")
 
 
+class _Event:
+    """A no-op event, as :class:`_Stream`."""
+
+    def synchronize(self) -> None: ...
+
+
 class _Stream:
     """A no-op stream: on a CPU everything already runs in order."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
     def synchronize(self) -> None: ...
     def wait_stream(self, stream: Any) -> None: ...
+    def record_event(self) -> _Event:
+        return _Event()
 
 
 def install() -> StandIn:

@@ -19,6 +19,17 @@ class RMSNorm(torch.nn.RMSNorm):
         return _RMSNorm.apply(x, self.weight, self.eps)
 
 
+class ZeroCenteredRMSNorm(RMSNorm):
+    """:class:`RMSNorm` by ``1 + weight``, as Gemma stores it; the sum is in float32, since bfloat16 would round it."""
+
+    def reset_parameters(self) -> None:
+        torch.nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., H] -> [..., H]."""
+        return _RMSNorm.apply(x, 1 + self.weight.to(torch.promote_types(x.dtype, torch.float32)), self.eps)
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.host.fused import RMSNorm
+from nemo_minordpo.host.fused import RMSNorm, ZeroCenteredRMSNorm
 
 
 class TorchNorm:
@@ -18,10 +18,16 @@ class TorchNorm:
 
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: Any) -> torch.nn.Module:
         """Signature as Megatron-Core calls it."""
-        if config.layernorm_zero_centered_gamma:
-            raise UserError("model.layernorm_zero_centered_gamma needs Transformer Engine")
-        norms: dict[str, Any] = {"LayerNorm": torch.nn.LayerNorm, "RMSNorm": RMSNorm}
-        kind: Any = config.normalization  # Megatron annotates it as a bool
+        norms: dict[Any, Any] = {
+            ("LayerNorm", False): torch.nn.LayerNorm,
+            ("RMSNorm", False): RMSNorm,
+            ("RMSNorm", True): ZeroCenteredRMSNorm,
+        }
+        kind = (config.normalization, config.layernorm_zero_centered_gamma)
+        if kind not in norms:
+            raise UserError(
+                f"model.layernorm_zero_centered_gamma with model.normalization={kind[0]} needs Transformer Engine"
+            )
         norm = norms[kind](hidden_size, eps=eps)
         for parameter in norm.parameters():
             parameter.sequence_parallel = config.sequence_parallel

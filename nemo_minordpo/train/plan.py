@@ -180,6 +180,7 @@ def make_plan(config: TrainConfig, *, elsewhere: bool = False) -> Plan:
         row_length=max(step.row_length for step in steps),
         num_rows=max(round(scale * fmean(len(step.micro_batches) for step in steps)), 1),
         num_targets=max(len(part.row.targets) for step in steps for part in step.micro_batches),
+        expert_parallel=section.expert_model_parallel_size,
     )
     num_steps = steps_of_run(config.trainer.dpo, num_pairs=num_pairs, global_batch_size=section.global_batch_size)
     frozen = section.peft.peft_scheme != "none"

@@ -47,6 +47,9 @@ def read_hf_config(path: Path, *, setting: str) -> DictConfig:
     if lost := [theirs for theirs, ours in _SIZES.items() if not isinstance(sizes[ours], int)]:
         raise UserError(f"{file} has no integer {', '.join(lost)}: a text model with one stack of layers expected")
     heads = sizes["num_attention_heads"]
+    experts = next((raw[key] for key in _EXPERTS if raw.get(key)), None)
+    if experts:
+        sizes["ffn_hidden_size"] = raw.get("moe_intermediate_size") or sizes["ffn_hidden_size"]
     return OmegaConf.create(
         {
             **sizes,
@@ -56,7 +59,8 @@ def read_hf_config(path: Path, *, setting: str) -> DictConfig:
             "activation": "fast-swiglu" if raw.get("hidden_act") == "silu" else "geglu",
             "position_embedding_type": "rope",
             "window_size": _window(raw),
-            "num_moe_experts": next((raw[key] for key in _EXPERTS if raw.get(key)), None),
+            "num_moe_experts": experts,
+            "moe_router_topk": raw.get("num_experts_per_tok"),
             "hidden_dropout": 0.0,
             "attention_dropout": raw.get("attention_dropout") or 0.0,
             "tokenizer": {"library": "huggingface", "type": str(path.absolute())},

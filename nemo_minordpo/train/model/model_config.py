@@ -147,6 +147,8 @@ def model_size(model: Any, *, vocab_size: int) -> ModelSize:
         head_size=model.get("kv_channels") or model.hidden_size // model.num_attention_heads,
         vocab_size=model.get("unpadded_vocab_size") or model.get("override_vocab_size") or vocab_size,
         gated=str(model.get("activation", "gelu")).removeprefix("fast-") in ("swiglu", "geglu", "reglu"),
+        num_experts=model.get("num_moe_experts") or 1,
+        experts_per_token=model.get("moe_router_topk") or 1 if model.get("num_moe_experts") else 1,
     )
 
 

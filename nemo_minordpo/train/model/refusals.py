@@ -4,7 +4,7 @@ from omegaconf import DictConfig
 
 from nemo_minordpo.config import ModelSection, TrainConfig
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.train.model.layout import layout_problems
+from nemo_minordpo.train.model.layout import data_parallel_size, layout_problems
 
 # Those of Megatron-Core itself; the others are Apex's.
 _OPTIMIZERS_OF_BRIDGE = ("adam", "adamw", "sgd", "mcore_distributed_optim")
@@ -55,6 +55,7 @@ def require_possible(config: TrainConfig, model: DictConfig, *, cuda: bool, te: 
         )
     problems += _fp8_problems(model) if model.get("fp8") else []
     problems += _bridge_problems(config.model) if config.host == "bridge" else []
+    problems += _expert_problems(config, model)
     problems += _fusion_problems(model, te=te)
     problems += _packing_problems(config, model, cuda=cuda)
     if problems:
@@ -84,6 +85,35 @@ def _bridge_problems(section: ModelSection) -> list[str]:
         )
         if wrong
     ]
+
+
+def _expert_problems(config: TrainConfig, model: DictConfig) -> list[str]:
+    """Mixtures of experts, and how their experts are spread over the ranks."""
+    experts, spread = model.get("num_moe_experts"), config.model.expert_model_parallel_size
+    setting = f"model.expert_model_parallel_size={spread}"
+    if not experts:
+        return [f"{setting}: this model has no experts"] if spread > 1 else []
+    if config.host != "bridge":
+        return ["model.num_moe_experts: mixtures of experts are trained by host=bridge only"]
+    data_parallel, tensor = data_parallel_size(config), config.model.tensor_model_parallel_size
+    problems = [
+        f"{setting} does not divide {what}"
+        for what, number in ((f"the model's {experts} experts", experts),
+                             (f"the {data_parallel} data-parallel ranks", data_parallel))
+        if number % spread
+    ]  # fmt: skip
+    if tensor > 1 and not config.model.sequence_parallel:
+        problems.append(
+            f"model.tensor_model_parallel_size={tensor} with a mixture of experts: Megatron-Core also needs "
+            "model.sequence_parallel=true"
+        )
+    if spread > 1 and config.trainer.dpo.watch.interval:
+        problems.append(
+            f"trainer.dpo.watch.interval with {setting}: ranks that share experts would need answers of one length"
+        )
+    if config.model.peft.peft_scheme != "none":
+        problems.append("model.peft.peft_scheme=lora: adapters of experts are not supported")
+    return problems
 
 
 def _fp8_problems(model: DictConfig) -> list[str]:
@@ -138,10 +168,6 @@ def _packing_problems(config: TrainConfig, model: DictConfig, *, cuda: bool) -> 
             (
                 bool(model.get("enable_cuda_graph")),
                 "model.enable_cuda_graph: rows of packed pairs differ in length and structure from step to step",
-            ),
-            (
-                model.get("num_moe_experts") is not None,
-                "model.num_moe_experts: mixture-of-experts models are not supported",
             ),
         )
         if wrong

@@ -95,6 +95,13 @@ def test_a_head_size_of_its_own():
     assert wide.forward_flops(work()) == 3 * (2 * layer * 5 + 4 * 40 * 11) + 2 * 24 * 50 * 3
 
 
+def test_a_token_passes_through_its_own_experts_only():
+    mixture = ModelSize(**{**vars(SIZE), "num_experts": 6, "experts_per_token": 2})
+    difference = mixture.forward_flops(work()) - SIZE.forward_flops(work())
+    assert difference == 2 * SIZE.num_layers * SIZE.expert_weights * work().unique_tokens
+    assert mixture.weights_of_layer == SIZE.weights_of_layer + 5 * SIZE.expert_weights + 6 * SIZE.hidden_size
+
+
 @pytest.mark.parametrize("name", ["unique_tokens", "attended", "targets"])
 def test_what_is_computed_costs(name):
     assert SIZE.forward_flops(work(**{name: 100})) > SIZE.forward_flops(work())

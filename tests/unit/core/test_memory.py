@@ -27,6 +27,10 @@ QWEN3_4B = ModelSize(
     num_layers=36, hidden_size=2560, ffn_hidden_size=9728, num_heads=32, num_query_groups=8, head_size=128,
     vocab_size=151936, gated=True,
 )  # fmt: skip
+QWEN3_30B_A3B = ModelSize(
+    num_layers=48, hidden_size=2048, ffn_hidden_size=768, num_heads=32, num_query_groups=4, head_size=128,
+    vocab_size=151936, gated=True, num_experts=128, experts_per_token=8,
+)  # fmt: skip
 GPT_22B = ModelSize(  # table 3 of Korthikanti et al.
     num_layers=48, hidden_size=6144, ffn_hidden_size=4 * 6144, num_heads=64, num_query_groups=64, head_size=96,
     vocab_size=51200, gated=False,
@@ -54,6 +58,27 @@ def test_parameters_are_those_of_the_model_cards(size, published):
 def test_parameters_of_qwen3_without_query_and_key_norms():
     found = num_parameters(QWEN3_4B, stage=0, tensor_parallel=1, pipeline_parallel=1, tied=True)
     assert found == 4_022_468_096 - 36 * 2 * 128
+
+
+def test_parameters_of_a_mixture_of_experts():
+    """Qwen3-30B-A3B: 30,532,122,624 weights, query and key norms included; 3.3 billion of them for one token."""
+    whole = {"stage": 0, "tensor_parallel": 1, "pipeline_parallel": 1, "tied": False}
+    size = QWEN3_30B_A3B
+    assert num_parameters(size, **whole) == 30_532_122_624 - 48 * 2 * 128
+    active = 48 * size.active_weights_of_layer + 2 * size.vocab_size * size.hidden_size
+    assert active / 1e9 == pytest.approx(3.3, abs=0.05)
+    experts = 48 * 128 * 3 * 2048 * 768
+    spread = num_parameters(size, **whole, expert_parallel=8)
+    assert spread == num_parameters(size, **whole) - experts * 7 // 8
+    assert num_parameters(LLAMA_3_70B, **whole, expert_parallel=1) == 70_553_706_496
+
+
+def test_a_mixture_saves_the_activations_of_each_tokens_experts():
+    one = replace(QWEN3_30B_A3B, experts_per_token=1)
+    eight, single = (
+        fullest_rank(size, layout(), BF16, tied=False, cuda=True).activations for size in (QWEN3_30B_A3B, one)
+    )
+    assert eight - single == 48 * 7 * 3 * 768 * layout().row_length * 2
 
 
 def test_the_papers_experiment_fits_its_devices():

@@ -107,7 +107,7 @@ def test_impossible_settings_are_rejected(overrides, message):
         ({"position_embedding_type": "relative"}, "model.position_embedding_type=relative: positions restart within"),
         ({"window_size": [64, 0]}, "is shorter than model.data.seq_length=1024; set model.data.seq_length=64"),
         ({"enable_cuda_graph": True}, "model.enable_cuda_graph: rows of packed pairs differ"),
-        ({"num_moe_experts": 8}, "model.num_moe_experts: mixture-of-experts"),
+        ({"num_moe_experts": 8}, "model.num_moe_experts: mixtures of experts are trained by host=bridge only"),
     ],
 )
 @pytest.mark.parametrize("cuda", [True, False])
@@ -271,13 +271,47 @@ def test_the_bridge_starts_from_a_hugging_face_folder(hf):
     ("changes", "message"),
     [
         ({"sliding_window": 32}, r"the sliding window of 32 tokens is shorter than model.data.seq_length=1024"),
-        ({"num_experts": 8}, "mixture-of-experts models are not supported"),
         ({"attention_dropout": 0.1}, "attention_dropout: not supported"),
     ],
 )
 def test_what_the_bridge_does_not_support_is_refused(hf, changes, message):
     with pytest.raises(ValueError, match=message):
         build("host=bridge", checkpoint=read_hf_config(hf(**changes), setting="setting"))
+
+
+MIXTURE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+
+
+def test_the_size_of_a_mixture_of_experts(hf):
+    size = model_size(build("host=bridge", checkpoint=read_hf_config(hf(**MIXTURE), setting="setting")), vocab_size=0)
+    assert (size.num_experts, size.experts_per_token, size.ffn_hidden_size) == (8, 2, 48)
+    local = {"num_local_experts": 4, "num_experts_per_tok": 1}
+    size = model_size(build("host=bridge", checkpoint=read_hf_config(hf(**local), setting="setting")), vocab_size=0)
+    assert (size.num_experts, size.experts_per_token, size.ffn_hidden_size) == (4, 1, 128)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.expert_model_parallel_size=3", "trainer.devices=6"], "=3 does not divide the model's 8 experts"),
+        (["model.expert_model_parallel_size=4", "trainer.devices=2"], "=4 does not divide the 2 data-parallel ranks"),
+        (["model.tensor_model_parallel_size=2", "trainer.devices=2"], "needs model.sequence_parallel=true"),
+        (["model.peft.peft_scheme=lora"], "adapters of experts are not supported"),
+        (["model.expert_model_parallel_size=2", "trainer.devices=2", "trainer.dpo.watch.interval=1"],
+         "ranks that share experts would need answers of one length"),
+    ],
+)  # fmt: skip
+def test_what_experts_do_not_support_is_refused(hf, overrides, message):
+    checkpoint = read_hf_config(hf(**MIXTURE), setting="setting")
+    with pytest.raises(ValueError, match=message):
+        build("host=bridge", *overrides, checkpoint=checkpoint)
+    build("host=bridge", checkpoint=checkpoint)
+
+
+def test_experts_cannot_be_spread_where_there_are_none(hf):
+    with pytest.raises(ValueError, match="this model has no experts"):
+        build("host=bridge", "model.expert_model_parallel_size=2", "trainer.devices=2",
+              checkpoint=read_hf_config(hf(), setting="setting"))  # fmt: skip
 
 
 def test_an_unused_sliding_window_is_none(hf):

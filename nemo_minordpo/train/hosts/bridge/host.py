@@ -114,7 +114,12 @@ def build(
     if host.has_cuda():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group(backend, rank=rank, world_size=int(os.environ["WORLD_SIZE"]))
-    parallel_state.initialize_model_parallel(section.tensor_model_parallel_size, section.pipeline_model_parallel_size)
+    parallel_state.initialize_model_parallel(
+        section.tensor_model_parallel_size,
+        section.pipeline_model_parallel_size,
+        expert_model_parallel_size=section.expert_model_parallel_size,
+        expert_tensor_parallel_size=section.tensor_model_parallel_size,
+    )
     on_groups()
     tensor_parallel.model_parallel_cuda_manual_seed(section.seed)
     low = config.trainer.precision != "32-true"

@@ -11,11 +11,6 @@ from megatron.bridge.utils.vocab_utils import calculate_padded_vocab_size
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import (
-    get_gpt_layer_local_spec,
-    get_gpt_layer_with_transformer_engine_spec,
-)
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.utils import get_model_config, unwrap_model
 from omegaconf import DictConfig
 from torch import Tensor
@@ -23,9 +18,8 @@ from torch import Tensor
 from nemo_minordpo import host
 from nemo_minordpo.config import TrainConfig
 from nemo_minordpo.errors import UserError
-from nemo_minordpo.host.norms import TorchNorm
-from nemo_minordpo.layers.pair_attention import PairAttention
 from nemo_minordpo.train.data.dataset import StepBatch
+from nemo_minordpo.train.hosts.bridge.layers import pack_pairs
 from nemo_minordpo.train.model import fp8
 from nemo_minordpo.train.model.packed_gpt import PackedPairsGPTModel
 from nemo_minordpo.train.model.pair_model import PairModel
@@ -114,11 +108,13 @@ def build_model(config: TrainConfig, model_config: DictConfig, auto: AutoBridge)
     section = config.model
     low = config.trainer.precision != "32-true"
     provider: Any = auto.to_megatron_provider(load_weights=True)
-    _require_plain_attention(provider)
-    provider.transformer_layer_spec = _packed_layers
+    pack_pairs(provider)
     provider.tensor_model_parallel_size = section.tensor_model_parallel_size
     provider.pipeline_model_parallel_size = section.pipeline_model_parallel_size
+    provider.expert_model_parallel_size = section.expert_model_parallel_size
+    provider.expert_tensor_parallel_size = section.tensor_model_parallel_size
     provider.sequence_parallel = section.sequence_parallel
+    provider.moe_aux_loss_coeff = section.moe_aux_loss_coeff
     provider.params_dtype = provider.pipeline_dtype = torch.bfloat16 if low else torch.float32
     provider.bf16, provider.fp16 = low, False
     provider.attention_dropout = provider.hidden_dropout = 0.0
@@ -158,55 +154,3 @@ def _adapters(tuning: DictConfig) -> LoRA:
         alpha=tuning.alpha,
         dropout=tuning.adapter_dropout,
     )
-
-
-def _packed_layers(config: Any) -> TransformerBlockSubmodules:
-    """This stage's layers: Megatron-Core's, with attention over packed pairs and, on CPUs, norms of our own."""
-    if host.has_transformer_engine():
-        layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
-        layer.submodules.self_attention.submodules.core_attention = PairAttention
-        return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=_te_norm())
-    layer = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=config.qk_layernorm)
-    attention = layer.submodules.self_attention.submodules
-    attention.core_attention = PairAttention
-    norms = [(layer.submodules, "input_layernorm"), (layer.submodules, "pre_mlp_layernorm")]
-    if config.qk_layernorm:
-        norms += [(attention, "q_layernorm"), (attention, "k_layernorm")]
-    for part, name in norms:
-        setattr(part, name, TorchNorm)
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=TorchNorm)
-
-
-def _te_norm() -> Any:
-    from megatron.core.extensions.transformer_engine import TENorm
-
-    return TENorm
-
-
-def _require_plain_attention(provider: Any) -> None:
-    """Refuse by name what packed pairs do not support: the layers would silently be others than the model's."""
-    wrong = [
-        f"{name}={value!r}"
-        for name, plain in _PLAIN.items()
-        if (value := getattr(provider, name, plain)) not in (plain, None)
-    ]
-    if wrong:
-        kind = type(provider).__name__.removesuffix("Provider")
-        raise UserError(
-            f"host=bridge: Megatron-Bridge builds this model as {kind} with {', '.join(wrong)}, which attention over "
-            "packed pairs does not support"
-        )
-
-
-# what `_packed_layers` builds; other values need other layers
-_PLAIN = {
-    "normalization": "RMSNorm",
-    "position_embedding_type": "rope",
-    "num_moe_experts": None,
-    "multi_latent_attention": False,
-    "window_size": None,
-    "softmax_type": "vanilla",
-    "layernorm_zero_centered_gamma": False,
-    "rotary_interleaved": False,
-    "attn_logit_softcapping": None,
-}
