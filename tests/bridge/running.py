@@ -12,6 +12,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from nemo_minordpo.convert.checkpoint import Checkpoint
+from nemo_minordpo.convert.facts import facts_from_config, read_config
+from nemo_minordpo.convert.mapping import mapping_table
 from nemo_minordpo.records import StepMetrics
 from tests.by_hand import LR, load
 from tests.comparison import largest, without_measured
@@ -88,6 +91,19 @@ def require_equal(run, model, expected):
         moved = (weight - before.get_parameter(name)).norm()
         assert moved > 0, name
         assert (exported.get_parameter(name) - weight).norm() < 1e-3 * moved, name
+
+
+def require_same_export(run):
+    """Our own mapping from the checkpoint (convert/mapping.py) gives the bits that AutoBridge exported."""
+    facts = facts_from_config(read_config(run / "hf"), where=str(run))
+    (newest,) = (run / "checkpoints").iterdir()
+    checkpoint, exported = Checkpoint(newest), load_file(run / "hf/model.safetensors")
+    for row in mapping_table(facts):
+        for layer in row.layers(facts):
+            parts = row.split(checkpoint.read(row.megatron, layer=layer), facts)
+            for name, part in zip(row.hf_names(layer), parts, strict=True):
+                assert torch.equal(exported.pop(name), part), name
+    assert exported.keys() <= {"lm_head.weight"}  # of a tied model
 
 
 def resume_from(run, copy, *, step):

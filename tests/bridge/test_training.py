@@ -20,6 +20,7 @@ from tests.bridge.running import (
     needs_bridge,
     require_equal,
     require_same_bits,
+    require_same_export,
     resume_from,
     start,
     train,
@@ -67,6 +68,7 @@ def test_training_is_that_of_transformers(workspace, by_hand, tmp_path, family, 
     ranks, overrides = LAYOUTS[layout]
     run = train(workspace, tmp_path / "run", *SGD, *overrides, family=family, ranks=ranks)
     require_equal(run, workspace / family, by_hand(family))
+    require_same_export(run)
 
 
 @pytest.mark.parametrize(

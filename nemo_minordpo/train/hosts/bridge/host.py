@@ -23,6 +23,7 @@ from nemo_minordpo.train.hosts.bridge.model import BridgeModel, build_model
 # by our names of optimizers: Megatron-Core's, and whether weight decay is apart from the gradient
 _OPTIMIZERS = {"adam": ("adam", False), "adamw": ("adam", True), "sgd": ("sgd", True),
                "mcore_distributed_optim": ("adam", True)}  # fmt: skip
+_PREFIX = "model."  # of weights in checkpoints, as NeMo writes them: convert/ reads both hosts'
 _ADAPTER = ".adapter."  # in the names of Megatron-Bridge's adapters
 # readable at any layout
 _SHARDING = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
@@ -58,7 +59,8 @@ class BridgeHost:
         loaded: Any = dist_checkpointing.load(self._sharded_state(is_loading=True), str(folder))
         for number, module in enumerate(self.model.get_model_module_list()):
             # with adapters, the checkpoint contains only those
-            missing = module.load_state_dict(loaded[f"model{number}"], strict=not self._trains_adapters)
+            weights = {key.removeprefix(_PREFIX): value for key, value in loaded[f"model{number}"].items()}
+            missing = module.load_state_dict(weights, strict=not self._trains_adapters)
             assert not missing.unexpected_keys, missing.unexpected_keys
         self._optimizer.load_state_dict(loaded["optimizer"])
         return loaded["progress"]
@@ -79,7 +81,7 @@ class BridgeHost:
         }
 
     def _trained_state(self, module: Any) -> dict[str, Any]:
-        state = module.sharded_state_dict()
+        state = module.sharded_state_dict(prefix=_PREFIX)
         return {key: value for key, value in state.items() if not self._trains_adapters or _ADAPTER in key}
 
     @property
