@@ -19,6 +19,7 @@ PYTHON_3_12 ?= $(firstword $(shell for name in python3.12 "$$HOME"/.pyenv/versio
     "$$name" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo "$$name"; done))
 # Today's Megatron: Python 3.12, torch for CUDA (5 GB), Megatron-Core and Megatron-Bridge
 VENV_BRIDGE := .venv-bridge
+BRIDGE := megatron-core==0.19.2 megatron-bridge==0.6.2
 # A current TRL, for the benchmarks: its transformers is newer than NeMo's
 VENV_TRL := .venv-trl
 # A Python that already has the stack, for example a container's: make gpu-check PYTHON_OF_STACK=python3
@@ -30,7 +31,7 @@ REHEARSAL_ARGS ?=
 # 25-02: NeMo 2.2.1 with Megatron-Core 0.11.0 instead of the kit's
 REHEARSAL_STACK ?=
 
-.PHONY: help demo real paper-small test test-stacks test-bridge setup-bridge gpu-check gpu-rehearsal faults bench lint docs doctor
+.PHONY: help demo real paper-small test test-stacks test-bridge setup-bridge rehearse-bridge gpu-check gpu-rehearsal faults bench lint docs doctor
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -75,6 +76,16 @@ setup-bridge: $(VENV_BRIDGE)/.installed  ## set up today's Megatron-Core and Meg
 
 test-bridge: $(VENV_BRIDGE)/.installed  ## train on a model that Megatron-Bridge builds, against transformers, on CPUs
 	$(VENV_BRIDGE)/bin/python -m pytest tests/bridge $(PYTEST_ARGS)
+
+ifneq ($(and $(wildcard $(GPU_KIT)/boot.sh),$(PYTHON_3_12)),)
+rehearse-bridge: $(VENV_GPU)/stack-bridge/.installed  ## test-bridge on a CPU that imitates a GPU, with Transformer Engine's layers and FP8
+	@export PATH="$(abspath $(VENV_GPU))/bin:$$PATH"; root=$$PWD; cd $(GPU_KIT); . ./boot.sh; cd "$$root"; \
+	    mkdir -p $(VENV_GPU)/te; ln -sfn "$$PYTHONPATH"/transformer_engine* $(VENV_GPU)/te/; \
+	    export PYTHONPATH=$(abspath tests/gpu/rehearsal/path):$(abspath $(VENV_GPU)/stack-bridge):$(abspath $(VENV_GPU)/te); \
+	    python3 -m pytest tests/bridge/test_rehearsed.py $(PYTEST_ARGS)
+else
+rehearse-bridge: gpu-rehearsal
+endif
 
 bench: $(VENV)/.installed $(VENV_TRL)/.installed  ## compare speed with NeMo-Aligner and TRL: about an hour; results in docs/
 	$(VENV)/bin/python -m tests.benchmarks.run
@@ -125,6 +136,13 @@ $(VENV_GPU)/stack-25-02/.installed: $(VENV_GPU)/.installed
 	    nemo_toolkit==2.2.1 megatron-core==0.11.0 > $(VENV_GPU)/install-25-02.log 2>&1
 	@touch $@
 
+# Megatron-Bridge in the rehearsal's environment; Transformer Engine comes from GPU_KIT, without the kit's older packages
+$(VENV_GPU)/stack-bridge/.installed: $(VENV_GPU)/.installed
+	@$(VENV_GPU)/bin/python -m pip install --no-deps --target $(@D) $(BRIDGE) hydra-core omegaconf \
+	    antlr4-python3-runtime==4.9.3 rapidfuzz nvidia-modelopt pulp orloge cpsat-logutils \
+	    > $(VENV_GPU)/install-bridge.log 2>&1 || { tail -n 20 $(VENV_GPU)/install-bridge.log; exit 1; }
+	@touch $@
+
 $(VENV_BRIDGE)/.installed: tests/bridge/requirements.txt
 	@test -n "$(PYTHON_3_12)" || { echo "error: no python3.12 found: Megatron-Core 0.17 and later need it. Install it," \
 	    "or choose one: make PYTHON_3_12=/path/to/python3.12"; exit 1; }
@@ -132,7 +150,7 @@ $(VENV_BRIDGE)/.installed: tests/bridge/requirements.txt
 	@$(PYTHON_3_12) -m venv $(@D)
 	@$(@D)/bin/python -m pip install --progress-bar off -r $< > $(@D)/install.log 2>&1 \
 	    || { tail -n 20 $(@D)/install.log; exit 1; }
-	@$(@D)/bin/python -m pip install --progress-bar off --no-deps megatron-core==0.19.2 megatron-bridge==0.6.2 \
+	@$(@D)/bin/python -m pip install --progress-bar off --no-deps $(BRIDGE) \
 	    >> $(@D)/install.log 2>&1 || { tail -n 20 $(@D)/install.log; exit 1; }
 	@touch $@
 

@@ -45,6 +45,10 @@ ADAM = [
     "model.optim.lr=1e-3", "model.optim.weight_decay=0.01", "trainer.dpo.save_interval=2",
     "exp_manager.checkpoint_callback_params.keep_last=9",
 ]  # fmt: skip
+LORA = [
+    *ADAM, "model.peft.peft_scheme=lora", "model.peft.lora_tuning.target_modules=[all]",
+    "model.peft.lora_tuning.adapter_dim=2",
+]  # fmt: skip
 
 
 def start(workspace, output, *overrides, family="Qwen3", ranks=1, host="bridge", python=sys.executable):

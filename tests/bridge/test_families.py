@@ -38,6 +38,7 @@ REFUSED = {
          "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, **_EXPERTS},
         "layers of its own (get_gpt_decoder_block_spec)",
     ),
+    "gemma3_text": ({"head_dim": 16, "sliding_window": 32}, "sliding window"),
     "gpt_oss": ({"head_dim": 16, **_EXPERTS}, "sliding window"),
 }  # fmt: skip
 # Megatron-Core wants sequence parallelism for experts under tensor parallelism

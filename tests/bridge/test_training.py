@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tests.bridge.running import (
     ADAM,
     LAYOUTS,
+    LORA,
     PP2,
     SGD,
     STEPS,
@@ -33,10 +34,6 @@ FAMILIES = {"Qwen2": {}, "Qwen3": {"qwen3": True, "tied": True}, "Llama": {"llam
 # every layout with one family, every family on one rank and at the layout that splits most
 CASES = [("Qwen3", layout) for layout in LAYOUTS]
 CASES += [(family, layout) for family in ("Qwen2", "Llama") for layout in ("one rank", "TP2 x PP2")]
-LORA = [
-    *ADAM, "model.peft.peft_scheme=lora", "model.peft.lora_tuning.target_modules=[all]",
-    "model.peft.lora_tuning.adapter_dim=2",
-]  # fmt: skip
 SHARDED = [*ADAM, "model.optim.name=mcore_distributed_optim"]
 
 

@@ -1,5 +1,7 @@
 """What cannot be trained, with the reason: layouts, precisions, fusions, and what packed pairs do not support."""
 
+from importlib.util import find_spec
+
 from omegaconf import DictConfig
 
 from nemo_minordpo.config import ModelSection, TrainConfig
@@ -56,7 +58,7 @@ def require_possible(config: TrainConfig, model: DictConfig, *, cuda: bool, te: 
     problems += _fp8_problems(model) if model.get("fp8") else []
     problems += _bridge_problems(config.model) if config.host == "bridge" else []
     problems += _expert_problems(config, model)
-    problems += _fusion_problems(model, te=te)
+    problems += _fusion_problems(model, te=te, bridge=config.host == "bridge")
     problems += _packing_problems(config, model, cuda=cuda)
     if problems:
         raise UserError("\n".join(problems))
@@ -80,7 +82,6 @@ def _bridge_problems(section: ModelSection) -> list[str]:
         f"host=bridge does not support {setting} yet; host=aligner does"
         for wrong, setting in (
             (start is not None, f"model.peft.restore_from_path={start}"),
-            (bool(section.fp8), "model.fp8=true (precision=fp8_hybrid)"),
             (name not in _OPTIMIZERS_OF_BRIDGE, f"model.optim.name={name}"),
         )
         if wrong
@@ -107,6 +108,8 @@ def _expert_problems(config: TrainConfig, model: DictConfig) -> list[str]:
             f"model.tensor_model_parallel_size={tensor} with a mixture of experts: Megatron-Core also needs "
             "model.sequence_parallel=true"
         )
+    if config.model.fp8:
+        problems.append("model.fp8=true (precision=fp8_hybrid) with a mixture of experts is not supported")
     if spread > 1 and config.trainer.dpo.watch.interval:
         problems.append(
             f"trainer.dpo.watch.interval with {setting}: ranks that share experts would need answers of one length"
@@ -125,8 +128,10 @@ def _fp8_problems(model: DictConfig) -> list[str]:
     return [f"model.fp8: {name} = {size} is not a multiple of 16" for name, size in sides.items() if size % 16]
 
 
-def _fusion_problems(model: DictConfig, *, te: bool) -> list[str]:
+def _fusion_problems(model: DictConfig, *, te: bool, bridge: bool) -> list[str]:
     """Fusions that NeMo would turn off with only a log line, or that would fail in Megatron-Core after loading."""
+    if model.get("gradient_accumulation_fusion") and bridge and find_spec("fused_weight_gradient_mlp_cuda") is None:
+        return ["model.gradient_accumulation_fusion=true (fusions=te) with host=bridge needs Apex for the head"]
     if model.get("gradient_accumulation_fusion") and not (te and model.megatron_amp_O2):
         return [
             "model.gradient_accumulation_fusion=true (fusions=te) needs Transformer Engine, and bfloat16 with float32 "

@@ -1,5 +1,5 @@
 """Transformer Engine 2.9's C++ extension in Python: the functions that its linear layers, RMSNorm, delayed scaling,
-rotary embedding and FusedAdam call for a dense decoder in FP8 or bfloat16.
+rotary embedding, FusedAdam and FusedSGD call for a dense decoder in FP8 or bfloat16.
 
 Products of FP8 or bfloat16 numbers are accumulated in float32, as tensor cores do. Requirements of the real kernels
 (sides that are multiples of 16, both orientations of an FP8 tensor where it is used) are asserted.
@@ -209,6 +209,17 @@ def multi_tensor_adam(
         weight.copy_(values - lr * update)
 
 
+def multi_tensor_sgd(
+    chunk: int, overflow: Tensor, lists: list[list[Tensor]], weight_decay: float, momentum: float, dampening: float,
+    lr: float, nesterov: bool, first_run: bool, decay_after_momentum: bool, scale: float,
+) -> None:  # fmt: skip
+    """SGD without momentum of [gradients, weights, momenta]."""
+    if momentum:
+        raise NotImplementedError("momentum is not emulated")
+    for gradient, weight, _ in zip(*lists, strict=True):
+        weight.sub_(lr * (gradient.float() * scale + weight_decay * weight.float()))
+
+
 def multi_tensor_l2norm(
     chunk: int, overflow: Tensor, lists: list[list[Tensor]], per_tensor: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -260,7 +271,7 @@ _FUNCTIONS = {
     function.__name__: function
     for function in (
         quantize, dequantize, fp8_transpose, bgrad_quantize, fused_amax_and_scale_update_after_reduction, generic_gemm,
-        rmsnorm_fwd, rmsnorm_bwd, fused_rope_forward, fused_rope_backward, multi_tensor_adam, multi_tensor_l2norm,
-        multi_tensor_scale, get_num_cublas_streams,
+        rmsnorm_fwd, rmsnorm_bwd, fused_rope_forward, fused_rope_backward, multi_tensor_adam, multi_tensor_sgd,
+        multi_tensor_l2norm, multi_tensor_scale, get_num_cublas_streams,
     )
 }  # fmt: skip

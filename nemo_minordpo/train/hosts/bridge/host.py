@@ -81,8 +81,15 @@ class BridgeHost:
         }
 
     def _trained_state(self, module: Any) -> dict[str, Any]:
+        """All weights, or adapters and FP8 scales."""
         state = module.sharded_state_dict(prefix=_PREFIX)
-        return {key: value for key, value in state.items() if not self._trains_adapters or _ADAPTER in key}
+        if not self._trains_adapters:
+            return state
+        return {
+            key: value
+            for key, value in state.items()
+            if _ADAPTER in key or (self.model.uses_fp8 and key.endswith("_extra_state"))
+        }
 
     @property
     def _trains_adapters(self) -> bool:

@@ -24,11 +24,13 @@ from nemo_minordpo.train.model import fp8
 from nemo_minordpo.train.model.packed_gpt import PackedPairsGPTModel
 from nemo_minordpo.train.model.pair_model import PairModel
 
+# of the settings, which leave them to `fusions=te`; Megatron-Bridge's own defaults need Apex
+_CHOSEN_FUSIONS = ("gradient_accumulation_fusion", "bias_activation_fusion", "apply_rope_fusion")
 # need CUDA
 _FUSIONS = (
-    "bias_activation_fusion", "masked_softmax_fusion", "gradient_accumulation_fusion", "bias_dropout_fusion",
-    "persist_layer_norm", "apply_rope_fusion", "cross_entropy_loss_fusion",
+    "masked_softmax_fusion", "bias_dropout_fusion", "persist_layer_norm", "cross_entropy_loss_fusion",
 )  # fmt: skip
+_FP8 = ("fp8_margin", "fp8_amax_history_len", "fp8_amax_compute_algo")
 # NeMo's names of settings, and Megatron-Core's
 _RECOMPUTATION = {
     "activations_checkpoint_granularity": "recompute_granularity",
@@ -121,6 +123,14 @@ def build_model(config: TrainConfig, model_config: DictConfig, auto: AutoBridge)
     provider.should_pad_vocab = True  # to a multiple of 128 x TP; the head leaves the padding out
     for theirs, ours in _RECOMPUTATION.items():
         setattr(provider, ours, getattr(section, theirs))
+    if section.fp8:
+        provider.fp8 = "hybrid" if section.fp8_hybrid else "e4m3"
+        provider.fp8_recipe = "delayed"  # the one whose scales model/fp8.py sets and keeps
+        for name in _FP8:
+            if (value := getattr(section, name)) is not None:
+                setattr(provider, name, value)
+    for name in _CHOSEN_FUSIONS:
+        setattr(provider, name, bool(getattr(section, name)))
     if not host.has_cuda():
         provider.use_cpu_initialization = True
         for name in _FUSIONS:
