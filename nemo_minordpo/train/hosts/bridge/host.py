@@ -60,6 +60,7 @@ class BridgeHost:
         for number, module in enumerate(self.model.get_model_module_list()):
             # with adapters, the checkpoint contains only those
             weights = {key.removeprefix(_PREFIX): value for key, value in loaded[f"model{number}"].items()}
+            _name_wrapped_layers(module, weights)
             missing = module.load_state_dict(weights, strict=not self._trains_adapters)
             assert not missing.unexpected_keys, missing.unexpected_keys
         self._optimizer.load_state_dict(loaded["optimizer"])
@@ -154,6 +155,13 @@ def build(
         model.model,
     )
     return BridgeHost(model, optimizer, auto)
+
+
+def _name_wrapped_layers(module: Any, weights: dict[str, Any]) -> None:
+    """Rename FP8 scales: Megatron-Bridge's adapters save those of their layer by its name, and load them by another."""
+    for name, part in module.named_modules():
+        if hasattr(part, "to_wrap") and (saved := f"{name}._extra_state") in weights:
+            weights[f"{name}.to_wrap._extra_state"] = weights.pop(saved)
 
 
 def _remove_padding(folder: Path, *, rows: int) -> None:

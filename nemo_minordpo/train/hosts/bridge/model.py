@@ -111,6 +111,31 @@ def build_model(config: TrainConfig, model_config: DictConfig, auto: AutoBridge)
     low = config.trainer.precision != "32-true"
     provider: Any = auto.to_megatron_provider(load_weights=True)
     pack_pairs(provider)
+    _configure(provider, config)
+    if section.peft.peft_scheme == "lora":
+        adapters = _adapters(model_config.peft.lora_tuning)
+        provider.register_pre_wrap_hook(lambda modules: adapters(modules, training=True))  # after loading the weights
+    provider.finalize()
+    distributed = DistributedDataParallelConfig(
+        use_distributed_optimizer=section.optim.name == "mcore_distributed_optim", grad_reduce_in_fp32=low
+    )
+    model = provider.provide_distributed_model(
+        ddp_config=distributed, use_cpu_initialization=provider.use_cpu_initialization
+    )
+    for module in unwrap_model(model):
+        if type(module) is not GPTModel:  # its own forward would be lost
+            raise UserError(
+                f"host=bridge: Megatron-Bridge builds this model as {type(module).__name__}, not as GPTModel"
+            )
+        module.__class__ = PackedPairsGPTModel
+    get_model_config(model[0]).finalize_model_grads_func = finalize_model_grads
+    return BridgeModel(model_config, model, live_reference=section.dpo.reference_log_probs == "live")
+
+
+def _configure(provider: Any, config: TrainConfig) -> None:
+    """Set the layout, the precision and the kernels of a provider."""
+    section = config.model
+    low = config.trainer.precision != "32-true"
     provider.tensor_model_parallel_size = section.tensor_model_parallel_size
     provider.pipeline_model_parallel_size = section.pipeline_model_parallel_size
     provider.expert_model_parallel_size = section.expert_model_parallel_size
@@ -136,24 +161,6 @@ def build_model(config: TrainConfig, model_config: DictConfig, auto: AutoBridge)
         for name in _FUSIONS:
             if hasattr(provider, name):
                 setattr(provider, name, False)
-    if section.peft.peft_scheme == "lora":
-        adapters = _adapters(model_config.peft.lora_tuning)
-        provider.register_pre_wrap_hook(lambda modules: adapters(modules, training=True))  # after loading the weights
-    provider.finalize()
-    distributed = DistributedDataParallelConfig(
-        use_distributed_optimizer=section.optim.name == "mcore_distributed_optim", grad_reduce_in_fp32=low
-    )
-    model = provider.provide_distributed_model(
-        ddp_config=distributed, use_cpu_initialization=provider.use_cpu_initialization
-    )
-    for module in unwrap_model(model):
-        if type(module) is not GPTModel:  # its own forward would be lost
-            raise UserError(
-                f"host=bridge: Megatron-Bridge builds this model as {type(module).__name__}, not as GPTModel"
-            )
-        module.__class__ = PackedPairsGPTModel
-    get_model_config(model[0]).finalize_model_grads_func = finalize_model_grads
-    return BridgeModel(model_config, model, live_reference=section.dpo.reference_log_probs == "live")
 
 
 def _adapters(tuning: DictConfig) -> LoRA:
