@@ -26,11 +26,12 @@ _EXPERTS = {
 }  # fmt: skip
 # by transformers' name of the architecture: what it needs besides the usual sizes
 TRAINED = {
-    "mistral": {"sliding_window": None},
+    "mistral": {"sliding_window": 2048},  # longer than any pair
     "gemma": {"head_dim": 24, "hidden_act": "gelu_pytorch_tanh"},
     "qwen3_moe": {"head_dim": 16, "norm_topk_prob": True, "decoder_sparse_step": 1, **_EXPERTS},
 }
 REFUSED = {
+    "phi3": ({"pad_token_id": 0}, "'Phi3ForCausalLM' is not yet supported"),
     "gemma2": ({"head_dim": 16}, "layers of its own (gemma2_layer_spec)"),
     "olmoe": (_EXPERTS, "layers of its own (olmoe_layer_spec)"),
     "deepseek_v3": (

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from nemo_minordpo import host
 from nemo_minordpo.config import TrainConfig
+from nemo_minordpo.errors import UserError
 from nemo_minordpo.train.hosts.bridge.model import BridgeModel, build_model
 
 # by our names of optimizers: Megatron-Core's, and whether weight decay is apart from the gradient
@@ -115,7 +116,7 @@ def build(
         on_groups: called once the process groups exist.
 
     Raises:
-        UserError: the model has layers that cannot take packed pairs.
+        UserError: Megatron-Bridge does not know the model, or it has layers that cannot take packed pairs.
     """
     assert adapters is None  # refused by model_config.py
     section = config.model
@@ -133,7 +134,7 @@ def build(
     on_groups()
     tensor_parallel.model_parallel_cuda_manual_seed(section.seed)
     low = config.trainer.precision != "32-true"
-    auto = AutoBridge.from_hf_pretrained(str(checkpoint), torch_dtype=torch.bfloat16 if low else torch.float32)
+    auto = _bridge_of(checkpoint, dtype=torch.bfloat16 if low else torch.float32)
     model = build_model(config, model_config, auto)
     name, decoupled = _OPTIMIZERS[section.optim.name]
     betas = section.optim.betas or (0.9, 0.999)
@@ -155,6 +156,14 @@ def build(
         model.model,
     )
     return BridgeHost(model, optimizer, auto)
+
+
+def _bridge_of(checkpoint: Path, *, dtype: torch.dtype) -> AutoBridge:
+    try:
+        return AutoBridge.from_hf_pretrained(str(checkpoint), torch_dtype=dtype)
+    except ValueError as error:
+        reason = str(error).strip().splitlines()[0].lstrip("\u2717 ")
+        raise UserError(f"host=bridge: {checkpoint}: Megatron-Bridge cannot build this model: {reason}") from error
 
 
 def _name_wrapped_layers(module: Any, weights: dict[str, Any]) -> None:

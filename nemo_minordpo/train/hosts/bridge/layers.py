@@ -17,7 +17,6 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "position_embedding_type": ("rope",),
     "normalization": ("RMSNorm",),
     "multi_latent_attention": (False,),
-    "window_size": (),
     "softmax_type": ("vanilla",),
     "attn_logit_softcapping": (),
     "rotary_interleaved": (False,),
@@ -61,6 +60,7 @@ def pack_pairs(provider: Any) -> None:
             f"host=bridge: Megatron-Bridge builds this model as {kind} with {', '.join(wrong)}, which attention over "
             "packed pairs does not support"
         )
+    provider.window_size = None  # refusals.py refuses a window that could cut a pair
     provider.transformer_layer_spec = _with_transformer_engine if host.has_transformer_engine() else _local
     if not host.has_cuda():
         for name in _MIXTURE_KERNELS:
