@@ -1,5 +1,9 @@
 """Architectures that Megatron-Bridge builds: each trains as transformers does, or is refused with the reason."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers import AutoConfig
@@ -7,6 +11,7 @@ from transformers import AutoConfig
 from tests.bridge.running import (
     ADAM,
     LAYOUTS,
+    ROOT,
     SGD,
     TP2,
     metrics,
@@ -48,6 +53,49 @@ EXPERTS = {
     "split by TP2": (2, [TP2, "model.sequence_parallel=true", "model.data.packed_sequence_size=200"]),
     "PP2": LAYOUTS["PP2"],
 }
+
+# Architectures by transformers' `model_type` and class, with its default sizes, and why they are refused before any
+# weight is read; "" = they are not.
+KNOWN = {
+    ("qwen2", "Qwen2ForCausalLM"): "", ("qwen3", "Qwen3ForCausalLM"): "", ("llama", "LlamaForCausalLM"): "",
+    ("mistral", "MistralForCausalLM"): "", ("gemma", "GemmaForCausalLM"): "", ("qwen3_moe", "Qwen3MoeForCausalLM"): "",
+    ("gemma2", "Gemma2ForCausalLM"): "gemma2_layer_spec", ("gemma3_text", "Gemma3ForCausalLM"): "gemma3_layer_spec",
+    ("exaone4", "Exaone4ForCausalLM"): "exaone4_layer_spec", ("olmoe", "OlmoeForCausalLM"): "olmoe_layer_spec",
+    ("deepseek_v2", "DeepseekV2ForCausalLM"): "get_gpt_decoder_block_spec",
+    ("deepseek_v3", "DeepseekV3ForCausalLM"): "get_gpt_decoder_block_spec",
+    ("glm4_moe", "Glm4MoeForCausalLM"): "get_gpt_decoder_block_spec",
+    ("ernie4_5_moe", "Ernie4_5_MoeForCausalLM"): "_ernie45_decoder_block_spec",
+    ("minimax_m2", "MiniMaxM2ForCausalLM"): "minimax_m2_layer_spec",
+    ("qwen3_next", "Qwen3NextForCausalLM"): "get_transformer_block_with_experimental_attention_variant_spec",
+    ("gpt_oss", "GptOssForCausalLM"): "position_embedding_type='yarn', softmax_type='learnable'",
+    ("nemotron", "NemotronForCausalLM"): "normalization='LayerNorm'",
+    **{
+        (kind, architecture): "not yet supported"
+        for kind, architecture in (
+            ("phi3", "Phi3ForCausalLM"), ("olmo2", "Olmo2ForCausalLM"), ("mixtral", "MixtralForCausalLM"),
+            ("qwen2_moe", "Qwen2MoeForCausalLM"), ("granite", "GraniteForCausalLM"),
+            ("llama4_text", "Llama4ForCausalLM"),
+        )
+    },
+}  # fmt: skip
+_REASONS = """
+import json, sys
+from nemo_minordpo import host
+host.prepare("bridge")
+from megatron.bridge import AutoBridge
+from transformers import AutoConfig
+from nemo_minordpo.train.hosts.bridge.layers import pack_pairs
+reasons = []
+for kind, architecture in json.loads(sys.argv[1]):
+    config = AutoConfig.for_model(kind)
+    config.architectures = [architecture]
+    try:
+        pack_pairs(AutoBridge.from_hf_config(config).to_megatron_provider(load_weights=False))
+        reasons.append("")
+    except ValueError as error:
+        reasons.append(str(error))
+print(json.dumps(reasons))
+"""
 
 
 @pytest.fixture(scope="session")
@@ -157,3 +205,11 @@ def test_what_packed_pairs_do_not_support_is_refused(workspace, written, tmp_pat
     error = train(workspace, tmp_path / "run", *SGD, family=family, fails=True)
     assert reason in error
     assert "Traceback" not in error
+
+
+def test_what_is_known_of_other_architectures():
+    command = [sys.executable, "-c", _REASONS, json.dumps(list(KNOWN))]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for (known, expected), reason in zip(KNOWN.items(), json.loads(printed.splitlines()[-1]), strict=True):
+        assert expected in reason, known
+        assert bool(reason) == bool(expected), known
