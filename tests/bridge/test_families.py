@@ -69,14 +69,11 @@ KNOWN = {
     ("qwen3_next", "Qwen3NextForCausalLM"): "get_transformer_block_with_experimental_attention_variant_spec",
     ("gpt_oss", "GptOssForCausalLM"): "position_embedding_type='yarn', softmax_type='learnable'",
     ("nemotron", "NemotronForCausalLM"): "normalization='LayerNorm'",
-    **{
-        (kind, architecture): "not yet supported"
-        for kind, architecture in (
-            ("phi3", "Phi3ForCausalLM"), ("olmo2", "Olmo2ForCausalLM"), ("mixtral", "MixtralForCausalLM"),
-            ("qwen2_moe", "Qwen2MoeForCausalLM"), ("granite", "GraniteForCausalLM"),
-            ("llama4_text", "Llama4ForCausalLM"),
-        )
-    },
+    **dict.fromkeys(
+        (("phi3", "Phi3ForCausalLM"), ("olmo2", "Olmo2ForCausalLM"), ("mixtral", "MixtralForCausalLM"),
+         ("qwen2_moe", "Qwen2MoeForCausalLM"), ("granite", "GraniteForCausalLM"), ("llama4_text", "Llama4ForCausalLM")),
+        "not yet supported",
+    ),
 }  # fmt: skip
 _REASONS = """
 import json, sys
