@@ -199,6 +199,10 @@ class ModelSection:
     pipeline_model_parallel_size: int = setting(
         1, "number of pipeline stages that the layers are split into", minimum=1, resume=Resume.FREE
     )
+    virtual_pipeline_model_parallel_size: int | None = setting(
+        None, "number of interleaved stages on each pipeline rank, which wait less for one another",
+        special={None: "one stage"}, minimum=2, resume=Resume.FREE,
+    )  # fmt: skip
     expert_model_parallel_size: int = setting(
         1, "number of data-parallel ranks that a mixture's experts are spread over", minimum=1, resume=Resume.FREE
     )

@@ -35,6 +35,7 @@ class Layout:
     """How the model is split over ranks, and how much a rank has in flight.
 
     row_length: places per row. num_rows: rows per step and rank. num_targets: response tokens per row.
+    interleaved: pipeline stages on each rank.
     expert_parallel: ranks that a mixture's experts are spread over, each expert split like the rest of the model.
     """
 
@@ -45,6 +46,7 @@ class Layout:
     row_length: int
     num_rows: int
     num_targets: int
+    interleaved: int = 1
     expert_parallel: int = 1
 
 
@@ -109,6 +111,9 @@ def _stage(stage: int, size: ModelSize, layout: Layout, numerics: Numerics, tied
     vocabulary = -(-size.vocab_size // layout.tensor_parallel) * size.hidden_size
     # 1F1B schedule: a stage has one row in flight for itself and one for each later stage
     in_flight = min(layout.pipeline_parallel - stage, layout.num_rows)
+    if layout.interleaved > 1:
+        # of the first stage, and at most of the others: 1 + (P - 1) / (P V) times as much
+        in_flight *= 1 + (layout.pipeline_parallel - 1) / (layout.pipeline_parallel * layout.interleaved)
     layers = size.num_layers // layout.pipeline_parallel
     layer = _layer_numbers(size, layout)
     boundary = layout.row_length * size.hidden_size / (layout.tensor_parallel if layout.sequence_parallel else 1)

@@ -24,6 +24,7 @@ from nemo_minordpo.train.model.model_config import (
     build_model_config,
     checkpoint_config,
     model_size,
+    num_rows_multiple_of,
     row_multiple_of,
 )
 from nemo_minordpo.train.schedule import schedule_notes
@@ -166,6 +167,7 @@ def make_plan(config: TrainConfig, *, elsewhere: bool = False) -> Plan:
         row_multiple=row_multiple_of(model),
         data_parallel_rank=0,
         data_parallel_size=data_parallel,
+        num_rows_multiple=num_rows_multiple_of(model),
         pad_id=tokenizer.eos_token_id,
     )
     laid_out = [batches.training_step(step, seed=section.seed) for step in range(_NUM_STEPS)]
@@ -180,6 +182,7 @@ def make_plan(config: TrainConfig, *, elsewhere: bool = False) -> Plan:
         row_length=max(step.row_length for step in steps),
         num_rows=max(round(scale * fmean(len(step.micro_batches) for step in steps)), 1),
         num_targets=max(len(part.row.targets) for step in steps for part in step.micro_batches),
+        interleaved=section.virtual_pipeline_model_parallel_size or 1,
         expert_parallel=section.expert_model_parallel_size,
     )
     num_steps = steps_of_run(config.trainer.dpo, num_pairs=num_pairs, global_batch_size=section.global_batch_size)

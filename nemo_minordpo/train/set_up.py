@@ -18,7 +18,12 @@ from nemo_minordpo.train.data.dataset import PairBatches, segment_lengths_of
 from nemo_minordpo.train.folder.run_folder import RunFolder
 from nemo_minordpo.train.model import fp8
 from nemo_minordpo.train.model.generation import GenerationLimits
-from nemo_minordpo.train.model.model_config import build_model_config, checkpoint_config, row_multiple_of
+from nemo_minordpo.train.model.model_config import (
+    build_model_config,
+    checkpoint_config,
+    num_rows_multiple_of,
+    row_multiple_of,
+)
 from nemo_minordpo.train.model.pair_model import PairModel
 from nemo_minordpo.train.products import agree_on_products
 from nemo_minordpo.train.reference import evaluate_reference
@@ -126,6 +131,7 @@ def _pair_batches(config: TrainConfig, model: PairModel, arrays: TokenArrays, *,
         row_multiple=row_multiple_of(model.cfg),
         data_parallel_rank=rank,
         data_parallel_size=size,
+        num_rows_multiple=num_rows_multiple_of(model.cfg),
         # any token: nothing attends to padding, and nothing is predicted there
         pad_id=0,
     )

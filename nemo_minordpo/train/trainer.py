@@ -20,6 +20,7 @@ from nemo_minordpo.train.folder.checkpoints import Counters, load_checkpoint, ne
 from nemo_minordpo.train.folder.run_log import RunLog
 from nemo_minordpo.train.folder.stopping import StallDetector, StopRequest
 from nemo_minordpo.train.hosts.protocol import Host
+from nemo_minordpo.train.model.model_config import num_rows_multiple_of
 from nemo_minordpo.train.model.pair_model import PairModel
 from nemo_minordpo.train.reference import noise_of_reference
 from nemo_minordpo.train.require_finite import (
@@ -235,14 +236,16 @@ class MinorDPOTrainer:
     def _require_sound_model(self, batch: StepBatch) -> None:
         """Check that weights and log-probabilities are finite, since no later step would notice a spoilt weight.
 
-        Evaluates one row of the step's batch: finite weights can be so large that the logits overflow.
+        Evaluates one row of the step's batch, or as few as interleaved stages take: finite weights can be so large
+        that the logits overflow.
         """
         when = f"after step {self.progress.step}"
         require_finite_weights(self.model, when=when)
         # against itself, since only log-probabilities are needed, and a live reference would be evaluated
-        row = replace(batch, micro_batches=batch.micro_batches[:1]).with_references([None])
+        few = batch.micro_batches[: num_rows_multiple_of(self.model.cfg)]
+        rows = replace(batch, micro_batches=few).with_references([None] * len(few))
         with self.model.evaluating(), torch.no_grad():
-            values = self.model.pair_metrics(row, forward_only=True)
+            values = self.model.pair_metrics(rows, forward_only=True)
         self._summary(values, when=when, places=self._places_of_step(self.progress.step - 1))
 
     def _save(self, attempt: Attempt, batch: StepBatch) -> None:

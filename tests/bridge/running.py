@@ -37,6 +37,10 @@ LAYOUTS = {
     "TP2": (2, [TP2]),
     "TP2, sequence parallel": (2, [TP2, "model.sequence_parallel=true", "model.data.packed_sequence_size=200"]),
     "PP2": (2, [PP2, "model.data.packed_sequence_size=200"]),
+    "PP2, interleaved": (
+        2,
+        [PP2, "model.virtual_pipeline_model_parallel_size=2", "model.data.packed_sequence_size=200"],
+    ),
     "DP2": (2, ["model.data.packed_sequence_size=200"]),
     "TP2 x PP2": (4, [TP2, PP2, "model.data.packed_sequence_size=96"]),
 }

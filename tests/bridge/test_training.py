@@ -70,7 +70,14 @@ def test_training_is_that_of_transformers(workspace, by_hand, tmp_path, family, 
 
 @pytest.mark.parametrize(
     ("trained", "layout"),
-    [("adamw", "one rank"), ("adamw", "TP2 x PP2"), ("sharded", "DP2"), ("lora", "TP2"), ("lora", "PP2")],
+    [
+        ("adamw", "one rank"),
+        ("adamw", "TP2 x PP2"),
+        ("adamw", "PP2, interleaved"),
+        ("sharded", "DP2"),
+        ("lora", "TP2"),
+        ("lora", "PP2"),
+    ],
 )
 def test_stopping_and_resuming_changes_no_bit(workspace, tmp_path, trained, layout):
     ranks, overrides = LAYOUTS[layout]

@@ -103,6 +103,7 @@ class PairBatches:
         data_parallel_rank: int,
         data_parallel_size: int,
         pad_id: int,
+        num_rows_multiple: int = 1,
         reference_log_probs: np.ndarray | None = None,
     ) -> None:
         """
@@ -113,6 +114,7 @@ class PairBatches:
             row_multiple: row lengths are multiples of this.
             data_parallel_rank, data_parallel_size: select this rank's share.
             pad_id: token id for padding.
+            num_rows_multiple: each rank's number of rows is a multiple of this; empty rows fill up.
             reference_log_probs: [N, 2], nats, chosen and rejected; None if the model evaluates them live.
         """
         self.arrays = arrays
@@ -120,7 +122,7 @@ class PairBatches:
         self.reference_log_probs = reference_log_probs
         self._capacity, self._multiple = row_capacity, row_multiple
         self._rank, self._size = data_parallel_rank, data_parallel_size
-        self._pad_id = pad_id
+        self._pad_id, self._num_rows_multiple = pad_id, num_rows_multiple
         # computed once for the whole split
         self._sequence_lengths = arrays.sequence_lengths
         self._segment_lengths = segment_lengths_of(arrays)
@@ -140,7 +142,7 @@ class PairBatches:
 
     def _batch(self, pairs: np.ndarray) -> StepBatch:
         lengths = self._segment_lengths[pairs]
-        rows = pack(lengths, capacity=self._capacity, num_rows_multiple=self._size)
+        rows = pack(lengths, capacity=self._capacity, num_rows_multiple=self._size * self._num_rows_multiple)
         longest = max(int(lengths[row].sum()) for row in rows)
         length = max(math.ceil(longest / self._multiple), 1) * self._multiple
         return StepBatch(

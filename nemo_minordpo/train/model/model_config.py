@@ -131,6 +131,11 @@ def row_multiple_of(model: Any) -> int:
     )
 
 
+def num_rows_multiple_of(model: Any) -> int:
+    """The number that the rows of a rank must be a multiple of: interleaved stages take them in groups."""
+    return model.pipeline_model_parallel_size if model.get("virtual_pipeline_model_parallel_size") else 1
+
+
 def model_size(model: Any, *, vocab_size: int) -> ModelSize:
     """The sizes that determine operations and memory.
 

@@ -212,7 +212,8 @@ class PairModel:
         self.before_schedule(forward_only=forward_only)
         return get_forward_backward_func()(
             forward_step_func=forward_step,
-            data_iterator=iter(rows),
+            # an iterator for each interleaved stage on this rank
+            data_iterator=[iter(rows) for _ in self.get_model_module_list()],
             model=self.model,
             num_microbatches=len(rows),
             forward_only=forward_only,

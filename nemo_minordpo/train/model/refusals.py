@@ -57,6 +57,7 @@ def require_possible(config: TrainConfig, model: DictConfig, *, cuda: bool, te: 
         )
     problems += _fp8_problems(model) if model.get("fp8") else []
     problems += _bridge_problems(config.model) if config.host == "bridge" else []
+    problems += _interleaving_problems(config, model)
     problems += _expert_problems(config, model)
     problems += _fusion_problems(model, te=te, bridge=config.host == "bridge")
     problems += _packing_problems(config, model, cuda=cuda)
@@ -86,6 +87,25 @@ def _bridge_problems(section: ModelSection) -> list[str]:
         )
         if wrong
     ]
+
+
+def _interleaving_problems(config: TrainConfig, model: DictConfig) -> list[str]:
+    """Several pipeline stages on one rank."""
+    interleaved, pipeline = model.get("virtual_pipeline_model_parallel_size"), model.pipeline_model_parallel_size
+    setting = f"model.virtual_pipeline_model_parallel_size={interleaved}"
+    if interleaved is None:
+        return []
+    if config.host != "bridge":
+        return [f"{setting}: interleaved stages are supported by host=bridge only"]
+    problems = []
+    if pipeline == 1 or model.num_layers % (pipeline * interleaved):
+        problems.append(
+            f"{setting}: needs several pipeline stages, and num_layers={model.num_layers} divisible by them times it "
+            f"(model.pipeline_model_parallel_size={pipeline})"
+        )
+    if config.trainer.dpo.watch.interval:
+        problems.append(f"trainer.dpo.watch.interval with {setting}: answers are written one row at a time")
+    return problems
 
 
 def _expert_problems(config: TrainConfig, model: DictConfig) -> list[str]:
@@ -150,11 +170,6 @@ def _packing_problems(config: TrainConfig, model: DictConfig, *, cuda: bool) -> 
             (
                 model.get("context_parallel_size", 1) > 1,
                 "model.context_parallel_size > 1: a row of packed pairs cannot be split over context-parallel ranks",
-            ),
-            (
-                model.get("virtual_pipeline_model_parallel_size") is not None,
-                "model.virtual_pipeline_model_parallel_size: interleaved stages require a number of micro-batches that "
-                "packing cannot guarantee",
             ),
             (
                 embedding not in ("rope", "learned_absolute", "none"),

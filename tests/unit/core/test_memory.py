@@ -73,6 +73,16 @@ def test_parameters_of_a_mixture_of_experts():
     assert num_parameters(LLAMA_3_70B, **whole, expert_parallel=1) == 70_553_706_496
 
 
+def test_interleaved_stages_hold_more_rows_in_flight():
+    """Korthikanti et al. 2022, section 4.2.3: 1 + (p - 1) / (p m) times the activations of the first stage."""
+    many = {"pipeline_parallel": 4, "num_rows": 16}
+    plain, interleaved = (
+        fullest_rank(LLAMA_3_70B, layout(**many, interleaved=stages), BF16, tied=False, cuda=True).activations
+        for stages in (1, 2)
+    )
+    assert interleaved == pytest.approx(plain * (1 + 3 / 8))
+
+
 def test_a_mixture_saves_the_activations_of_each_tokens_experts():
     one = replace(QWEN3_30B_A3B, experts_per_token=1)
     eight, single = (

@@ -7,7 +7,12 @@ from omegaconf import OmegaConf
 from nemo_minordpo.config import compose, load
 from nemo_minordpo.core.flops import ModelSize
 from nemo_minordpo.train.model.hf_config import read_hf_config
-from nemo_minordpo.train.model.model_config import build_model_config, model_size, read_checkpoint_config
+from nemo_minordpo.train.model.model_config import (
+    build_model_config,
+    model_size,
+    num_rows_multiple_of,
+    read_checkpoint_config,
+)
 
 CHECKPOINT = {
     "num_layers": 4, "num_attention_heads": 4, "num_query_groups": 2, "ffn_hidden_size": 128, "hidden_size": 64,
@@ -102,7 +107,10 @@ def test_impossible_settings_are_rejected(overrides, message):
     ("settings", "message"),
     [
         ({"context_parallel_size": 2}, "model.context_parallel_size > 1: a row of packed pairs cannot be split"),
-        ({"virtual_pipeline_model_parallel_size": 2}, "model.virtual_pipeline_model_parallel_size: interleaved"),
+        (
+            {"virtual_pipeline_model_parallel_size": 2},
+            "interleaved stages are supported by host=bridge only",
+        ),
         ({"position_embedding_type": "alibi"}, "model.position_embedding_type=alibi: positions restart within"),
         ({"position_embedding_type": "relative"}, "model.position_embedding_type=relative: positions restart within"),
         ({"window_size": [64, 0]}, "is shorter than model.data.seq_length=1024; set model.data.seq_length=64"),
@@ -280,6 +288,25 @@ def test_what_the_bridge_does_not_support_is_refused(hf, changes, message):
 
 
 MIXTURE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "needs several pipeline stages"),
+        (["model.pipeline_model_parallel_size=4", "trainer.devices=4"], r"num_layers=4 divisible by them times it"),
+        (["model.pipeline_model_parallel_size=2", "trainer.devices=2", "trainer.dpo.watch.interval=1"],
+         "answers are written one row at a time"),
+    ],
+)  # fmt: skip
+def test_interleaved_stages_that_cannot_work(hf, overrides, message):
+    checkpoint = read_hf_config(hf(), setting="setting")
+    interleaved = ["host=bridge", "model.virtual_pipeline_model_parallel_size=2"]
+    with pytest.raises(ValueError, match=message):
+        build(*interleaved, *overrides, checkpoint=checkpoint)
+    model = build(*interleaved, "model.pipeline_model_parallel_size=2", "trainer.devices=2", checkpoint=checkpoint)
+    assert num_rows_multiple_of(model) == 2
+    assert num_rows_multiple_of(build("host=bridge", checkpoint=checkpoint)) == 1
 
 
 def test_the_size_of_a_mixture_of_experts(hf):

@@ -77,7 +77,8 @@ class BridgeHost:
     def _sharded_state(self, *, is_loading: bool) -> dict[str, Any]:
         modules = self.model.get_model_module_list()
         state = {f"model{number}": self._trained_state(module) for number, module in enumerate(modules)}
-        weights = {key: value for part in state.values() for key, value in part.items()}
+        # the names of interleaved stages on one rank are those of others
+        weights = {(part, key): value for part, own in state.items() for key, value in own.items()}
         return state | {
             "optimizer": self._optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=_SHARDING)
         }
@@ -128,6 +129,7 @@ def build(
     parallel_state.initialize_model_parallel(
         section.tensor_model_parallel_size,
         section.pipeline_model_parallel_size,
+        section.virtual_pipeline_model_parallel_size,
         expert_model_parallel_size=section.expert_model_parallel_size,
         expert_tensor_parallel_size=section.tensor_model_parallel_size,
     )

@@ -69,13 +69,13 @@ def pack_pairs(provider: Any) -> None:
         provider.moe_token_dispatcher_type = "allgather"
 
 
-def _with_transformer_engine(config: Any) -> TransformerBlockSubmodules:
+def _with_transformer_engine(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
     from megatron.core.extensions.transformer_engine import TENorm
 
-    return _stage(config, transformer_engine_layer_spec(config), norm=TENorm)
+    return _stage(config, transformer_engine_layer_spec(config), vp_stage, norm=TENorm)
 
 
-def _local(config: Any) -> TransformerBlockSubmodules:
+def _local(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
     """Megatron-Core's layers without Transformer Engine, with norms that work under sequence parallelism."""
     layer = local_layer_spec(config)
     attention = layer.submodules.self_attention.submodules
@@ -84,9 +84,10 @@ def _local(config: Any) -> TransformerBlockSubmodules:
         norms += [(attention, "q_layernorm"), (attention, "k_layernorm")]
     for part, name in norms:
         setattr(part, name, TorchNorm)
-    return _stage(config, layer, norm=TorchNorm)
+    return _stage(config, layer, vp_stage, norm=TorchNorm)
 
 
-def _stage(config: Any, layer: ModuleSpec, *, norm: Any) -> TransformerBlockSubmodules:
+def _stage(config: Any, layer: ModuleSpec, vp_stage: int | None, *, norm: Any) -> TransformerBlockSubmodules:
     layer.submodules.self_attention.submodules.core_attention = PairAttention
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm)
+    layers = get_num_layers_to_build(config, vp_stage)
+    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=norm)

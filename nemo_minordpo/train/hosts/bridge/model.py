@@ -138,6 +138,7 @@ def _configure(provider: Any, config: TrainConfig) -> None:
     low = config.trainer.precision != "32-true"
     provider.tensor_model_parallel_size = section.tensor_model_parallel_size
     provider.pipeline_model_parallel_size = section.pipeline_model_parallel_size
+    provider.virtual_pipeline_model_parallel_size = section.virtual_pipeline_model_parallel_size
     provider.expert_model_parallel_size = section.expert_model_parallel_size
     provider.expert_tensor_parallel_size = section.tensor_model_parallel_size
     provider.sequence_parallel = section.sequence_parallel
