@@ -18,6 +18,7 @@ from nemo_minordpo.convert.mapping import mapping_table
 from nemo_minordpo.records import StepMetrics
 from tests.by_hand import LR, load
 from tests.comparison import largest, without_measured
+from tests.tiny import write_model, write_pairs
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6
@@ -25,6 +26,7 @@ needs_bridge = pytest.mark.skipif(
     "megatron-bridge" not in {found.name for found in distributions()},
     reason="Megatron-Bridge is not installed: make test-bridge",
 )
+FAMILIES = {"Qwen2": {}, "Qwen3": {"qwen3": True, "tied": True}, "Llama": {"llama": True, "tied": True}}
 TP2, PP2 = "model.tensor_model_parallel_size=2", "model.pipeline_model_parallel_size=2"
 RECOMPUTE = [
     "model.activations_checkpoint_granularity=full", "model.activations_checkpoint_method=uniform",
@@ -53,6 +55,15 @@ LORA = [
     *ADAM, "model.peft.peft_scheme=lora", "model.peft.lora_tuning.target_modules=[all]",
     "model.peft.lora_tuning.adapter_dim=2",
 ]  # fmt: skip
+
+
+def write_inputs(folder):
+    """Write a model of each family, and pairs to train and to validate on; returns the folder."""
+    for family, options in FAMILIES.items():
+        write_model(folder / family, **options)
+    write_pairs(folder / "train.jsonl", count=22, seed=0)
+    write_pairs(folder / "validation.jsonl", count=5, seed=1)
+    return folder
 
 
 def start(workspace, output, *overrides, family="Qwen3", ranks=1, host="bridge", python=sys.executable):

@@ -10,6 +10,7 @@ import pytest
 
 from tests.bridge.running import (
     ADAM,
+    FAMILIES,
     LORA,
     SGD,
     metrics,
@@ -19,10 +20,10 @@ from tests.bridge.running import (
     require_same_export,
     resume_from,
     train,
+    write_inputs,
 )
 from tests.by_hand import trained
 from tests.gpu.rehearsal import ACTIVE
-from tests.tiny import write_model, write_pairs
 
 pytestmark = [
     needs_bridge,
@@ -30,7 +31,6 @@ pytestmark = [
         find_spec("transformer_engine") is None, reason="Transformer Engine is not installed: make rehearse-bridge"
     ),
 ]
-FAMILIES = {"Qwen2": {}, "Qwen3": {"qwen3": True, "tied": True}, "Llama": {"llama": True, "tied": True}}
 FP8 = ["precision=fp8_hybrid", *ADAM]
 WAYS = {"distributed optimizer": ["model.optim.name=mcore_distributed_optim"], "AdamW": [], "LoRA": LORA}
 
@@ -42,12 +42,7 @@ def emulated_gpu(monkeypatch):
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("rehearsed")
-    for family, options in FAMILIES.items():
-        write_model(folder / family, **options)
-    write_pairs(folder / "train.jsonl", count=22, seed=0)
-    write_pairs(folder / "validation.jsonl", count=5, seed=1)
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("rehearsed"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

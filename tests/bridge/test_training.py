@@ -25,12 +25,11 @@ from tests.bridge.running import (
     resume_from,
     start,
     train,
+    write_inputs,
 )
 from tests.by_hand import trained
-from tests.tiny import write_model, write_pairs
 
 pytestmark = needs_bridge
-FAMILIES = {"Qwen2": {}, "Qwen3": {"qwen3": True, "tied": True}, "Llama": {"llama": True, "tied": True}}
 # every layout with one family, every family on one rank and at the layout that splits most
 CASES = [("Qwen3", layout) for layout in LAYOUTS]
 CASES += [(family, layout) for family in ("Qwen2", "Llama") for layout in ("one rank", "TP2 x PP2")]
@@ -39,12 +38,7 @@ SHARDED = [*ADAM, "model.optim.name=mcore_distributed_optim"]
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bridge")
-    for family, options in FAMILIES.items():
-        write_model(folder / family, **options)
-    write_pairs(folder / "train.jsonl", count=22, seed=0)
-    write_pairs(folder / "validation.jsonl", count=5, seed=1)
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("bridge"))
 
 
 @pytest.fixture(scope="session")

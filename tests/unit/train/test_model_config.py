@@ -109,7 +109,7 @@ def test_impossible_settings_are_rejected(overrides, message):
         ({"context_parallel_size": 2}, "model.context_parallel_size > 1: a row of packed pairs cannot be split"),
         (
             {"virtual_pipeline_model_parallel_size": 2},
-            "interleaved stages are supported by host=bridge only",
+            "model.virtual_pipeline_model_parallel_size=2: interleaved stages are supported by host=bridge only",
         ),
         ({"position_embedding_type": "alibi"}, "model.position_embedding_type=alibi: positions restart within"),
         ({"position_embedding_type": "relative"}, "model.position_embedding_type=relative: positions restart within"),
